@@ -1,0 +1,1 @@
+"""The custom operators: what they mean (reference.py), on a host CPU (cpu/), on Ascend (ascend/)."""

@@ -1,0 +1,1 @@
+"""The thin runtime: loads an exported artifact through MindSpore Lite and generates text."""
