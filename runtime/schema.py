@@ -1,0 +1,69 @@
+"""JSON to frozen dataclasses, strictly: the field types are the schema; nothing unknown, missing or mistyped passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from runtime.errors import UserError
+
+T = TypeVar("T")
+
+
+def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass `cls` from a JSON object.
+
+    Understands str, int, float, bool, X | None, tuple[X, ...], dict[str, X] and nested dataclasses. A field with a
+    default may be absent. Raises UserError naming the field, the value found and what is needed.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(f"unknown field {where}{unknown[0]} (value {_short(values[unknown[0]])})")
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _value(hints[name], values[name], where + name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"field {where}{name} is missing; needed: {_describe(hints[name])}")
+    return cls(**arguments)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return decode(kind, value, where + ".")  # type: ignore[arg-type]
+    if kind is Any or (kind in (str, bool) and isinstance(value, kind)):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    raise UserError(f"field {where} is {_short(value)}; needed: {_describe(kind)}")
+
+
+def _describe(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    if kind in words:
+        return words[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _describe(a) for a in arguments)
+    return "a list" if origin is tuple else "an object"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,177 @@
+"""manifest.json: the schema, the digest, and what each kind of damage is answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.artifact import (
+    MANIFEST,
+    Artifact,
+    CacheSpec,
+    FileEntry,
+    Graph,
+    Manifest,
+    Parity,
+    Source,
+    TensorSpec,
+    digest,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
+from runtime.errors import UserError
+
+
+def make(folder: Path) -> Manifest:
+    """A manifest with one graph file and one weight file (their bytes are arbitrary) in `folder`."""
+    (folder / "graphs").mkdir(parents=True)
+    (folder / "graphs" / "step.mindir").write_bytes(b"graph" * 100)
+    (folder / "weights.safetensors").write_bytes(b"weights" * 100)
+    graph = file_entry(folder, "graphs/step.mindir")
+    manifest = Manifest(
+        name="tiny",
+        source=Source("tiny", "/models/tiny", None, "Apache-2.0"),
+        config={"model_type": "llama", "vocab_size": 32},
+        target="portable",
+        opset="portable",
+        weights_format="fp32",
+        batch=2,
+        context=64,
+        buckets=(1, 16),
+        graphs=(
+            Graph(
+                **dataclasses.asdict(graph),
+                bucket=16,
+                buckets=(1, 16),
+                inputs=(TensorSpec("tokens", "int32", (2, 16)),),
+                outputs=(TensorSpec("logits", "float32", (2, 32)),),
+            ),
+        ),
+        weights=file_entry(folder, "weights.safetensors"),
+        cache=CacheSpec("float32", "returned", 2, (2, 1, 64, 8)),
+        eos_token_id=(2, 3),
+        bos_token_id=1,
+        pad_token_id=None,
+        tools={"edgellama": "0.1.0"},
+        kernel_abi=None,
+        parity=Parity(1e-5, 1e-6, 1.0, 64, "torch"),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change fields and sign the manifest again, as another release or a faulty tool would have written it."""
+    values = json.loads((folder / MANIFEST).read_text())
+    values.pop("digest")
+    values.update(changes)
+    values = {key: value for key, value in values.items() if value is not ...}
+    (folder / MANIFEST).write_text(json.dumps({**values, "digest": digest(values)}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make(tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a")
+    make(tmp_path / "b")
+    assert read_manifest(tmp_path / "a") == manifest
+    assert Artifact.open(tmp_path / "a", check_data=True).manifest == manifest
+    assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
+
+
+def test_sizes_follow_from_the_shapes() -> None:
+    assert TensorSpec("x", "float16", (2, 3, 4)).nbytes == 48
+    assert CacheSpec("float32", "returned", 3, (2, 1, 64, 8)).nbytes == 3 * 2 * (2 * 64 * 8 * 4)
+
+
+def test_an_edited_manifest_is_told(folder: Path) -> None:
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace('"context": 64', '"context": 65'))
+    with pytest.raises(UserError, match="edited after export"):
+        Artifact.open(folder)
+
+
+def test_a_newer_format_is_refused_before_its_digest_is_looked_at(folder: Path) -> None:
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(UserError, match=r"format_version is 2; this runtime reads up to 1"):
+        Artifact.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": 1}, r"unknown field surprise \(value 1\)"),
+        ({"batch": ...}, r"field batch is missing; needed: a whole number"),
+        ({"batch": "two"}, r"field batch is 'two'; needed: a whole number"),
+        ({"batch": True}, r"field batch is True; needed: a whole number"),
+        ({"batch": 0}, r"batch is 0; needed: at least 1"),
+        ({"batch": 3}, r"cache.shape .* needed: 3 rows"),
+        ({"context": 128}, r"cache.shape .* needed: capacity 128"),
+        ({"buckets": [16, 1]}, r"buckets is \(16, 1\); needed: increasing, from 1"),
+        ({"buckets": [1, 16, 32]}, r"graphs.buckets is \[1, 16\]"),
+        ({"buckets": [1, 128]}, r"buckets .* at most the context, 64"),
+        ({"eos_token_id": 2}, r"field eos_token_id is 2; needed: a list"),
+        ({"source": {"model": "x"}}, r"field source\.origin is missing"),
+        ({"cache": {"dtype": "float32", "policy": "by_magic", "layers": 2, "shape": [2, 1, 64, 8]}}, r"cache\.policy"),
+        ({"weights": {"file": "../outside", "sha256": "", "bytes": 1}}, r"'\.\./outside'; needed: a path inside"),
+        ({"weights": {"file": "/etc/passwd", "sha256": "", "bytes": 1}}, r"needed: a path inside"),
+        ({"format_version": "1"}, r"format_version is '1'"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(folder: Path, changes: dict[str, object], message: str) -> None:
+    rewrite(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        Artifact.open(folder)
+
+
+@pytest.mark.parametrize("name", ["graphs/step.mindir", "weights.safetensors"])
+def test_a_cut_or_missing_file_is_told_by_its_size(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"bytes; manifest\.json says"):
+        Artifact.open(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"missing, but listed"):
+        Artifact.open(folder)
+
+
+def test_changed_bytes_are_told_by_their_hash(folder: Path) -> None:
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    Artifact.open(folder)  # bulk data is hashed on request only
+    with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
+        Artifact.open(folder, check_data=True)
+    graph = folder / "graphs/step.mindir"
+    graph.write_bytes(b"x" + graph.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"step\.mindir: SHA-256"):
+        Artifact.open(folder)
+
+
+def test_what_is_no_artifact_is_told(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no such folder"):
+        Artifact.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"not an exported artifact"):
+        Artifact.open(tmp_path)
+    (folder / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match=r"not valid JSON"):
+        Artifact.open(folder)
+    (folder / MANIFEST).write_text("[]")
+    with pytest.raises(UserError, match=r"an object is needed"):
+        Artifact.open(folder)
+
+
+def test_every_file_is_listed(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    data = FileEntry("graphs/step.data", "0" * 64, 3)
+    graph = dataclasses.replace(manifest.graphs[0], data=(data,))
+    listed = [entry.file for entry in dataclasses.replace(manifest, graphs=(graph,)).files()]
+    assert listed == ["graphs/step.mindir", "graphs/step.data", "weights.safetensors"]
