@@ -1,0 +1,242 @@
+"""LlamaConfig: what the exporter knows of a network. The Hugging Face config.json is the schema.
+
+Field names are those of `transformers.LlamaConfig`. A key that changes the mathematics and is not supported is an
+error that names it; keys known to be neutral are listed in config_keys.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from exporter.config_keys import refusal
+from runtime.errors import UserError
+
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+
+# Rope kinds and the parameters that each takes: (required, optional).
+ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "default": (frozenset(), frozenset()),
+    "linear": (frozenset({"factor"}), frozenset()),
+    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
+    "yarn": (
+        frozenset({"factor", "original_max_position_embeddings"}),
+        frozenset({"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}),
+    ),
+    "llama3": (
+        frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+        frozenset(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Parameters of a rope kind other than "default". A parameter that the kind does not take is None."""
+
+    rope_type: str
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_PARAMETERS or self.rope_type == "default":
+            raise UserError(_unknown_rope_type(self.rope_type))
+        given = self.to_dict().keys() - {"rope_type"}
+        required, optional = ROPE_PARAMETERS[self.rope_type]
+        if missing := sorted(required - given):
+            raise UserError(_lacks(self.rope_type, missing))
+        if surplus := sorted(given - required - optional):
+            raise UserError(f"rope type {self.rope_type!r} does not take {', '.join(surplus)}")
+        for name in given - {"truncate"}:
+            _positive(f"rope_scaling.{name}", getattr(self, name))
+        if self.rope_type == "llama3" and (self.high_freq_factor or 0) <= (self.low_freq_factor or 0):
+            raise UserError(
+                f"rope_scaling.high_freq_factor = {self.high_freq_factor} must be above "
+                f"low_freq_factor = {self.low_freq_factor}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A Llama network. Sizes in elements, ids in the checkpoint's vocabulary.
+
+    Raises UserError where the values contradict one another; nothing else is checked later.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False  # q, k, v and o projections
+    mlp_bias: bool = False  # gate, up and down projections
+    hidden_act: str = "silu"
+    bos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()  # any of them ends a sequence
+    pad_token_id: int | None = None
+    model_type: str = "llama"
+
+    def __post_init__(self) -> None:
+        if self.model_type != "llama":
+            raise UserError(f"model_type {self.model_type!r} is not supported; this release exports 'llama'")
+        for name in (*REQUIRED[:-1], "num_key_value_heads", "head_dim"):
+            _positive_integer(name, getattr(self, name))
+        _positive("rms_norm_eps", self.rms_norm_eps)
+        _positive("rope_theta", self.rope_theta)
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} = {getattr(self, name)!r} in the config must be true or false")
+        if self.hidden_act != "silu":
+            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; Llama's MLP is exported with 'silu'")
+        _multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _multiple("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)
+        for token in (self.bos_token_id, self.pad_token_id, *self.eos_token_id):
+            if token is not None and (not isinstance(token, int) or token < 0):
+                raise UserError(f"token id {token!r} in the config must be a whole number of 0 or more")
+        if self.head_dim % 2:
+            raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even one")
+
+    @classmethod
+    def from_dict(cls, hf: dict[str, Any]) -> LlamaConfig:
+        """From the contents of a config.json, of transformers 4 or 5."""
+        _check_architecture(hf)
+        values = {key: value for key, value in hf.items() if value is not None}
+        if missing := [key for key in REQUIRED if key not in values]:
+            raise UserError(f"config.json lacks {', '.join(missing)}; take the one that was published with the model")
+        problems = [why for key in hf if key not in _KNOWN if (why := refusal(key, hf[key]))]
+        if problems:
+            raise UserError("config.json: " + "; ".join(problems))
+
+        fields = {key: values[key] for key in _PLAIN_FIELDS if key in values}
+        heads = fields["num_attention_heads"]
+        _positive_integer("num_attention_heads", heads)
+        _positive_integer("hidden_size", fields["hidden_size"])
+        _multiple("hidden_size", fields["hidden_size"], "num_attention_heads", heads)
+        fields.setdefault("num_key_value_heads", heads)
+        fields.setdefault("head_dim", fields["hidden_size"] // heads)
+        fields["rope_theta"], fields["rope_scaling"] = _read_rope(values)
+        eos = values.get("eos_token_id", ())
+        fields["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+        if fields.get("pad_token_id") == -1:  # how the first Llama configs say "none"
+            fields["pad_token_id"] = None
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json that transformers (4 and 5) reads back to the same network."""
+        out = asdict(self)
+        out["architectures"] = ["LlamaForCausalLM"]
+        out["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
+        eos = self.eos_token_id
+        out["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
+        return out
+
+
+_PLAIN_FIELDS = frozenset(LlamaConfig.__dataclass_fields__) - {"rope_theta", "rope_scaling", "eos_token_id"}
+_KNOWN = frozenset(LlamaConfig.__dataclass_fields__) | {"rope_parameters", "original_max_position_embeddings"}
+
+
+def _check_architecture(hf: dict[str, Any]) -> None:
+    kind = hf.get("model_type")
+    if kind != "llama":
+        raise UserError(f"config.json: model_type {kind!r} is not supported; this release exports 'llama'")
+    for name in hf.get("architectures") or ():
+        if name.lower() != "llamaforcausallm":
+            raise UserError(f"config.json: architecture {name!r} is not supported; needed is 'LlamaForCausalLM'")
+
+
+def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(rope_theta, scaling) from `rope_scaling` + `rope_theta` (transformers 4) or `rope_parameters` (5)."""
+    found = []
+    for key in ("rope_scaling", "rope_parameters"):
+        if not values.get(key):
+            continue
+        if not isinstance(values[key], dict):
+            raise UserError(f"{key} = {values[key]!r} in the config must be an object of rope parameters")
+        rope = dict(values[key])
+        # "type" is the older spelling; published configs hold either, some both.
+        kind = rope.pop("type", None)
+        rope["rope_type"] = rope.get("rope_type") or kind or "default"
+        rope.setdefault("rope_theta", values.get("rope_theta", 10000.0))
+        found.append(rope)
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError(
+            f"config.json holds rope_scaling {values['rope_scaling']!r} and rope_parameters "
+            f"{values['rope_parameters']!r}, which differ; remove the wrong one"
+        )
+    rope = found[0] if found else {"rope_type": "default", "rope_theta": values.get("rope_theta", 10000.0)}
+    rope = {key: value for key, value in rope.items() if value is not None}
+
+    kind, theta = rope["rope_type"], rope.pop("rope_theta")
+    if kind not in ROPE_PARAMETERS:
+        raise UserError(_unknown_rope_type(kind))
+    partial = rope.pop("partial_rotary_factor", 1.0)
+    if partial != 1:
+        raise UserError(f"partial_rotary_factor = {partial} is not supported; Llama rotates the whole head (1.0)")
+    required, optional = ROPE_PARAMETERS[kind]
+    if "original_max_position_embeddings" in required:
+        # As transformers: a value beside the rope parameters wins, the context length is the last resort.
+        outer = values.get("original_max_position_embeddings")
+        inner = rope.get("original_max_position_embeddings")
+        rope["original_max_position_embeddings"] = outer or inner or values["max_position_embeddings"]
+    if kind == "yarn" and "factor" not in rope:
+        rope["factor"] = values["max_position_embeddings"] / rope["original_max_position_embeddings"]
+    if unknown := sorted(rope.keys() - required - optional - {"rope_type"}):
+        raise UserError(
+            f"rope type {kind!r} does not take {', '.join(f'{key} = {rope[key]!r}' for key in unknown)}; "
+            f"it takes {', '.join(sorted(required | optional)) or 'nothing but rope_theta'}"
+        )
+    if missing := sorted(required - rope.keys()):
+        raise UserError(_lacks(kind, missing))
+    return theta, None if kind == "default" else RopeScaling(**rope)
+
+
+def _lacks(kind: str, missing: list[str]) -> str:
+    return f"rope type {kind!r} needs {', '.join(missing)}; add to rope_scaling in config.json"
+
+
+def _unknown_rope_type(kind: Any) -> str:
+    why = " (its frequencies depend on the running length)" if kind == "longrope" else ""
+    return f"rope type {kind!r} is not supported{why}; supported are {', '.join(ROPE_PARAMETERS)}"
+
+
+def _positive(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{name} = {value!r} in the config must be a number above 0")
+
+
+def _positive_integer(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise UserError(f"{name} = {value!r} in the config must be a whole number above 0")
+
+
+def _multiple(name: str, value: int, of_name: str, of: int) -> None:
+    if value % of:
+        raise UserError(f"{name} = {value} in the config must be a multiple of {of_name} = {of}")

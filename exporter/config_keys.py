@@ -1,0 +1,75 @@
+"""Which keys of a config.json may be passed over: data for `LlamaConfig.from_dict`.
+
+A key that is neither a field of LlamaConfig nor listed here is refused, because it may change the mathematics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Metadata, training-time and decoding settings: no bearing on the logits of a forward pass.
+_NEUTRAL = """
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path name_or_path
+    attention_dropout attn_implementation architectures dtype finetuning_task gradient_checkpointing id2label
+    initializer_range is_llama_config keys_to_ignore_at_inference label2id max_sequence_length model_max_length
+    output_attentions output_hidden_states prefix pretraining_tp problem_type return_dict sep_token_id
+    task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention use_flash_attn
+    use_return_dict vocab_file chunk_size_feed_forward decoder_start_token_id remove_invalid_values
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+"""
+NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
+
+# Keys that change the mathematics unless they hold one of these values (null always means "not set").
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "embedding_multiplier": (1, 1.0),
+    "attention_multiplier": (),
+    "cross_attention_hidden_size": (),
+    "is_decoder": (False, True),  # Llama is causal either way
+    "is_encoder_decoder": (False,),
+    "layer_types": (),  # judged by `all_full_attention`
+    "logits_scaling": (1, 1.0),
+    "partial_rotary_factor": (1, 1.0),
+    "pruned_heads": ({},),
+    "qk_layernorm": (False,),
+    "qkv_bias": (False,),
+    "quantization": (),
+    "quantization_config": (),
+    "residual_multiplier": (1, 1.0),
+    "rope_interleaved": (False,),
+    "rope_traditional": (False,),
+    "sliding_window": (),
+    "tie_encoder_decoder": (False,),
+    "use_qk_norm": (False,),
+    "use_sliding_window": (False,),
+}
+
+REMEDIES: dict[str, str] = {
+    "quantization_config": "export the unquantized checkpoint, or a GGUF file of it",
+    "quantization": "export the unquantized checkpoint, or a GGUF file of it",
+    "auto_map": "only transformers' own Llama is supported, not a model with code of its own",
+}
+
+
+def refusal(key: str, value: Any) -> str | None:
+    """Why a key that is no field of LlamaConfig is refused, with the remedy; None where it may be passed over."""
+    if value is None or key in NEUTRAL_KEYS:
+        return None
+    if key == "auto_map":
+        # A tokenizer's or config class's own code does not touch the network; a model's does.
+        refused = any(name.startswith("AutoModel") for name in value)
+    elif key == "layer_types":
+        refused = any(kind != "full_attention" for kind in value)
+    elif key in NEUTRAL_VALUES:
+        refused = value not in NEUTRAL_VALUES[key]
+    else:
+        return (
+            f"{key} = {value!r} is not a known Llama setting and may change the mathematics; "
+            "if it does not, remove it from config.json"
+        )
+    remedy = REMEDIES.get(key, "export a checkpoint without it")
+    return f"{key} = {value!r} is not supported; {remedy}" if refused else None

@@ -1,0 +1,85 @@
+"""Rotary tables for every supported rope kind, computed in float64.
+
+default: arXiv:2104.09864. linear: position interpolation, arXiv:2306.15595. yarn: arXiv:2309.00071.
+llama3: the smoothed frequency scaling published with Llama 3.1. dynamic (NTK) equals default while the context
+stays within the original maximum; past it the frequencies follow the running length, which a table cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.config import LlamaConfig, RopeScaling
+from runtime.errors import UserError
+
+
+def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(cos, sin), each float32 [positions, head_dim/2]; row p is for position p.
+
+    The attention factor of yarn is multiplied in. Raises UserError where the kind has no table of that length.
+    """
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.rope_type == "dynamic":
+        limit = config.max_position_embeddings
+        limit = min(limit, scaling.original_max_position_embeddings or limit)
+        if positions > limit:
+            raise UserError(
+                f"context {positions} is past the original maximum of {limit} positions of this model's dynamic (NTK) "
+                f"rope, whose frequencies then change with the running length; export with CONTEXT={limit} or less"
+            )
+    frequency, factor = rope_frequencies(config)
+    angle = np.arange(positions, dtype=np.float64)[:, None] * frequency  # [positions, D/2]
+    return (np.cos(angle) * factor).astype(np.float32), (np.sin(angle) * factor).astype(np.float32)
+
+
+def rope_frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
+    """(frequencies in radians per position, float64 [head_dim/2]; factor on cos and sin)."""
+    base = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None or scaling.rope_type == "dynamic":
+        return base, 1.0
+    if scaling.rope_type == "linear":
+        return base / scaling.factor, 1.0
+    if scaling.rope_type == "llama3":
+        return base / llama3_divisors(base, scaling), 1.0
+    return _yarn(base, config.rope_theta, scaling)
+
+
+def llama3_divisors(frequency: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:
+    """By how much llama3 scaling divides each frequency: 1 for short wavelengths, `factor` for long ones."""
+    low, high = scaling.low_freq_factor or 0.0, scaling.high_freq_factor or 0.0
+    turns = (scaling.original_max_position_embeddings or 0) * frequency / (2 * np.pi)  # within the original context
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return 1.0 / ((1 - smooth) / scaling.factor + smooth)
+
+
+def _yarn(frequency: NDArray[np.float64], theta: float, scaling: RopeScaling) -> tuple[NDArray[np.float64], float]:
+    dim = 2 * len(frequency)
+    original = scaling.original_max_position_embeddings or 0
+
+    def dimension(turns: float) -> float:
+        """The (fractional) index of the dimension that turns this often within the original context."""
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast or 32.0), dimension(scaling.beta_slow or 1.0)
+    if scaling.truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001  # no division by zero where the two bounds meet
+    interpolated = np.clip((np.arange(len(frequency)) - low) / width, 0.0, 1.0)
+    scaled = frequency * (interpolated / scaling.factor + 1 - interpolated)
+    return scaled, _yarn_attention_factor(scaling)
+
+
+def _yarn_attention_factor(scaling: RopeScaling) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * weight * math.log(scaling.factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return mscale(scaling.mscale) / mscale(scaling.mscale_all_dim)
+    return mscale(1.0)
