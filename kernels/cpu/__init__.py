@@ -1,0 +1,1 @@
+"""The CPU kernels, as one shared library that MindSpore Lite loads (see load.py)."""

@@ -1,0 +1,21 @@
+// Compiled once per instruction set: hands out that variant's kernels.
+#include "kernels.h"
+
+namespace edgellama::EDGELLAMA_ISA {
+
+#if __has_include("attention.h")
+void fused_attention(const AttentionArgs& args, Worker& me);
+#endif
+
+const Kernels& variant() {
+  static constexpr Kernels table = {
+#if __has_include("attention.h")
+      fused_attention,
+#else
+      nullptr,
+#endif
+  };
+  return table;
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA
