@@ -1,0 +1,55 @@
+"""Op sets: what the pieces of the network become on a target. Each is one module with the same names:
+
+inputs(config, shape) -> list[Input]   the graph's inputs before the caches
+caches(config, shape) -> list[Input]   the graph's caches, layer by layer
+outputs(config) -> list[str]           the names of the graph's outputs
+sources(config) -> dict[str, tuple[str, ...]]   for each weight of the graph, the checkpoint tensors it is made of
+Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cells that exporter.llama is made of
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.config import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The fixed sizes of a graph: rows B, tokens per row S (the bucket), cache capacity C."""
+
+    rows: int
+    tokens: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a graph: its name, shape and numpy dtype name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def cache_inputs(config: LlamaConfig, shape: Shape, dtype: str) -> list[Input]:
+    """One key cache and one value cache a layer, each [B, G, C, D]."""
+    dims = (shape.rows, config.num_key_value_heads, shape.context, config.head_dim)
+    return [
+        Input(f"{kind}_cache.{layer}", dims, dtype) for layer in range(config.num_hidden_layers) for kind in ("k", "v")
+    ]
+
+
+def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:
+    """(out_features, in_features, has_bias) of a checkpoint's linear layer, by the last part of its name."""
+    heads, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "q_proj": (heads, hidden, config.attention_bias),
+        "k_proj": (groups, hidden, config.attention_bias),
+        "v_proj": (groups, hidden, config.attention_bias),
+        "o_proj": (hidden, heads, config.attention_bias),
+        "gate_proj": (inner, hidden, config.mlp_bias),
+        "up_proj": (inner, hidden, config.mlp_bias),
+        "down_proj": (hidden, inner, config.mlp_bias),
+    }[name.rpartition(".")[2]]

@@ -1,0 +1,59 @@
+"""The network, written once against an op set; prefill and decode are this code at different token counts.
+
+What a step computes is here, in reading order; how each piece is computed, and which checkpoint tensors feed it,
+is the op set's business (`ops` below, a module of opsets/). Pre-norm decoder of arXiv:2302.13971.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import nn
+
+from exporter.config import LlamaConfig
+from exporter.opsets import Shape
+
+
+class DecoderLayer(nn.Cell):
+    """One block: h [tokens, hidden] -> h, with the layer's caches read, and written or returned."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, ops: Any, layer: int):
+        super().__init__(auto_prefix=False)
+        name = f"model.layers.{layer}"
+        self.norm_qkv = ops.NormQKV(config, shape, f"{name}.input_layernorm", f"{name}.self_attn")
+        self.attention = ops.Attention(config, shape)
+        self.o_proj = ops.LinearAdd(config, shape, f"{name}.self_attn.o_proj")
+        self.norm_swiglu = ops.NormSwiGLU(config, shape, f"{name}.post_attention_layernorm", f"{name}.mlp")
+        self.down_proj = ops.LinearAdd(config, shape, f"{name}.mlp.down_proj")
+
+    def construct(self, h: Any, step: Any, caches: Any) -> Any:
+        attended, written = self.attention(self.norm_qkv(h, step), step, caches)
+        h = self.o_proj(attended, h, step)
+        h = self.down_proj(self.norm_swiglu(h, step), h, step)
+        return h, written
+
+
+class Llama(nn.Cell):
+    """The whole step: the op set's inputs, then each layer's caches -> logits [B, V], then what the layers return."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, ops: Any):
+        super().__init__(auto_prefix=False)
+        self.prepare = ops.Prepare(config, shape)
+        self.embed_tokens = ops.Embedding(config, shape)
+        self.layers = nn.CellList(
+            [DecoderLayer(config, shape, ops, i) for i in range(config.num_hidden_layers)], auto_prefix=False
+        )
+        self.head = ops.Head(config, shape, self.embed_tokens.weight)
+        self.step_inputs = len(ops.inputs(config, shape))
+        self.layer_caches = len(ops.caches(config, shape)) // config.num_hidden_layers
+
+    def construct(self, *inputs: Any) -> Any:
+        step = self.prepare(inputs[: self.step_inputs])
+        h = self.embed_tokens(step)
+        written = ()
+        first = self.step_inputs
+        for layer in self.layers:
+            h, new = layer(h, step, inputs[first : first + self.layer_caches])
+            written = written + new
+            first = first + self.layer_caches
+        return (self.head(h, step), *written)

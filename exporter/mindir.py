@@ -1,0 +1,219 @@
+"""MindIR protobuf: what MindSpore writes, lowered to what MindSpore Lite reads.
+
+MindSpore 2.10 writes version 3, in which an operator's options are trailing constant inputs; MindSpore Lite 2.0 reads
+version 1, in which they are attributes of the primitive. `lower` is one pass over a table; an operator that is not in
+the table is an error that names the node and the place in the network it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mindspore.train import mind_ir_pb2 as pb
+
+from exporter.opsets import Input
+from runtime.errors import UserError
+
+Model = Any  # pb.ModelProto; protobuf's generated classes carry no types
+Node = Any
+Attribute = Any
+
+VERSION = 1  # the newest that MindSpore Lite 2.0 reads
+DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}  # TensorProto.DataType
+ALIGNMENT = 64  # of a tensor in a data file, and the size of the file's header
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How one operator's node is rewritten.
+
+    inputs: how many leading inputs stay (None: all). options: the attributes that the following constant inputs
+    become, each under every name by which MindSpore Lite releases look for it. op_type, rename: another operator's
+    name, and its names for the attributes.
+    """
+
+    inputs: int | None = None
+    options: tuple[tuple[str, ...], ...] = ()
+    op_type: str | None = None
+    rename: dict[str, str] = field(default_factory=dict)
+
+
+TRANSPOSES = (("transpose_a", "transpose_x1", "adj_x1"), ("transpose_b", "transpose_x2", "adj_x2"))
+UNCHANGED = Lowering()
+OPERATORS: dict[str, Lowering] = {
+    "Add": UNCHANGED,
+    "BatchMatMul": Lowering(2, TRANSPOSES),
+    "Concat": Lowering(1, (("axis",),)),
+    "Gather": Lowering(3, (("batch_dims",),)),
+    "MakeTuple": UNCHANGED,
+    "MatMul": Lowering(2, TRANSPOSES),
+    "Mul": UNCHANGED,
+    "ReduceMean": Lowering(2, (("keep_dims",),)),
+    "Reshape": UNCHANGED,
+    "Rsqrt": UNCHANGED,
+    "Sigmoid": UNCHANGED,
+    "Slice": UNCHANGED,
+    "Softmax": Lowering(1, (("axis",),)),
+    "Split": Lowering(1, (("axis",), ("output_num",))),
+    "Square": UNCHANGED,
+    "Sub": UNCHANGED,
+    "Transpose": UNCHANGED,
+    "TupleGetItem": UNCHANGED,
+}
+MEMORY_ORDER = {"Load", "UpdateState", "Depend"}  # order reads of parameters, which nothing here writes
+
+
+def operators(model: Model) -> list[tuple[Node, Any]]:
+    """Every node with its primitive (None for a constant), in execution order."""
+    primitives = {p.name: p for p in model.primitives}
+    return [(node, primitives.get(node.op_type.removeprefix("REF::"))) for node in model.graph.node]
+
+
+def lower(model: Model, inputs: Sequence[Input], parameters: Iterable[str]) -> Model:
+    """A new model of version 1 with the same graph, named by the network's own names.
+
+    inputs: the graph's inputs in order; parameters: the names it may have. Deterministic: nothing of the tracing
+    process (names, time stamps, counters) is left in it. Raises UserError for an operator outside the table.
+    """
+    low = pb.ModelProto(
+        ir_version="1", producer_name="MindSpore", model_version="1.0", little_endian=True, mind_ir_version=VERSION
+    )
+    low.graph.name = "llama"
+    names = _Names()
+    allowed = set(parameters)
+    for value, spec in zip(model.graph.input, inputs, strict=True):
+        names.set(value.name, spec.name)
+        _add_input(low, spec)
+    for value in model.graph.parameter:
+        name = value.name.rpartition(":")[2]
+        if name not in allowed:
+            raise UserError(f"the traced graph has a parameter {name!r} that the op set does not name")
+        names.set(value.name, name)
+        tensor = low.graph.parameter.add()
+        tensor.CopyFrom(value)
+        tensor.name = tensor.ref_key = name
+    constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
+    primitives: dict[bytes, str] = {}
+    live = _live(model)
+    for node, primitive in operators(model):
+        if primitive is None or node.output[0] not in live:
+            continue
+        if primitive.op_type in MEMORY_ORDER:
+            names.alias(node.output[0], node.input[0])
+            continue
+        _lower_node(low, node, primitive, names, constants, primitives)
+    output = low.graph.output.add()
+    output.CopyFrom(model.graph.output[0])
+    output.name = names.get(output.name)
+    return low
+
+
+def _live(model: Model) -> set[str]:
+    """The values that the output needs; what only orders memory (Depend's second input) does not count."""
+    live = {model.graph.output[0].name}
+    for node, primitive in reversed(operators(model)):
+        if node.output[0] in live:
+            order_only = primitive is not None and primitive.op_type in MEMORY_ORDER
+            live.update(node.input[:1] if order_only else node.input)
+    return live
+
+
+def _lower_node(
+    low: Model, node: Node, primitive: Any, names: _Names, constants: dict[str, Node], primitives: dict[bytes, str]
+) -> None:
+    where = _scope(node)
+    rule = OPERATORS.get(primitive.op_type)
+    if rule is None:
+        raise UserError(
+            f"operator {primitive.op_type} ({where}) cannot be lowered to MindIR version {VERSION}; "
+            f"build it from: {', '.join(sorted(OPERATORS))}"
+        )
+    kept = len(node.input) if rule.inputs is None else rule.inputs
+    attributes = _attributes(primitive, rule)
+    for value, aliases in zip(node.input[kept:], rule.options, strict=True):
+        if value not in constants:
+            raise UserError(f"option {aliases[0]} of {primitive.op_type} ({where}) is not a constant")
+        for alias in aliases:
+            attributes.append(_renamed(constants[value].attribute[0], alias))
+    operands = [
+        names.get(value) if names.has(value) else _add_constant(low, constants[value], names)
+        for value in node.input[:kept]
+    ]
+    out = low.graph.node.add()
+    out.input.extend(operands)
+    out.name = names.new(node.output[0], f"{where}/{primitive.op_type}")
+    out.output.append(out.name)
+    out.domain = out.name  # MindSpore Lite names tensors after it, so it must be unique
+    out.attribute.extend(a for a in node.attribute if a.name == "shape")
+    out.op_type = "REF::" + _intern(low, rule.op_type or primitive.op_type, attributes, primitives)
+
+
+def _attributes(primitive: Any, rule: Lowering) -> list[Attribute]:
+    if rule.rename:
+        return [_renamed(a, rule.rename[a.name]) for a in primitive.attribute if a.name in rule.rename]
+    return [a for a in primitive.attribute if a.name not in ("input_names", "output_names")]
+
+
+def _renamed(attribute: Attribute, name: str) -> Attribute:
+    copy = pb.AttributeProto()
+    copy.CopyFrom(attribute)
+    copy.name = name
+    return copy
+
+
+def _intern(low: Model, op_type: str, attributes: list[Attribute], primitives: dict[bytes, str]) -> str:
+    """The name of the primitive with these attributes, added once."""
+    primitive = pb.PrimitiveProto(op_type=op_type, prim_type=pb.PrimitiveProto.PRIMITIVE)
+    primitive.attribute.extend(attributes)
+    key = primitive.SerializeToString(deterministic=True)
+    if key not in primitives:
+        primitives[key] = primitive.name = f"{op_type}:{len(primitives)}"
+        low.primitives.append(primitive)
+    return primitives[key]
+
+
+def _add_input(low: Model, spec: Input) -> None:
+    value = low.graph.input.add(name=spec.name)
+    value.tensor.add(dims=spec.shape, data_type=DTYPES[spec.dtype])
+
+
+def _add_constant(low: Model, node: Node, names: _Names) -> str:
+    name = names.new(node.output[0], "constant")
+    constant = low.graph.node.add(name=name, op_type="Constant", output=[name])
+    constant.attribute.extend(node.attribute)
+    return name
+
+
+def _scope(node: Node) -> str:
+    """Default/layers-CellList/0-DecoderLayer/attention-Attention/Split-op0 -> layers/0/attention."""
+    return "/".join(part.partition("-")[0] for part in node.domain.split("/")[1:-1])
+
+
+class _Names:
+    """Names of the traced graph -> names of the lowered one."""
+
+    def __init__(self) -> None:
+        self.by_old: dict[str, str] = {}
+        self.taken: dict[str, int] = {}
+
+    def has(self, old: str) -> bool:
+        return old in self.by_old
+
+    def get(self, old: str) -> str:
+        return self.by_old[old]
+
+    def set(self, old: str, name: str) -> None:
+        self.by_old[old] = name
+
+    def alias(self, old: str, other: str) -> None:
+        if other in self.by_old:
+            self.by_old[old] = self.by_old[other]
+
+    def new(self, old: str, wanted: str) -> str:
+        """`wanted` where it is free, else with a counter."""
+        count = self.taken[wanted] = self.taken.get(wanted, -1) + 1
+        self.by_old[old] = f"{wanted}.{count}" if count else wanted
+        return self.by_old[old]

@@ -1,0 +1,198 @@
+"""The portable op set: built-in operators only, float32, weights as constants of the graph.
+
+Built-in operators can write nothing in place, so the graph returns the new K/V rows of every layer and the runtime
+writes them. Positions and masks are inputs: the runtime derives them from start and length. The cache and the call's
+own tokens are scored apart, so that the cache is never copied to be joined with the new rows.
+
+Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, R = H / G, D head size, C cache
+capacity, E hidden size. A Reshape says -1 where tokens are, so that the runtime can resize the graph to any bucket.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from exporter.config import LlamaConfig
+from exporter.opsets import Input, Shape, cache_inputs, linear_sizes
+
+
+def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
+    rows, tokens = shape.rows, shape.tokens
+    groups = config.num_attention_heads // config.num_key_value_heads
+    return [
+        Input("tokens", (rows, tokens), "int32"),
+        Input("positions", (rows, tokens), "int32"),
+        Input("last", (rows, 1), "int32"),  # index of each row's last valid token in [T]
+        Input("cache_mask", (rows, 1, 1, shape.context), "float32"),  # 0 or -1e30, added to the scores
+        Input("self_mask", (rows, 1, groups * tokens, tokens), "float32"),  # query heads of a group one after another
+    ]
+
+
+def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
+    return cache_inputs(config, shape, "float32")
+
+
+def outputs(config: LlamaConfig) -> list[str]:
+    return ["logits"] + [f"{kind}_new.{layer}" for layer in range(config.num_hidden_layers) for kind in ("k", "v")]
+
+
+def weight(name: str, *shape: int) -> Parameter:
+    """A float32 weight that is never materialised: tracing needs its shape only."""
+    return Parameter(initializer("zeros", shape, mindspore.float32), name=name, requires_grad=False)
+
+
+class RMSNorm(nn.Cell):
+    """x * weight / sqrt(mean(x^2) + eps), arXiv:1910.07467."""
+
+    def __init__(self, config: LlamaConfig, name: str):
+        super().__init__(auto_prefix=False)
+        self.weight = weight(f"{name}.weight", config.hidden_size)
+        self.eps = Tensor(np.full((1, 1), config.rms_norm_eps, np.float32))
+        self.square, self.mean, self.rsqrt = ops.Square(), ops.ReduceMean(keep_dims=True), ops.Rsqrt()
+        self.add, self.mul = ops.Add(), ops.Mul()
+
+    def construct(self, x: Any) -> Any:
+        scale = self.rsqrt(self.add(self.mean(self.square(x), -1), self.eps))  # [T, 1]
+        return self.mul(self.mul(x, scale), self.weight)
+
+
+class Linear(nn.Cell):
+    def __init__(self, config: LlamaConfig, name: str):
+        super().__init__(auto_prefix=False)
+        n, k, self.has_bias = linear_sizes(config, name)
+        self.weight = weight(f"{name}.weight", n, k)
+        if self.has_bias:
+            self.bias = weight(f"{name}.bias", n)
+        self.matmul, self.add = ops.MatMul(transpose_b=True), ops.Add()
+
+    def construct(self, x: Any) -> Any:
+        y = self.matmul(x, self.weight)
+        return self.add(y, self.bias) if self.has_bias else y
+
+
+class Prepare(nn.Cell):
+    """The step's inputs, with positions replaced by their rows of the rotary tables."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape):
+        super().__init__(auto_prefix=False)
+        half = config.head_dim // 2
+        self.cos, self.sin = (weight(f"rope.{kind}", shape.context, half) for kind in ("cos", "sin"))
+        self.gather, self.reshape = ops.Gather(), ops.Reshape()
+        self.table_shape = (shape.rows, 1, -1, half)
+
+    def construct(self, step: Any) -> Any:
+        tokens, positions, last, cache_mask, self_mask = step
+        cos = self.reshape(self.gather(self.cos, positions, 0), self.table_shape)  # [B, 1, S, D/2]
+        sin = self.reshape(self.gather(self.sin, positions, 0), self.table_shape)
+        return tokens, cos, sin, last, cache_mask, self_mask
+
+
+class Embedding(nn.Cell):
+    def __init__(self, config: LlamaConfig, shape: Shape):
+        super().__init__(auto_prefix=False)
+        self.weight = weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.gather, self.reshape, self.width = ops.Gather(), ops.Reshape(), config.hidden_size
+
+    def construct(self, step: Any) -> Any:
+        return self.reshape(self.gather(self.weight, step[0], 0), (-1, self.width))  # [T, E]
+
+
+class NormQKV(nn.Cell):
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, norm)
+        self.q, self.k, self.v = (Linear(config, f"{attention}.{x}_proj") for x in "qkv")
+
+    def construct(self, h: Any, step: Any) -> Any:
+        x = self.norm(h)
+        return self.q(x), self.k(x), self.v(x)
+
+
+class Attention(nn.Cell):
+    """Grouped-query attention (arXiv:2305.13245) over the cache and over the call's own tokens."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape):
+        super().__init__(auto_prefix=False)
+        rows, heads, groups, dim = shape.rows, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.q_shape, self.kv_shape = (rows, -1, heads, dim), (rows, -1, groups, dim)
+        self.grouped, self.by_head, self.flat = (rows, groups, -1, dim), (rows, heads, -1, dim), (-1, heads * dim)
+        self.scale = Tensor(np.full((1, 1, 1, 1), dim**-0.5, np.float32))
+        self.capacity = shape.context
+        self.reshape, self.transpose = ops.Reshape(), ops.Transpose()
+        self.halves, self.join, self.softmax = ops.Split(3, 2), ops.Concat(-1), ops.Softmax(-1)
+        self.add, self.sub, self.mul = ops.Add(), ops.Sub(), ops.Mul()
+        self.scores, self.values = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        # -1 takes the rest: the token dimension changes when the graph is resized.
+        self.slice, self.first = ops.Slice(), (0, 0, 0, 0)
+        self.past_size, self.own = (-1, -1, -1, shape.context), (0, 0, 0, shape.context)
+        self.own_size = (-1, -1, -1, -1)
+
+    def heads(self, x: Any, shape: Any) -> Any:
+        return self.transpose(self.reshape(x, shape), (0, 2, 1, 3))  # [B, heads, S, D]
+
+    def rope(self, x: Any, cos: Any, sin: Any) -> Any:
+        lo, hi = self.halves(x)
+        return self.join(
+            (self.sub(self.mul(lo, cos), self.mul(hi, sin)), self.add(self.mul(hi, cos), self.mul(lo, sin)))
+        )
+
+    def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
+        q, k, v = qkv
+        _, cos, sin, _, cache_mask, self_mask = step
+        k_cache, v_cache = caches
+        q = self.mul(self.rope(self.heads(q, self.q_shape), cos, sin), self.scale)
+        q = self.reshape(q, self.grouped)  # [B, G, R * S, D]
+        k = self.rope(self.heads(k, self.kv_shape), cos, sin)  # [B, G, S, D]
+        v = self.heads(v, self.kv_shape)
+        past = self.add(self.scores(q, k_cache), cache_mask)  # [B, G, R * S, C]
+        own = self.add(self.scores(q, k), self_mask)  # [B, G, R * S, S]
+        p = self.softmax(self.join((past, own)))
+        p_past, p_own = self.slice(p, self.first, self.past_size), self.slice(p, self.own, self.own_size)
+        out = self.add(self.values(p_past, v_cache), self.values(p_own, v))
+        out = self.transpose(self.reshape(out, self.by_head), (0, 2, 1, 3))  # [B, S, H, D]
+        return self.reshape(out, self.flat), (k, v)
+
+
+class LinearAdd(nn.Cell):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+        super().__init__(auto_prefix=False)
+        self.linear, self.add = Linear(config, name), ops.Add()
+
+    def construct(self, x: Any, h: Any, step: Any) -> Any:
+        return self.add(h, self.linear(x))
+
+
+class NormSwiGLU(nn.Cell):
+    """silu(gate) * up of the normed hidden state, arXiv:2002.05202."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, norm)
+        self.gate, self.up = Linear(config, f"{mlp}.gate_proj"), Linear(config, f"{mlp}.up_proj")
+        self.sigmoid, self.mul = ops.Sigmoid(), ops.Mul()
+
+    def construct(self, h: Any, step: Any) -> Any:
+        x = self.norm(h)
+        gate = self.gate(x)
+        return self.mul(self.mul(gate, self.sigmoid(gate)), self.up(x))
+
+
+class Head(nn.Cell):
+    """Logits [B, V] of each row's last valid token only."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, "model.norm")
+        tied = config.tie_word_embeddings
+        self.weight = embedding if tied else weight("lm_head.weight", config.vocab_size, config.hidden_size)
+        self.gather, self.reshape, self.matmul = ops.Gather(), ops.Reshape(), ops.MatMul(transpose_b=True)
+        self.flat = (shape.rows, config.hidden_size)
+
+    def construct(self, h: Any, step: Any) -> Any:
+        h = self.reshape(self.gather(h, step[3], 0), self.flat)  # [B, E]
+        return self.matmul(self.norm(h), self.weight)

@@ -1,0 +1,43 @@
+"""Network -> MindIR protobuf with MindSpore, without a device and without weights in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mindspore
+from mindspore import Tensor
+
+from exporter.config import LlamaConfig
+from exporter.llama import Llama
+from exporter.opsets import Shape
+
+Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
+
+
+def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
+    """The step graph of `ops` as MindSpore traces it: parameters without data, inputs and outputs unnamed.
+
+    Neither weights nor inputs are ever allocated: lazily initialised tensors carry shape and dtype only.
+    """
+    network = Llama(config, shape, ops)
+    network.set_train(False)
+    arguments = [
+        Tensor(shape=list(x.shape), dtype=getattr(mindspore, x.dtype), init="zeros")
+        for x in ops.inputs(config, shape) + ops.caches(config, shape)
+    ]
+    traced: list[Model] = []
+
+    def take(model: Model) -> None:
+        copy = type(model)()
+        copy.CopyFrom(model)
+        traced.append(copy)
+        del model.graph.parameter[:]  # or export would materialise them to save them
+
+    with tempfile.TemporaryDirectory() as folder:
+        mindspore.export(
+            network, *arguments, file_name=str(Path(folder) / "graph"), file_format="MINDIR", custom_func=take
+        )
+    return traced[0]
