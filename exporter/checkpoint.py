@@ -1,0 +1,175 @@
+"""A checkpoint: a Llama's config and its tensors by Hugging Face name, read one at a time.
+
+`open_checkpoint` takes a Hugging Face folder (safetensors) or a .gguf file. Opening reads headers only, and accounts
+for every tensor: what is missing, surplus or misshapen is one error that lists it, before any work is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.config import LlamaConfig
+from runtime.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+class RawBlocks(NamedTuple):
+    """A quantized tensor as the file stores it: `kind` such as "Q4_0", `blocks` uint8 [rows, bytes per row]."""
+
+    kind: str
+    blocks: NDArray[np.uint8]
+
+
+class Checkpoint(ABC):
+    """Weights of one network. Names and shapes are those of Hugging Face's LlamaForCausalLM."""
+
+    path: Path
+    config: LlamaConfig
+
+    def names(self) -> list[str]:
+        """Every weight of the network, in network order; lm_head.weight only where it is not tied."""
+        return list(expected_tensors(self.config))
+
+    def shape(self, name: str) -> Shape:
+        return expected_tensors(self.config)[name]
+
+    @abstractmethod
+    def dtype(self, name: str) -> str:
+        """How the file stores the tensor: "F32", "BF16", "Q4_0", ..."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """One weight as float32, dequantized where it has to be. Nothing is kept."""
+
+    @abstractmethod
+    def raw(self, name: str) -> RawBlocks | None:
+        """A block-quantized weight untouched, its rows in the same order as `tensor`'s; None for other weights."""
+
+    @property
+    @abstractmethod
+    def revision(self) -> str:
+        """The hub's commit where the files came from one, else `content_revision` of them."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja where there is one."""
+
+    def eos_token_id(self) -> tuple[int, ...]:
+        """The ids that end a sequence: of generation_config.json where it names any, else of the config."""
+        eos = json.loads(self.tokenizer_files()["generation_config.json"]).get("eos_token_id")
+        if eos is None:
+            return self.config.eos_token_id
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder or a .gguf file. Raises UserError where it is not a whole, supported Llama."""
+    from exporter.gguf_checkpoint import GGUFCheckpoint
+    from exporter.safetensors_checkpoint import SafetensorsCheckpoint
+
+    path = Path(path)
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+    return GGUFCheckpoint(path)
+
+
+def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:
+    """Name -> shape of every weight that the config's network has, in network order."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    linears = {  # [out, in]
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    out: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        out[f"{layer}.input_layernorm.weight"] = (hidden,)
+        for name, shape in linears.items():
+            out[f"{layer}.{name}.weight"] = shape
+            if config.attention_bias if name.startswith("self_attn") else config.mlp_bias:
+                out[f"{layer}.{name}.bias"] = shape[:1]
+        out[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    out["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        out["lm_head.weight"] = (config.vocab_size, hidden)
+    return out
+
+
+def account(where: Path, found: Mapping[str, Shape], config: LlamaConfig) -> None:
+    """Raise UserError that lists every tensor missing from, surplus in, or misshapen in `found`."""
+    expected = expected_tensors(config)
+    problems = [
+        _listing("missing", (name for name in expected if name not in found)),
+        _listing("surplus", (name for name in found if name not in expected)),
+        _listing(
+            "of another shape than the config says",
+            (f"{n} {list(found[n])}, not {list(s)}" for n, s in expected.items() if n in found and found[n] != s),
+        ),
+    ]
+    if any(problems):
+        told = "; ".join(p for p in problems if p)
+        raise UserError(
+            f"{where} does not hold the network that its config describes: {told}. "
+            "Download the checkpoint again, or mend its config"
+        )
+
+
+def _listing(what: str, items: Iterable[str], limit: int = 12) -> str:
+    listed = list(items)
+    if not listed:
+        return ""
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return f"{len(listed)} {what}: {', '.join(listed[:limit])}{more}"
+
+
+def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: int = 64, size: int = 1 << 16) -> str:
+    """A cheap, stable name for a checkpoint's content: "sampled-sha256:" and 32 hex digits.
+
+    Hashed are the small files whole, and of each large one its name, its length, its first MiB and `pieces` evenly
+    spaced pieces of `size` bytes, the last one included: milliseconds where a full hash takes minutes.
+    """
+    digest = hashlib.sha256()
+    for name, data in sorted(small.items()):
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    for path in sorted(large):
+        length = path.stat().st_size
+        digest.update(f"{path.name}\0{length}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            for i in range(1, pieces + 1):
+                file.seek(max(0, (length - size) * i // pieces))
+                digest.update(file.read(size))
+    return f"sampled-sha256:{digest.hexdigest()[:32]}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a UserError that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; download the checkpoint again, with this file") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; download it again")
+    return value

@@ -1,0 +1,103 @@
+"""A GGUF file of architecture "llama": its config, and its tensors under their Hugging Face names."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision
+from exporter.gguf_config import read_config
+from exporter.gguf_file import GGUFFile
+from exporter.gguf_tokenizer import gguf_tokenizer_files
+from runtime.errors import UserError
+
+_OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Rotary factors: read with the config, or (attn_rot_embd, of early files) derived from it.
+_DERIVED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd")
+
+_T = GGMLQuantizationType
+FLOATS = (_T.F32, _T.F16, _T.BF16)
+QUANTIZED = (_T.Q8_0, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K)
+
+
+class GGUFCheckpoint(Checkpoint):
+    """A memory-mapped GGUF file; a tensor is read and dequantized when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = GGUFFile(path)
+        self.config = read_config(self.file)
+        # Hugging Face name -> GGUF name; a name that is not known keeps its own and is told as surplus.
+        self._stored = {to_hf_name(name): name for name in self.file.tensors if not _DERIVED.fullmatch(name)}
+        account(path, {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}, self.config)
+        known = FLOATS + QUANTIZED
+        wrong = [f"{name} ({self.dtype(name)})" for name in self._stored if self._kind(name) not in known]
+        if wrong:
+            raise UserError(
+                f"{path} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
+                f"supported are {', '.join(kind.name for kind in known)}"
+            )
+
+    def dtype(self, name: str) -> str:
+        return self._kind(name).name
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return self._to_hf_rows(name, self.file.tensor(self._stored[name]))
+
+    def raw(self, name: str) -> RawBlocks | None:
+        if self._kind(name) in FLOATS or len(self.shape(name)) == 1:
+            return None
+        return RawBlocks(self.dtype(name), self._to_hf_rows(name, self.file.blocks(self._stored[name])))
+
+    @cached_property
+    def revision(self) -> str:
+        return content_revision({}, [self.path])
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return gguf_tokenizer_files(self.file)
+
+    def _kind(self, name: str) -> GGMLQuantizationType:
+        return self.file.tensors[self._stored[name]].kind
+
+    def _to_hf_rows(self, name: str, rows: NDArray[np.generic]) -> NDArray:
+        """Undo the row order of q and k, which GGUF stores for interleaved rotary pairs (2i, 2i+1).
+
+        Hugging Face pairs row i of a head with row i + head_dim/2. Blocks run along columns, so whole rows move.
+        """
+        heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
+        projection = name.split(".")[-2]
+        if projection not in heads:
+            return rows
+        pairs = rows.reshape(heads[projection], self.config.head_dim // 2, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def to_hf_name(name: str) -> str:
+    """token_embd.weight -> model.embed_tokens.weight, blk.3.attn_q.bias -> model.layers.3.self_attn.q_proj.bias."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _OUTSIDE:
+        return f"{_OUTSIDE[stem]}.{kind}"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if match and match[2] in _INSIDE:
+        return f"model.layers.{match[1]}.{_INSIDE[match[2]]}.{kind}"
+    return name

@@ -1,0 +1,156 @@
+"""The config of a GGUF file of architecture "llama", as LlamaConfig. Every `llama.*` key is accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from exporter.config import LlamaConfig
+from exporter.gguf_file import GGUFFile
+from exporter.rope import rope_frequencies
+from runtime.errors import UserError
+
+# Keys that change nothing, and keys that change the mathematics unless they hold the value given.
+_NEUTRAL = {"tensor_data_layout", "rope.scaling.finetuned"}
+_NEUTRAL_VALUES = {
+    "attention.causal": True,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "pooling_type": 0,
+    "use_parallel_residual": False,
+    "rope.scaling.yarn_ext_factor": 1.0,
+}
+
+
+def read_config(file: GGUFFile) -> LlamaConfig:
+    """LlamaConfig from the metadata and the tensor table. Raises UserError for anything but a plain Llama."""
+    kind = file.fields.get("general.architecture")
+    if kind != "llama":
+        raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports 'llama'")
+    if file.fields.get("split.count", 0) > 1:
+        raise UserError(
+            f"{file.path} is one of {file.fields['split.count']} parts; join them with `llama-gguf-split --merge`"
+        )
+    keys = _Keys(file)
+    heads, hidden = keys.need("attention.head_count"), keys.need("embedding_length")
+    head_dim = keys.take("attention.key_length") or hidden // heads
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (value := keys.take(key)) not in (None, head_dim):
+            raise UserError(f"{file.path}: llama.{key} = {value} is not supported, only the head size {head_dim}")
+    tokens = file.fields.get("tokenizer.ggml.tokens")
+    config = {
+        "model_type": "llama",
+        "vocab_size": keys.take("vocab_size") or (len(tokens) if tokens else None),
+        "hidden_size": hidden,
+        "intermediate_size": keys.need("feed_forward_length"),
+        "num_hidden_layers": keys.need("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.take("attention.head_count_kv") or heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.need("context_length"),
+        "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.take("rope.freq_base") or 10000.0,
+        "rope_scaling": _rope_scaling(keys),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        **{f"{name}_token_id": file.fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()},
+    }
+    keys.check_rest()
+    if "rope_freqs.weight" in file.tensors:
+        config["rope_scaling"] = _llama3_scaling(file, LlamaConfig.from_dict(config))
+    return LlamaConfig.from_dict(config)
+
+
+_IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
+
+
+class _Keys:
+    """The `llama.*` metadata, each key taken once, so that what nobody asked for can be told."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.path = file.path
+        self.left = {key[len("llama.") :]: value for key, value in file.fields.items() if key.startswith("llama.")}
+
+    def take(self, key: str) -> Any:
+        value = self.left.pop(key, None)
+        if isinstance(value, np.ndarray):
+            if len(value) == 0 or np.any(value != value[0]):
+                raise UserError(f"{self.path}: llama.{key} differs from layer to layer, which is not supported")
+            value = value[0].item()
+        if isinstance(value, float):
+            value = float(str(np.float32(value)))  # stored as float32: 1e-05, not 9.999999747378752e-06
+        return value
+
+    def need(self, key: str) -> Any:
+        value = self.take(key)
+        if value is None:
+            raise UserError(f"{self.path} lacks the metadata key llama.{key}; convert the model again")
+        return value
+
+    def check_rest(self) -> None:
+        unknown = {
+            key: value
+            for key, value in self.left.items()
+            if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and value == _NEUTRAL_VALUES[key])
+        }
+        if unknown:
+            told = ", ".join(f"llama.{key} = {value!r}" for key, value in unknown.items())
+            raise UserError(f"{self.path}: {told} is not supported and may change the mathematics")
+
+
+def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
+    """Hugging Face's rope_scaling from the `rope.scaling.*` keys; `rope.scale_linear` is the older way."""
+    kind, factor = keys.take("rope.scaling.type"), keys.take("rope.scaling.factor")
+    linear = keys.take("rope.scale_linear")
+    if kind is None and linear not in (None, 1.0):
+        return {"rope_type": "linear", "factor": linear}
+    original = keys.take("rope.scaling.original_context_length")
+    if kind in (None, "none"):
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise UserError(f"{keys.path}: llama.rope.scaling.type = {kind!r} is not supported; supported: linear, yarn")
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "beta_fast": keys.take("rope.scaling.yarn_beta_fast"),
+        "beta_slow": keys.take("rope.scaling.yarn_beta_slow"),
+    }
+    # GGUF's factor multiplies yarn's own 1 + 0.1 ln(factor); Hugging Face's replaces it.
+    attention = [keys.take("rope.scaling.attn_factor"), keys.take("rope.scaling.yarn_attn_factor")]
+    for value in attention:
+        if value not in (None, 1.0) and factor:
+            scaling["attention_factor"] = value * (1 + 0.1 * float(np.log(factor)))
+    return scaling
+
+
+def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | None:
+    """The llama3 scaling behind a `rope_freqs.weight` tensor, which divides each rotary frequency.
+
+    The file has no parameters, only their effect. The published ones (Llama 3.1, 3.2 and 3.3 differ in `factor` alone)
+    are taken where they reproduce the tensor.
+    """
+    stored = file.tensor("rope_freqs.weight").astype(np.float64)
+    if config.rope_scaling is not None:
+        raise UserError(f"{file.path} holds rope_freqs.weight beside rope.scaling metadata, which is not supported")
+    if np.all(stored == 1):
+        return None
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(stored.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    trial = LlamaConfig.from_dict({**config.to_dict(), "rope_scaling": scaling})
+    divisors = rope_frequencies(config)[0] / rope_frequencies(trial)[0]
+    if stored.shape != divisors.shape or not np.allclose(stored, divisors, rtol=1e-4):
+        raise UserError(
+            f"{file.path}: rope_freqs.weight is not the scaling of Llama 3.1 (factor {stored.max():g}, original "
+            "context 8192), and GGUF does not say which it is; export the Hugging Face checkpoint instead"
+        )
+    return scaling

@@ -1,0 +1,228 @@
+"""The tokenizer inside a GGUF file, as the files that `tokenizers` and transformers load.
+
+tokenizer.ggml.model "gpt2" is byte-level BPE, "llama" is SentencePiece's BPE with byte fallback. What the file does
+not say (how text is split before BPE) follows from tokenizer.ggml.pre, as in the published tokenizer.json of each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from exporter.gguf_file import GGUFFile
+from exporter.tokenizer_files import to_json
+from runtime.errors import UserError
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class _Pre:
+    """How one `tokenizer.ggml.pre` kind splits text: by each pattern in turn, before BPE merges bytes."""
+
+    patterns: tuple[str, ...]
+    nfc: bool = False
+    ignore_merges: bool = False  # a piece that is a token stays whole, whatever the merges say
+    add_bos: bool = False  # where the metadata does not say
+
+
+_LLAMA3 = _Pre(
+    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",), ignore_merges=True, add_bos=True
+)
+_QWEN2 = _Pre((rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",), nfc=True)
+_SMOLLM = _Pre((r"\p{N}", _GPT2))
+PRE_KINDS = {
+    "smollm": _SMOLLM,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "gpt-2": _Pre((_GPT2,)),
+    "qwen2": _QWEN2,
+    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+}
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The tokenizer's metadata, read once."""
+
+    file: GGUFFile
+    tokens: list[str]
+    types: np.ndarray  # int32 [V], gguf.TokenType
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.file.fields.get(f"tokenizer.ggml.{key}", default)
+
+    def token(self, key: str) -> str | None:
+        """The token that `<key>_token_id` names; None where there is none."""
+        number = self.get(f"{key}_token_id")
+        if number is None:
+            return None
+        if number >= len(self.tokens):
+            raise UserError(
+                f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is past the {len(self.tokens)} tokens"
+            )
+        return self.tokens[number]
+
+    def ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
+
+
+def gguf_tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
+    """tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja where there is one.
+
+    Raises UserError where the file's tokenizer is of a kind that is not supported.
+    """
+    vocabulary = _read(file)
+    files = {
+        "tokenizer.json": build_tokenizer(file).to_str(pretty=True).encode(),
+        "tokenizer_config.json": to_json(_tokenizer_config(vocabulary)),
+        "generation_config.json": to_json(_generation_config(vocabulary)),
+    }
+    if template := file.fields.get("tokenizer.chat_template"):
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def build_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer of the metadata. Token ids are the file's."""
+    vocabulary = _read(file)
+    kind = vocabulary.get("model")
+    if kind == "gpt2":
+        tokenizer, add_bos = _byte_level_bpe(vocabulary)
+    elif kind == "llama":
+        tokenizer, add_bos = _sentencepiece_bpe(vocabulary), True
+    else:
+        raise UserError(f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported are gpt2 and llama")
+    _add_marked_tokens(tokenizer, vocabulary)
+    _add_template(tokenizer, vocabulary, add_bos)
+    return tokenizer
+
+
+def _read(file: GGUFFile) -> _Vocabulary:
+    tokens = file.fields.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise UserError(f"{file.path} holds no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary")
+    types = file.fields.get("tokenizer.ggml.token_type")
+    types = np.ones(len(tokens), np.int32) if types is None else types
+    if len(types) != len(tokens):
+        raise UserError(f"{file.path}: {len(tokens)} tokens but {len(types)} token types; convert the model again")
+    if len(set(tokens)) != len(tokens):
+        raise UserError(f"{file.path}: {len(tokens) - len(set(tokens))} tokens appear twice; convert the model again")
+    return _Vocabulary(file, tokens, types)
+
+
+def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
+    name = vocabulary.get("pre")
+    if name not in PRE_KINDS:
+        raise UserError(
+            f"{vocabulary.file.path}: tokenizer.ggml.pre = {name!r} is not supported; supported are "
+            f"{', '.join(PRE_KINDS)}. Export the Hugging Face checkpoint instead"
+        )
+    pre = PRE_KINDS[name]
+    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.get("merges", [])]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary.ids(), merges=merges, ignore_merges=pre.ignore_merges))
+    if pre.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, pre.add_bos
+
+
+def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Tokenizer:
+    scores = vocabulary.get("scores")
+    if scores is None or len(scores) != len(vocabulary.tokens):
+        raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.scores is missing or short; convert the model again")
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if np.any(vocabulary.get(key, False)):
+            raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.{key} is not supported by the export")
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary.ids(),
+            merges=sentencepiece_merges(vocabulary.tokens, scores, vocabulary.types),
+            unk_token=vocabulary.token("unknown") or "<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = vocabulary.get("add_space_prefix", True)
+    space = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space] if prefix else [space])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
+    return tokenizer
+
+
+def sentencepiece_merges(tokens: Sequence[str], scores: Sequence[float], types: np.ndarray) -> list[tuple[str, str]]:
+    """The merges behind SentencePiece's BPE, which keeps only pieces with scores: best piece first.
+
+    SentencePiece joins the neighbours whose union scores best; a merge list does the same when every way to split a
+    piece in two is listed at the piece's place.
+    """
+    joinable = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+    pieces = {token: i for i, token in enumerate(tokens) if types[i] in joinable}
+    ranked = []
+    for piece, i in pieces.items():
+        for at in range(1, len(piece)):
+            left, right = piece[:at], piece[at:]
+            if left in pieces and right in pieces:
+                # The longer left part first, among the splits of pieces that score the same.
+                ranked.append((-scores[i], -len(left), -len(right), pieces[left], pieces[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _add_marked_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+    """Control tokens are special (never produced by text's own pieces); user-defined ones are matched whole."""
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    for i, token in enumerate(vocabulary.tokens):
+        if vocabulary.types[i] in special:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+        elif vocabulary.types[i] == TokenType.USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+
+
+def _add_template(tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool) -> None:
+    bos, eos = vocabulary.token("bos"), vocabulary.token("eos")
+    before = [bos] if bos and vocabulary.get("add_bos_token", add_bos) else []
+    after = [eos] if eos and vocabulary.get("add_eos_token", False) else []
+    marks = {token: vocabulary.tokens.index(token) for token in (*before, *after)}
+    if not marks:
+        return
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)],
+        special_tokens=list(marks.items()),
+    )
+
+
+def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
+    marks = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    named = {name: token for name, key in marks.items() if (token := vocabulary.token(key)) is not None}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(vocabulary.file.fields["llama.context_length"]),
+        **named,
+    }
+
+
+def _generation_config(vocabulary: _Vocabulary) -> dict[str, Any]:
+    # "eot" and "eom" end a turn or a message in a chat: generation stops there too.
+    ends = [vocabulary.get(f"{key}_token_id") for key in ("eos", "eot", "eom")]
+    eos = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    ids = {
+        "bos_token_id": vocabulary.get("bos_token_id"),
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": vocabulary.get("padding_token_id"),
+    }
+    return {key: value for key, value in ids.items() if value is not None}

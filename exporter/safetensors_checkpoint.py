@@ -1,0 +1,124 @@
+"""A Hugging Face folder: config.json, safetensors (one file, or shards with an index) and the tokenizer's files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (importing it teaches numpy, and so safetensors, the type bfloat16)
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision, expected_tensors, read_json
+from exporter.config import LlamaConfig
+from exporter.tokenizer_files import folder_tokenizer_files
+from runtime.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F32", "F16", "BF16")
+# Buffers that older checkpoints carry: derived from the config, so nothing is lost with them.
+_DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """Memory-mapped safetensors; a tensor is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+        self.files = _weight_files(folder)
+        self._reader = {path: _open(path) for path in self.files}
+        self._home = {name: reader for reader in self._reader.values() for name in reader.keys()}  # noqa: SIM118
+        found = {name: self._shape(name) for name in self._home if not _DERIVED.fullmatch(name)}
+        if self.config.tie_word_embeddings and "lm_head.weight" in found:
+            self._check_tied(found.pop("lm_head.weight"))
+        account(folder, found, self.config)
+        wrong = [f"{name} ({self.dtype(name)})" for name in found if self.dtype(name) not in FLOATS]
+        if wrong:
+            raise UserError(
+                f"{folder} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
+                f"supported are {', '.join(FLOATS)}"
+            )
+
+    def dtype(self, name: str) -> str:
+        return str(self._home[name].get_slice(name).get_dtype())
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return np.asarray(self._home[name].get_tensor(name)).astype(np.float32, copy=False)
+
+    def raw(self, name: str) -> RawBlocks | None:
+        return None
+
+    @cached_property
+    def revision(self) -> str:
+        # The hub's cache keeps a snapshot in a folder named after its commit.
+        if self.path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", self.path.name):
+            return self.path.name
+        small = {"config.json": (self.path / "config.json").read_bytes()}
+        return content_revision(small, self.files)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return folder_tokenizer_files(self.path, self.config)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._home[name].get_slice(name).get_shape())
+
+    def _check_tied(self, shape: tuple[int, ...]) -> None:
+        """A tied checkpoint may store the output matrix all the same, as long as it is the embedding."""
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        same = shape == expected_tensors(self.config)[embedding] and embedding in self._home
+        if not same or not np.array_equal(self.tensor(head), self.tensor(embedding)):
+            raise UserError(
+                f"{self.path}: the config says tie_word_embeddings, but the checkpoint holds a {head} that differs "
+                f"from {embedding}; set tie_word_embeddings to false in config.json if the stored one is meant"
+            )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{folder / INDEX} has no weight_map; download it again")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        absent = [path.name for path in files if not path.exists()]
+        if absent:
+            raise UserError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names; download the checkpoint again")
+        return files
+    if pickled := sorted(p.name for pattern in ("*.bin", "*.pth", "*.pt") for p in folder.glob(pattern)):
+        raise UserError(
+            f"{folder} holds weights as {pickled[0]} only; save them as safetensors with transformers' "
+            "from_pretrained(...).save_pretrained(...)"
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        raise UserError(f"{folder} holds no {SINGLE}; for its GGUF file give the file itself: MODEL={ggufs[0]}")
+    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; download the checkpoint again")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        needed = _described_size(path)
+        cut = f"is cut: it has {size:,} bytes, its header describes {needed:,}"
+        told = cut if needed and needed > size else f"({size:,} bytes) cannot be read ({error})"
+        raise UserError(f"{path} {told}; download it again") from error
+
+
+def _described_size(path: Path) -> int | None:
+    """The size of file that a safetensors header describes; None where the header itself is not whole."""
+    with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) == 8 and length < 100_000_000:  # the format's own limit
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            return 8 + length + max(int(entry["data_offsets"][1]) for entry in header.values())
+    return None

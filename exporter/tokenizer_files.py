@@ -1,0 +1,70 @@
+"""The tokenizer's files of a Hugging Face folder, as an artifact carries them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exporter.config import LlamaConfig
+from runtime.errors import UserError
+
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes]:
+    """Name -> content. Files are copied as they are; what is absent is derived.
+
+    A folder with nothing but a SentencePiece or tiktoken file is converted through transformers. Raises UserError
+    where there is no tokenizer.json and none can be made.
+    """
+    files = {name: (folder / name).read_bytes() for name in COPIED if (folder / name).exists()}
+    if "tokenizer.json" not in files:
+        files = {**_convert(folder), **files}
+    files.setdefault("tokenizer_config.json", b"{}\n")
+    if "chat_template.jinja" not in files and (template := _chat_template(files["tokenizer_config.json"])):
+        files["chat_template.jinja"] = template.encode()
+    files.setdefault("generation_config.json", generation_config(config))
+    return files
+
+
+def generation_config(config: LlamaConfig) -> bytes:
+    """A generation_config.json from the ids in the config."""
+    ids = {key: value for key, value in config.to_dict().items() if key.endswith("_token_id") and value is not None}
+    return to_json(ids)
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _chat_template(tokenizer_config: bytes) -> str | None:
+    """The chat template inside a tokenizer_config.json; of several, the one named "default"."""
+    template = json.loads(tokenizer_config).get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _convert(folder: Path) -> dict[str, bytes]:
+    if not any((folder / name).exists() for name in ("tokenizer.model", "vocab.json")):
+        raise UserError(f"{folder} has no tokenizer.json; download the checkpoint again, with its tokenizer")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(
+            f"{folder} has no tokenizer.json, and transformers cannot make one from its tokenizer.model ({error}); "
+            "install sentencepiece and tiktoken, or take tokenizer.json from the model's page"
+        ) from error
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save_pretrained(made)
+        return {name: (Path(made) / name).read_bytes() for name in COPIED if (Path(made) / name).exists()}
