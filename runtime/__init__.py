@@ -1,1 +1,33 @@
-"""The thin runtime: loads an exported artifact through MindSpore Lite and generates text."""
+"""The thin runtime: loads an exported artifact through MindSpore Lite and generates text.
+
+from runtime import LlamaForCausalLM
+model = LlamaForCausalLM.from_pretrained("artifacts/smollm2-135m-instruct-portable-fp32")
+model.generate(input_ids, max_new_tokens=30, do_sample=False)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.errors import UserError
+    from runtime.generation import GenerationConfig
+    from runtime.model import LlamaForCausalLM
+    from runtime.text import Tokenizer
+
+__all__ = ["GenerationConfig", "LlamaForCausalLM", "Tokenizer", "UserError"]
+
+_HOME = {
+    "GenerationConfig": "runtime.generation",
+    "LlamaForCausalLM": "runtime.model",
+    "Tokenizer": "runtime.text",
+    "UserError": "runtime.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import runtime` itself costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,206 @@
+"""The step engine: tokens in, logits of each row's last token out; owns the graphs and the KV cache.
+
+Prefill and decode are the same call at different token counts. A call runs in the smallest bucket that holds it; longer
+ones run in chunks of the largest bucket. Rows are independent: each has its own start and length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.artifact import Artifact, Graph
+from runtime.errors import UserError
+from runtime.lite_graph import LiteGraph, available_threads
+from runtime.step_inputs import CACHE_PREFIXES, STEP_INPUTS, StepInputs, shape_at
+
+OPSETS = ("portable",)
+
+
+class BuiltGraph(Protocol):
+    """What the engine needs of a graph in memory; LiteGraph is the real one."""
+
+    inputs: list[str]
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None: ...
+    def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]: ...
+    def run(self, bound: list[Any]) -> list[np.ndarray]: ...
+
+
+@dataclass
+class Timings:
+    """Seconds spent so far: loading the graphs, switching buckets, running graphs, writing returned cache rows."""
+
+    load: float = 0.0
+    switch: float = 0.0
+    run: float = 0.0
+    cache: float = 0.0
+
+
+@dataclass
+class _Bucket:
+    """One bucket, ready to run: its graph, its inputs bound to arrays, and the shapes to switch to."""
+
+    graph: Graph
+    built: BuiltGraph
+    step: StepInputs
+    shapes: list[tuple[int, ...]]
+    bound: list[Any]
+
+
+def plan_chunks(tokens: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+    """Split a call into (bucket, tokens in it): full largest buckets, then the smallest that holds the rest.
+
+    >>> plan_chunks(1100, (1, 32, 128, 512))
+    [(512, 512), (512, 512), (128, 76)]
+    """
+    largest = buckets[-1]
+    chunks = [(largest, largest)] * (tokens // largest)
+    rest = tokens % largest
+    if rest:
+        chunks.append((next(bucket for bucket in buckets if bucket >= rest), rest))
+    return chunks
+
+
+class Engine:
+    """Runs an artifact's step graphs. Not for several threads at once: the caches are its state."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        *,
+        show_native_log: bool = False,
+        build: Callable[[Path], BuiltGraph] | None = None,
+    ) -> None:
+        """Load every graph and allocate the KV cache.
+
+        threads: for the host CPU; all processors that this process may use when None.
+        build: how a graph file is loaded; MindSpore Lite unless a test says otherwise.
+        Raises UserError for an artifact that this runtime cannot run.
+        """
+        manifest = artifact.manifest
+        if manifest.opset not in OPSETS:
+            raise UserError(
+                f"{artifact.path}: op set is {manifest.opset!r}; this runtime runs {', '.join(OPSETS)}. "
+                "Export again with TARGET=portable"
+            )
+        if threads is not None and threads < 1:
+            raise UserError(f"threads is {threads}; needed: at least 1")
+        self.threads = threads or available_threads()
+        self.manifest = manifest
+        self.batch = manifest.batch
+        self.context = manifest.context
+        self.buckets = manifest.buckets
+        self.vocab_size = _vocab_size(manifest.graphs[0])
+        self.timings = Timings()
+        # calloc: a page of the cache costs memory only once it is written
+        spec = manifest.cache
+        self._cache = np.zeros((spec.layers, 2, *spec.shape), np.dtype(spec.dtype))
+        began = time.perf_counter()
+        if build is None:
+
+            def build(path: Path) -> BuiltGraph:
+                return LiteGraph(path, self.threads, show_native_log=show_native_log)
+
+        self._ready: dict[int, _Bucket] = {}
+        self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
+        for graph in manifest.graphs:
+            built = build(artifact.file(graph.file))
+            self._current[graph.file] = graph.bucket
+            for bucket in graph.buckets:
+                self._ready[bucket] = self._prepare(graph, built, bucket)
+        self.timings.load = time.perf_counter() - began
+
+    def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Feed `length[b]` tokens of each row at positions `start[b]` on, and return logits [B, V] float32.
+
+        tokens [B, n] integers, n >= 1, row b valid up to length[b]; start [B], length [B] (0..n). Row b of the result
+        belongs to its last valid token; a row of length 0 takes no part and keeps zeros. K/V of the valid tokens are in
+        the cache afterwards. Raises UserError where a row would leave the cache; nothing has run then.
+        """
+        tokens, start, length = self._checked(tokens, start, length)
+        logits = np.zeros((self.batch, self.vocab_size), np.float32)
+        offset = 0
+        for bucket, count in plan_chunks(int(length.max()), self.buckets):
+            here = np.clip(length - offset, 0, count)
+            step_logits = self._run(
+                bucket, tokens[:, offset : offset + count], start + np.minimum(offset, length), here
+            )
+            ends_here = (here > 0) & (length <= offset + count)
+            logits[ends_here] = step_logits[ends_here]
+            offset += count
+        return logits
+
+    def _run(self, bucket: int, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        ready = self._ready[bucket]
+        ready.step.fill(tokens, start, length)
+        began = time.perf_counter()
+        if self._current[ready.graph.file] != bucket:
+            ready.built.resize(ready.shapes)
+            self._current[ready.graph.file] = bucket
+        switched = time.perf_counter()
+        outputs = ready.built.run(ready.bound)
+        ran = time.perf_counter()
+        logits, rows = outputs[0], outputs[1:]
+        if self.manifest.cache.policy == "returned":
+            self._write_rows(rows, start, length)
+        self.timings.switch += switched - began
+        self.timings.run += ran - switched
+        self.timings.cache += time.perf_counter() - ran
+        return logits
+
+    def _write_rows(self, rows: list[np.ndarray], start: np.ndarray, length: np.ndarray) -> None:
+        """rows: k_new.0, v_new.0, k_new.1, ... each [B, G, S, D]; their valid tokens go to start .. start+length-1."""
+        for row in np.flatnonzero(length):
+            first, count = int(start[row]), int(length[row])
+            for index, new in enumerate(rows):
+                layer, which = divmod(index, 2)
+                self._cache[layer, which, row, :, first : first + count] = new[row, :, :count]
+
+    def _prepare(self, graph: Graph, built: BuiltGraph, bucket: int) -> _Bucket:
+        specs = {spec.name: spec for spec in graph.inputs}
+        if sorted(built.inputs) != sorted(specs):
+            raise UserError(
+                f"{graph.file}: its inputs are {', '.join(sorted(built.inputs)[:4])} ...; "
+                f"the manifest lists {', '.join(sorted(specs)[:4])} .... Export again"
+            )
+        step = StepInputs(graph, bucket, self.context)
+        arrays = [step.arrays[name] if name in STEP_INPUTS else self._cache_view(name, graph) for name in built.inputs]
+        shapes = [shape_at(specs[name], graph.bucket, bucket) for name in built.inputs]
+        return _Bucket(graph, built, step, shapes, built.bind(arrays))
+
+    def _cache_view(self, name: str, graph: Graph) -> np.ndarray:
+        """k_cache.{layer} or v_cache.{layer}: [B, G, C, D], a view of the one cache."""
+        if not name.startswith(CACHE_PREFIXES[:2]):
+            raise UserError(f"{graph.file}: this runtime has nothing to give its input {name!r}. Update the runtime")
+        return self._cache[int(name.partition(".")[2]), 0 if name.startswith("k_") else 1]
+
+    def _checked(
+        self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tokens = np.asarray(tokens)
+        start, length = np.asarray(start, np.int64), np.asarray(length, np.int64)
+        if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] < 1:
+            raise UserError(f"tokens have shape {tokens.shape}; this artifact takes ({self.batch}, n >= 1)")
+        if start.shape != (self.batch,) or length.shape != (self.batch,):
+            raise UserError(f"start and length have shapes {start.shape} and {length.shape}; needed: ({self.batch},)")
+        if length.min() < 0 or length.max() > tokens.shape[1] or start.min() < 0:
+            raise UserError(f"start {start}, length {length}: needed start >= 0 and length in 0..{tokens.shape[1]}")
+        end = int((start + length).max())
+        if end > self.context:
+            raise UserError(f"{end:,} tokens; this artifact holds {self.context:,} (context)")
+        valid = tokens[np.arange(tokens.shape[1]) < length[:, None]]
+        if valid.size and (valid.min() < 0 or valid.max() >= self.vocab_size):
+            bad = valid.max() if valid.max() >= self.vocab_size else valid.min()
+            raise UserError(f"token id {bad}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
+        return tokens, start, length
+
+
+def _vocab_size(graph: Graph) -> int:
+    return graph.outputs[0].shape[-1]

@@ -1,0 +1,86 @@
+"""Keeps the noise of native libraries off the terminal, and gives it back when something fails.
+
+MindSpore Lite prints ERROR lines on standard error while it loads a perfectly good graph. They go to file descriptor 2,
+past Python, so they are caught there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from runtime.errors import UserError
+
+TAIL_LINES = 12
+# File descriptor 2 belongs to the whole process: two captures at once would restore it in the wrong order.
+_lock = threading.RLock()
+
+
+@contextmanager
+def native_log_on_failure(what: str, *, show: bool = False) -> Iterator[None]:
+    """Catch what native code writes to standard error in the block; it is dropped when the block succeeds.
+
+    Any RuntimeError of the block becomes a UserError "<what>: <error>" that ends with the last lines caught; with any
+    other exception all of it is written to standard error. Python's own `sys.stderr` keeps reaching the terminal
+    (progress lines). `show` lets everything through as it comes, for looking into a crash of native code.
+    """
+    if show:
+        yield
+        return
+    with _lock, tempfile.TemporaryFile() as caught:
+        try:
+            with _stderr_into(caught.fileno()):
+                yield
+        except RuntimeError as error:
+            raise UserError(f"{what}: {error}{_tail(caught)}") from error
+        except BaseException:
+            caught.seek(0)
+            sys.stderr.write(caught.read().decode("utf-8", "replace"))
+            raise
+
+
+@contextmanager
+def _stderr_into(target: int) -> Iterator[None]:
+    try:
+        saved = os.dup(2)
+    except OSError:  # no standard error at all (a daemon): nothing to redirect
+        yield
+        return
+    python_stderr = sys.stderr
+    replaced = None
+    try:
+        if _is_descriptor_2(python_stderr):
+            python_stderr.flush()
+            replaced = os.fdopen(os.dup(saved), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            sys.stderr = replaced
+        os.dup2(target, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        if replaced is not None:
+            if sys.stderr is replaced:
+                sys.stderr = python_stderr
+            replaced.close()
+
+
+def _is_descriptor_2(stream: object) -> bool:
+    try:
+        return stream.fileno() == 2  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):  # None, a StringIO, a closed stream
+        return False
+
+
+def _tail(caught: IO[bytes]) -> str:
+    caught.seek(0)
+    lines = caught.read().decode("utf-8", "replace").strip().splitlines()
+    if not lines:
+        return ""
+    left_out = len(lines) - TAIL_LINES
+    head = [f"  ({left_out} earlier lines left out)"] if left_out > 0 else []
+    return "\n".join(["\nThe native log ends:", *head, *("  " + line for line in lines[-TAIL_LINES:])])

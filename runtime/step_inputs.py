@@ -1,0 +1,77 @@
+"""The inputs of one graph call: token ids, and what a portable graph needs derived from start and length.
+
+The custom attention kernels take `start` and `length` themselves; a graph of built-in operators is given positions, the
+index of each row's last token, and two additive masks instead (one over the cache, one over the tokens of this call).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.artifact import Graph, TensorSpec
+from runtime.errors import UserError
+
+MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
+CACHE_PREFIXES = ("k_cache.", "v_cache.", "k_scale.", "v_scale.")
+STEP_INPUTS = ("tokens", "start", "length", "positions", "last", "cache_mask", "self_mask")
+
+
+def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
+    """Shape of a graph input at `bucket` tokens, given its shape at the traced bucket."""
+    if spec.name in ("tokens", "positions"):  # [B, S]
+        return (spec.shape[0], bucket)
+    if spec.name == "self_mask":  # [B, 1, R*S, S], R query heads a KV head
+        rows, one, grouped, _ = spec.shape
+        return (rows, one, grouped // traced * bucket, bucket)
+    return spec.shape
+
+
+def causal_mask(shape: tuple[int, ...]) -> np.ndarray:
+    """self_mask [B, 1, R*S, S] float32: token s of the call sees tokens 0..s of the call; row order is r*S + s.
+
+    It does not depend on length: the padding lies behind the valid tokens, so causality hides it from them.
+    """
+    rows, _, grouped, bucket = shape
+    causal = np.triu(np.full((bucket, bucket), MASKED, np.float32), k=1)
+    return np.ascontiguousarray(np.broadcast_to(np.tile(causal, (grouped // bucket, 1)), (rows, 1, grouped, bucket)))
+
+
+class StepInputs:
+    """Arrays for every per-call input of one graph at one bucket, allocated once and refilled by `fill`."""
+
+    def __init__(self, graph: Graph, bucket: int, context: int) -> None:
+        self.bucket = bucket
+        self.context = context
+        self.arrays: dict[str, np.ndarray] = {}
+        for spec in graph.inputs:
+            if spec.name in STEP_INPUTS:
+                shape = shape_at(spec, graph.bucket, bucket)
+                self.arrays[spec.name] = (
+                    causal_mask(shape) if spec.name == "self_mask" else np.zeros(shape, np.dtype(spec.dtype))
+                )
+        if "tokens" not in self.arrays:
+            raise UserError(f"{graph.file}: no input called tokens, so it is not a step graph. Export again")
+
+    def fill(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
+        """tokens [B, n] with n <= bucket, start [B], length [B] (0..n): this call's tokens and their places."""
+        given = tokens.shape[1]
+        padded = self.arrays["tokens"]
+        padded[:, :given] = tokens
+        padded[:, given:] = 0
+        padded[np.arange(self.bucket) >= length[:, None]] = 0  # a valid id, whatever the caller padded with
+        for name, values in (("start", start), ("length", length)):
+            if name in self.arrays:
+                self.arrays[name][:] = values
+        if "positions" in self.arrays:
+            np.minimum(
+                start[:, None] + np.arange(self.bucket),
+                self.context - 1,
+                out=self.arrays["positions"],
+                casting="same_kind",
+            )
+        if "last" in self.arrays:
+            rows = np.arange(len(start)) * self.bucket
+            self.arrays["last"][:] = (rows + np.maximum(length - 1, 0)).reshape(self.arrays["last"].shape)
+        if "cache_mask" in self.arrays:
+            visible = np.arange(self.context) < start[:, None]
+            self.arrays["cache_mask"][:, 0, 0, :] = np.where(visible, np.float32(0), MASKED)

@@ -1,0 +1,115 @@
+"""The engine against a plain pass over the whole text: chunks, buckets, masks, cache rows, rows of their own length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
+
+from runtime.engine import Engine, plan_chunks
+from runtime.errors import UserError
+
+BUCKETS = (1, 4, 16)
+
+
+def build(folder: Path, **changes: object) -> tuple[Engine, Weights]:
+    opened = artifact(folder, **changes)
+    weights = Weights(opened.manifest.context)
+    return Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])), weights
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Weights]:
+    return build(tmp_path_factory.mktemp("toy"), batch=3)
+
+
+@given(st.integers(1, 2000))
+def test_chunks_hold_the_call_and_no_more(tokens: int) -> None:
+    chunks = plan_chunks(tokens, BUCKETS)
+    assert sum(count for _, count in chunks) == tokens
+    assert all(bucket == count == 16 for bucket, count in chunks[:-1])
+    bucket, count = chunks[-1]
+    assert bucket == min(b for b in BUCKETS if b >= count)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 15, 16, 17, 32, 48, 63, 64])
+def test_prefill_at_every_bucket_edge(shared: tuple[Engine, Weights], length: int) -> None:
+    engine, weights = shared
+    tokens = np.random.default_rng(length).integers(0, VOCAB, (3, length))
+    got = engine.forward(tokens, np.zeros(3), np.full(3, length))
+    for row in range(3):
+        np.testing.assert_allclose(got[row], whole_text_logits(weights, tokens[row])[-1], rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Weights], data: st.DataObject) -> None:
+    """Rows grow by different amounts, some by nothing, in calls of any width, with rubbish as padding."""
+    engine, weights = shared
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    texts: list[list[int]] = [[], [], []]
+    for _ in range(data.draw(st.integers(1, 5))):
+        room = [64 - len(text) for text in texts]
+        length = np.array([data.draw(st.integers(0, min(40, r))) for r in room])
+        width = max(1, int(length.max()) + data.draw(st.integers(0, 3)))
+        tokens = rng.integers(-9, 10**6, (3, width))
+        for row in range(3):
+            tokens[row, : length[row]] = rng.integers(0, VOCAB, length[row])
+        start = np.array([len(text) for text in texts])
+        got = engine.forward(tokens, start, length)
+        for row, text in enumerate(texts):
+            text += tokens[row, : length[row]].tolist()
+            expected = whole_text_logits(weights, text)[-1] if length[row] else np.zeros(VOCAB)
+            np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_can_be_taken_back_and_written_anew(shared: tuple[Engine, Weights]) -> None:
+    """What lies in the cache behind `start` is not seen: a prefix can be kept and another end given to it."""
+    engine, weights = shared
+    first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]
+    engine.forward(np.array([first] * 3), np.zeros(3), np.full(3, 6))
+    got = engine.forward(np.array([second[3:]] * 3), np.full(3, 3), np.full(3, 2))
+    np.testing.assert_allclose(got[1], whole_text_logits(weights, second)[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_buckets_are_switched_only_when_they_change(tmp_path: Path) -> None:
+    engine, _ = build(tmp_path)
+    (built,) = {id(ready.built): ready.built for ready in engine._ready.values()}.values()
+    engine.forward(np.ones((1, 20), int), np.zeros(1), np.array([20]))  # 16 (as traced), then 4
+    for position in range(20, 25):
+        engine.forward(np.ones((1, 1), int), np.array([position]), np.ones(1))
+    assert built.switches == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start", "length", "message"),
+    [
+        (np.ones((3, 5)), [60, 0, 0], [5, 5, 5], r"65 tokens; this artifact holds 64 \(context\)"),
+        (np.full((3, 1), VOCAB), [0] * 3, [1] * 3, r"token id 50; this artifact's ids are 0\.\.49"),
+        (np.full((3, 1), -1), [0] * 3, [1] * 3, r"token id -1"),
+        (np.ones((2, 1)), [0] * 3, [1] * 3, r"tokens have shape \(2, 1\)"),
+        (np.ones((3, 1)), [0] * 2, [1] * 3, r"start and length have shapes"),
+        (np.ones((3, 1)), [0] * 3, [2] * 3, r"length in 0\.\.1"),
+        (np.ones((3, 1)), [-1] * 3, [1] * 3, r"start >= 0"),
+    ],
+)
+def test_a_call_that_does_not_fit_runs_nothing(
+    shared: tuple[Engine, Weights], tokens: np.ndarray, start: list[int], length: list[int], message: str
+) -> None:
+    engine, _ = shared
+    before = engine._cache.copy()
+    with pytest.raises(UserError, match=message):
+        engine.forward(tokens, np.array(start), np.array(length))
+    np.testing.assert_array_equal(engine._cache, before)
+
+
+def test_what_cannot_be_run_is_refused_at_load(tmp_path: Path) -> None:
+    opened = artifact(tmp_path / "a", opset="ascend310b")
+    with pytest.raises(UserError, match=r"op set is 'ascend310b'; this runtime runs portable"):
+        Engine(opened)
+    with pytest.raises(UserError, match=r"threads is 0"):
+        Engine(artifact(tmp_path / "b"), 0)

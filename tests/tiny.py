@@ -1,0 +1,151 @@
+"""A toy decoder in numpy, twice: as a step graph with the runtime's inputs and outputs, and as one pass over a text.
+
+The step graph stands where MindSpore Lite would, so the engine's chunks, masks, positions and cache writes can be held
+against the plain pass, which knows of none of them. Attention with grouped-query heads and learned positions is all it
+computes; the real network is the exporter's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.artifact import Artifact, CacheSpec, Graph, Manifest, Source, TensorSpec, file_entry, write_manifest
+
+LAYERS, HEADS, GROUPS, DIM, VOCAB = 2, 4, 2, 4, 50
+WIDTH = HEADS * DIM
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+class Weights:
+    """Seeded random weights, large enough that every earlier token sways the next one."""
+
+    def __init__(self, context: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.embedding = rng.normal(size=(VOCAB, WIDTH))
+        self.position = rng.normal(size=(context, WIDTH))
+        self.q = rng.normal(size=(LAYERS, WIDTH, HEADS * DIM)) * 0.5
+        self.k, self.v = (rng.normal(size=(LAYERS, WIDTH, GROUPS * DIM)) * 0.5 for _ in range(2))
+
+
+def whole_text_logits(weights: Weights, tokens: Sequence[int]) -> np.ndarray:
+    """Logits [n, V] of one text, token by token and head by head, without cache or mask."""
+    h = weights.embedding[list(tokens)] + weights.position[: len(tokens)]  # [n, E]
+    for layer in range(LAYERS):
+        q = (h @ weights.q[layer]).reshape(-1, HEADS, DIM)
+        k = (h @ weights.k[layer]).reshape(-1, GROUPS, DIM)
+        v = (h @ weights.v[layer]).reshape(-1, GROUPS, DIM)
+        out = np.zeros_like(q)
+        for n in range(len(h)):
+            for head in range(HEADS):
+                group = head // (HEADS // GROUPS)
+                out[n, head] = softmax(k[: n + 1, group] @ q[n, head]) @ v[: n + 1, group]
+        h = h + out.reshape(-1, WIDTH)
+    return h @ weights.embedding.T
+
+
+class NumpyGraph:
+    """The step graph of the toy, with the portable op set's inputs; refuses wrong shapes and unswitched buckets."""
+
+    def __init__(self, weights: Weights, graph: Graph) -> None:
+        self.weights = weights
+        self.inputs = [spec.name for spec in graph.inputs]
+        self.shapes: list[tuple[int, ...]] = [spec.shape for spec in graph.inputs]
+        self.switches = 0
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.switches += 1
+
+    def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        assert all(array.flags.c_contiguous for array in arrays)
+        return list(arrays)
+
+    def run(self, bound: list[Any]) -> list[np.ndarray]:
+        assert [array.shape for array in bound] == self.shapes
+        x = dict(zip(self.inputs, bound, strict=True))
+        rows, size = x["tokens"].shape
+        h = self.weights.embedding[x["tokens"]] + self.weights.position[x["positions"]]  # [B, S, E]
+        new = []
+        for layer in range(LAYERS):
+            q = (h @ self.weights.q[layer]).reshape(rows, size, GROUPS, -1, DIM).transpose(0, 2, 3, 1, 4)
+            q = q.reshape(rows, GROUPS, -1, DIM)  # [B, G, R*S, D], row order r*S + s
+            k, v = (
+                (h @ w[layer]).reshape(rows, size, GROUPS, DIM).transpose(0, 2, 1, 3)
+                for w in (self.weights.k, self.weights.v)
+            )
+            past = q @ x[f"k_cache.{layer}"].swapaxes(-1, -2) + x["cache_mask"]
+            own = q @ k.swapaxes(-1, -2) + x["self_mask"]
+            p = softmax(np.concatenate([past, own], axis=-1))
+            capacity = past.shape[-1]
+            out = p[..., :capacity] @ x[f"v_cache.{layer}"] + p[..., capacity:] @ v
+            out = out.reshape(rows, HEADS, size, DIM).transpose(0, 2, 1, 3).reshape(rows, size, WIDTH)
+            h = h + out
+            new += [k.astype(np.float32), v.astype(np.float32)]
+        last = h.reshape(-1, WIDTH)[x["last"].reshape(-1)]
+        return [(last @ self.weights.embedding.T).astype(np.float32), *new]
+
+
+def manifest(
+    folder: Path, batch: int = 1, context: int = 64, buckets: tuple[int, ...] = (1, 4, 16), **changes: Any
+) -> Manifest:
+    """Write an artifact folder of the toy (its graph file is a stand-in) and return its manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step.mindir").write_bytes(b"toy")
+    size = buckets[-1]
+    cache = (batch, GROUPS, context, DIM)
+    kv = [TensorSpec(f"{x}_cache.{layer}", "float32", cache) for layer in range(LAYERS) for x in "kv"]
+    new = [
+        TensorSpec(f"{x}_new.{layer}", "float32", (batch, GROUPS, size, DIM)) for layer in range(LAYERS) for x in "kv"
+    ]
+    graph = Graph(
+        **dataclasses.asdict(file_entry(folder, "step.mindir")),
+        bucket=size,
+        buckets=buckets,
+        inputs=(
+            TensorSpec("tokens", "int32", (batch, size)),
+            TensorSpec("positions", "int32", (batch, size)),
+            TensorSpec("last", "int32", (batch, 1)),
+            TensorSpec("cache_mask", "float32", (batch, 1, 1, context)),
+            TensorSpec("self_mask", "float32", (batch, 1, HEADS // GROUPS * size, size)),
+            *kv,
+        ),
+        outputs=(TensorSpec("logits", "float32", (batch, VOCAB)), *new),
+    )
+    fields: dict[str, Any] = {
+        "name": "toy",
+        "source": Source("toy", "tests", None, None),
+        "config": {"model_type": "llama", "vocab_size": VOCAB, "max_position_embeddings": 4 * context},
+        "target": "portable",
+        "opset": "portable",
+        "weights_format": "fp32",
+        "batch": batch,
+        "context": context,
+        "buckets": buckets,
+        "graphs": (graph,),
+        "weights": None,
+        "cache": CacheSpec("float32", "returned", LAYERS, cache),
+        "eos_token_id": (2,),
+        "bos_token_id": 1,
+        "pad_token_id": None,
+        "tools": {},
+        "kernel_abi": None,
+        "parity": None,
+    }
+    made = Manifest(**{**fields, **changes})
+    write_manifest(folder, made)
+    return made
+
+
+def artifact(folder: Path, **changes: Any) -> Artifact:
+    """The toy as an opened artifact; `changes` are `manifest`'s arguments."""
+    manifest(folder, **changes)
+    return Artifact.open(folder)
