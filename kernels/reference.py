@@ -27,6 +27,19 @@ def rotate_half_split(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
 
 
+def quantize_rows(x: Array) -> tuple[Array, Array]:
+    """Rows of the int8 cache: x [..., D] -> (int8 [..., D], float16 scale [...]) with x ~ int8 * scale.
+
+    scale is the row's largest magnitude / 127 rounded to float16 (at most 65504); elements are x / scale in float32,
+    rounded to the nearest integer, ties to even, and clipped to -127 .. 127. A row whose scale is 0 is all zeros.
+    """
+    x = x.astype(np.float32)
+    scale = np.minimum(np.abs(x).max(axis=-1) / np.float32(127), np.float32(65504)).astype(np.float16)
+    step = scale.astype(np.float32)[..., None]
+    quotient = np.divide(x, step, out=np.zeros_like(x), where=step > 0)
+    return np.clip(np.rint(quotient), -127, 127).astype(np.int8), scale
+
+
 def fused_attention(
     qkv: Array,
     cos: Array,
@@ -39,6 +52,8 @@ def fused_attention(
     heads: int,
     scale: float,
     window: int = 0,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
 ) -> Array:
     """FusedAttention: RoPE on q and k, cache write in place, causal grouped-query attention.
 
@@ -50,6 +65,8 @@ def fused_attention(
              row b receive the rotated keys and the values, rounded to the cache's dtype; no other byte changes.
     heads    H; scale: multiplies q.k, 1/sqrt(D) in Llama; window: 0, or how many of the latest positions
              (itself included) a token sees (sliding-window attention).
+    k_scale, v_scale [B, G, C] float16, for int8 caches only. MUTATED like the caches: each written position's scale,
+             as quantize_rows defines it. A cached element reads back as int8 * scale.
 
     Returns [B, S, H * D] of qkv's dtype. Token i of row b attends to cache positions 0 .. start+i, as they read
     back from the cache. Rows are independent. Output at i >= length[b] is zero.
@@ -73,12 +90,17 @@ def fused_attention(
         position = np.arange(first, first + n)
         c, s = cos[position, None, :], sin[position, None, :]  # [n, 1, D/2]
         q, k = rotate_half_split(q, c, s), rotate_half_split(k, c, s)
-        k_cache[b, :, position, :] = k
-        v_cache[b, :, position, :] = v
-
         end = first + n
-        keys = k_cache[b, :, :end].astype(np.float32)  # [G, end, D]
-        values = v_cache[b, :, :end].astype(np.float32)
+        if k_scale is None or v_scale is None:
+            k_cache[b, :, position, :] = k
+            v_cache[b, :, position, :] = v
+            keys = k_cache[b, :, :end].astype(np.float32)  # [G, end, D]
+            values = v_cache[b, :, :end].astype(np.float32)
+        else:
+            k_cache[b, :, position, :], k_scale[b, :, position] = quantize_rows(k)
+            v_cache[b, :, position, :], v_scale[b, :, position] = quantize_rows(v)
+            keys = k_cache[b, :, :end] * k_scale[b, :, :end, None].astype(np.float32)
+            values = v_cache[b, :, :end] * v_scale[b, :, :end, None].astype(np.float32)
         q = q.reshape(n, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)  # [G, H/G, n, D]
         scores = np.float32(scale) * (q @ keys[:, None].swapaxes(-1, -2))  # [G, H/G, n, end]
         distance = position[:, None] - np.arange(end)[None, :]  # [n, end]
