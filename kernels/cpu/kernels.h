@@ -11,8 +11,10 @@
 namespace edgellama {
 
 struct AttentionArgs;
+struct LinearArgs;
 
 struct Kernels {
+  void (*linear)(const LinearArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
 };
 

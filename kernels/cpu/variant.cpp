@@ -3,12 +3,14 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
+void linear(const LinearArgs& args, Worker& me);
 #if __has_include("attention.h")
 void fused_attention(const AttentionArgs& args, Worker& me);
 #endif
 
 const Kernels& variant() {
   static constexpr Kernels table = {
+      linear,
 #if __has_include("attention.h")
       fused_attention,
 #else

@@ -1,0 +1,83 @@
+// Linear: y = epilogue(norm(x) W^T + bias), over weights in the packed layout of weight_format.h.
+// kernels/reference.py (linear) says what it means.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "weight_format.h"
+
+namespace edgellama {
+
+enum class Epilogue : int { none = 0, residual_add = 1, swiglu = 2 };
+
+struct LinearShape {
+  Format format = Format::f32;
+  Epilogue epilogue = Epilogue::none;
+  int rows = 0, tokens = 0;     // B, S
+  int in = 0, out = 0;          // K and the columns of y; the weight has 2 * out columns under swiglu
+  bool last_only = false;       // y holds each row's last valid token alone: [B, out]
+  float eps = 0;                // of the RMS norm
+
+  int weight_columns() const { return epilogue == Epilogue::swiglu ? 2 * out : out; }
+};
+
+struct LinearArgs {
+  LinearShape shape;
+  const float* x = nullptr;         // [B, S, K]
+  const uint8_t* weight = nullptr;  // packed
+  const float* gamma = nullptr;     // [K]: multiplies x / rms(x); nullptr: x is taken as it is
+  const float* bias = nullptr;      // [weight_columns] or nullptr
+  const float* residual = nullptr;  // [B, S, out] with Epilogue::residual_add
+  const int32_t* length = nullptr;  // [B], each 0..S
+  float* y = nullptr;               // [B, S, out], or [B, out]
+
+  // Set by run_linear.
+  const int32_t* source = nullptr;  // of each computed row: its row in x
+  const int32_t* target = nullptr;  // and in y (and residual)
+  int count = 0;                    // computed rows
+  uint8_t* scratch = nullptr;        // linear_scratch_bytes, 64-byte aligned
+};
+
+// A row of activations as the row kernels read it: floats for the float formats; else groups of 32 integers (64 bytes
+// each), their scales and their sums.
+static inline long prepared_row_bytes(Format format, long k) {
+  return format <= Format::bf16 ? padded_k(k) * 4 : group_count(k) * 64 + round_up(group_count(k) * 8, 64);
+}
+
+// The row kernels' scratch: the prepared rows, once for all threads or (if few) once for each; then a line a thread.
+struct RowScratch {
+  bool alone;  // each thread prepares its own copy: cheaper than a barrier
+  long rows, line;
+  RowScratch(Format format, int count, long k)
+      : alone(count * padded_k(k) <= 8192), rows(count * prepared_row_bytes(format, k)), line(padded_k(k) * 4) {}
+  long shared() const { return alone ? 0 : rows; }
+  long own() const { return line + (alone ? rows : 0); }
+};
+
+// The tile kernel's: the tiles of all rows; then for each thread unpacked weights, sums and a line.
+struct TileScratch {
+  static constexpr long kMaxDepth = 1536;   // K up to here stays in one piece
+  static constexpr long kDepth = 1024;      // longer K is cut into these, so that all rows x kDepth stay in the cache
+  static constexpr long kPairsInCache = 8;  // pairs of panels whose sums are carried from piece to piece
+  long row_tiles, weights, sums, line;
+  TileScratch(int count, long k) {
+    const long blocks = (count + 31) / 32, depth = padded_k(k);
+    const bool whole = depth <= kMaxDepth;
+    row_tiles = blocks * 32 * depth * 2;
+    weights = (whole ? depth : kDepth) * 32 * 2;
+    sums = (whole ? 1 : blocks * kPairsInCache) * 32 * 32 * 4;
+    line = depth * 4;
+  }
+  long shared() const { return row_tiles; }
+  long own() const { return weights + sums + line; }
+};
+
+// Bytes of scratch for `count` computed rows on `threads` threads, enough for every variant.
+size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
+
+// Runs one Linear on the pool. Lengths must have been checked.
+void run_linear(LinearArgs args, Isa isa, int threads);
+
+}  // namespace edgellama

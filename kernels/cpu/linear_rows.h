@@ -1,0 +1,113 @@
+// One panel of 16 columns times a block of rows, and what happens to the result.
+#pragma once
+
+#include "dot.h"
+#include "linear.h"
+
+namespace edgellama::EDGELLAMA_ISA {
+
+// y += rows x panel, float weights. With few rows, several sums a row hide the latency of the multiply-add.
+template <Format format, int R>
+static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
+  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;  // divides 2 * kStep below
+  const long depth = padded_k(k), stride = depth;
+  const float* x = reinterpret_cast<const float*>(rows);
+  F part[kChains][R][kVec] = {};
+  for (long i = 0; i < depth; i += 4) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      F w[kVec];
+      for (int v = 0; v < kVec; ++v) {
+        if constexpr (format == Format::f32) {
+          w[v] = load(reinterpret_cast<const float*>(panel) + (i + j) * kPanel + v * kLanes);
+        } else {  // a pair of steps lies in one 32-bit cell, the first in its lower half
+          I cell;
+          std::memcpy(&cell, panel + ((i + j) / 2 * kPanel + v * kLanes) * 4, sizeof cell);
+          w[v] = j % 2 ? (F)(cell & static_cast<int32_t>(0xffff0000)) : (F)(cell << 16);
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < kVec; ++v)
+          part[j % kChains][r][v] = fma(w[v], broadcast(x[r * stride + i + j]), part[j % kChains][r][v]);
+    }
+  }
+  for (int c = 0; c < kChains; ++c)
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kVec; ++v) y[r][v] = y[r][v] + part[c][r][v];
+}
+
+// y += rows x panel, integer weights.
+template <Format format, int R>
+static inline void multiply_int(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
+  const long groups = group_count(k), stride = prepared_row_bytes(format, k);
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
+  const uint8_t* data = panel + scale_bytes(format, k);
+  QuantizedRow row[R];
+  for (int r = 0; r < R; ++r) row[r] = QuantizedRow::at(const_cast<uint8_t*>(rows) + r * stride, groups);
+  for (long g = 0; g < groups; ++g, scales += kPanel) {
+    Quad w[8];
+    F d[kVec], z[kVec];
+    if constexpr (format == Format::int8) {
+#pragma GCC unroll 8
+      for (int q = 0; q < 8; ++q) w[q] = load_quad(data + 64 * q);
+      data += 512;
+    } else {
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) load_nibbles(data + 64 * q, w[2 * q], w[2 * q + 1]);
+      data += 256;
+    }
+    if constexpr (format == Format::int4)
+      load_int4_scales(scales, d, z);
+    else
+      for (int v = 0; v < kVec; ++v) d[v] = load_f16(scales + v * kLanes);
+    constexpr int kZero = format == Format::int8 ? kByteBias : format == Format::q4_0 ? 8 : 0;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Sum s = start_sum(-kZero * row[r].sum[g]);
+#pragma GCC unroll 8
+      for (int q = 0; q < 8; ++q) dot(s, w[q], row[r].groups[g], 4 * q);
+      F total[kVec];
+      to_float(s, total);
+      for (int v = 0; v < kVec; ++v) {
+        if constexpr (format == Format::int4)
+          total[v] = fma(z[v], broadcast(-static_cast<float>(row[r].sum[g])), total[v]);
+        y[r][v] = fma(total[v], d[v] * broadcast(row[r].scale[g]), y[r][v]);
+      }
+    }
+  }
+}
+
+template <Format format, int R>
+static inline void multiply_panel(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
+  if constexpr (format <= Format::bf16)
+    multiply_float<format, R>(panel, k, rows, y);
+  else
+    multiply_int<format, R>(panel, k, rows, y);
+}
+
+static inline F silu(F x) { return x / (broadcast(1.0f) + exp(broadcast(0.0f) - x)); }
+
+template <int R>
+static inline void add_bias(const LinearArgs& a, long panel, F y[R][kVec]) {
+  if (!a.bias) return;
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVec; ++v) y[r][v] = y[r][v] + load(a.bias + panel * kPanel + v * kLanes);
+}
+
+// Columns column .. column+15 of computed row t, as many as exist.
+static inline void write_columns(const LinearArgs& a, int t, long column, F y[kVec]) {
+  const long at = static_cast<long>(a.target[t]) * a.shape.out + column;
+  const long left = a.shape.out - column;
+  if (left >= kPanel) {
+    for (int v = 0; v < kVec; ++v) {
+      const F more = a.residual ? load(a.residual + at + v * kLanes) : broadcast(0.0f);
+      store(a.y + at + v * kLanes, y[v] + more);
+    }
+    return;
+  }
+  float value[kPanel];
+  for (int v = 0; v < kVec; ++v) store(value + v * kLanes, y[v]);
+  for (long i = 0; i < left; ++i) a.y[at + i] = value[i] + (a.residual ? a.residual[at + i] : 0.0f);
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA

@@ -1,0 +1,57 @@
+// The packed weight layout: what the exporter writes, the kernels stream, and the embedding reads rows from.
+//
+// A matrix [N, K] is cut into panels of 16 output columns (N is filled up with zero columns), each contiguous and a
+// multiple of 64 bytes, so that a thread's share is one sequential read. K is filled up to a multiple of 32.
+//
+//   f32   [K][16] float
+//   bf16  [K/2][16][2] bfloat16: the tile order of AMX
+//   int8  [K/32][16] float16 scales d, filled up to 64 bytes, then [K/4][16][4] uint8 q: value d * (q - 128)
+//   int4  [K/32][16] uint16 scales, filled up to 64 bytes, then [K/8][16][4] bytes: the low nibbles are k 0..3 of the
+//         eight, the high nibbles k 4..7. A scale is ddddddddddzzzzzz: ten bits of float16 d (5 of exponent, 5 of
+//         mantissa), six of zero point in quarters: value d * (q - z / 4)
+//   q4_0  as int4, but the scale is float16 d and the zero point 8: value d * (q - 8). GGUF's Q4_0, repacked.
+//
+// Under SwiGLU the panels alternate: 16 columns of gate, the same 16 of up.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace edgellama {
+
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, q4_0 = 4 };
+constexpr int kFormatCount = 5;
+
+constexpr int kPanel = 16;  // columns
+constexpr int kGroup = 32;  // along K
+
+static inline long round_up(long value, long step) { return (value + step - 1) / step * step; }
+static inline long padded_k(long k) { return round_up(k, kGroup); }
+static inline long group_count(long k) { return padded_k(k) / kGroup; }
+static inline long panel_count(long n) { return (n + kPanel - 1) / kPanel; }
+
+// Bytes of the scales at the head of a panel.
+static inline size_t scale_bytes(Format format, long k) {
+  return format <= Format::bf16 ? 0 : static_cast<size_t>(round_up(group_count(k) * kPanel * 2, 64));
+}
+
+static inline size_t panel_bytes(Format format, long k) {
+  const size_t cells = static_cast<size_t>(padded_k(k)) * kPanel;
+  switch (format) {
+    case Format::f32:
+      return cells * 4;
+    case Format::bf16:
+      return cells * 2;
+    case Format::int8:
+      return scale_bytes(format, k) + cells;
+    default:
+      return scale_bytes(format, k) + cells / 2;
+  }
+}
+
+// Bytes of a packed [n, k] matrix.
+static inline size_t packed_bytes(Format format, long n, long k) {
+  return static_cast<size_t>(panel_count(n)) * panel_bytes(format, k);
+}
+
+}  // namespace edgellama

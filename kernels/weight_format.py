@@ -1,0 +1,114 @@
+"""The packed weight formats in numpy: the definition that the C++ packer and the kernels answer to.
+
+A matrix [N, K] is cut into panels of 16 output columns, each contiguous; N is filled up to a multiple of 16 and K to
+a multiple of 32 with zeros. kernels/cpu/weight_format.h gives the byte layout of a panel. The integer formats share a
+scale among 32 weights along K:
+
+int8   value d * q, q in -127..127, float16 d = largest / 127: GGUF's Q8_0                    8.5 bits a weight
+int4   value d * (q - z / 4), q in 0..15, z in 0..63, d a float16 whose lower 5 bits are zero  4.5
+q4_0   value d * (q - 8), q in 0..15, float16 d: GGUF's Q4_0, only repacked, never made here   4.5
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+FORMATS = ("f32", "bf16", "int8", "int4", "q4_0")  # the order of enum class Format
+PANEL = 16
+GROUP = 32
+
+
+def panel_bytes(fmt: str, k: int) -> int:
+    """Bytes of one panel of a matrix with k input features."""
+    groups = -(-k // GROUP)
+    cells = groups * GROUP * PANEL
+    scales = -(-groups * PANEL * 2 // 64) * 64
+    return {"f32": cells * 4, "bf16": cells * 2, "int8": scales + cells}.get(fmt, scales + cells // 2)
+
+
+def packed_bytes(fmt: str, n: int, k: int) -> int:
+    """Bytes of a packed [n, k] matrix."""
+    return -(-n // PANEL) * panel_bytes(fmt, k)
+
+
+def to_bf16(x: Floats) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16 bits, to nearest, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _fill_up(w: Floats) -> Floats:
+    n, k = w.shape
+    return np.pad(np.asarray(w, np.float32), ((0, -n % PANEL), (0, -k % GROUP)))
+
+
+def pack_float(w: Floats, fmt: str) -> Bytes:
+    """Pack [N, K] as f32 or bf16."""
+    w = _fill_up(w)
+    n, k = w.shape
+    if fmt == "f32":
+        panels = w.reshape(n // PANEL, PANEL, k).transpose(0, 2, 1)  # [panel, K, 16]
+        return np.ascontiguousarray(panels).view(np.uint8).reshape(-1)
+    panels16 = to_bf16(w).reshape(n // PANEL, PANEL, k // 2, 2).transpose(0, 2, 1, 3)  # [panel, K/2, 16, 2]
+    return np.ascontiguousarray(panels16).view(np.uint8).reshape(-1)
+
+
+def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes) -> Bytes:
+    """Lay out an integer format: scales [N, K/32] as 16-bit cells, q [N, K] uint8 (int8 stored + 128, int4 0..15)."""
+    n, k = q.shape
+    panels, groups = n // PANEL, k // GROUP
+    head = np.zeros((panels, -(-groups * PANEL * 2 // 64) * 64), np.uint8)
+    cells = np.ascontiguousarray(scales.reshape(panels, PANEL, groups).transpose(0, 2, 1))  # [panel, K/32, 16]
+    head[:, : groups * PANEL * 2] = cells.view(np.uint8).reshape(panels, -1)
+    quads = q.reshape(panels, PANEL, k // 4, 4).transpose(0, 2, 1, 3)  # [panel, K/4, 16, 4]
+    if fmt != "int8":
+        quads = quads[:, 0::2] | (quads[:, 1::2] << 4)
+    return np.concatenate([head, quads.reshape(panels, -1)], axis=1).reshape(-1)
+
+
+def quantize_int8(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
+    """Scales and q + 128 of [N, K], K a multiple of 32: d = float16(largest / 127), q = round(w / d), ties to even."""
+    groups = np.asarray(w, np.float32).reshape(w.shape[0], -1, GROUP)
+    d = (np.abs(groups).max(axis=2) / np.float32(127)).astype(np.float16)
+    wide = d.astype(np.float32)[..., None]
+    q = np.divide(groups, wide, out=np.zeros_like(groups), where=wide > 0)
+    q = np.clip(np.rint(q), -127, 127)
+    return d.view(np.uint16), (q + 128).astype(np.uint8).reshape(w.shape)
+
+
+def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
+    """The values of a packed [n, k] matrix, as float32."""
+    groups = -(-k // GROUP)
+    panels, depth = -(-n // PANEL), groups * GROUP
+    data = np.asarray(packed, np.uint8).reshape(panels, -1)
+    if fmt == "f32":
+        w = data.view(np.float32).reshape(panels, depth, PANEL).transpose(0, 2, 1)
+    elif fmt == "bf16":
+        bits = data.view(np.uint16).reshape(panels, depth // 2, PANEL, 2).transpose(0, 2, 1, 3)
+        w = (bits.astype(np.uint32) << 16).view(np.float32)
+    else:
+        head = data.shape[1] - (depth * PANEL if fmt == "int8" else depth * PANEL // 2)
+        cells = data[:, : groups * PANEL * 2].copy().view(np.uint16).reshape(panels, groups, PANEL).transpose(0, 2, 1)
+        quads = data[:, head:].reshape(panels, -1, PANEL, 4)
+        if fmt != "int8":
+            quads = np.stack([quads & 15, quads >> 4], axis=2).reshape(panels, -1, PANEL, 4)
+        q = quads.transpose(0, 2, 1, 3).reshape(panels, PANEL, groups, GROUP).astype(np.float32)
+        if fmt == "int4":
+            d = ((cells & 0xFFC0) >> 1).astype(np.uint16).view(np.float16)
+            zero = (cells & 63).astype(np.float32) / 4
+        else:
+            d = cells.view(np.float16)
+            zero = np.full(cells.shape, 128 if fmt == "int8" else 8, np.float32)
+        w = d.astype(np.float32)[..., None] * (q - zero[..., None])
+    return np.ascontiguousarray(w.reshape(panels * PANEL, depth)[:n, :k])
+
+
+def interleave_gate_up(gate: Floats, up: Floats) -> Floats:
+    """[N, K] gate and up as one [2N', K] matrix of alternating panels, N' = N filled up to a multiple of 16."""
+    gate, up = (np.pad(m, ((0, -m.shape[0] % PANEL), (0, 0))) for m in (gate, up))
+    both = np.stack([gate.reshape(-1, PANEL, gate.shape[1]), up.reshape(-1, PANEL, up.shape[1])], axis=1)
+    return both.reshape(-1, gate.shape[1])
