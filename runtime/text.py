@@ -69,7 +69,7 @@ class Tokenizer:
             return _compile(self.chat_template).render(
                 messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **names
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:

@@ -1,0 +1,228 @@
+"""Tokenizer, chat template and incremental text, against tokenizers and transformers themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from runtime.errors import UserError
+from runtime.text import Tokenizer
+
+LLAMA3_STYLE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start|>' + message['role'] + '\n\n' + message['content'] | trim + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n\n' }}{% endif %}"
+)
+LLAMA2_STYLE = """{%- if messages[0].role == 'system' %}
+    {%- set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}
+    {%- set rest = messages[1:] %}
+{%- else %}
+    {%- set system = '' %}
+    {%- set rest = messages %}
+{%- endif %}
+{%- for message in rest %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + message['content'].strip() + ' [/INST]' }}
+    {%- else %}
+        {% generation %}{{- ' ' + message['content'] + eos_token }}{% endgeneration %}
+    {%- endif %}
+{%- endfor %}
+"""
+ODDS_AND_ENDS = """{% set ns = namespace(count=0) %}
+{% for message in messages %}
+    {% if message.role == 'stop' %}{% break %}{% endif %}
+    {% set ns.count = ns.count + 1 %}
+    {{ message | tojson }}
+{% endfor %}
+{{ ns.count }} {{ tools is none }} {{ documents is none }} {{ extra | default('none') }} {{ strftime_now('%Y')[:2] }}
+{{ messages | tojson(indent=2) }}
+"""
+CHAT = [
+    {"role": "system", "content": " Be brief. "},
+    {"role": "user", "content": "Où est <Paris> & co?"},
+    {"role": "assistant", "content": "In France."},
+    {"role": "user", "content": "Thanks 🙂"},
+]
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    """Byte-level BPE, as Llama 3's: every byte, some merges, special tokens, bos added by the post-processor."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: i for i, char in enumerate(alphabet)}
+    merges = [("Ġ", "t"), ("h", "e"), ("Ã", "©"), ("ð", "Ł"), ("ðŁ", "Ļ"), ("â", "Ĥ")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    model = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["<s>", "</s>", "<|start|>"])
+    model.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))])
+    return model
+
+
+def sentencepiece() -> tokenizers.Tokenizer:
+    """SentencePiece BPE with byte fallback, as Llama 2's: the decoder drops the text's first space."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    for byte in range(256):
+        vocab[f"<0x{byte:02X}>"] = len(vocab)
+    for piece in ["▁", "a", "b", "t", "h", "e", "é", "▁the", "▁a", "€"]:
+        vocab[piece] = len(vocab)
+    model = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    model.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    model.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return model
+
+
+def save(folder: Path, model: tokenizers.Tokenizer, **config: object) -> Tokenizer:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.from_folder(folder)
+
+
+BYTE_LEVEL = Tokenizer(byte_level(), {}, None)
+SENTENCEPIECE = Tokenizer(sentencepiece(), {}, None)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    stream = tokenizer.text_stream()
+    return [*(stream.push(i) for i in ids), stream.flush()]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.integers(0, BYTE_LEVEL.model.get_vocab_size() - 1), max_size=60))
+def test_random_byte_tokens_stream_to_their_text(ids: list[int]) -> None:
+    assert "".join(streamed(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=30), st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]))
+def test_text_streams_in_whole_characters(text: str, tokenizer: Tokenizer) -> None:
+    """Valid text never shows a replacement character, and arrives complete before flush is asked for the rest."""
+    ids = tokenizer.model.encode(text.replace("\ufffd", ""), add_special_tokens=False).ids
+    pieces = streamed(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(pieces)
+    assert pieces[-1] == ""
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from([i for i in range(SENTENCEPIECE.model.get_vocab_size()) if not 3 <= i < 3 + 0x80]), max_size=40
+    )
+)
+def test_random_byte_fallback_tokens_stream_to_their_text(ids: list[int]) -> None:
+    """The byte fallback decoder turns a whole run of bytes into replacement characters when its end is invalid, whole
+    characters at its beginning included. Those may have been shown, so the texts agree but for such runs (the bytes
+    here are 80 to FF, so that letters come from other tokens)."""
+    whole = "".join(streamed(SENTENCEPIECE, ids))
+    expected = SENTENCEPIECE.decode(ids)
+    if "\ufffd" not in expected:
+        assert whole == expected
+    else:
+        assert [c for c in whole if c in "abthe "] == [c for c in expected if c in "abthe "]
+
+
+def test_a_character_of_four_tokens_is_shown_once_whole() -> None:
+    ids = [BYTE_LEVEL.model.token_to_id(char) for char in "ðŁĻĤ"]  # the bytes F0 9F 99 82 in byte-level letters
+    assert streamed(BYTE_LEVEL, ids) == ["", "", "", "🙂", ""]
+    assert streamed(BYTE_LEVEL, ids[:3]) == ["", "", "", "\ufffd"]
+
+
+def test_spaces_and_special_tokens_in_a_stream() -> None:
+    ids = [SENTENCEPIECE.model.token_to_id(piece) for piece in ("<s>", "▁the", "▁a", "b", "</s>")]
+    assert streamed(SENTENCEPIECE, ids) == ["", "the", " a", "b", "", ""]
+
+
+def test_endless_undecodable_bytes_are_shown_after_a_while() -> None:
+    stream = BYTE_LEVEL.text_stream()
+    token = BYTE_LEVEL.model.token_to_id("ÿ")
+    pieces = [stream.push(token) for _ in range(300)]
+    assert sum(map(len, pieces)) >= 300 - 64
+
+
+@pytest.mark.parametrize("template", [LLAMA3_STYLE, LLAMA2_STYLE, ODDS_AND_ENDS])
+@pytest.mark.parametrize("generation_prompt", [False, True])
+def test_chat_templates_render_as_transformers_renders_them(
+    tmp_path: Path, template: str, generation_prompt: bool
+) -> None:
+    ours = save(tmp_path, byte_level(), bos_token="<s>", eos_token={"content": "</s>"}, chat_template=template)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=byte_level(), bos_token="<s>", eos_token="</s>")
+    for chat in (CHAT, CHAT[1:], CHAT[1:2]):
+        text = theirs.apply_chat_template(
+            chat, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False, extra="x"
+        )
+        ids = theirs(text, add_special_tokens=False).input_ids
+        assert ours.render_chat(chat, add_generation_prompt=generation_prompt, extra="x") == text
+        assert ours.encode_chat(chat, add_generation_prompt=generation_prompt, extra="x") == ids
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=40))
+def test_ids_and_text_are_those_of_transformers(text: str) -> None:
+    theirs = PreTrainedTokenizerFast(tokenizer_object=BYTE_LEVEL.model, bos_token="<s>", eos_token="</s>")
+    ids = theirs(text).input_ids
+    assert BYTE_LEVEL.encode(text) == ids
+    assert BYTE_LEVEL.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids
+    assert BYTE_LEVEL.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_where_the_template_comes_from(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "listed"}]
+    assert save(tmp_path / "none", byte_level()).chat_template is None
+    assert save(tmp_path / "listed", byte_level(), chat_template=named).chat_template == "listed"
+    (tmp_path / "listed" / "chat_template.jinja").write_text("filed")
+    assert Tokenizer.from_folder(tmp_path / "listed").render_chat([]) == "filed"
+
+
+def test_padding_and_truncation_of_the_file_do_not_apply(tmp_path: Path) -> None:
+    model = byte_level()
+    model.enable_truncation(2)
+    model.enable_padding(length=9)
+    assert len(save(tmp_path, model).encode("three", add_special_tokens=False)) == 5
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ raise_exception.__globals__['sys'] }}",
+        "{{ messages.append(1) }}",
+        "{% for x in range(99999999) %}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, template: str) -> None:
+    with pytest.raises(UserError, match="chat template refuses"):
+        save(tmp_path, byte_level(), chat_template=template).render_chat(CHAT)
+
+
+def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json: missing"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizers cannot read it"):
+        Tokenizer.from_folder(tmp_path)
+    save(tmp_path, byte_level())
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        BYTE_LEVEL.render_chat(CHAT)
+    refusing = save(tmp_path / "r", byte_level(), bos_token="", eos_token="", chat_template=LLAMA2_STYLE)
+    with pytest.raises(UserError, match="roles must alternate"):
+        refusing.render_chat(CHAT[2:])
+    with pytest.raises(UserError, match="chat template refuses"):
+        save(tmp_path / "s", byte_level(), chat_template="{% if %}").render_chat(CHAT)
