@@ -7,11 +7,10 @@ the table is an error that names the node and the place in the network it came f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from mindspore.train import mind_ir_pb2 as pb
 
 from exporter.opsets import Input
@@ -47,17 +46,18 @@ OPERATORS: dict[str, Lowering] = {
     "Add": UNCHANGED,
     "BatchMatMul": Lowering(2, TRANSPOSES),
     "Concat": Lowering(1, (("axis",),)),
+    "Div": UNCHANGED,
     "Gather": Lowering(3, (("batch_dims",),)),
     "MakeTuple": UNCHANGED,
     "MatMul": Lowering(2, TRANSPOSES),
     "Mul": UNCHANGED,
     "ReduceMean": Lowering(2, (("keep_dims",),)),
     "Reshape": UNCHANGED,
-    "Rsqrt": UNCHANGED,
     "Sigmoid": UNCHANGED,
     "Slice": UNCHANGED,
     "Softmax": Lowering(1, (("axis",),)),
     "Split": Lowering(1, (("axis",), ("output_num",))),
+    "Sqrt": UNCHANGED,
     "Square": UNCHANGED,
     "Sub": UNCHANGED,
     "Transpose": UNCHANGED,
@@ -72,25 +72,22 @@ def operators(model: Model) -> list[tuple[Node, Any]]:
     return [(node, primitives.get(node.op_type.removeprefix("REF::"))) for node in model.graph.node]
 
 
-def lower(model: Model, inputs: Sequence[Input], parameters: Iterable[str]) -> Model:
+def lower(model: Model, inputs: Sequence[Input]) -> Model:
     """A new model of version 1 with the same graph, named by the network's own names.
 
-    inputs: the graph's inputs in order; parameters: the names it may have. Deterministic: nothing of the tracing
-    process (names, time stamps, counters) is left in it. Raises UserError for an operator outside the table.
+    inputs: the graph's inputs in order. Deterministic: nothing of the tracing process (names, time stamps, counters)
+    is left in it. Raises UserError for an operator outside the table.
     """
     low = pb.ModelProto(
         ir_version="1", producer_name="MindSpore", model_version="1.0", little_endian=True, mind_ir_version=VERSION
     )
     low.graph.name = "llama"
     names = _Names()
-    allowed = set(parameters)
     for value, spec in zip(model.graph.input, inputs, strict=True):
         names.set(value.name, spec.name)
         _add_input(low, spec)
     for value in model.graph.parameter:
         name = value.name.rpartition(":")[2]
-        if name not in allowed:
-            raise UserError(f"the traced graph has a parameter {name!r} that the op set does not name")
         names.set(value.name, name)
         tensor = low.graph.parameter.add()
         tensor.CopyFrom(value)

@@ -2,8 +2,9 @@
 
 inputs(config, shape) -> list[Input]   the graph's inputs before the caches
 caches(config, shape) -> list[Input]   the graph's caches, layer by layer
-outputs(config) -> list[str]           the names of the graph's outputs
-sources(config) -> dict[str, tuple[str, ...]]   for each weight of the graph, the checkpoint tensors it is made of
+outputs(config, shape) -> list[Input]  the graph's outputs
+value(name, checkpoint, context)       the array of one weight of the graph
+CACHE_POLICY, WEIGHTS                  "returned" or "in_place"; the weight formats it takes, its default first
 Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cells that exporter.llama is made of
 """
 
@@ -25,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a graph: its name, shape and numpy dtype name."""
+    """An input or output of a graph: its name, shape and numpy dtype name."""
 
     name: str
     shape: tuple[int, ...]

@@ -16,9 +16,15 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
+from numpy.typing import NDArray
 
+from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, cache_inputs, linear_sizes
+from exporter.rope import rope_tables
+
+CACHE_POLICY = "returned"
+WEIGHTS = ("fp32",)  # the formats that this op set takes, its default first
 
 
 def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
@@ -27,7 +33,7 @@ def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     return [
         Input("tokens", (rows, tokens), "int32"),
         Input("positions", (rows, tokens), "int32"),
-        Input("last", (rows, 1), "int32"),  # index of each row's last valid token in [T]
+        Input("last", (rows,), "int32"),  # index of each row's last valid token in [T]
         Input("cache_mask", (rows, 1, 1, shape.context), "float32"),  # 0 or -1e30, added to the scores
         Input("self_mask", (rows, 1, groups * tokens, tokens), "float32"),  # query heads of a group one after another
     ]
@@ -37,8 +43,19 @@ def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
     return cache_inputs(config, shape, "float32")
 
 
-def outputs(config: LlamaConfig) -> list[str]:
-    return ["logits"] + [f"{kind}_new.{layer}" for layer in range(config.num_hidden_layers) for kind in ("k", "v")]
+def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
+    rows = (shape.rows, config.num_key_value_heads, shape.tokens, config.head_dim)
+    layers = range(config.num_hidden_layers)
+    new = [Input(f"{kind}_new.{layer}", rows, "float32") for layer in layers for kind in ("k", "v")]
+    return [Input("logits", (shape.rows, config.vocab_size), "float32"), *new]
+
+
+def value(name: str, checkpoint: Checkpoint, context: int) -> NDArray[np.float32]:
+    """The weight `name` of the graph: a rotary table, or the checkpoint's tensor as it is."""
+    if name.startswith("rope."):
+        cos, sin = rope_tables(checkpoint.config, context)
+        return cos if name == "rope.cos" else sin
+    return checkpoint.tensor(name)
 
 
 def weight(name: str, *shape: int) -> Parameter:
@@ -47,18 +64,21 @@ def weight(name: str, *shape: int) -> Parameter:
 
 
 class RMSNorm(nn.Cell):
-    """x * weight / sqrt(mean(x^2) + eps), arXiv:1910.07467."""
+    """x * weight / sqrt(mean(x^2) + eps), arXiv:1910.07467.
+
+    Not with Rsqrt: MindSpore Lite's is off by up to 5e-5 on x86, which 30 layers make visible in the logits.
+    """
 
     def __init__(self, config: LlamaConfig, name: str):
         super().__init__(auto_prefix=False)
         self.weight = weight(f"{name}.weight", config.hidden_size)
         self.eps = Tensor(np.full((1, 1), config.rms_norm_eps, np.float32))
-        self.square, self.mean, self.rsqrt = ops.Square(), ops.ReduceMean(keep_dims=True), ops.Rsqrt()
-        self.add, self.mul = ops.Add(), ops.Mul()
+        self.square, self.mean, self.sqrt = ops.Square(), ops.ReduceMean(keep_dims=True), ops.Sqrt()
+        self.add, self.mul, self.div = ops.Add(), ops.Mul(), ops.Div()
 
     def construct(self, x: Any) -> Any:
-        scale = self.rsqrt(self.add(self.mean(self.square(x), -1), self.eps))  # [T, 1]
-        return self.mul(self.mul(x, scale), self.weight)
+        scale = self.sqrt(self.add(self.mean(self.square(x), -1), self.eps))  # [T, 1]
+        return self.mul(self.div(x, scale), self.weight)
 
 
 class Linear(nn.Cell):
@@ -151,7 +171,7 @@ class Attention(nn.Cell):
         v = self.heads(v, self.kv_shape)
         past = self.add(self.scores(q, k_cache), cache_mask)  # [B, G, R * S, C]
         own = self.add(self.scores(q, k), self_mask)  # [B, G, R * S, S]
-        p = self.softmax(self.join((past, own)))
+        p = self.softmax(self.join((past, own)))  # [B, G, R * S, C + S]
         p_past, p_own = self.slice(p, self.first, self.past_size), self.slice(p, self.own, self.own_size)
         out = self.add(self.values(p_past, v_cache), self.values(p_own, v))
         out = self.transpose(self.reshape(out, self.by_head), (0, 2, 1, 3))  # [B, S, H, D]
@@ -190,9 +210,7 @@ class Head(nn.Cell):
         self.norm = RMSNorm(config, "model.norm")
         tied = config.tie_word_embeddings
         self.weight = embedding if tied else weight("lm_head.weight", config.vocab_size, config.hidden_size)
-        self.gather, self.reshape, self.matmul = ops.Gather(), ops.Reshape(), ops.MatMul(transpose_b=True)
-        self.flat = (shape.rows, config.hidden_size)
+        self.gather, self.matmul = ops.Gather(), ops.MatMul(transpose_b=True)
 
     def construct(self, h: Any, step: Any) -> Any:
-        h = self.reshape(self.gather(h, step[3], 0), self.flat)  # [B, E]
-        return self.matmul(self.norm(h), self.weight)
+        return self.matmul(self.norm(self.gather(h, step[3], 0)), self.weight)

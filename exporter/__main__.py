@@ -1,0 +1,96 @@
+"""python -m exporter export|inspect|verify: checkpoints into artifacts, and what is in one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from exporter.progress import Progress
+from runtime.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace, Progress], None] = arguments.run
+    try:
+        run(arguments, Progress())
+    except UserError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m exporter", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    export = commands.add_parser("export", parents=[common], help="write an artifact")
+    export.add_argument("model", help="a preset, a Hugging Face folder, a hub id or a .gguf file")
+    export.add_argument("--target", default="portable", help="what it shall run on (default: %(default)s)")
+    export.add_argument("--weights", help="weight format (default: the target's first)")
+    export.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")
+    export.add_argument("--buckets", type=_numbers, help="prefill lengths, as 32,128,512 (the default)")
+    export.add_argument("--batch", type=int, default=1, help="rows (default: %(default)s)")
+    export.add_argument("--out", type=Path, help="folder (default: artifacts/<model>-<target>-<weights>)")
+    export.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison at the end")
+    export.set_defaults(run=_export)
+
+    inspect = commands.add_parser("inspect", parents=[common], help="show what is in an artifact")
+    inspect.add_argument("artifact", type=Path)
+    inspect.add_argument("--onnx", type=Path, metavar="DIR", help="write each graph as ONNX, for Netron")
+    inspect.set_defaults(run=_inspect)
+
+    verify = commands.add_parser("verify", parents=[common], help="check an artifact's files and its logits")
+    verify.add_argument("artifact", type=Path)
+    verify.add_argument("--checkpoint", help="what it was exported from (default: as the manifest says)")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32,128,512") from error
+
+
+def _export(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.export import Options, export
+
+    names = ("model", "target", "weights", "context", "buckets", "batch", "out", "verify")
+    out = export(Options(**{name: getattr(arguments, name) for name in names}), progress)
+    progress.console.print(f"wrote {out}", highlight=False)
+
+
+def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.inspect import inspect
+
+    inspect(arguments.artifact, arguments.onnx, progress)
+
+
+def _verify(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.checkpoint import open_checkpoint
+    from exporter.source import resolve
+    from exporter.verify import prove
+    from runtime.artifact import Artifact
+
+    with progress.stage("Hashing every file"):
+        artifact = Artifact.open(arguments.artifact, check_data=True)
+    checkpoint = open_checkpoint(resolve(arguments.checkpoint or artifact.manifest.source.model).path)
+    if checkpoint.config.to_dict() != artifact.manifest.config:
+        raise UserError(f"{checkpoint.path} is another model than {arguments.artifact} was exported from")
+    prove(artifact.path, artifact.manifest, checkpoint, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

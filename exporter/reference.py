@@ -1,0 +1,82 @@
+"""The same network computed independently of any exported graph: transformers where torch is installed, else numpy.
+
+The numpy version reads one tensor at a time and carries every token through a layer before it reads the next, so a
+model much larger than the memory can be checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.checkpoint import Checkpoint
+from exporter.rope import rope_tables
+from kernels.reference import fused_attention
+
+Floats = NDArray[np.float32]
+
+
+def reference_logits(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> tuple[Floats, str]:
+    """(logits float32 [len(positions), V] after tokens[0..p] for each p of positions, the reference's name).
+
+    tokens [n]: one sequence from an empty cache.
+    """
+    needed = sum(4 * int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if importlib.util.find_spec("torch") and needed < memory // 3:
+        return _transformers(checkpoint, tokens, positions), "transformers float32"
+    return _numpy(checkpoint, tokens, positions), "numpy float32"
+
+
+def _transformers(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**checkpoint.config.to_dict()))
+    state = {name: torch.from_numpy(np.array(checkpoint.tensor(name))) for name in checkpoint.names()}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    # Rotary frequencies are not in the checkpoint; made on "meta" they are empty.
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    model.eval()
+    with torch.no_grad():
+        hidden = model.model(torch.from_numpy(tokens.astype(np.int64))[None]).last_hidden_state[0, positions]
+        return np.asarray(model.lm_head(hidden).numpy())
+
+
+def _numpy(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:
+    config, read = checkpoint.config, checkpoint.tensor
+    heads, groups, dim, count = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, len(tokens)
+    )  # fmt: skip
+    cos, sin = rope_tables(config, count)
+    h = read("model.embed_tokens.weight")[tokens]  # [n, E]
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        x = _rms_norm(h, read(f"{layer}.input_layernorm.weight"), config.rms_norm_eps)
+        bias = read if config.attention_bias else None
+        qkv = np.concatenate([_linear(x, read, f"{layer}.self_attn.{p}_proj", bias) for p in "qkv"], axis=-1)
+        caches = (np.zeros((1, groups, count, dim), np.float32) for _ in range(2))
+        start, length = np.zeros(1, np.int32), np.full(1, count, np.int32)
+        attended = fused_attention(qkv[None], cos, sin, start, length, *caches, heads=heads, scale=dim**-0.5)[0]
+        h = h + _linear(attended, read, f"{layer}.self_attn.o_proj", bias)
+        x = _rms_norm(h, read(f"{layer}.post_attention_layernorm.weight"), config.rms_norm_eps)
+        bias = read if config.mlp_bias else None
+        gate, up = (_linear(x, read, f"{layer}.mlp.{p}_proj", bias) for p in ("gate", "up"))
+        h = h + _linear(gate / (1 + np.exp(-gate)) * up, read, f"{layer}.mlp.down_proj", bias)
+    h = _rms_norm(h[positions], read("model.norm.weight"), config.rms_norm_eps)
+    return h @ read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").T
+
+
+def _rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+
+
+def _linear(x: Floats, read: Callable[[str], Floats], name: str, bias: Callable[[str], Floats] | None) -> Floats:
+    y = x @ read(f"{name}.weight").T
+    return y + bias(f"{name}.bias") if bias else y

@@ -1,0 +1,85 @@
+"""Export ends with proof: the artifact, run through the real runtime, against an independent reference.
+
+The runtime's part runs in a process of its own (probe.py): MindSpore and MindSpore Lite hold libraries of the same
+names and cannot share one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.checkpoint import Checkpoint
+from exporter.progress import Progress
+from exporter.reference import reference_logits
+from runtime.artifact import Manifest, Parity
+from runtime.errors import UserError
+
+DECODE_STEPS = 64
+SEED = 0
+# max |d logits| over the range of the reference's logits that an artifact may show, by its weight format.
+TOLERANCE = {"fp32": 1e-4}
+
+
+def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:
+    """Compare at each bucket's edge -1, edge and edge +1, and over 64 decode steps. Raises UserError past TOLERANCE."""
+    edges, prefix, steps = plan(manifest)
+    tokens = sequence(manifest, max([*edges, prefix + steps]))
+    positions = [n - 1 for n in edges] + [prefix + i for i in range(steps)]
+    with progress.stage("Computing the reference"):
+        expected, reference = reference_logits(checkpoint, tokens, positions)
+    with progress.stage(f"Running the artifact ({len(positions)} comparisons)"):
+        found = run_artifact(folder, manifest, tokens, edges, prefix, steps)
+    error = float(np.abs(found - expected).max())
+    span = float(expected.max() - expected.min())
+    agreement = float(np.mean(found.argmax(-1) == expected.argmax(-1)))
+    parity = Parity(error, error / span, agreement, len(positions), reference)
+    progress.console.print(
+        f"max |d logits| {error:.2e} ({parity.relative:.1e} of their range), "
+        f"top-1 agreement {agreement:.1%} over {len(positions)} positions, against {reference}",
+        highlight=False,
+    )
+    limit = TOLERANCE[manifest.weights_format]
+    if not parity.relative <= limit:
+        raise UserError(
+            f"the exported graph differs from {reference} by {parity.relative:.1e} of the logits' range; "
+            f"{manifest.weights_format} allows {limit:.0e}. This is a defect of the exporter: please report the model"
+        )
+    return parity
+
+
+def plan(manifest: Manifest) -> tuple[list[int], int, int]:
+    """(prompt lengths to prefill, prompt length before decoding, decode steps), as the context allows."""
+    wanted = {b + d for b in manifest.buckets[1:] for d in (-1, 0, 1)} | {1}
+    edges = sorted(n for n in wanted if 1 <= n <= manifest.context)
+    prefix = min(manifest.buckets[min(1, len(manifest.buckets) - 1)] + 1, max(1, manifest.context // 2))
+    return edges, prefix, min(DECODE_STEPS, manifest.context - prefix)
+
+
+def sequence(manifest: Manifest, count: int) -> NDArray[np.int32]:
+    """[count] random token ids, the same for the same vocabulary."""
+    return np.random.default_rng(SEED).integers(0, manifest.config["vocab_size"], count, dtype=np.int32)
+
+
+def run_artifact(
+    folder: Path, manifest: Manifest, tokens: NDArray[np.int32], edges: list[int], prefix: int, steps: int
+) -> NDArray[np.float32]:
+    """Logits [len(edges) + steps, V] of the artifact in `folder`, computed by probe.py in its own process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
+        np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))
+        command = [sys.executable, "-m", "exporter.probe", str(folder), str(job), str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")
+        return np.asarray(np.load(result))
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
