@@ -1,0 +1,66 @@
+# make run          set up, export a small Llama and let it answer PROMPT
+# make test         set up and run every test;  make test-fast leaves out those that take minutes
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CONTEXT= BUCKETS= BATCH= OUT=]
+# make lint         ruff and mypy
+# make clean        remove the environment and the build folder (not the artifacts)
+
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+
+MODEL ?= smollm2-135m-instruct
+TARGET ?= portable
+WEIGHTS ?= fp32
+PROMPT ?= Why is the sky blue?
+ARTIFACT ?= artifacts/$(notdir $(MODEL))-$(TARGET)-$(WEIGHTS)
+
+# name=value of the command line -> --name value; the default of what is not given is the exporter's.
+option = $(if $(filter-out undefined default,$(origin $(2))),--$(1) "$($(2))")
+EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,CONTEXT) \
+  $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
+
+.DELETE_ON_ERROR:
+.PHONY: run export test test-fast lint clean
+
+run: $(ARTIFACT)/manifest.json
+	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
+
+export: $(VENV)/ready
+	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS)
+
+$(ARTIFACT)/manifest.json: | $(VENV)/ready
+	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS) --out $(ARTIFACT)
+
+test: $(VENV)/ready-test
+	$(PYTHON) -m pytest
+
+test-fast: $(VENV)/ready-test
+	$(PYTHON) -m pytest -m "not slow"
+
+lint: $(VENV)/ready-test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(PYTHON):
+	@echo "Setting up $(VENV): about 4 GB of disk (mindspore alone is 2.8 GB installed) and a few minutes,"
+	@echo "most of it download. Needs Python 3.10 to 3.12 and a C++ compiler. 'make clean' removes it."
+	@$(PYTHON3) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "error: $$($(PYTHON3) --version) found, 3.10 to 3.12 needed; set PYTHON3=python3.11" >&2; exit 2; }
+	@$(PYTHON3) -m venv $(VENV)
+
+# The kernels are built by pip with the package, so a changed source installs it again.
+$(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/CMakeLists.txt) \
+  $(wildcard runtime/lite/*.cpp runtime/lite/*.h) | $(PYTHON)
+	$(PIP) install --editable ".[export]"
+	$(PYTHON) -m runtime.lite install
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	@echo "Adding what the tests need: about 1 GB more (torch, onnxruntime)."
+	$(PIP) install --editable ".[test,dev]"
+	@touch $@

@@ -1,0 +1,37 @@
+"""Builds the CPU kernels with CMake into kernels/cpu, for `pip install .` and `pip install -e .` alike.
+
+Everything else about the package is in setup.cfg.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+LIBRARY = "kernels/cpu/libedgellama_cpu.so"
+
+
+class BuildKernels(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        return LIBRARY  # loaded with dlopen, not imported: no Python version in its name
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            sys.exit(f"error: no C++ compiler ({compiler}) was found; install one, on Debian: apt-get install g++")
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "kernels"
+        for command in (
+            ["cmake", "-G", "Ninja", "-S", "kernels/cpu", "-B", str(build), f"-DEDGELLAMA_OUTPUT={output}"],
+            ["cmake", "--build", str(build)],
+        ):
+            subprocess.run(command, check=True)
+
+
+setup(ext_modules=[Extension("kernels.cpu.edgellama_cpu", sources=[])], cmdclass={"build_ext": BuildKernels})
