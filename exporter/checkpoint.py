@@ -10,6 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,14 @@ class Checkpoint(ABC):
 
     def names(self) -> list[str]:
         """Every weight of the network, in network order; lm_head.weight only where it is not tied."""
-        return list(expected_tensors(self.config))
+        return list(self._expected)
 
     def shape(self, name: str) -> Shape:
-        return expected_tensors(self.config)[name]
+        return self._expected[name]
+
+    @cached_property
+    def _expected(self) -> dict[str, Shape]:
+        return expected_tensors(self.config)
 
     @abstractmethod
     def dtype(self, name: str) -> str:
@@ -63,9 +68,13 @@ class Checkpoint(ABC):
     def tokenizer_files(self) -> dict[str, bytes]:
         """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja where there is one."""
 
+    @abstractmethod
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json holds (or would, where the checkpoint has none)."""
+
     def eos_token_id(self) -> tuple[int, ...]:
-        """The ids that end a sequence: of generation_config.json where it names any, else of the config."""
-        eos = json.loads(self.tokenizer_files()["generation_config.json"]).get("eos_token_id")
+        """The ids that end a sequence: of the generation config where it names any, else of the config."""
+        eos = self.generation_config().get("eos_token_id")
         if eos is None:
             return self.config.eos_token_id
         return tuple(eos) if isinstance(eos, list) else (eos,)

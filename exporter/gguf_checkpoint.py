@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision
 from exporter.gguf_config import read_config
 from exporter.gguf_file import GGUFFile
-from exporter.gguf_tokenizer import gguf_tokenizer_files
+from exporter.gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
 from runtime.errors import UserError
 
 _OUTSIDE = {
@@ -75,6 +76,9 @@ class GGUFCheckpoint(Checkpoint):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return gguf_tokenizer_files(self.file)
+
+    def generation_config(self) -> dict[str, Any]:
+        return gguf_generation_config(self.file)
 
     def _kind(self, name: str) -> GGMLQuantizationType:
         return self.file.tensors[self._stored[name]].kind

@@ -7,7 +7,7 @@ not say (how text is split before BPE) follows from tokenizer.ggml.pre, as in th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ PRE_KINDS = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "gpt-2": _Pre((_GPT2,)),
+    "smaug-bpe": replace(_LLAMA3, ignore_merges=False, add_bos=False),
     "qwen2": _QWEN2,
     "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
 }
@@ -84,7 +85,7 @@ def gguf_tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
     files = {
         "tokenizer.json": build_tokenizer(file).to_str(pretty=True).encode(),
         "tokenizer_config.json": to_json(_tokenizer_config(vocabulary)),
-        "generation_config.json": to_json(_generation_config(vocabulary)),
+        "generation_config.json": to_json(gguf_generation_config(file)),
     }
     if template := file.fields.get("tokenizer.chat_template"):
         files["chat_template.jinja"] = template.encode()
@@ -216,13 +217,14 @@ def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
     }
 
 
-def _generation_config(vocabulary: _Vocabulary) -> dict[str, Any]:
-    # "eot" and "eom" end a turn or a message in a chat: generation stops there too.
-    ends = [vocabulary.get(f"{key}_token_id") for key in ("eos", "eot", "eom")]
-    eos = list(dict.fromkeys(int(end) for end in ends if end is not None))
+def gguf_generation_config(file: GGUFFile) -> dict[str, Any]:
+    """The ids that begin, end and pad a sequence; "eot" and "eom" end a turn or a message, and generation with it."""
+    get = file.fields.get
+    eos = [get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(end for end in eos if end is not None))
     ids = {
-        "bos_token_id": vocabulary.get("bos_token_id"),
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "pad_token_id": vocabulary.get("padding_token_id"),
+        "bos_token_id": get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": get("tokenizer.ggml.padding_token_id"),
     }
     return {key: value for key, value in ids.items() if value is not None}

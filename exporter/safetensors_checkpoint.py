@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision, expected_tensors, read_json
 from exporter.config import LlamaConfig
-from exporter.tokenizer_files import folder_tokenizer_files
+from exporter.tokenizer_files import folder_tokenizer_files, generation_config
 from runtime.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -65,6 +65,10 @@ class SafetensorsCheckpoint(Checkpoint):
     def tokenizer_files(self) -> dict[str, bytes]:
         return folder_tokenizer_files(self.path, self.config)
 
+    def generation_config(self) -> dict[str, Any]:
+        path = self.path / "generation_config.json"
+        return read_json(path) if path.exists() else generation_config(self.config)
+
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._home[name].get_slice(name).get_shape())
 
@@ -107,8 +111,10 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         needed = _described_size(path)
-        cut = f"is cut: it has {size:,} bytes, its header describes {needed:,}"
-        told = cut if needed and needed > size else f"({size:,} bytes) cannot be read ({error})"
+        if needed is not None and needed > size:
+            told = f"is cut: it has {size:,} bytes, its header describes {needed:,}"
+        else:
+            told = f"({size:,} bytes) cannot be read ({error})"
         raise UserError(f"{path} {told}; download it again") from error
 
 

@@ -31,14 +31,13 @@ def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes
     files.setdefault("tokenizer_config.json", b"{}\n")
     if "chat_template.jinja" not in files and (template := _chat_template(files["tokenizer_config.json"])):
         files["chat_template.jinja"] = template.encode()
-    files.setdefault("generation_config.json", generation_config(config))
+    files.setdefault("generation_config.json", to_json(generation_config(config)))
     return files
 
 
-def generation_config(config: LlamaConfig) -> bytes:
-    """A generation_config.json from the ids in the config."""
-    ids = {key: value for key, value in config.to_dict().items() if key.endswith("_token_id") and value is not None}
-    return to_json(ids)
+def generation_config(config: LlamaConfig) -> dict[str, Any]:
+    """A generation config from the ids in the config."""
+    return {key: value for key, value in config.to_dict().items() if key.endswith("_token_id") and value is not None}
 
 
 def to_json(value: Any) -> bytes:

@@ -1,0 +1,254 @@
+"""Safetensors checkpoints as transformers saves them: read back exactly, and every kind of damage told."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig as HFLlamaConfig
+from transformers import LlamaForCausalLM
+
+from exporter.checkpoint import open_checkpoint
+from exporter.presets import PRESETS
+from runtime.errors import UserError
+
+CONFIG: dict[str, Any] = {
+    **{"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5},
+}
+
+
+def save(folder: Path, dtype: torch.dtype = torch.float32, shard: str = "1GB", **config: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(HFLlamaConfig(**{**CONFIG, **config})).to(dtype)
+    for parameter in model.parameters():  # norms and biases start as constants
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def edit_json(path: Path, **change: Any) -> None:
+    value = json.loads(path.read_text())
+    value.update(change)
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 20},
+    ],
+)
+def test_every_tensor_reads_back_exactly(tmp_path: Path, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    model = save(tmp_path, dtype, **config)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = dict(model.named_parameters())  # a tied output matrix appears once, as the embedding
+    assert set(checkpoint.names()) == set(expected)
+    stored = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    for name, parameter in expected.items():
+        tensor = checkpoint.tensor(name)
+        assert tensor.dtype == np.float32
+        assert tensor.shape == checkpoint.shape(name) == tuple(parameter.shape)
+        np.testing.assert_array_equal(tensor, parameter.detach().float().numpy())
+        assert checkpoint.dtype(name) == stored
+        assert checkpoint.raw(name) is None
+
+
+def test_shards_read_as_one(tmp_path: Path) -> None:
+    whole = save(tmp_path / "one")
+    save(tmp_path / "many", shard="30KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    checkpoint = open_checkpoint(tmp_path / "many")
+    for name, parameter in whole.named_parameters():
+        np.testing.assert_array_equal(checkpoint.tensor(name), parameter.detach().numpy())
+
+
+def test_opening_and_reading_one_tensor_does_not_load_the_file(tmp_path: Path) -> None:
+    """A 2.5 GB checkpoint (a file with holes) is opened, and a norm read, within 100 MB."""
+    config = PRESETS["llama3.2-1b"].config
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    from exporter.checkpoint import expected_tensors
+
+    header, end = {}, 0
+    for name, shape in expected_tensors(config).items():
+        begin, end = end, end + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    checkpoint = open_checkpoint(tmp_path)
+    assert not checkpoint.tensor("model.norm.weight").any()
+    assert checkpoint.revision.startswith("sampled-sha256:")
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100e6
+
+
+def test_derived_buffers_of_old_checkpoints_are_ignored(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors["model.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, path)
+    assert "model.rotary_emb.inv_freq" not in open_checkpoint(tmp_path).names()
+
+
+def test_missing_surplus_and_misshapen_tensors_are_one_error(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"], tensors["lm_head.weight"]
+    tensors["model.layers.7.mlp.up_proj.weight"] = torch.ones(2, 2)
+    tensors["model.norm.weight"] = torch.ones(49)
+    save_file(tensors, path)
+    with pytest.raises(UserError) as error:
+        open_checkpoint(tmp_path)
+    told = str(error.value)
+    assert "2 missing: model.layers.1.mlp.up_proj.weight, lm_head.weight" in told
+    assert "1 surplus: model.layers.7.mlp.up_proj.weight" in told
+    assert "model.norm.weight [49], not [48]" in told
+
+
+def test_a_long_list_is_shortened(tmp_path: Path) -> None:
+    save(tmp_path)
+    edit_json(tmp_path / "config.json", num_hidden_layers=30)
+    with pytest.raises(UserError, match=r"252 missing: .* and 240 more"):
+        open_checkpoint(tmp_path)
+
+
+def test_tied_output_matrix_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> None:
+    save(tmp_path, tie_word_embeddings=True)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, path)
+    assert "lm_head.weight" not in open_checkpoint(tmp_path).names()
+
+    tensors["lm_head.weight"][3, 3] += 1
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"tie_word_embeddings.*lm_head.weight.*set tie_word_embeddings to false"):
+        open_checkpoint(tmp_path)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=False)  # the remedy
+    assert "lm_head.weight" in open_checkpoint(tmp_path).names()
+
+
+@pytest.mark.parametrize("lost", [1, 1000, -40, -4])
+def test_a_cut_file_is_told_before_any_work(tmp_path: Path, lost: int) -> None:
+    """Cut at the end, and (negative) down to a few bytes of the header."""
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, size - lost if lost > 0 else -lost)
+    with pytest.raises(UserError, match=r"model\.safetensors.*download it again") as error:
+        open_checkpoint(tmp_path)
+    if lost > 0:
+        assert f"is cut: it has {size - lost:,} bytes, its header describes {size:,}" in str(error.value)
+
+
+def test_an_absent_shard_is_named(tmp_path: Path) -> None:
+    save(tmp_path, shard="30KB")
+    gone = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(UserError, match=f"lacks {gone.name}, which model.safetensors.index.json names"):
+        open_checkpoint(tmp_path)
+
+
+def test_types_that_are_not_floats_are_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.ones(48, dtype=torch.int8)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"model\.norm\.weight \(I8\); supported are F32, F16, BF16"):
+        open_checkpoint(tmp_path)
+
+
+def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist; give a Hugging Face folder or a \.gguf"):
+        open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        open_checkpoint(tmp_path)
+    HFLlamaConfig(**CONFIG).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin only; save them as safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "model.txt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"neither a Hugging Face folder nor a \.gguf"):
+        open_checkpoint(tmp_path / "model.txt")
+
+
+def test_revision_is_the_hubs_commit_or_follows_the_content(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    save(tmp_path / "models--a--b" / "snapshots" / commit)
+    assert open_checkpoint(tmp_path / "models--a--b" / "snapshots" / commit).revision == commit
+
+    save(tmp_path / "one")
+    save(tmp_path / "same")
+    save(tmp_path / "other", rms_norm_eps=1e-6)
+    one, same, other = (open_checkpoint(tmp_path / name).revision for name in ("one", "same", "other"))
+    assert one == same != other
+    path = tmp_path / "same" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert open_checkpoint(tmp_path / "same").revision != one
+
+
+def tokenizer_json() -> bytes:
+    return Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).to_str().encode()
+
+
+def test_tokenizer_files_are_copied_and_what_is_absent_is_derived(tmp_path: Path) -> None:
+    save(tmp_path, bos_token_id=1, eos_token_id=[2, 5])
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        checkpoint.tokenizer_files()
+
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json())
+    config = b'{ "tokenizer_class": "PreTrainedTokenizerFast",  "chat_template": "{{ messages }}" }'
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    files = checkpoint.tokenizer_files()
+    assert files["tokenizer.json"] == tokenizer_json()
+    assert files["tokenizer_config.json"] == config
+    assert files["chat_template.jinja"] == b"{{ messages }}"
+    assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": [2, 5]}
+    assert checkpoint.eos_token_id() == (2, 5)
+
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    (tmp_path / "chat_template.jinja").write_text("{{ 1 }}")
+    named = {"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    files = checkpoint.tokenizer_files()
+    assert files["chat_template.jinja"] == b"{{ 1 }}"
+    assert files["generation_config.json"] == b'{"eos_token_id": 9}'
+    assert checkpoint.eos_token_id() == (9,)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert checkpoint.tokenizer_files()["chat_template.jinja"] == b"d"
+
+
+def test_a_sentencepiece_file_that_cannot_be_converted_is_told(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no protobuf at all")
+    with pytest.raises(UserError, match=r"cannot make one from its tokenizer\.model.*sentencepiece"):
+        open_checkpoint(tmp_path).tokenizer_files()

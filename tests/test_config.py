@@ -1,0 +1,225 @@
+"""LlamaConfig against real published configs, and against transformers' own LlamaConfig."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig as HFLlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from exporter.config import LlamaConfig, RopeScaling
+from exporter.presets import PRESETS
+from runtime.errors import UserError
+
+SMALL: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+# As published, transformers 4.45 style.
+LLAMA_32_1B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+SMOLLM2_135M: dict[str, Any] = {
+    "_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    {
+        **{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False},
+        **{"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25},
+    },
+    {
+        **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+        **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+]
+
+
+def test_published_llama_32_1b() -> None:
+    config = LlamaConfig.from_dict(LLAMA_32_1B)
+    assert (config.head_dim, config.num_key_value_heads, config.rope_theta) == (64, 8, 500000.0)
+    assert config.rope_scaling == RopeScaling(
+        "llama3", 32.0, original_max_position_embeddings=8192, low_freq_factor=1.0, high_freq_factor=4.0
+    )
+    assert config.tie_word_embeddings
+    assert config.eos_token_id == (128001,)
+    assert config == PRESETS["llama3.2-1b"].config
+
+
+def test_published_smollm2() -> None:
+    assert LlamaConfig.from_dict(SMOLLM2_135M) == PRESETS["smollm2-135m-instruct"].config
+
+
+def test_earliest_llama_config_has_no_rope_and_no_kv_heads() -> None:
+    config = LlamaConfig.from_dict({**SMALL, "pad_token_id": -1, "bos_token_id": 1, "eos_token_id": 2})
+    assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
+    assert (config.num_key_value_heads, config.head_dim, config.pad_token_id) == (4, 24, None)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_read_back_through_transformers(name: str) -> None:
+    config = PRESETS[name].config
+    assert LlamaConfig.from_dict(HFLlamaConfig(**config.to_dict()).to_dict()) == config
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("extra", [{}, {"head_dim": 40, "attention_bias": True, "eos_token_id": [5, 7]}])
+def test_every_rope_kind_in_both_spellings(rope: dict[str, Any], extra: dict[str, Any]) -> None:
+    """transformers 4's rope_scaling + rope_theta and 5's rope_parameters mean the same, there and back."""
+    old = LlamaConfig.from_dict({**SMALL, **extra, "rope_theta": 5000.0, "rope_scaling": rope})
+    new = LlamaConfig.from_dict({**SMALL, **extra, "rope_parameters": {**rope, "rope_theta": 5000.0}})
+    assert old == new
+    assert LlamaConfig.from_dict(old.to_dict()) == old
+    theirs = HFLlamaConfig(**old.to_dict())
+    assert theirs.rope_parameters["rope_type"] == rope["rope_type"]
+    assert theirs.rope_parameters["rope_theta"] == 5000.0
+    assert LlamaConfig.from_dict(theirs.to_dict()) == old
+
+
+def test_older_spelling_of_the_rope_kind() -> None:
+    config = LlamaConfig.from_dict({**SMALL, "rope_scaling": {"type": "linear", "factor": 2}})
+    assert config.rope_scaling == RopeScaling("linear", 2)
+
+
+def test_original_context_beside_the_rope_parameters_wins_as_in_transformers() -> None:
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    given = {**SMALL, "rope_scaling": rope, "original_max_position_embeddings": 128}
+    config = LlamaConfig.from_dict(given)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.original_max_position_embeddings == 128
+    theirs = HFLlamaConfig(**given)
+    LlamaRotaryEmbedding(theirs)  # settles the parameters
+    assert theirs.rope_parameters["original_max_position_embeddings"] == 128
+
+
+@pytest.mark.parametrize("key", [k for k in SMALL if k != "model_type"])
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(UserError, match=rf"lacks {key}\b"):
+        LlamaConfig.from_dict({k: v for k, v in SMALL.items() if k != key})
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "mixtral"}, "'mixtral'.*'llama'"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq.*unquantized"),
+    ({"sliding_window": 4096}, "sliding_window = 4096"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+    ({"rope_interleaved": True}, "rope_interleaved = True"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map.*code of its own"),
+    ({"logits_scaling": 8.0}, "logits_scaling = 8.0"),
+    ({"frobnication": 3, "qk_layernorm": True}, "frobnication = 3.*remove it.*qk_layernorm = True"),
+    ({"num_key_value_heads": 3}, "num_attention_heads = 4.*num_key_value_heads = 3"),
+    ({"hidden_size": 98}, "hidden_size = 98.*num_attention_heads = 4"),
+    ({"head_dim": 25}, "head_dim = 25 is odd"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+    ({"num_attention_heads": 0}, "num_attention_heads = 0"),
+    ({"vocab_size": "many"}, "vocab_size = 'many'"),
+    ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
+    ({"eos_token_id": ["</s>"]}, "'</s>'"),
+    ({"rope_scaling": "linear"}, "rope_scaling = 'linear'"),
+    ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "'longrope'.*running length"),
+    ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope'.*supported are default, linear"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor = 0"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000}}, "does not take alpha = 1000"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor = 0.25"),
+    (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        "which differ",
+    ),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "high_freq_factor = 1.0 must be above",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), REFUSED, ids=[str(sorted(c)) for c, _ in REFUSED])
+def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        LlamaConfig.from_dict({**SMALL, **change})
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"frobnication": None},
+        {"sliding_window": None, "layer_types": ["full_attention", "full_attention"]},
+        {"auto_map": {"AutoTokenizer": "tokenization_x.X"}},
+        {"partial_rotary_factor": 1.0, "rope_interleaved": False, "logits_scaling": 1},
+        {"rope_scaling": None, "rope_parameters": None},
+    ],
+)
+def test_neutral_values_are_passed_over(harmless: dict[str, Any]) -> None:
+    assert LlamaConfig.from_dict({**SMALL, **harmless}) == LlamaConfig.from_dict(SMALL)

@@ -1,0 +1,108 @@
+"""Rotary tables against transformers' own LlamaRotaryEmbedding, for every kind and over their parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig as HFLlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from exporter.config import LlamaConfig
+from exporter.rope import rope_frequencies, rope_tables
+from runtime.errors import UserError
+
+CONTEXT = 1024
+
+
+def config(head_dim: int, theta: float, rope: dict[str, Any] | None) -> LlamaConfig:
+    return LlamaConfig.from_dict(
+        {
+            **{"model_type": "llama", "vocab_size": 8, "hidden_size": 4 * head_dim, "intermediate_size": 8},
+            **{"num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": head_dim, "rms_norm_eps": 1e-5},
+            **{"max_position_embeddings": CONTEXT, "rope_theta": theta, "rope_scaling": rope},
+        }
+    )
+
+
+def assert_like_transformers(ours: LlamaConfig) -> None:
+    theirs = LlamaRotaryEmbedding(HFLlamaConfig(**ours.to_dict()))
+    frequency, factor = rope_frequencies(ours)
+    # theirs is float32 throughout; a few roundings of powers and quotients
+    np.testing.assert_allclose(frequency, theirs.inv_freq.double().numpy(), rtol=3e-6)
+    assert factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
+
+    cos, sin = rope_tables(ours, CONTEXT)
+    assert cos.shape == sin.shape == (CONTEXT, ours.head_dim // 2)
+    assert cos.dtype == sin.dtype == np.float32
+    their_cos, their_sin = theirs(torch.zeros(1), torch.arange(CONTEXT)[None])  # [1, C, D]: the half twice
+    # an angle of up to CONTEXT radians, off by a relative 3e-6 and rounded to float32
+    bound = factor * CONTEXT * 3e-6
+    half = ours.head_dim // 2
+    for mine, other in ((cos, their_cos), (sin, their_sin)):
+        np.testing.assert_allclose(np.concatenate([mine, mine], 1), other[0].numpy(), atol=bound)
+        np.testing.assert_allclose(mine[:32], other[0, :32, :half].numpy(), atol=factor * 32 * 3e-6)
+
+
+HEAD_DIMS = st.sampled_from([2, 6, 24, 64, 80, 128])
+THETAS = st.sampled_from([500.0, 10000.0, 130000.0, 500000.0])
+FACTORS = st.floats(1.0, 64.0)
+ORIGINALS = st.integers(64, 8192)
+
+
+@settings(deadline=None, max_examples=40)
+@given(head_dim=HEAD_DIMS, theta=THETAS, kind=st.sampled_from(["default", "linear", "dynamic"]), factor=FACTORS)
+def test_default_linear_dynamic(head_dim: int, theta: float, kind: str, factor: float) -> None:
+    rope = None if kind == "default" else {"rope_type": kind, "factor": factor}
+    if kind == "dynamic" and head_dim == 2:
+        return  # transformers divides by head_dim - 2 there
+    assert_like_transformers(config(head_dim, theta, rope))
+
+
+@settings(deadline=None, max_examples=60)
+@given(head_dim=HEAD_DIMS, theta=THETAS, factor=FACTORS, original=ORIGINALS, low=st.floats(1, 4), up=st.floats(1, 8))
+def test_llama3(head_dim: int, theta: float, factor: float, original: int, low: float, up: float) -> None:
+    rope = {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original}
+    assert_like_transformers(config(head_dim, theta, {**rope, "low_freq_factor": low, "high_freq_factor": low + up}))
+
+
+YARN_OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "attention_factor": st.floats(0.5, 2.0),
+        "beta_fast": st.floats(8, 64),
+        "beta_slow": st.floats(0.5, 4),
+        "truncate": st.booleans(),
+        "mscale": st.floats(0.1, 2.0),
+        "mscale_all_dim": st.floats(0.1, 2.0),
+    },
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(head_dim=HEAD_DIMS, theta=THETAS, factor=FACTORS, original=ORIGINALS, options=YARN_OPTIONS)
+def test_yarn(head_dim: int, theta: float, factor: float, original: int, options: dict[str, Any]) -> None:
+    rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **options}
+    assert_like_transformers(config(head_dim, theta, rope))
+
+
+def test_far_positions_are_computed_in_float64() -> None:
+    """At position 131,071 a float32 angle is off by up to 0.008; the table is right to float32's last place."""
+    cos, sin = rope_tables(config(64, 10000.0, None), 131072)
+    for pair in (0, 3, 10):
+        angle = 131071 * 10000.0 ** (-2 * pair / 64)
+        assert cos[-1, pair] == pytest.approx(math.cos(angle), abs=1e-7)
+        assert sin[-1, pair] == pytest.approx(math.sin(angle), abs=1e-7)
+
+
+def test_dynamic_is_refused_past_the_original_context_and_the_remedy_works() -> None:
+    dynamic = config(64, 10000.0, {"rope_type": "dynamic", "factor": 4.0})
+    with pytest.raises(UserError, match=rf"context {CONTEXT + 1} .*maximum of {CONTEXT} .*CONTEXT={CONTEXT}"):
+        rope_tables(dynamic, CONTEXT + 1)
+    default = rope_tables(config(64, 10000.0, None), CONTEXT)
+    np.testing.assert_array_equal(rope_tables(dynamic, CONTEXT), default)
