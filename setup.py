@@ -14,12 +14,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-LIBRARY = "kernels/cpu/libedgellama_cpu.so"
-
 
 class BuildKernels(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        return LIBRARY  # loaded with dlopen, not imported: no Python version in its name
+        *package, name = fullname.split(".")
+        return str(Path(*package, f"lib{name}.so"))  # loaded with dlopen: no Python version in its name
 
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX", "g++")
