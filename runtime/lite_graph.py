@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,12 @@ def available_threads() -> int:
 
 
 def import_lite() -> ModuleType:
-    """The `mindspore_lite` package. Raises UserError with the command that installs it."""
+    """The `mindspore_lite` package. Raises UserError with what to do where it cannot be imported."""
+    if "mindspore" in sys.modules and "mindspore_lite" not in sys.modules:
+        raise UserError(
+            "mindspore is imported in this process, and MindSpore Lite's libraries cannot be loaded beside its own. "
+            "Use the runtime in a process without mindspore; numpy arrays stand where its tensors did"
+        )
     try:
         return importlib.import_module("mindspore_lite")
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
 
-from runtime.engine import Engine, plan_chunks
+from runtime.engine import PASS_COST, Engine, plan_chunks
 from runtime.errors import UserError
 
 BUCKETS = (1, 4, 16)
@@ -27,13 +28,36 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Weights]:
     return build(tmp_path_factory.mktemp("toy"), batch=3)
 
 
-@given(st.integers(1, 2000))
-def test_chunks_hold_the_call_and_no_more(tokens: int) -> None:
-    chunks = plan_chunks(tokens, BUCKETS)
+def cost(buckets: tuple[int, ...]) -> int:
+    return sum(bucket + PASS_COST for bucket in buckets)
+
+
+@given(st.integers(1, 2000), st.sets(st.integers(2, 300), max_size=3))
+def test_chunks_hold_the_call_and_pad_the_last_only(tokens: int, others: set[int]) -> None:
+    buckets = tuple(sorted({1, *others}))
+    chunks = plan_chunks(tokens, buckets)
     assert sum(count for _, count in chunks) == tokens
-    assert all(bucket == count == 16 for bucket, count in chunks[:-1])
-    bucket, count = chunks[-1]
-    assert bucket == min(b for b in BUCKETS if b >= count)
+    assert all(bucket == count for bucket, count in chunks[:-1])
+    assert all(bucket in buckets and 1 <= count <= bucket for bucket, count in chunks)
+
+
+@given(st.integers(1, 100))
+def test_chunks_are_the_cheapest_cover(tokens: int) -> None:
+    """Against every multiset of buckets that could cover the call."""
+    buckets = (1, 8, 40, 100)
+    covers = (
+        (40,) * a + (8,) * b + (1,) * max(0, tokens - 40 * a - 8 * b) for a, b in itertools.product(range(4), range(14))
+    )
+    best = min([cost((100,)), *map(cost, covers)])
+    assert cost(tuple(bucket for bucket, _ in plan_chunks(tokens, buckets))) == best
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [(1, [1]), (5, [32]), (33, [32, 1]), (100, [128]), (129, [128, 1]), (700, [512, 128, 32, 32])],
+)
+def test_chunks_of_the_default_buckets(tokens: int, expected: list[int]) -> None:
+    assert [bucket for bucket, _ in plan_chunks(tokens, (1, 32, 128, 512))] == expected
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 15, 16, 17, 32, 48, 63, 64])
