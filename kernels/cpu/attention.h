@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "export.h"
+
 namespace edgellama {
 
 class Worker;
@@ -42,8 +44,8 @@ size_t attention_scratch_bytes(const AttentionArgs& args);
 
 // What is wrong with the sizes, then with the values of start and length; empty when they fit. The kernels check
 // nothing themselves: ask the first when the sizes become known, the second before each call.
-std::string attention_size_error(const AttentionArgs& args);
-std::string attention_range_error(const AttentionArgs& args);
+EDGELLAMA_EXPORT std::string attention_size_error(const AttentionArgs& args);
+EDGELLAMA_EXPORT std::string attention_range_error(const AttentionArgs& args);
 
 // Entered by every thread of a region (at most args.threads); returns when this thread has no more to do. The result
 // is the same, bit for bit, for any number of threads.

@@ -13,21 +13,25 @@ constexpr int kHeads = 4;
 #else
 constexpr int kHeads = 2;
 #endif
-constexpr long kAhead = 4096;  // bytes that software asks for in advance: a page, where the hardware's streams end
+// Bytes asked for ahead of their use, into the second-level cache: the hardware's own streams end at every page.
+constexpr long kAhead = 8192;
 
-// A range of one (row, group): positions first .. last-1, at most kMaxPart of them.
+// A range of one (row, group): at most kMaxPart positions.
 template <class T>
 struct Part {
-  const T* rows;           // keys or values of position `first`
-  const uint16_t* scales;  // of position `first`, or null
+  const T* rows;           // keys or values of the first position
+  const uint16_t* scales;  // of the first position, or null
+  const T* next;           // what is read after this part
   long count, dim, padded_dim;
-};
 
-template <class T>
-static inline void prefetch_rows(const T* row, long dim) {
-  const char* at = reinterpret_cast<const char*>(row) + kAhead;
-  for (long byte = 0; byte < 4 * dim * long(sizeof(T)); byte += kCacheLine) __builtin_prefetch(at + byte);
-}
+  // Asks for `bytes` of what is read kAhead after row i.
+  void prefetch(long i, long bytes) const {
+    const long past = (i - count) * dim * long(sizeof(T)) + kAhead;
+    const char* at = past < 0 ? reinterpret_cast<const char*>(rows + count * dim) + past
+                              : reinterpret_cast<const char*>(next) + past;
+    for (long byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(at + byte, 0, 2);
+  }
+};
 
 // scores[h][i] = q[h] . keys[i], four keys at a time. q [heads, padded_dim], scores [heads, stride].
 template <int heads, class T>
@@ -36,7 +40,7 @@ static inline void dot_keys(const Part<T>& part, const float* q, float* scores, 
   for (long i = 0; i < part.count; i += 4) {
     const T* key[4];
     for (long j = 0; j < 4; ++j) key[j] = part.rows + (i + j < part.count ? i + j : part.count - 1) * dim;
-    prefetch_rows(key[0], dim);
+    part.prefetch(i, 4 * dim * long(sizeof(T)));
     F sums[heads][4];
     for (int h = 0; h < heads; ++h)
       for (int j = 0; j < 4; ++j) sums[h][j] = broadcast(0.0f);
@@ -62,23 +66,25 @@ static inline void dot_keys(const Part<T>& part, const float* q, float* scores, 
 template <int heads, int vectors, class T>
 static inline void weigh_values(const Part<T>& part, const float* weights, long stride, long d, float* sums,
                                 long sums_stride) {
+  const long tail = vectors == 1 && part.dim - d < kLanes ? part.dim - d : 0;
   F acc[heads][vectors];
   for (int h = 0; h < heads; ++h)
     for (int v = 0; v < vectors; ++v) acc[h][v] = broadcast(0.0f);
   for (long i = 0; i < part.count; ++i) {
     const T* value = part.rows + i * part.dim + d;
-    __builtin_prefetch(reinterpret_cast<const char*>(value) + kAhead);
-    if (sizeof(F) / 4 * sizeof(T) * vectors > kCacheLine)
-      __builtin_prefetch(reinterpret_cast<const char*>(value) + kAhead + kCacheLine);
+    if (d == 0) part.prefetch(i, part.dim * long(sizeof(T)));
     F x[vectors];
-    for (int v = 0; v < vectors; ++v) x[v] = load_some(value + v * kLanes, part.dim - d - v * kLanes);
+    for (int v = 0; v < vectors; ++v) x[v] = tail ? load_tail(value, tail) : load_row(value + v * kLanes);
     for (int h = 0; h < heads; ++h) {
       const F w = broadcast(weights[h * stride + i]);
       for (int v = 0; v < vectors; ++v) acc[h][v] = fma(w, x[v], acc[h][v]);
     }
   }
   for (int h = 0; h < heads; ++h)
-    for (int v = 0; v < vectors; ++v) store_some(sums + h * sums_stride + d + v * kLanes, acc[h][v], part.dim - d - v * kLanes);
+    for (int v = 0; v < vectors; ++v) {
+      float* to = sums + h * sums_stride + d + v * kLanes;
+      tail ? store_some(to, acc[h][v], tail) : store(to, acc[h][v]);
+    }
 }
 
 template <class T>
@@ -148,9 +154,9 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   }
   const CacheView<T> cache(a, row, group);
   const long count = last - first;
-  const Part<T> keys{cache.keys + first * a.head_dim, cache.key_scale_at(first), count, a.head_dim, layout.padded_dim};
-  const Part<T> values{cache.values + first * a.head_dim, cache.value_scale_at(first), count, a.head_dim,
-                       layout.padded_dim};
+  const T *k = cache.keys + first * a.head_dim, *v = cache.values + first * a.head_dim;
+  const Part<T> keys{k, cache.key_scale_at(first), v, count, a.head_dim, layout.padded_dim};
+  const Part<T> values{v, cache.value_scale_at(first), k + count * a.head_dim, count, a.head_dim, layout.padded_dim};
   for (long h = 0; h < share; h += kHeads) {
     const float* some_q = q + h * layout.padded_dim;
     float* to = partial + h * layout.partial_stride;

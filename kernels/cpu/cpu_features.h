@@ -1,6 +1,8 @@
 // Which of the built instruction-set variants this CPU can run.
 #pragma once
 
+#include "export.h"
+
 namespace edgellama {
 
 // Ordered: a variant includes what the ones before it on the same architecture need.
@@ -17,9 +19,9 @@ constexpr int kIsaCount = 6;
 const char* isa_name(Isa isa);
 
 // True if this build holds the variant and CPU and kernel support it. Asking for amx also asks Linux for its state.
-bool isa_available(Isa isa);
+EDGELLAMA_EXPORT bool isa_available(Isa isa);
 
 // The best available variant.
-Isa best_isa();
+EDGELLAMA_EXPORT Isa best_isa();
 
 }  // namespace edgellama

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include "abi.h"
+
 namespace edgellama {
 
 namespace portable { const Kernels& variant(); }
@@ -39,6 +41,7 @@ using edgellama::Isa;
 
 // The numbers are those of enum class Isa; -1 asks for the best.
 EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::isa_available(static_cast<Isa>(isa)); }
+EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
 EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }
 
 // Times n empty regions of t threads: what fork and join cost, in seconds.

@@ -2,23 +2,22 @@
 #pragma once
 
 #include "cpu_features.h"
+#include "export.h"
 #include "pool.h"
-
-#if defined(__GNUC__)
-#define EDGELLAMA_API extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace edgellama {
 
 struct AttentionArgs;
+struct EmbeddingArgs;
 struct LinearArgs;
 
 struct Kernels {
+  void (*embedding)(const EmbeddingArgs&, Worker&);
   void (*linear)(const LinearArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
 };
 
 // The table of an available variant; nullptr if this build or this CPU lacks it.
-const Kernels* kernels(Isa isa);
+EDGELLAMA_EXPORT const Kernels* kernels(Isa isa);
 
 }  // namespace edgellama

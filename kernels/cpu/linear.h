@@ -78,6 +78,6 @@ struct TileScratch {
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 
 // Runs one Linear on the pool. Lengths must have been checked.
-void run_linear(LinearArgs args, Isa isa, int threads);
+EDGELLAMA_EXPORT void run_linear(LinearArgs args, Isa isa, int threads);
 
 }  // namespace edgellama

@@ -17,10 +17,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "export.h"
+
 namespace edgellama {
 
 // Reusable barrier for the `count` threads of one region.
-class Barrier {
+class EDGELLAMA_EXPORT Barrier {
  public:
   void reset(int count) {
     count_ = count;
@@ -61,7 +63,7 @@ static inline Range share(const Worker& me, long total, long grain = 1) {
   return {begin < total ? begin : total, end < total ? end : total};
 }
 
-class ThreadPool {
+class EDGELLAMA_EXPORT ThreadPool {
  public:
   static constexpr int kMaxThreads = 256;
 

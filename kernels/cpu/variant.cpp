@@ -3,6 +3,7 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
+void embedding(const EmbeddingArgs& args, Worker& me);
 void linear(const LinearArgs& args, Worker& me);
 #if __has_include("attention.h")
 void fused_attention(const AttentionArgs& args, Worker& me);
@@ -10,6 +11,7 @@ void fused_attention(const AttentionArgs& args, Worker& me);
 
 const Kernels& variant() {
   static constexpr Kernels table = {
+      embedding,
       linear,
 #if __has_include("attention.h")
       fused_attention,
