@@ -95,9 +95,10 @@ class GGUFFile:
         return np.asarray(flat).reshape(-1, tensor.row_bytes)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A tensor dequantized to float32, of its numpy shape."""
+        """A tensor dequantized to float32, of its numpy shape, in memory of its own."""
         info = self.tensors[name]
-        return dequantize(self.blocks(name), info.kind).reshape(info.shape).astype(np.float32, copy=False)
+        values = dequantize(self.blocks(name), info.kind).reshape(info.shape)
+        return values if values.flags.writeable else values.copy()  # of F32 it is a view of the map
 
     def _read_header(self, cursor: _Cursor) -> None:
         cursor.take(4)
@@ -152,7 +153,9 @@ class _Cursor:
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind])
             return np.frombuffer(self.take(count * dtype.itemsize), dtype)
-        return [self.value(kind) for _ in range(count)]
+        if kind == GGUFValueType.ARRAY:
+            raise ValueError("an array of arrays")
+        return [self.string() for _ in range(count)]
 
 
 def _kind(name: str, number: int) -> GGMLQuantizationType:

@@ -1,0 +1,126 @@
+"""Writes small GGUF files for the tests, out of a transformers model or of chosen metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+from transformers import LlamaForCausalLM
+
+Kind = GGMLQuantizationType
+K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
+# Byte offsets of the float16 scales inside a block: random bytes elsewhere are valid, a random scale may be a NaN.
+SCALES = {Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        _, _, layer, inner = stem.split(".", 3)
+        return f"blk.{layer}.{NAMES[inner]}.{kind}"
+    return f"{NAMES[stem]}.{kind}"
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The row order of q and k in a GGUF file: row i of a head's first half, then row i of its second half."""
+    out = np.empty_like(rows)
+    size = len(rows) // heads
+    for head in range(heads):
+        for i in range(size // 2):
+            out[head * size + 2 * i] = rows[head * size + i]
+            out[head * size + 2 * i + 1] = rows[head * size + size // 2 + i]
+    return out
+
+
+def random_blocks(kind: Kind, shape: tuple[int, int], seed: int) -> np.ndarray:
+    """uint8 [rows, bytes per row] of a K-quant, for which the gguf package has no quantizer."""
+    rng = np.random.default_rng(seed)
+    block, size = GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
+    for at in SCALES[kind]:
+        scale = rng.uniform(0.01, 0.1, (*blocks.shape[:2], 1)).astype(np.float16)
+        blocks[:, :, at : at + 2] = scale.view(np.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if config.head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+
+
+def write_model(
+    path: Path,
+    model: LlamaForCausalLM,
+    kind: Kind = Kind.F32,
+    metadata: Mapping[str, Any] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+    drop: tuple[str, ...] = (),
+    arch: str = "llama",
+) -> dict[str, np.ndarray]:
+    """Write the model's matrices as `kind` (vectors as F32). Returns what was stored, by Hugging Face name and rows.
+
+    `metadata` is added, or replaces what is there; a None takes a key out.
+    """
+    config = model.config
+    writer = GGUFWriter(path, arch)
+    add_model_metadata(writer, config)
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            add(writer, key, value)
+    stored = {}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for seed, (name, parameter) in enumerate(model.named_parameters()):
+        tensor = parameter.detach().float().numpy()
+        matrix = kind if tensor.ndim == 2 else Kind.F32
+        data = random_blocks(kind, tensor.shape, seed) if matrix in K_QUANTS else quantize(tensor, matrix)
+        stored[name] = data
+        projection = name.split(".")[-2]
+        out = interleave(data, heads[projection]) if projection in heads else data
+        if gguf_name(name) not in drop:
+            writer.add_tensor(gguf_name(name), out, raw_dtype=matrix)
+    for name, tensor in (extra or {}).items():
+        writer.add_tensor(name, tensor)
+    finish(writer)
+    return stored
+
+
+def add(writer: GGUFWriter, key: str, value: Any) -> None:
+    adders = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+    adders.get(type(value), writer.add_array)(key, value)
+
+
+def finish(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
