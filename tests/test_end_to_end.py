@@ -1,0 +1,183 @@
+"""An exported artifact in MindSpore Lite against transformers with the same weights: generate, stream, command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import BUCKETS, CONTEXT, checkpoint, export, generate, reference, run_cli, run_python, tiny_artifact
+from test_artifact import rewrite
+from transformers import AutoTokenizer
+
+from runtime.artifact import MANIFEST, sha256_file
+from runtime.text import Tokenizer
+
+VOCAB = 265
+PAD = 7  # a byte token, so no eos: Hugging Face can infer the mask from it
+
+
+def expected(**call: Any) -> np.ndarray:
+    """transformers' generate on the same arguments."""
+    tensors = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in call.items()}
+    with torch.no_grad():
+        return reference().generate(**tensors, do_sample=False).numpy()
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(sum(lengths))
+    return [(rng.integers(8, VOCAB - 3, n)).tolist() for n in lengths]
+
+
+def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    width = max(map(len, rows))
+    ids = np.array([[PAD] * (width - len(row)) + row for row in rows])
+    return ids, (ids != PAD).astype(int)
+
+
+def test_greedy_tokens_at_every_bucket_edge() -> None:
+    lengths = sorted({max(1, n + d) for n in (*BUCKETS, 3 * BUCKETS[-1] - 4) for d in (-1, 0, 1)})
+    calls = [{"input_ids": np.array([row]), "max_new_tokens": 12, "eos_token_id": -1} for row in prompts(*lengths)]
+    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+        room = min(12, CONTEXT - call["input_ids"].shape[1])
+        np.testing.assert_array_equal(got, expected(**{**call, "max_new_tokens": room, "pad_token_id": 0}))
+
+
+def test_padded_batches_as_transformers_pads_and_stops_them() -> None:
+    """Mask given and inferred, one eos and several, more rows than the artifact has."""
+    rows = prompts(5, 11, 1, 33, 8)
+    ids, mask = left_padded(rows)
+    free = expected(input_ids=ids, attention_mask=mask, max_new_tokens=16, eos_token_id=-1, pad_token_id=PAD)
+    eos = [int(free[0, ids.shape[1] + 3]), int(free[3, ids.shape[1] + 6])]
+    calls = [
+        {"attention_mask": mask, "eos_token_id": eos, "pad_token_id": PAD},
+        {"attention_mask": mask, "eos_token_id": eos[0]},
+        {"eos_token_id": eos, "pad_token_id": PAD},
+        {"pad_token_id": PAD, "max_length": ids.shape[1] + 5},
+    ]
+    calls = [{"input_ids": ids, "max_new_tokens": 16, **call} for call in calls]
+    calls[-1].pop("max_new_tokens")
+    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+        np.testing.assert_array_equal(got, expected(**call))
+
+
+def test_right_padding_gives_what_left_padding_gives() -> None:
+    rows = prompts(4, 9)
+    ids, mask = left_padded(rows)
+    right = np.array([row + [PAD] * (9 - len(row)) for row in rows])
+    a, b = generate(
+        tiny_artifact(),
+        {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8},
+        {"input_ids": right, "pad_token_id": PAD, "max_new_tokens": 8},
+    )
+    np.testing.assert_array_equal(a[:, 9:], b[:, 9:])
+
+
+TUTORIAL = """
+import json, sys
+import numpy as np
+from runtime import LlamaForCausalLM
+
+model = LlamaForCausalLM.from_pretrained(sys.argv[1])
+
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+input_ids = np.array(tokenizer(["A list of colors: red, blue"]).input_ids, np.int32)
+generated_ids = model.generate(
+    input_ids=input_ids,
+    max_new_tokens=30,
+    use_cache=True,
+    do_sample=False,
+)
+one = tokenizer.batch_decode(generated_ids, skip_special_tokens=True)[0].strip()
+
+tokenizer.pad_token = tokenizer.eos_token  # Most LLMs don't have a pad token by default
+input_ids = np.array(tokenizer(
+    ["A list of colors: red, blue", "Portugal is"], padding=True
+).input_ids, np.int32)
+generated_ids = model.generate(
+    input_ids=input_ids,
+    max_new_tokens=30,
+    use_cache=True,
+    do_sample=False,
+)
+two = tokenizer.batch_decode(generated_ids, skip_special_tokens=True)
+print(json.dumps([one, two]))
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_tutorials_two_cases() -> None:
+    one, two = run_python(TUTORIAL, str(tiny_artifact()))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    tokenizer.pad_token = tokenizer.eos_token
+    texts = ["A list of colors: red, blue", "Portugal is"]
+    ids = np.array(tokenizer(texts[:1]).input_ids)
+    assert (
+        one == tokenizer.batch_decode(expected(input_ids=ids, max_new_tokens=30), skip_special_tokens=True)[0].strip()
+    )
+    ids = np.array(tokenizer(texts, padding=True).input_ids)
+    assert two == tokenizer.batch_decode(expected(input_ids=ids, max_new_tokens=30), skip_special_tokens=True)
+
+
+def test_both_tokenizers_of_the_artifact_agree() -> None:
+    ours, theirs = Tokenizer.from_folder(tiny_artifact()), AutoTokenizer.from_pretrained(tiny_artifact())
+    for text in ("The capital of France is", " ça va? 🙂\n\n", "<s>x</s>", ""):
+        assert ours.encode(text) == theirs(text).input_ids
+    chat = [{"role": "user", "content": "Hi"}]
+    assert ours.encode_chat(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True).input_ids
+
+
+def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
+    )
+    for prompt, options in ((chat, []), (tokenizer("Hi").input_ids, ["--raw"])):
+        arguments = ["generate", str(tiny_artifact()), "--prompt", "Hi", "--max-new-tokens", "20", *options]
+        told = run_cli(*arguments, "--json")
+        report = json.loads(told.stdout)
+        answer = expected(input_ids=np.array([prompt]), max_new_tokens=20)[0, len(prompt) :].tolist()
+        assert (report["prompt_ids"], report["ids"]) == (prompt, answer)
+        assert report["text"] == tokenizer.decode(answer, skip_special_tokens=True)
+        assert report["finish_reason"] == ("eos" if answer[-1] == tokenizer.eos_token_id else "length")
+        streamed = run_cli(*arguments)
+        assert streamed.stdout == report["text"] + "\n"
+        # nothing but our own two lines: the native libraries' noise is kept back
+        assert [line.split()[0] for line in streamed.stderr.splitlines()] == ["Loading", f"[{report['finish_reason']};"]
+
+
+def test_the_remedy_for_a_long_prompt_works() -> None:
+    prompt = "x" * 150
+    told = run_cli("generate", str(tiny_artifact()), "--prompt", prompt, "--raw")
+    assert told.returncode == 2 and told.stdout == ""
+    found = re.search(
+        r"prompt has 151 tokens; this artifact holds 96 \(context\).*MODEL=(\S+) CONTEXT=(\d+)", told.stderr
+    )
+    assert found and Path(found[1]) == checkpoint()
+    longer = export("longer", "--context", found[2])
+    again = run_cli("generate", str(longer), "--prompt", prompt, "--raw", "--max-new-tokens", "2", "--json")
+    assert again.returncode == 0, again.stderr
+    assert len(json.loads(again.stdout)["ids"]) == 2
+
+
+def test_a_graph_that_does_not_load_shows_the_native_log(tmp_path: Path) -> None:
+    """The file is damaged and the manifest signed anew, so that only MindSpore Lite can tell."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_artifact(), folder)
+    values = json.loads((folder / MANIFEST).read_text())
+    (graph,) = values["graphs"]
+    path = folder / graph["file"]
+    path.write_bytes(b"\x00" * path.stat().st_size)
+    rewrite(folder, graphs=[{**graph, "sha256": sha256_file(path)}])
+    told = run_cli("generate", str(folder), "--prompt", "Hi")
+    lines = told.stderr.splitlines()
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert "MindSpore Lite could not load it" in lines[1]
+    assert lines[2] == "The native log ends:" and "ERROR" in told.stderr
