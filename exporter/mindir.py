@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mindspore.train import mind_ir_pb2 as pb
-
+from exporter.mindir_schema import pb
 from exporter.opsets import Input
 from runtime.errors import UserError
 

@@ -1,0 +1,146 @@
+"""A MindIR file as plain Python values: its operators in execution order, with inputs, attributes and shapes.
+
+Reads the lowered files that exporter.mindir writes (version 1: options are attributes of the primitive).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from exporter.mindir import DTYPES, Model
+from exporter.mindir_schema import pb
+from runtime.errors import UserError
+
+DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor's name, numpy dtype name and shape at the traced bucket."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Parameter(Value):
+    """A weight of the graph: where its little-endian bytes lie, `location` relative to the graph's folder."""
+
+    location: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node. Its result is called by its name; several results are one tuple of values name:0, name:1, ..."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    results: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class MindIRGraph:
+    """constants: values by name: numbers, tuples of numbers, or arrays. output: the value that the graph returns."""
+
+    inputs: tuple[Value, ...]
+    parameters: tuple[Parameter, ...]
+    constants: Mapping[str, Any]
+    operations: tuple[Operation, ...]
+    output: str
+
+
+def read(path: Path) -> MindIRGraph:
+    """Raises UserError where the file is no MindIR or holds something that no lowered file holds."""
+    model = pb.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise UserError(f"{path} is not a MindIR file, or it was cut ({error}). Export again") from error
+    return view(model)
+
+
+def view(model: Model) -> MindIRGraph:
+    """The same of a model in memory."""
+    graph = model.graph
+    primitives = {p.name: p for p in model.primitives}
+    constants, operations = {}, []
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = attribute_value(node.attribute[0])
+            continue
+        primitive = primitives[node.op_type.removeprefix("REF::")]
+        operations.append(
+            Operation(
+                name=node.output[0],
+                operator=primitive.op_type,
+                inputs=tuple(node.input),
+                attributes={a.name: attribute_value(a) for a in primitive.attribute},
+                results=tuple(v for a in node.attribute if a.name == "shape" for v in _results(a, node.output[0])),
+            )
+        )
+    return MindIRGraph(
+        inputs=tuple(Value(v.name, _dtype(v.tensor[0], v.name), tuple(v.tensor[0].dims)) for v in graph.input),
+        parameters=tuple(_parameter(p) for p in graph.parameter),
+        constants=constants,
+        operations=tuple(operations),
+        output=graph.output[0].name,
+    )
+
+
+def attribute_value(attribute: Any) -> Any:
+    """An attribute as a Python value; a tuple or list of numbers becomes a tuple, a list of bytes `bytes`."""
+    kinds = pb.AttributeProto
+    if attribute.type in (kinds.TUPLE, kinds.LIST):
+        if attribute.values and all(v.type == kinds.UINT8 for v in attribute.values):
+            return bytes(v.i for v in attribute.values)
+        return tuple(attribute_value(v) for v in attribute.values)
+    if attribute.type == kinds.TENSORS:
+        return _array(attribute.tensors[0], attribute.name)
+    if attribute.type == kinds.BOOL:
+        return bool(attribute.i)
+    if attribute.type == kinds.STRING:
+        return attribute.s.decode()
+    if attribute.type == kinds.FLOAT:
+        return attribute.floats[0] if attribute.floats else attribute.f
+    if attribute.type == kinds.DOUBLE:
+        return attribute.d
+    # Within a tuple each number is a scalar attribute whose value lies in `ints`.
+    return attribute.ints[0] if attribute.ints else attribute.i
+
+
+def _results(attribute: Any, name: str) -> list[Value]:
+    if attribute.type == pb.AttributeProto.TENSORS:
+        return [Value(name, _dtype(t, name), tuple(t.dims)) for t in attribute.tensors]
+    return [value for i, part in enumerate(attribute.values) for value in _results(part, f"{name}:{i}")]
+
+
+def _parameter(tensor: Any) -> Parameter:
+    data = tensor.external_data
+    shape = tuple(tensor.dims)
+    return Parameter(tensor.name, _dtype(tensor, tensor.name), shape, data.location, data.offset, data.length)
+
+
+def _array(tensor: Any, name: str) -> np.ndarray:
+    return np.frombuffer(tensor.raw_data, np.dtype(_dtype(tensor, name))).reshape(tuple(tensor.dims))
+
+
+def _dtype(tensor: Any, name: str) -> str:
+    if tensor.data_type not in DTYPE_NAMES:
+        raise UserError(f"{name} has MindIR type {tensor.data_type}; known are {', '.join(DTYPES)}")
+    return DTYPE_NAMES[tensor.data_type]

@@ -1,0 +1,251 @@
+"""How each MindIR operator is said in ONNX: one function an operator, in the table TRANSLATIONS.
+
+Custom operators become nodes of the domain DOMAIN, evaluated by kernels/reference.py (exporter.onnx_run). ONNX has no
+in-place writes: a custom node returns the tensors that it mutates as further outputs, and what reads them later in the
+MindIR reads those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from exporter.mindir_graph import MindIRGraph, Operation, Value
+from runtime.errors import UserError
+
+DOMAIN = "edgellama"
+END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
+
+
+@dataclass(frozen=True)
+class CustomOperator:
+    """What the twin needs to know of a custom operator, beside its definition in kernels/reference.py.
+
+    inputs: their names, an optional tail included. attributes: those that change what is computed, with their types.
+    mutates: which inputs it writes in place. It has one result of its own.
+    """
+
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, type]
+    mutates: tuple[str, ...] = ()
+
+
+CUSTOM: dict[str, CustomOperator] = {
+    "FusedAttention": CustomOperator(
+        ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache", "k_scale", "v_scale"),
+        {"heads": int, "scale": float, "window": int},
+        ("k_cache", "v_cache", "k_scale", "v_scale"),
+    ),
+}
+
+
+@dataclass
+class Translation:
+    """The ONNX nodes made so far. `values`: MindIR value -> its ONNX name, or a tuple of them.
+
+    `mutated`: what custom operators have written in place: the ONNX name of the new value -> of the graph input.
+    """
+
+    graph: MindIRGraph
+    values: dict[str, str | tuple[str, ...]]
+    shapes: dict[str, Value]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    mutated: dict[str, str] = field(default_factory=dict)
+
+    def operand(self, name: str) -> str:
+        """The ONNX name of one tensor; a constant becomes an initializer the first time it is used as one."""
+        value = self.values.get(name, name)
+        if isinstance(value, tuple):
+            raise UserError(f"{name} is a tuple where its reader takes one tensor; this graph has no ONNX twin")
+        if name in self.graph.constants and name not in self.initializers:
+            self.add_constant(name, np.asarray(self.graph.constants[name]))
+        return value
+
+    def add_constant(self, name: str, array: np.ndarray) -> str:
+        self.initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def emit(self, op: Operation, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> None:
+        """Append the node that stands for `op`, under its name, and bind its results."""
+        names = [op.name] if outputs == 1 else [f"{op.name}:{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, name=op.name, **attributes))
+        self.values[op.name] = names[0] if outputs == 1 else tuple(names)
+
+    def option(self, op: Operation, index: int) -> Any:
+        """The value of an input that must be a constant."""
+        name = op.inputs[index]
+        if name not in self.graph.constants:
+            raise UserError(f"{op.operator} ({op.name}): input {index} is not a constant; it has no ONNX twin")
+        return self.graph.constants[name]
+
+
+Translator = Callable[[Translation, Operation], None]
+
+
+def _same(operator: str) -> Translator:
+    """An operator that ONNX has under (another) name, with the same operands and no options."""
+
+    def translate(t: Translation, op: Operation) -> None:
+        t.emit(op, operator, [t.operand(name) for name in op.inputs])
+
+    return translate
+
+
+def _square(t: Translation, op: Operation) -> None:
+    x = t.operand(op.inputs[0])
+    t.emit(op, "Mul", [x, x])
+
+
+def _gather(t: Translation, op: Operation) -> None:
+    if op.attributes.get("batch_dims"):
+        raise UserError(f"Gather ({op.name}): batch_dims = {op.attributes['batch_dims']} has no ONNX twin; needed is 0")
+    t.emit(op, "Gather", [t.operand(name) for name in op.inputs[:2]], axis=int(t.option(op, 2)))
+
+
+def _reshape(t: Translation, op: Operation) -> None:
+    t.option(op, 1)
+    t.emit(op, "Reshape", [t.operand(name) for name in op.inputs])
+
+
+def _transpose(t: Translation, op: Operation) -> None:
+    t.emit(op, "Transpose", [t.operand(op.inputs[0])], perm=list(t.option(op, 1)))
+
+
+def _reduce_mean(t: Translation, op: Operation) -> None:
+    inputs = [t.operand(name) for name in op.inputs]
+    t.emit(op, "ReduceMean", inputs, keepdims=int(op.attributes["keep_dims"]))
+
+
+def _softmax(t: Translation, op: Operation) -> None:
+    axes = op.attributes["axis"]
+    axis = axes if isinstance(axes, int) else axes[0] if len(axes) == 1 else None
+    if axis is None:
+        raise UserError(f"Softmax ({op.name}): over axes {axes}; ONNX has it over one only")
+    t.emit(op, "Softmax", [t.operand(op.inputs[0])], axis=axis)
+
+
+def _concat(t: Translation, op: Operation) -> None:
+    parts = t.values.get(op.inputs[0], op.inputs[0])
+    names = list(parts) if isinstance(parts, tuple) else [t.operand(name) for name in op.inputs]
+    t.emit(op, "Concat", names, axis=int(op.attributes["axis"]))
+
+
+def _split(t: Translation, op: Operation) -> None:
+    count = int(op.attributes["output_num"])
+    t.emit(op, "Split", [t.operand(op.inputs[0])], count, axis=int(op.attributes["axis"]), num_outputs=count)
+
+
+def _slice(t: Translation, op: Operation) -> None:
+    """MindIR says begin and size (-1: to the end), ONNX starts and ends."""
+    begin, size = (np.asarray(t.option(op, i), np.int64) for i in (1, 2))
+    ends = np.where(size < 0, END, begin + size)
+    inputs = [t.add_constant(f"{op.name}:{which}", a) for which, a in (("starts", begin), ("ends", ends))]
+    t.emit(op, "Slice", [t.operand(op.inputs[0]), *inputs])
+
+
+def _matmul(t: Translation, op: Operation) -> None:
+    """Of matrices: ONNX says the transpositions in Gemm."""
+    transposed = {f"trans{which.upper()}": int(op.attributes[f"transpose_{which}"]) for which in "ab"}
+    t.emit(op, "Gemm", [t.operand(name) for name in op.inputs], **transposed)
+
+
+def _batch_matmul(t: Translation, op: Operation) -> None:
+    """Of stacks of matrices: ONNX has MatMul without transpositions, so they become nodes of their own."""
+    operands = []
+    for name, which in zip(op.inputs, "ab", strict=True):
+        operand = t.operand(name)
+        if op.attributes[f"transpose_{which}"]:
+            rank = len(t.shapes[name].shape)
+            perm = [*range(rank - 2), rank - 1, rank - 2]
+            turned = f"{op.name}:{which}"
+            t.nodes.append(helper.make_node("Transpose", [operand], [turned], name=turned, perm=perm))
+            operand = turned
+        operands.append(operand)
+    t.emit(op, "MatMul", operands)
+
+
+def _make_tuple(t: Translation, op: Operation) -> None:
+    t.values[op.name] = tuple(t.operand(name) for name in op.inputs)
+
+
+def _tuple_get_item(t: Translation, op: Operation) -> None:
+    parts, index = t.values[op.inputs[0]], int(t.option(op, 1))
+    if not isinstance(parts, tuple):
+        raise UserError(f"TupleGetItem ({op.name}): {op.inputs[0]} is no tuple; this graph has no ONNX twin")
+    t.values[op.name] = parts[index]
+    t.shapes[op.name] = op.results[0]
+
+
+def _depend(t: Translation, op: Operation) -> None:
+    t.values[op.name] = t.values.get(op.inputs[0], op.inputs[0])
+
+
+def _custom(t: Translation, op: Operation) -> None:
+    given = custom_attributes(op)
+    kind = str(given.get("reg_op_name"))
+    if kind not in CUSTOM:
+        raise UserError(f"custom operator {kind} ({op.name}) has no ONNX twin; known are {', '.join(CUSTOM)}")
+    custom = CUSTOM[kind]
+    if missing := [name for name in custom.attributes if name not in given]:
+        raise UserError(f"custom operator {kind} ({op.name}) lacks its attribute {missing[0]}")
+    attributes = {name: cast(given[name]) for name, cast in custom.attributes.items()}
+    mutated = [old for name, old in zip(custom.inputs, op.inputs, strict=False) if name in custom.mutates]
+    inputs = [t.operand(name) for name in op.inputs]
+    names = [op.name, *(f"{op.name}:{old}" for old in mutated)]
+    t.nodes.append(helper.make_node(kind, inputs, names, name=op.name, domain=DOMAIN, **attributes))
+    # A device whose graph compiler wants in-place writes as results has them in the MindIR too.
+    t.values[op.name] = tuple(names) if len(op.results) > 1 else op.name
+    for old, new in zip(mutated, names[1:], strict=True):
+        before = t.operand(old)
+        t.values[old] = new
+        t.mutated[new] = t.mutated.pop(before, before)
+
+
+def custom_attributes(op: Operation) -> dict[str, Any]:
+    """A Custom node's attributes. On a CPU, `attr` holds them as name, text, name, text ..."""
+    listed = op.attributes.get("attr", ())
+    pairs = zip(listed[::2], listed[1::2], strict=True)
+    return {**op.attributes, **{name: text.decode() for name, text in pairs}}
+
+
+TRANSLATIONS: dict[str, Translator] = {
+    "Add": _same("Add"),
+    "BatchMatMul": _batch_matmul,
+    "Concat": _concat,
+    "Custom": _custom,
+    "Depend": _depend,
+    "Div": _same("Div"),
+    "Gather": _gather,
+    "MakeTuple": _make_tuple,
+    "MatMul": _matmul,
+    "Mul": _same("Mul"),
+    "ReduceMean": _reduce_mean,
+    "Reshape": _reshape,
+    "Sigmoid": _same("Sigmoid"),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Split": _split,
+    "Sqrt": _same("Sqrt"),
+    "Square": _square,
+    "Sub": _same("Sub"),
+    "Transpose": _transpose,
+    "TupleGetItem": _tuple_get_item,
+}
+
+
+def translate_operation(t: Translation, op: Operation) -> None:
+    """Raises UserError, naming node and operator, where ONNX has nothing for it."""
+    translator = TRANSLATIONS.get(op.operator)
+    if translator is None:
+        raise UserError(
+            f"operator {op.operator} ({op.name}) has no ONNX twin; known are {', '.join(sorted(TRANSLATIONS))}"
+        )
+    for result in op.results[:1]:
+        t.shapes[op.name] = result
+    translator(t, op)

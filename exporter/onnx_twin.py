@@ -1,0 +1,157 @@
+"""The same graph as ONNX: for Netron, and for evaluation that owes nothing to MindSpore (exporter.onnx_run).
+
+One ONNX node for each MindIR operator (two where ONNX has no transposed product, none for tuples), under the same
+names. Weights stay where they are: ONNX's external data are what MindIR's are, raw little-endian bytes with location,
+offset and length.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, checker, helper
+
+from exporter.mindir_graph import MindIRGraph, Parameter, read
+from exporter.onnx_operators import DOMAIN, Translation, translate_operation
+from runtime.artifact import Artifact, Graph, TensorSpec
+from runtime.errors import UserError
+from runtime.step_inputs import shape_at
+
+OPSET = 18  # the oldest with Split's num_outputs
+TOKENS = "tokens"  # the symbolic size of the token axis
+WRITTEN = ".written"  # an output: what the graph's input of that name holds after in-place writes
+
+
+def write(artifact: Artifact, folder: Path) -> list[Path]:
+    """Write folder/<graph>.onnx for each graph of an artifact, checked by ONNX's own checker.
+
+    A folder that contains the artifact's data files, such as its graphs folder, needs no copy of them; elsewhere they
+    are copied, because ONNX takes no data from outside the model's folder. Raises UserError where there is no room, or
+    for an operator that ONNX cannot say.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for graph in artifact.manifest.graphs:
+        mindir = artifact.file(graph.file)
+        model = translate(read(mindir), graph, _placer(mindir.parent, folder))
+        path = folder / f"{mindir.stem}.onnx"
+        onnx.save_model(model, path)
+        checker.check_model(path, full_check=True)
+        paths.append(path)
+    return paths
+
+
+def translate(mindir: MindIRGraph, graph: Graph, place: Callable[[str], str] = str) -> onnx.ModelProto:
+    """The ONNX model of one graph.
+
+    Inputs and outputs are the manifest's (`graph`), followed by one output called <input>.written for each input that
+    custom operators write in place. The token axis is symbolic where the graph serves several buckets. place(location)
+    says where a data file lies relative to the ONNX file.
+    """
+    values = {v.name: v for v in (*mindir.inputs, *mindir.parameters)}
+    t = Translation(mindir, {}, dict(values))
+    for op in mindir.operations:
+        translate_operation(t, op)
+    outputs = {}
+    for spec, name in zip(graph.outputs, _output_names(t), strict=True):
+        outputs[name] = helper.make_tensor_value_info(spec.name, _kind(spec.dtype), _output_shape(spec, graph))
+    for new, old in t.mutated.items():
+        outputs[new] = helper.make_tensor_value_info(old + WRITTEN, _kind(values[old].dtype), values[old].shape)
+    _rename(t, {old: info.name for old, info in outputs.items()})
+    model = helper.make_model(
+        helper.make_graph(
+            t.nodes,
+            Path(graph.file).stem,
+            [helper.make_tensor_value_info(s.name, _kind(s.dtype), _input_shape(s, graph)) for s in graph.inputs],
+            list(outputs.values()),
+            [*(_external(p, place) for p in mindir.parameters), *t.initializers.values()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
+        producer_name="edgellama",
+    )
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import[:1])
+    return model
+
+
+def _output_names(t: Translation) -> list[str]:
+    value = t.values[t.graph.output]
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def _rename(t: Translation, names: dict[str, str]) -> None:
+    """Call each output by the name the manifest gives it; what is not a node's own result passes an Identity."""
+    made = {name for node in t.nodes for name in node.output}
+    for node in t.nodes:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) if name in made else name for name in values]
+    for old, new in names.items():
+        if old not in made:
+            t.nodes.append(helper.make_node("Identity", [old], [new], name=new))
+
+
+def _input_shape(spec: TensorSpec, graph: Graph) -> list[int | str]:
+    """Dimensions that differ between the graph's buckets are symbolic."""
+    if len(graph.buckets) == 1:
+        return list(spec.shape)
+    other = shape_at(spec, graph.bucket, graph.bucket + 1)
+    return [n if n == m else _symbol(n // graph.bucket) for n, m in zip(spec.shape, other, strict=True)]
+
+
+def _output_shape(spec: TensorSpec, graph: Graph) -> list[int | str]:
+    """New cache rows [B, G, S, D] have a token axis; logits have none."""
+    shape: list[int | str] = list(spec.shape)
+    if len(graph.buckets) > 1 and spec.name.startswith(("k_new.", "v_new.")):
+        shape[2] = TOKENS
+    return shape
+
+
+def _symbol(times: int) -> str:
+    return TOKENS if times == 1 else f"{TOKENS}_x{times}"
+
+
+def _kind(dtype: str) -> int:
+    return int(TensorProto.DataType.Value("FLOAT" if dtype == "float32" else dtype.upper()))
+
+
+def _external(parameter: Parameter, place: Callable[[str], str]) -> TensorProto:
+    tensor = TensorProto(
+        name=parameter.name,
+        data_type=_kind(parameter.dtype),
+        dims=parameter.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    where = {"location": place(parameter.location), "offset": parameter.offset, "length": parameter.length}
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _placer(source: Path, folder: Path) -> Callable[[str], str]:
+    """place() for data files that lie in `source`, as seen from an ONNX file in `folder`."""
+    placed: dict[str, str] = {}
+
+    def place(location: str) -> str:
+        if location not in placed:
+            data, home = (source / location).resolve(), folder.resolve()
+            if data.is_relative_to(home):
+                placed[location] = data.relative_to(home).as_posix()
+            else:
+                placed[location] = _copy(data, folder)
+        return placed[location]
+
+    return place
+
+
+def _copy(data: Path, folder: Path) -> str:
+    size, free = data.stat().st_size, shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free; a copy of {data.name} needs {size / 1e9:.1f} GB. "
+            f"Give --onnx {os.path.relpath(data.parent)}, where the twin needs no copy"
+        )
+    shutil.copyfile(data, folder / data.name)
+    return data.name
