@@ -1,0 +1,194 @@
+// How the attention kernels are cut for a chip: plain C++ over shapes, attributes and the chip's limits.
+//
+// Nothing of CANN is included here, so the same functions run in the tests. The tiling functions of the operators
+// (attention_host.h) read the limits from the platform, call these, and fill in what Matmul's own tiling adds.
+#ifndef EDGELLAMA_ATTENTION_TILING_H
+#define EDGELLAMA_ATTENTION_TILING_H
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+namespace edgellama {
+
+// Dimensions as kernels/reference.py names them; -1 is not allowed here.
+struct AttentionShape {
+    int64_t rows, tokens, width;  // qkv [B, S, width]
+    int64_t heads, groups, headDim, capacity, positions;
+    int64_t window;
+    float scale;
+};
+
+struct ChipLimits {
+    bool splitCores;     // 910B: cube and vector cores apart, and a SyncAll that needs no workspace
+    bool matmulNeedsUb;  // 310P
+    int64_t cubeCores, vectorCores;
+    int64_t ub, l1, l0a, l0b, l0c;  // bytes
+};
+
+// One product [m, k] x [k, n] of the high-level Matmul.
+struct CubePlan {
+    int64_t m, n, k, baseM, baseN, baseK;
+};
+
+struct DecodePlan {
+    int64_t keys, splits, workers, ubBytes, workspaceBytes;
+};
+
+struct PrefillPlan {
+    int64_t tileTokens, queries, keys, prepareTokens, tailRows, workers, blocks, matmulBytes, ubBytes;
+    int64_t workspaceBytes;  // of one worker
+    CubePlan qk, pv;
+};
+
+constexpr int64_t kFractal = 16;     // Matmul's smallest block
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxRatio = 32;    // query heads of one key/value head
+constexpr int64_t kLanes = 64;       // floats of a vector repeat
+constexpr int64_t kRowBytes = 32;    // eight floats: one value per row
+constexpr int64_t kUbMargin = 8 * 1024;      // some vector calls of the 910B reserve this much for themselves
+constexpr int64_t kKeysPerSplit = 256;       // shorter shares are not worth a SyncAll
+
+inline int64_t CeilTo(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t CeilDiv(int64_t value, int64_t step) { return (value + step - 1) / step; }
+
+// What is wrong with the shapes and attributes, or an empty string. `name` is the operator's.
+inline std::string CheckShape(const AttentionShape& s, const std::string& name) {
+    const auto text = [](int64_t value) { return std::to_string(value); };
+    if (s.rows < 1 || s.tokens < 1) {
+        return name + ": qkv has " + text(s.rows) + " rows of " + text(s.tokens) + " tokens; both must be at least 1";
+    }
+    if (s.heads < 1 || s.groups < 1 || s.heads % s.groups != 0) {
+        return name + ": " + text(s.heads) + " query heads are not a multiple of " + text(s.groups) +
+               " key/value heads";
+    }
+    if (s.heads / s.groups > kMaxRatio) {
+        return name + ": " + text(s.heads / s.groups) + " query heads share a key/value head; at most " +
+               text(kMaxRatio) + " can";
+    }
+    if (s.headDim < kFractal || s.headDim > kMaxHeadDim || s.headDim % kFractal != 0) {
+        return name + ": head size " + text(s.headDim) + " is not a multiple of 16 up to " + text(kMaxHeadDim);
+    }
+    if (s.width != (s.heads + 2 * s.groups) * s.headDim) {
+        return name + ": qkv is " + text(s.width) + " wide, (heads + 2 * key/value heads) * head size is " +
+               text((s.heads + 2 * s.groups) * s.headDim);
+    }
+    if (s.capacity < s.tokens) {
+        return name + ": the cache holds " + text(s.capacity) + " positions, fewer than the " + text(s.tokens) +
+               " tokens of this bucket; export with a larger context or without this bucket";
+    }
+    if (s.positions < s.capacity) {
+        return name + ": the rotary tables have " + text(s.positions) + " positions, the cache " + text(s.capacity);
+    }
+    if (s.window < 0) return name + ": window is " + text(s.window) + "; it must be 0 (off) or positive";
+    if (!(s.scale > 0.0f)) return name + ": scale must be positive";
+    if (s.width > 65535 * kFractal) {
+        return name + ": qkv is " + text(s.width) + " wide; a strided copy reaches " + text(65535 * kFractal);
+    }
+    return "";
+}
+
+// --- decode ---
+
+// Unified buffer that DecodeAttention::Init takes, in its order.
+inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys, bool split) {
+    const int64_t tile = std::max(keys, ratio) * std::max(dim, kLanes) * 4;
+    const int64_t queues = (ratio + 2) * dim * 2 + dim * 4 + 4 * keys * dim * 2 + 2 * dim * 2 + ratio * dim * 2;
+    const int64_t buffers = 2 * ratio * dim * 4 + 2 * dim * 4 + 2 * tile + ratio * kLanes * 4 + 7 * ratio * kRowBytes +
+                            2 * keys * kRowBytes;
+    return queues + buffers + (split ? 2 * ratio * (dim + 16) * 4 : 0);
+}
+
+inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
+                              DecodePlan* plan) {
+    const std::string problem = CheckShape(s, name);
+    if (!problem.empty()) return problem;
+    if (s.tokens != 1) return name + ": the decode kernel takes one token a row, not " + std::to_string(s.tokens);
+    const int64_t ratio = s.heads / s.groups, items = s.rows * s.groups;
+    const int64_t farthest = s.window > 0 ? std::min(s.window, s.capacity) : s.capacity;
+    plan->splits = 1;
+    if (chip.splitCores) {
+        plan->splits = std::max<int64_t>(1, std::min(chip.vectorCores / items, farthest / kKeysPerSplit));
+    }
+    plan->workers = plan->splits > 1 ? items * plan->splits : std::min(chip.vectorCores, items);
+    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
+        plan->ubBytes = DecodeUb(ratio, s.headDim, plan->keys, plan->splits > 1);
+        if (plan->ubBytes <= chip.ub - kUbMargin) break;
+    }
+    if (plan->keys < kFractal) {
+        return name + ": " + std::to_string(plan->ubBytes) + " bytes of unified buffer are needed, the chip has " +
+               std::to_string(chip.ub - kUbMargin);
+    }
+    plan->workspaceBytes = plan->splits > 1 ? plan->workers * ratio * (s.headDim + 16) * 4 : 0;
+    return "";
+}
+
+// --- prefill ---
+
+// Unified buffer that PrefillAttention::Init takes, in its order.
+inline int64_t PrefillUb(int64_t ratio, int64_t dim, int64_t queries, int64_t keys, int64_t prepareTokens,
+                         int64_t matmulBytes) {
+    const int64_t wide = std::max(keys, dim), prepareRows = prepareTokens * ratio;
+    const int64_t queues = prepareRows * dim * 2 + prepareTokens * dim * 4 +
+                           std::max(prepareTokens, kFractal) * dim * 2 + queries * wide * 4 + queries * wide * 2;
+    const int64_t scratch = std::max(prepareRows * (2 * dim + kLanes), queries * kLanes) * 4;
+    return queues + queries * dim * 4 + scratch + 7 * queries * kRowBytes + queries * kRowBytes + 2 * keys * 4 +
+           std::max(kFractal, ratio) * dim * 2 + matmulBytes;
+}
+
+// The largest inner block, in multiples of 16 up to 128, whose two halves of a double buffer fit L0A and L0B.
+inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, const ChipLimits& chip) {
+    CubePlan plan{m, n, k, m, n, std::min<int64_t>(k, 128)};
+    plan.baseK = std::min({plan.baseK, chip.l0a / (4 * m) / kFractal * kFractal,
+                           chip.l0b / (4 * n) / kFractal * kFractal});
+    return plan;
+}
+
+// Bytes of L1 that one product takes with its K dimension loaded whole.
+inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * CeilDiv(p.k, p.baseK) * 2; }
+
+inline std::string PlanPrefill(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
+                               PrefillPlan* plan) {
+    const std::string problem = CheckShape(s, name);
+    if (!problem.empty()) return problem;
+    const int64_t ratio = s.heads / s.groups;
+    const int64_t most = std::max(CeilTo(ratio, kFractal), std::min<int64_t>(128, CeilTo(s.tokens * ratio, kFractal)));
+    bool fits = false;
+    for (int64_t keys : {128, 64, 32}) {
+        for (int64_t queries = most; !fits && queries >= CeilTo(ratio, kFractal); queries -= kFractal) {
+            plan->queries = queries;
+            plan->keys = keys;
+            plan->tileTokens = std::min(s.tokens, queries / ratio);
+            plan->prepareTokens = std::min(plan->tileTokens, std::max<int64_t>(1, (s.headDim > 128 ? 16 : 32) / ratio));
+            plan->qk = PlanCube(queries, keys, s.headDim, chip);
+            plan->pv = PlanCube(queries, s.headDim, keys, chip);
+            plan->matmulBytes = chip.matmulNeedsUb ? queries * std::max(keys, s.headDim) * 4 : 0;
+            plan->ubBytes = PrefillUb(ratio, s.headDim, queries, keys, plan->prepareTokens, plan->matmulBytes);
+            fits = plan->ubBytes <= chip.ub - kUbMargin && CubeL1(plan->qk) + CubeL1(plan->pv) <= chip.l1 &&
+                   queries * (keys + s.headDim) * 4 <= chip.l0c;
+        }
+        // A wide step pays only with enough rows to fill the cube; else try narrower steps.
+        if (fits && (plan->queries >= std::min<int64_t>(64, most) || keys == 32)) break;
+        fits = fits && keys == 32;
+    }
+    if (!fits) {
+        return name + ": no tile of head size " + std::to_string(s.headDim) + " with " + std::to_string(ratio) +
+               " query heads a key/value head fits the chip's local memory";
+    }
+    const int64_t items = s.rows * s.groups * CeilDiv(s.tokens, plan->tileTokens);
+    plan->workers = std::min(chip.vectorCores, items);
+    plan->blocks = plan->workers;
+    if (chip.splitCores) {  // launched by cube core; each brings vectorCores / cubeCores workers
+        const int64_t each = chip.vectorCores / chip.cubeCores;
+        plan->blocks = CeilDiv(plan->workers, each);
+        plan->workers = plan->blocks * each;
+    }
+    plan->tailRows = CeilTo(s.tokens + kFractal - 1, kFractal);
+    const int64_t d = s.headDim, q = plan->queries, k = plan->keys;
+    plan->workspaceBytes = CeilTo(2 * plan->tailRows * d * 2 + q * d * 2 + q * k * 2 + q * k * 4 + q * d * 4, 512);
+    return "";
+}
+
+}  // namespace edgellama
+
+#endif

@@ -1,0 +1,42 @@
+// Plans into the structures that the kernels read. Shared by the operators and the tests; knows the layout of the
+// tiling data, nothing else of CANN.
+#ifndef EDGELLAMA_TILING_FILL_H
+#define EDGELLAMA_TILING_FILL_H
+
+#include "../op_kernel/attention_tiling_data.h"
+#include "attention_tiling.h"
+
+namespace edgellama {
+
+inline AttentionSizes Sizes(const AttentionShape& s) {
+    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    return {narrow(s.rows), narrow(s.tokens), narrow(s.heads), narrow(s.groups), narrow(s.headDim),
+            narrow(s.capacity), narrow(s.positions), narrow(s.window), s.scale, 0};
+}
+
+inline void Fill(const AttentionShape& s, const DecodePlan& plan, DecodeTiling* out) {
+    out->sizes = Sizes(s);
+    out->keys = static_cast<int32_t>(plan.keys);
+    out->splits = static_cast<int32_t>(plan.splits);
+    out->workers = static_cast<int32_t>(plan.workers);
+    out->reserved = 0;
+}
+
+// Leaves qk and pv to the caller.
+inline void Fill(const AttentionShape& s, const PrefillPlan& plan, PrefillTiling* out) {
+    out->sizes = Sizes(s);
+    out->tileTokens = static_cast<int32_t>(plan.tileTokens);
+    out->queries = static_cast<int32_t>(plan.queries);
+    out->keys = static_cast<int32_t>(plan.keys);
+    out->prepareTokens = static_cast<int32_t>(plan.prepareTokens);
+    out->tailRows = static_cast<int32_t>(plan.tailRows);
+    out->workers = static_cast<int32_t>(plan.workers);
+    out->matmulBytes = static_cast<int32_t>(plan.matmulBytes);
+    out->reserved = 0;
+    out->workspaceBytes = plan.workspaceBytes;
+    out->end = 0;
+}
+
+}  // namespace edgellama
+
+#endif

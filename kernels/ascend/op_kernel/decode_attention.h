@@ -1,0 +1,341 @@
+// One token a row: rotary embedding, in-place write of the new key and value, attention over the cache.
+//
+// Work is a row and a key/value head, with the H / G query heads that share it. The new token starts the online
+// softmax straight from local memory; the cache before it follows in tiles of `keys` positions, so nothing is read
+// that this kernel writes. On a chip with SyncAll a long cache may be split over cores: each leaves its partial result
+// in the workspace, and the first core of each team joins them.
+#ifndef EDGELLAMA_DECODE_ATTENTION_H
+#define EDGELLAMA_DECODE_ATTENTION_H
+
+#include "attention_tiling_data.h"
+#include "chip.h"
+#include "vector_ops.h"
+
+namespace edgellama {
+
+class DecodeAttention {
+public:
+    __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start, GM_ADDR length, GM_ADDR kCache,
+                                GM_ADDR vCache, GM_ADDR out, GM_ADDR workspace, const DecodeTiling& tiling,
+                                AscendC::TPipe* pipe) {
+        t_ = tiling;
+        dim_ = tiling.sizes.headDim;
+        ratio_ = tiling.sizes.heads / tiling.sizes.groups;
+        record_ = ratio_ * (dim_ + 2 * BLOCK);
+        const int64_t cache = static_cast<int64_t>(tiling.sizes.rows) * tiling.sizes.groups * tiling.sizes.capacity;
+        qkv_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(qkv));
+        cos_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(cos));
+        sin_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(sin));
+        start_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(start), tiling.sizes.rows);
+        length_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(length), tiling.sizes.rows);
+        kCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(kCache), cache * dim_);
+        vCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(vCache), cache * dim_);
+        out_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(out));
+
+        pipe->InitBuffer(inQueue_, 1, (ratio_ + 2) * dim_ * sizeof(half));
+        pipe->InitBuffer(tableQueue_, 1, dim_ * sizeof(float));
+        pipe->InitBuffer(keyQueue_, 2, tiling.keys * dim_ * sizeof(half));
+        pipe->InitBuffer(valueQueue_, 2, tiling.keys * dim_ * sizeof(half));
+        pipe->InitBuffer(newQueue_, 1, 2 * dim_ * sizeof(half));
+        pipe->InitBuffer(outQueue_, 1, ratio_ * dim_ * sizeof(half));
+        pipe->InitBuffer(queryBuffer_, ratio_ * dim_ * sizeof(float));
+        pipe->InitBuffer(sumBuffer_, ratio_ * dim_ * sizeof(float));
+        pipe->InitBuffer(newBuffer_, 2 * dim_ * sizeof(float));
+        pipe->InitBuffer(tileBuffer_, TileFloats() * sizeof(float));
+        pipe->InitBuffer(productBuffer_, TileFloats() * sizeof(float));
+        pipe->InitBuffer(scoreBuffer_, ratio_ * LANES * sizeof(float));
+        pipe->InitBuffer(softmaxBuffer_, OnlineSoftmax::Bytes(ratio_));
+        pipe->InitBuffer(weightBuffer_, 2 * tiling.keys * BLOCK * sizeof(float));
+        if (tiling.splits > 1) {
+            partial_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(workspace),
+                                     static_cast<int64_t>(tiling.workers) * record_);
+            pipe->InitBuffer(partialIn_, 1, record_ * sizeof(float));
+            pipe->InitBuffer(partialOut_, 1, record_ * sizeof(float));
+        }
+
+        query_ = queryBuffer_.Get<float>();
+        sum_ = sumBuffer_.Get<float>();
+        newKv_ = newBuffer_.Get<float>();
+        tile_ = tileBuffer_.Get<float>();
+        product_ = productBuffer_.Get<float>();
+        scores_ = scoreBuffer_.Get<float>();
+        softmax_.Init(softmaxBuffer_.Get<float>(), ratio_);
+        weights8_ = weightBuffer_.Get<float>(tiling.keys * BLOCK);
+        AscendC::LocalTensor<int32_t> table =
+            weightBuffer_.GetWithOffset<int32_t>(tiling.keys * BLOCK, tiling.keys * BLOCK * sizeof(float));
+        Ramp(table, static_cast<int32_t>(0), BLOCK, static_cast<int32_t>(sizeof(float)), tiling.keys * BLOCK);
+        weightOfKey_ = table.ReinterpretCast<uint32_t>();
+    }
+
+    __aicore__ inline void Process() {
+        const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
+        const int32_t items = t_.sizes.rows * t_.sizes.groups;
+        if (t_.splits == 1) {
+            for (int32_t item = worker; item < items; item += t_.workers) {
+                if (Begin(item)) {
+                    Attend(first_, start0_, true);
+                    Store();
+                }
+            }
+            return;
+        }
+#if EDGELLAMA_SPLIT_CORES
+        const int32_t item = worker / t_.splits, part = worker % t_.splits;
+        const bool busy = item < items && Begin(item);
+        if (busy) {
+            const int32_t share = CeilTo((start0_ - first_ + t_.splits - 1) / t_.splits, t_.keys);
+            const int32_t from = Least(first_ + part * share, start0_);
+            Attend(from, Least(from + share, start0_), part == 0);
+            if (part != 0) StorePartial(worker);
+        }
+        AscendC::PipeBarrier<PIPE_ALL>();
+        AscendC::SyncAll();
+        if (busy && part == 0) {
+            for (int32_t other = 1; other < t_.splits; ++other) JoinPartial(worker + other);
+            Store();
+        }
+#endif
+    }
+
+private:
+    // Floats of the tile and of the product: a tile of keys, or the heads of a group during the rotary embedding.
+    __aicore__ inline int32_t TileFloats() const { return Most(t_.keys, ratio_) * Most(dim_, LANES); }
+
+    // Reads the row's start and length. A row without a token here gets zeros, by its first core alone.
+    __aicore__ inline bool Begin(int32_t item) {
+        row_ = item / t_.sizes.groups;
+        group_ = item % t_.sizes.groups;
+        start0_ = start_.GetValue(row_);
+        const int32_t length = length_.GetValue(row_);
+        if (length > 0 && start0_ >= 0 && start0_ < t_.sizes.capacity) {
+            first_ = t_.sizes.window > 0 ? Most(0, start0_ + 1 - t_.sizes.window) : 0;
+            return true;
+        }
+        if (t_.splits == 1 || AscendC::GetBlockIdx() % t_.splits == 0) {
+            AscendC::LocalTensor<half> zeros = outQueue_.AllocTensor<half>();
+            half zero = static_cast<half>(0.0f);
+            AscendC::Duplicate(zeros, zero, ratio_ * dim_);
+            outQueue_.EnQue(zeros);
+            WriteOut();
+        }
+        return false;
+    }
+
+    // Query heads, and on the leading core the new key and value too, then the cache from `from` to `to`.
+    __aicore__ inline void Attend(int32_t from, int32_t to, bool leads) {
+        Prepare(leads);
+        if (from < to) Load(from, Least(t_.keys, to - from));
+        for (int32_t at = from; at < to; at += t_.keys) {
+            const int32_t n = Least(t_.keys, to - at);
+            AscendC::LocalTensor<half> keys = keyQueue_.DeQue<half>();
+            AscendC::LocalTensor<half> values = valueQueue_.DeQue<half>();
+            if (at + n < to) Load(at + n, Least(t_.keys, to - at - n));
+            Scores(keys, n);
+            softmax_.Step(scores_, ratio_, n, LANES);
+            MulRows(sum_, sum_, softmax_.factor8, ratio_, dim_, dim_);
+            AddValues(values, n);
+        }
+    }
+
+    __aicore__ inline void Load(int32_t at, int32_t n) {
+        const int64_t offset = (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + at) * dim_;
+        AscendC::LocalTensor<half> keys = keyQueue_.AllocTensor<half>();
+        AscendC::DataCopy(keys, kCache_[offset], n * dim_);
+        keyQueue_.EnQue(keys);
+        AscendC::LocalTensor<half> values = valueQueue_.AllocTensor<half>();
+        AscendC::DataCopy(values, vCache_[offset], n * dim_);
+        valueQueue_.EnQue(values);
+    }
+
+    __aicore__ inline void Prepare(bool leads) {
+        const AttentionSizes& s = t_.sizes;
+        const int64_t row = static_cast<int64_t>(row_) * (s.heads + 2 * s.groups) * dim_;
+        AscendC::LocalTensor<half> in = inQueue_.AllocTensor<half>();
+        AscendC::DataCopy(in, qkv_[row + group_ * ratio_ * dim_], ratio_ * dim_);
+        AscendC::DataCopy(in[ratio_ * dim_], qkv_[row + (s.heads + group_) * dim_], dim_);
+        AscendC::DataCopy(in[(ratio_ + 1) * dim_], qkv_[row + (s.heads + s.groups + group_) * dim_], dim_);
+        inQueue_.EnQue(in);
+        AscendC::LocalTensor<float> table = tableQueue_.AllocTensor<float>();
+        AscendC::DataCopy(table, cos_[static_cast<int64_t>(start0_) * (dim_ / 2)], dim_ / 2);
+        AscendC::DataCopy(table[dim_ / 2], sin_[static_cast<int64_t>(start0_) * (dim_ / 2)], dim_ / 2);
+        tableQueue_.EnQue(table);
+
+        in = inQueue_.DeQue<half>();
+        table = tableQueue_.DeQue<float>();
+        AscendC::LocalTensor<float> cos = table, sin = table[dim_ / 2];
+        AscendC::Cast(tile_, in, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
+        VectorFence();
+        Rotate(query_, tile_, cos, sin, product_, ratio_, dim_, dim_, 0);
+        float scale = s.scale;
+        AscendC::Muls(query_, query_, scale, ratio_ * dim_);
+        VectorFence();
+        if (leads) {
+            StartWithNewToken(in, cos, sin);
+        } else {
+            softmax_.Reset(ratio_);
+            float zero = 0.0f;
+            AscendC::Duplicate(sum_, zero, ratio_ * dim_);
+            VectorFence();
+        }
+        inQueue_.FreeTensor(in);
+        tableQueue_.FreeTensor(table);
+    }
+
+    // Rounds the new key as the cache keeps it, writes it and the value, and begins the softmax with this one token:
+    // its score is the maximum, its weight 1.
+    __aicore__ inline void StartWithNewToken(AscendC::LocalTensor<half> in, AscendC::LocalTensor<float> cos,
+                                             AscendC::LocalTensor<float> sin) {
+        AscendC::LocalTensor<float> key = newKv_, value = newKv_[dim_];
+        AscendC::Cast(tile_, in[ratio_ * dim_], AscendC::RoundMode::CAST_NONE, dim_);
+        VectorFence();
+        Rotate(key, tile_, cos, sin, product_, 1, dim_, dim_, 0);
+        AscendC::LocalTensor<half> rounded = newQueue_.AllocTensor<half>();
+        AscendC::Cast(rounded, key, AscendC::RoundMode::CAST_NONE, dim_);
+        AscendC::Cast(value, in[(ratio_ + 1) * dim_], AscendC::RoundMode::CAST_NONE, dim_);
+        VectorFence();
+        AscendC::Cast(rounded[dim_], value, AscendC::RoundMode::CAST_NONE, dim_);
+        AscendC::Cast(key, rounded, AscendC::RoundMode::CAST_NONE, dim_);
+        VectorFence();
+        newQueue_.EnQue(rounded);
+        rounded = newQueue_.DeQue<half>();
+        const int64_t at =
+            (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + start0_) * dim_;
+        AscendC::DataCopy(kCache_[at], rounded, dim_);
+        AscendC::DataCopy(vCache_[at], rounded[dim_], dim_);
+        newQueue_.FreeTensor(rounded);
+
+        Dot(product_, query_, key, ratio_);  // every query head is a row, the new key the vector
+        softmax_.SumRows(softmax_.max8, product_, ratio_, Least(LANES, dim_), dim_);
+        float one = 1.0f, zero = 0.0f;
+        AscendC::Duplicate(softmax_.sum8, one, ratio_ * BLOCK);
+        for (int32_t r = 0; r < ratio_; ++r) AscendC::Adds(sum_[r * dim_], value, zero, dim_);
+        VectorFence();
+    }
+
+    // product[row, 0:64] = partial sums of matrix[row, :] * vector, to be summed over min(64, D) lanes.
+    __aicore__ inline void Dot(AscendC::LocalTensor<float> product, AscendC::LocalTensor<float> matrix,
+                               AscendC::LocalTensor<float> vector, int32_t rows) {
+        const BinaryRepeatParams params(1, 1, 1, dim_ / BLOCK, dim_ / BLOCK, 0);
+        AscendC::Mul(product, matrix, vector, static_cast<uint64_t>(Least(LANES, dim_)), rows, params);
+        VectorFence();
+        for (int32_t c = LANES; c < dim_; c += LANES) {
+            AscendC::MulAddDst(product, matrix[c], vector[c], static_cast<uint64_t>(Least(LANES, dim_ - c)), rows,
+                               params);
+            VectorFence();
+        }
+    }
+
+    // scores[r, key] = query head r . key, for n keys.
+    __aicore__ inline void Scores(AscendC::LocalTensor<half> keys, int32_t n) {
+        AscendC::Cast(tile_, keys, AscendC::RoundMode::CAST_NONE, n * dim_);
+        VectorFence();
+        keyQueue_.FreeTensor(keys);
+        for (int32_t r = 0; r < ratio_; ++r) {
+            Dot(product_, tile_, query_[r * dim_], n);
+            AscendC::WholeReduceSum(scores_[r * LANES], product_, Least(LANES, dim_), n, 1, 1, dim_ / BLOCK);
+            VectorFence();
+        }
+    }
+
+    // sum[r, :] += weight of each key * its value.
+    __aicore__ inline void AddValues(AscendC::LocalTensor<half> values, int32_t n) {
+        AscendC::Cast(tile_, values, AscendC::RoundMode::CAST_NONE, n * dim_);
+        VectorFence();
+        valueQueue_.FreeTensor(values);
+        for (int32_t r = 0; r < ratio_; ++r) {
+            AscendC::Gather(weights8_, scores_, weightOfKey_, static_cast<uint32_t>(r * LANES * sizeof(float)),
+                            n * BLOCK);
+            VectorFence();
+            MulRows(product_, tile_, weights8_, n, dim_, dim_);
+            for (int32_t rows = n; rows > 1;) {  // fold the lower half of the rows onto the upper
+                const int32_t kept = (rows + 1) / 2;
+                AscendC::Add(product_, product_, product_[kept * dim_], (rows - kept) * dim_);
+                VectorFence();
+                rows = kept;
+            }
+            AscendC::Add(sum_[r * dim_], sum_[r * dim_], product_, dim_);
+            VectorFence();
+        }
+    }
+
+    __aicore__ inline void Store() {
+        DivRows(sum_, sum_, softmax_.sum8, ratio_, dim_, dim_);
+        AscendC::LocalTensor<half> result = outQueue_.AllocTensor<half>();
+        AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
+        VectorFence();
+        outQueue_.EnQue(result);
+        WriteOut();
+    }
+
+    __aicore__ inline void WriteOut() {
+        AscendC::LocalTensor<half> result = outQueue_.DeQue<half>();
+        const int64_t at = (static_cast<int64_t>(row_) * t_.sizes.heads + group_ * ratio_) * dim_;
+        AscendC::DataCopy(out_[at], result, ratio_ * dim_);
+        outQueue_.FreeTensor(result);
+    }
+
+#if EDGELLAMA_SPLIT_CORES
+    // A partial result: [H / G, D] weighted sum, then the maxima and the sums as row8.
+    __aicore__ inline void StorePartial(int32_t worker) {
+        const int32_t width = ratio_ * dim_, stats = ratio_ * BLOCK;
+        AscendC::LocalTensor<float> record = partialOut_.AllocTensor<float>();
+        float zero = 0.0f;
+        AscendC::Adds(record, sum_, zero, width);
+        AscendC::Adds(record[width], softmax_.max8, zero, stats);
+        AscendC::Adds(record[width + stats], softmax_.sum8, zero, stats);
+        partialOut_.EnQue(record);
+        record = partialOut_.DeQue<float>();
+        AscendC::DataCopy(partial_[static_cast<int64_t>(worker) * record_], record, record_);
+        partialOut_.FreeTensor(record);
+    }
+
+    __aicore__ inline void JoinPartial(int32_t worker) {
+        const int32_t width = ratio_ * dim_, stats = ratio_ * BLOCK;
+        AscendC::LocalTensor<float> record = partialIn_.AllocTensor<float>();
+        AscendC::DataCopy(record, partial_[static_cast<int64_t>(worker) * record_], record_);
+        partialIn_.EnQue(record);
+        record = partialIn_.DeQue<float>();
+        AscendC::LocalTensor<float> otherMax = record[width], otherSum = record[width + stats];
+        AscendC::LocalTensor<float> highest = product_, mine = product_[stats];
+        AscendC::Max(highest, softmax_.max8, otherMax, stats);
+        VectorFence();
+        AscendC::Sub(mine, softmax_.max8, highest, stats);
+        AscendC::Sub(otherMax, otherMax, highest, stats);
+        VectorFence();
+        AscendC::Exp(mine, mine, stats);
+        AscendC::Exp(otherMax, otherMax, stats);
+        float zero = 0.0f;
+        AscendC::Adds(softmax_.max8, highest, zero, stats);
+        VectorFence();
+        MulRows(sum_, sum_, mine, ratio_, dim_, dim_);
+        MulRows(record, record, otherMax, ratio_, dim_, dim_);
+        AscendC::Mul(softmax_.sum8, softmax_.sum8, mine, stats);
+        AscendC::Mul(otherSum, otherSum, otherMax, stats);
+        VectorFence();
+        AscendC::Add(sum_, sum_, record, width);
+        AscendC::Add(softmax_.sum8, softmax_.sum8, otherSum, stats);
+        VectorFence();
+        partialIn_.FreeTensor(record);
+    }
+#endif
+
+    DecodeTiling t_;
+    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, floats of a partial result
+    int32_t row_ = 0, group_ = 0, start0_ = 0, first_ = 0;
+
+    AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_;
+    AscendC::GlobalTensor<float> cos_, sin_, partial_;
+    AscendC::GlobalTensor<int32_t> start_, length_;
+
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, keyQueue_, valueQueue_, partialIn_;
+    AscendC::TQue<AscendC::TPosition::VECOUT, 1> newQueue_, outQueue_, partialOut_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> queryBuffer_, sumBuffer_, newBuffer_, tileBuffer_, productBuffer_,
+        scoreBuffer_, softmaxBuffer_, weightBuffer_;
+    AscendC::LocalTensor<float> query_, sum_, newKv_, tile_, product_, scores_, weights8_;
+    AscendC::LocalTensor<uint32_t> weightOfKey_;
+    OnlineSoftmax softmax_;
+};
+
+}  // namespace edgellama
+
+#endif

@@ -1,0 +1,34 @@
+// FusedAttention: kernels.reference.fused_attention for any number of tokens a row. One token runs the decode kernel,
+// more run the prefill kernel; the tiling function chooses by key, so one node of a graph serves every bucket.
+#include "decode_attention.h"
+#include "prefill_attention.h"
+
+extern "C" __global__ __aicore__ void fused_attention(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start,
+                                                      GM_ADDR length, GM_ADDR k_cache, GM_ADDR v_cache, GM_ADDR out,
+                                                      GM_ADDR k_cache_ref, GM_ADDR v_cache_ref, GM_ADDR workspace,
+                                                      GM_ADDR tiling) {
+    (void)k_cache_ref;  // the same memory as k_cache and v_cache: the operator declares them under one name
+    (void)v_cache_ref;
+    REGISTER_TILING_DEFAULT(AttentionTiling);
+    GET_TILING_DATA_WITH_STRUCT(AttentionTiling, data, tiling);
+#if EDGELLAMA_SPLIT_CORES
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
+#elif EDGELLAMA_ARCH == 2002
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AICORE);
+#endif
+    AscendC::TPipe pipe;
+    if (TILING_KEY_IS(ATTENTION_KEY_DECODE)) {
+#if EDGELLAMA_SPLIT_CORES
+        KERNEL_TASK_TYPE(ATTENTION_KEY_DECODE, KERNEL_TYPE_MIX_AIV_1_0);
+#endif
+        edgellama::DecodeAttention kernel;
+        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, workspace, data.decode, &pipe);
+        kernel.Process();
+    } else if (TILING_KEY_IS(ATTENTION_KEY_PREFILL)) {
+        edgellama::PrefillAttention kernel;
+        REGIST_MATMUL_OBJ(&pipe, AscendC::GetSysWorkSpacePtr(), kernel.qk, &data.prefill.qk, kernel.pv,
+                          &data.prefill.pv);
+        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, workspace, data.prefill, &pipe);
+        kernel.Process();
+    }
+}

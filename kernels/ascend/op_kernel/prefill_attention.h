@@ -1,0 +1,442 @@
+// A bucket of tokens: rotary embedding, in-place write of keys and values, causal flash attention.
+//
+// Work is a row, a key/value head and a run of `tileTokens` tokens; the H / G query heads that share the key/value
+// head become the rows of one matrix (token-major), so each key is read once for all of them. Every core keeps its own
+// copy of the newest keys and values (the "tail") in its workspace and reads only older positions from the cache.
+// So no core reads what another writes in this call, and no synchronisation of cores is needed on any chip. The tail
+// begins at the last multiple of 16 before `start` and is padded with zeros to a multiple of 16: every matrix that
+// Matmul sees is made of whole 16 x 16 fractals.
+#ifndef EDGELLAMA_PREFILL_ATTENTION_H
+#define EDGELLAMA_PREFILL_ATTENTION_H
+
+#include "attention_tiling_data.h"
+#include "chip.h"
+#include "lib/matmul_intf.h"
+#include "vector_ops.h"
+
+namespace edgellama {
+
+using MatrixA = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
+using MatrixKeys = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half, true>;
+using MatrixValues = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
+using MatrixC = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, float>;
+using ScoreMatmul = AscendC::Matmul<MatrixA, MatrixKeys, MatrixC, MatrixC>;
+using ValueMatmul = AscendC::Matmul<MatrixA, MatrixValues, MatrixC, MatrixC>;
+
+class PrefillAttention {
+public:
+    ScoreMatmul qk;  // registered by the kernel function, before Init
+    ValueMatmul pv;
+
+    __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start, GM_ADDR length, GM_ADDR kCache,
+                                GM_ADDR vCache, GM_ADDR out, GM_ADDR workspace, const PrefillTiling& tiling,
+                                AscendC::TPipe* pipe) {
+        const AttentionSizes& s = tiling.sizes;
+        sizes_ = s;
+        tileTokens_ = tiling.tileTokens;
+        queries_ = tiling.queries;
+        keys_ = tiling.keys;
+        prepareTokens_ = tiling.prepareTokens;
+        workers_ = tiling.workers;
+        dim_ = s.headDim;
+        ratio_ = s.heads / s.groups;
+        qkvWidth_ = (s.heads + 2 * s.groups) * dim_;
+        const int64_t cache = static_cast<int64_t>(s.rows) * s.groups * s.capacity * dim_;
+        qkv_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(qkv));
+        cos_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(cos));
+        sin_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(sin));
+        start_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(start), s.rows);
+        length_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(length), s.rows);
+        kCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(kCache), cache);
+        vCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(vCache), cache);
+        out_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(out));
+
+        // The workspace of this core; every part is a multiple of 32 bytes.
+        GM_ADDR at = workspace + AscendC::GetBlockIdx() * tiling.workspaceBytes;
+        const int32_t tail = tiling.tailRows * dim_;
+        kTail_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), tail);
+        at += tail * sizeof(half);
+        vTail_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), tail);
+        at += tail * sizeof(half);
+        queryMatrix_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), queries_ * dim_);
+        at += queries_ * dim_ * sizeof(half);
+        weightMatrix_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), queries_ * keys_);
+        at += queries_ * keys_ * sizeof(half);
+        scoreMatrix_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(at), queries_ * keys_);
+        at += queries_ * keys_ * sizeof(float);
+        resultMatrix_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(at), queries_ * dim_);
+
+        const int32_t wide = Most(keys_, dim_), prepareRows = prepareTokens_ * ratio_;
+        pipe->InitBuffer(inQueue_, 1, prepareRows * dim_ * sizeof(half));
+        pipe->InitBuffer(tableQueue_, 1, prepareTokens_ * dim_ * sizeof(float));
+        pipe->InitBuffer(passQueue_, 1, Most(prepareTokens_, FRACTAL) * dim_ * sizeof(half));
+        pipe->InitBuffer(matrixQueue_, 1, queries_ * wide * sizeof(float));
+        pipe->InitBuffer(halfQueue_, 1, queries_ * wide * sizeof(half));
+        pipe->InitBuffer(sumBuffer_, queries_ * dim_ * sizeof(float));
+        pipe->InitBuffer(scratchBuffer_, Most(prepareRows * (2 * dim_ + LANES), queries_ * LANES) * sizeof(float));
+        pipe->InitBuffer(softmaxBuffer_, OnlineSoftmax::Bytes(queries_));
+        pipe->InitBuffer(tokenBuffer_, queries_ * BLOCK * sizeof(float));
+        pipe->InitBuffer(columnBuffer_, 2 * keys_ * sizeof(float));
+        pipe->InitBuffer(zeroBuffer_, Most(FRACTAL, ratio_) * dim_ * sizeof(half));
+#if EDGELLAMA_MATMUL_BORROWS_UB
+        pipe->InitBuffer(matmulBuffer_, tiling.matmulBytes);
+#endif
+        sum_ = sumBuffer_.Get<float>();
+        scratch_ = scratchBuffer_.Get<float>();
+        softmax_.Init(softmaxBuffer_.Get<float>(), queries_);
+        InitTables(pipe);
+    }
+
+    __aicore__ inline void Process() {
+        const int32_t tiles = (sizes_.tokens + tileTokens_ - 1) / tileTokens_;
+        const int32_t items = sizes_.rows * sizes_.groups * tiles;
+        const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
+        // Neighbouring tiles of one head go to one core, which then prepares each new key only once.
+        const int32_t share = (items + workers_ - 1) / workers_;
+        for (int32_t item = worker * share; item < Least(items, (worker + 1) * share); ++item) {
+            Item(item / tiles, item % tiles * tileTokens_);
+        }
+    }
+
+private:
+    // Constants of the causal mask, and zeros to pad with.
+    __aicore__ inline void InitTables(AscendC::TPipe* pipe) {
+        // Row i of the query matrix is token i / ratio of the tile.
+        token8_ = tokenBuffer_.Get<float>();
+        Ramp(token8_, 0.0f, ratio_ * BLOCK, 1.0f, queries_ * BLOCK);
+        // 0, -1, -2, ... across the columns: eight by hand, then doubled.
+        column_ = columnBuffer_.Get<float>(keys_);
+        shifted_ = columnBuffer_.GetWithOffset<float>(keys_, keys_ * sizeof(float));
+        for (int32_t i = 0; i < BLOCK; ++i) column_.SetValue(i, static_cast<float>(-i));
+        AscendC::TQueSync<PIPE_S, PIPE_V> scalarToVector;
+        AscendC::TEventID event = pipe->FetchEventID(AscendC::HardEvent::S_V);
+        scalarToVector.SetFlag(event);
+        scalarToVector.WaitFlag(event);
+        for (int32_t done = BLOCK; done < keys_; done *= 2) {
+            float offset = static_cast<float>(-done);
+            AscendC::Adds(column_[done], column_, offset, Least(done, keys_ - done));
+            VectorFence();
+        }
+        zeros_ = zeroBuffer_.Get<half>();
+        half zero = static_cast<half>(0.0f);
+        AscendC::Duplicate(zeros_, zero, Most(FRACTAL, ratio_) * dim_);
+        AscendC::TQueSync<PIPE_V, PIPE_MTE3> vectorToStore;
+        event = pipe->FetchEventID(AscendC::HardEvent::V_MTE3);
+        vectorToStore.SetFlag(event);
+        vectorToStore.WaitFlag(event);
+    }
+
+    // Tokens [token, token + tileTokens) of one row and key/value head.
+    __aicore__ inline void Item(int32_t head, int32_t token) {
+        row_ = head / sizes_.groups;
+        group_ = head % sizes_.groups;
+        start0_ = start_.GetValue(row_);
+        int32_t length = length_.GetValue(row_);
+        if (length < 0 || start0_ < 0 || length > sizes_.tokens || length > sizes_.capacity - start0_) length = 0;
+        const int32_t bucketEnd = Least(token + tileTokens_, sizes_.tokens), end = Least(bucketEnd, length);
+        const int32_t firstPadding = Most(token, end);
+        if (token < end) {
+            aligned_ = start0_ / FRACTAL * FRACTAL;
+            if (head != tailHead_) {
+                BeginTail(head);
+            }
+            AppendTail(token, false);
+            AppendTail(end, true);
+            PadTail();
+            PrepareQueries(token, end - token);
+            Attend(token, end - token);
+            Store(token, end - token);
+        }
+        for (int32_t t = firstPadding; t < bucketEnd; ++t) {
+            AscendC::DataCopy(out_[OutAt(t)], zeros_, ratio_ * dim_);
+        }
+    }
+
+    // Copies the cached positions after the last multiple of 16 to the head of the tail.
+    __aicore__ inline void BeginTail(int32_t head) {
+        // Until here the tail may still be read for the previous head.
+        AscendC::PipeBarrier<PIPE_ALL>();
+        tailHead_ = head;
+        tailTokens_ = 0;
+        const int32_t rows = start0_ - aligned_;
+        if (rows > 0) {
+            Pass(vTail_, vCache_[CacheAt(aligned_)], rows);
+            Pass(kTail_, kCache_[CacheAt(aligned_)], rows);
+        }
+    }
+
+    __aicore__ inline void Pass(AscendC::GlobalTensor<half> to, AscendC::GlobalTensor<half> from, int32_t rows) {
+        AscendC::LocalTensor<half> buffer = passQueue_.AllocTensor<half>();
+        AscendC::DataCopy(buffer, from, rows * dim_);
+        passQueue_.EnQue(buffer);
+        buffer = passQueue_.DeQue<half>();
+        AscendC::DataCopy(to, buffer, rows * dim_);
+        passQueue_.FreeTensor(buffer);
+    }
+
+    // Brings the tail up to token `end` of this call; with `owned`, writes the same bytes to the cache.
+    __aicore__ inline void AppendTail(int32_t end, bool owned) {
+        for (; tailTokens_ < end;) {
+            const int32_t n = Least(prepareTokens_, end - tailTokens_);
+            const int64_t token = (static_cast<int64_t>(row_) * sizes_.tokens + tailTokens_) * qkvWidth_;
+            const int64_t tail = static_cast<int64_t>(start0_ - aligned_ + tailTokens_) * dim_;
+            const int64_t cache = CacheAt(start0_ + tailTokens_);
+            const AscendC::DataCopyParams strided(n, dim_ / FRACTAL, (qkvWidth_ - dim_) / FRACTAL, 0);
+
+            AscendC::LocalTensor<half> values = passQueue_.AllocTensor<half>();
+            AscendC::DataCopy(values, qkv_[token + (sizes_.heads + sizes_.groups + group_) * dim_], strided);
+            passQueue_.EnQue(values);
+            values = passQueue_.DeQue<half>();
+            AscendC::DataCopy(vTail_[tail], values, n * dim_);
+            if (owned) AscendC::DataCopy(vCache_[cache], values, n * dim_);
+            passQueue_.FreeTensor(values);
+
+            AscendC::LocalTensor<half> in = inQueue_.AllocTensor<half>();
+            AscendC::DataCopy(in, qkv_[token + (sizes_.heads + group_) * dim_], strided);
+            inQueue_.EnQue(in);
+            LoadTables(start0_ + tailTokens_, n);
+            AscendC::LocalTensor<half> keys = halfQueue_.AllocTensor<half>();
+            RotateTokens(keys, n, 1, 1.0f);
+            halfQueue_.EnQue(keys);
+            keys = halfQueue_.DeQue<half>();
+            AscendC::DataCopy(kTail_[tail], keys, n * dim_);
+            if (owned) AscendC::DataCopy(kCache_[cache], keys, n * dim_);
+            halfQueue_.FreeTensor(keys);
+            tailTokens_ += n;
+        }
+    }
+
+    // Zeros up to a multiple of 16 rows: masked keys, and values of weight zero that must not be NaN. The rows may be
+    // filled by the next tile, which follows at least one full barrier later.
+    __aicore__ inline void PadTail() {
+        const int32_t rows = start0_ - aligned_ + tailTokens_;
+        paddedTail_ = CeilTo(rows, FRACTAL);
+        if (rows < paddedTail_) {
+            AscendC::DataCopy(kTail_[rows * dim_], zeros_, (paddedTail_ - rows) * dim_);
+            AscendC::DataCopy(vTail_[rows * dim_], zeros_, (paddedTail_ - rows) * dim_);
+        }
+    }
+
+    // The rotated, scaled queries as the left matrix in the workspace.
+    __aicore__ inline void PrepareQueries(int32_t token, int32_t tokens) {
+        for (int32_t done = 0; done < tokens; done += prepareTokens_) {
+            const int32_t n = Least(prepareTokens_, tokens - done), width = ratio_ * dim_;
+            const int64_t from =
+                (static_cast<int64_t>(row_) * sizes_.tokens + token + done) * qkvWidth_ + group_ * width;
+            AscendC::LocalTensor<half> in = inQueue_.AllocTensor<half>();
+            AscendC::DataCopy(in, qkv_[from],
+                              AscendC::DataCopyParams(n, width / FRACTAL, (qkvWidth_ - width) / FRACTAL, 0));
+            inQueue_.EnQue(in);
+            LoadTables(start0_ + token + done, n);
+            AscendC::LocalTensor<half> queries = halfQueue_.AllocTensor<half>();
+            RotateTokens(queries, n, ratio_, sizes_.scale);
+            halfQueue_.EnQue(queries);
+            queries = halfQueue_.DeQue<half>();
+            AscendC::DataCopy(queryMatrix_[done * width], queries, n * width);
+            halfQueue_.FreeTensor(queries);
+        }
+        const int32_t rows = tokens * ratio_;
+        matrixRows_ = CeilTo(rows, FRACTAL);
+        if (rows < matrixRows_) {
+            AscendC::DataCopy(queryMatrix_[rows * dim_], zeros_, (matrixRows_ - rows) * dim_);
+        }
+    }
+
+    __aicore__ inline void LoadTables(int32_t position, int32_t tokens) {
+        const int64_t from = static_cast<int64_t>(position) * (dim_ / 2);
+        AscendC::LocalTensor<float> table = tableQueue_.AllocTensor<float>();
+        AscendC::DataCopy(table, cos_[from], tokens * dim_ / 2);
+        AscendC::DataCopy(table[tokens * dim_ / 2], sin_[from], tokens * dim_ / 2);
+        tableQueue_.EnQue(table);
+    }
+
+    // result = scale * rotated input, for `tokens` tokens of `heads` heads each, from inQueue_ and tableQueue_.
+    __aicore__ inline void RotateTokens(AscendC::LocalTensor<half> result, int32_t tokens, int32_t heads, float scale) {
+        const int32_t rows = tokens * heads, width = heads * dim_;
+        AscendC::LocalTensor<half> in = inQueue_.DeQue<half>();
+        AscendC::LocalTensor<float> cos = tableQueue_.DeQue<float>();
+        AscendC::LocalTensor<float> sin = cos[tokens * dim_ / 2];
+        AscendC::LocalTensor<float> x = scratch_, y = scratch_[rows * dim_], temp = scratch_[2 * rows * dim_];
+        AscendC::Cast(x, in, AscendC::RoundMode::CAST_NONE, rows * dim_);
+        VectorFence();
+        inQueue_.FreeTensor(in);
+        if (width / BLOCK <= 255) {  // a repeat stride reaches the next token: one instruction for all tokens of a head
+            for (int32_t h = 0; h < heads; ++h) {
+                Rotate(y[h * dim_], x[h * dim_], cos, sin, temp, tokens, dim_, width, dim_ / 2);
+            }
+        } else {
+            for (int32_t t = 0; t < tokens; ++t) {
+                Rotate(y[t * width], x[t * width], cos[t * dim_ / 2], sin[t * dim_ / 2], temp, heads, dim_, dim_, 0);
+            }
+        }
+        tableQueue_.FreeTensor(cos);
+        AscendC::Muls(y, y, scale, rows * dim_);
+        VectorFence();
+        AscendC::Cast(result, y, AscendC::RoundMode::CAST_NONE, rows * dim_);
+        VectorFence();
+    }
+
+    __aicore__ inline void Attend(int32_t token, int32_t tokens) {
+        softmax_.Reset(matrixRows_);
+        float zero = 0.0f;
+        AscendC::Duplicate(sum_, zero, matrixRows_ * dim_);
+        VectorFence();
+        const int32_t first = start0_ + token;  // position of the tile's first token
+        int32_t lowest = 0;                     // first position that any of its tokens sees
+        if (sizes_.window > 0) lowest = Most(0, first - sizes_.window + 1) / FRACTAL * FRACTAL;
+        for (int32_t at = lowest; at < aligned_; at += keys_) {
+            Step(kCache_[CacheAt(at)], vCache_[CacheAt(at)], Least(keys_, aligned_ - at), at, first, tokens);
+        }
+        for (int32_t at = Most(lowest, aligned_); at < aligned_ + paddedTail_; at += keys_) {
+            const int32_t offset = (at - aligned_) * dim_;
+            Step(kTail_[offset], vTail_[offset], Least(keys_, aligned_ + paddedTail_ - at), at, first, tokens);
+        }
+    }
+
+    // One step of flash attention over `n` keys at cache position `at`.
+    __aicore__ inline void Step(AscendC::GlobalTensor<half> keys, AscendC::GlobalTensor<half> values, int32_t n,
+                                int32_t at, int32_t first, int32_t tokens) {
+        AscendC::PipeBarrier<PIPE_ALL>();  // queries, tail and weights are in global memory before the cube reads them
+        qk.SetSingleShape(matrixRows_, n, dim_);
+        qk.SetTensorA(queryMatrix_);
+        qk.SetTensorB(keys, true);
+        LendUb(qk);
+        qk.IterateAll(scoreMatrix_);
+        qk.End();
+        AscendC::PipeBarrier<PIPE_ALL>();
+
+        AscendC::LocalTensor<float> scores = matrixQueue_.AllocTensor<float>();
+        const int32_t gap = keys_ - n;
+        AscendC::DataCopy(scores, scoreMatrix_,
+                          AscendC::DataCopyParams(matrixRows_, n / BLOCK, gap / BLOCK, gap / BLOCK));
+        matrixQueue_.EnQue(scores);
+        scores = matrixQueue_.DeQue<float>();
+        Mask(scores, n, at, first, tokens);
+        softmax_.Step(scores, matrixRows_, n, keys_);
+        AscendC::LocalTensor<half> weights = halfQueue_.AllocTensor<half>();
+        for (int32_t c = 0; c < n; c += LANES) {
+            AscendC::Cast(weights[c], scores[c], AscendC::RoundMode::CAST_NONE,
+                          static_cast<uint64_t>(Least(LANES, n - c)), matrixRows_,
+                          UnaryRepeatParams(1, 1, keys_ / FRACTAL, keys_ / BLOCK));
+        }
+        VectorFence();
+        matrixQueue_.FreeTensor(scores);
+        halfQueue_.EnQue(weights);
+        weights = halfQueue_.DeQue<half>();
+        AscendC::DataCopy(weightMatrix_, weights,
+                          AscendC::DataCopyParams(matrixRows_, n / FRACTAL, gap / FRACTAL, gap / FRACTAL));
+        halfQueue_.FreeTensor(weights);
+        MulRows(sum_, sum_, softmax_.factor8, matrixRows_, dim_, dim_);
+
+        AscendC::PipeBarrier<PIPE_ALL>();
+        pv.SetSingleShape(matrixRows_, dim_, n);
+        pv.SetTensorA(weightMatrix_);
+        pv.SetTensorB(values);
+        LendUb(pv);
+        pv.IterateAll(resultMatrix_);
+        pv.End();
+        AscendC::PipeBarrier<PIPE_ALL>();
+
+        AscendC::LocalTensor<float> result = matrixQueue_.AllocTensor<float>();
+        AscendC::DataCopy(result, resultMatrix_, matrixRows_ * dim_);
+        matrixQueue_.EnQue(result);
+        result = matrixQueue_.DeQue<float>();
+        AscendC::Add(sum_, sum_, result, matrixRows_ * dim_);
+        VectorFence();
+        matrixQueue_.FreeTensor(result);
+    }
+
+    // Adds a large negative number to every score whose key the query must not see: later positions, and with a
+    // sliding window those too far back. For query token i and key column j, i - j + (first - at) is their distance.
+    __aicore__ inline void Mask(AscendC::LocalTensor<float> scores, int32_t n, int32_t at, int32_t first,
+                                int32_t tokens) {
+        const bool future = at + n - 1 > first;
+        const bool past = sizes_.window > 0 && first + tokens - 1 - at >= sizes_.window;
+        if (!future && !past) return;
+        float offset = static_cast<float>(first - at);
+        AscendC::Adds(shifted_, column_, offset, n);
+        VectorFence();
+        if (future) AddPenalty(scores, n, 1.0f, 0.0f);
+        if (past) AddPenalty(scores, n, -1.0f, static_cast<float>(sizes_.window - 1));
+    }
+
+    // scores += 1e30 * min(sign * distance + margin, 0)
+    __aicore__ inline void AddPenalty(AscendC::LocalTensor<float> scores, int32_t n, float sign, float margin) {
+        const int32_t rows = matrixRows_;
+        for (int32_t c = 0; c < n; c += LANES) {
+            const int32_t wide = Least(LANES, n - c);
+            const uint64_t mask = static_cast<uint64_t>(wide);
+            AscendC::Add(scratch_, shifted_[c], token8_, mask, rows,
+                         BinaryRepeatParams(1, 1, 0, LANES / BLOCK, 0, 1));
+            VectorFence();
+            const UnaryRepeatParams same(1, 1, LANES / BLOCK, LANES / BLOCK);
+            AscendC::Muls(scratch_, scratch_, sign, mask, rows, same);
+            VectorFence();
+            AscendC::Adds(scratch_, scratch_, margin, mask, rows, same);
+            VectorFence();
+            float zero = 0.0f, large = -MASKED;
+            AscendC::Mins(scratch_, scratch_, zero, mask, rows, same);
+            VectorFence();
+            AscendC::Muls(scratch_, scratch_, large, mask, rows, same);
+            VectorFence();
+            AscendC::Add(scores[c], scores[c], scratch_, mask, rows,
+                         BinaryRepeatParams(1, 1, 1, keys_ / BLOCK, keys_ / BLOCK, LANES / BLOCK));
+            VectorFence();
+        }
+    }
+
+    __aicore__ inline void Store(int32_t token, int32_t tokens) {
+        DivRows(sum_, sum_, softmax_.sum8, matrixRows_, dim_, dim_);
+        const int32_t width = ratio_ * dim_;
+        AscendC::LocalTensor<half> result = halfQueue_.AllocTensor<half>();
+        AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, tokens * width);
+        VectorFence();
+        halfQueue_.EnQue(result);
+        result = halfQueue_.DeQue<half>();
+        AscendC::DataCopy(out_[OutAt(token)], result,
+                          AscendC::DataCopyParams(tokens, width / FRACTAL, 0,
+                                                  (sizes_.heads * dim_ - width) / FRACTAL));
+        halfQueue_.FreeTensor(result);
+    }
+
+    template <class M>
+    __aicore__ inline void LendUb(M& matmul) {
+#if EDGELLAMA_MATMUL_BORROWS_UB
+        matmul.SetLocalWorkspace(matmulBuffer_.template Get<uint8_t>());
+#else
+        (void)matmul;
+#endif
+    }
+
+    __aicore__ inline int64_t CacheAt(int32_t position) const {
+        return (static_cast<int64_t>(row_ * sizes_.groups + group_) * sizes_.capacity + position) * dim_;
+    }
+    __aicore__ inline int64_t OutAt(int32_t token) const {
+        return ((static_cast<int64_t>(row_) * sizes_.tokens + token) * sizes_.heads + group_ * ratio_) * dim_;
+    }
+
+    AttentionSizes sizes_;
+    int32_t tileTokens_ = 0, queries_ = 0, keys_ = 0, prepareTokens_ = 0, workers_ = 0;
+    int32_t dim_ = 0, ratio_ = 0, qkvWidth_ = 0;
+    int32_t row_ = 0, group_ = 0, start0_ = 0;
+    int32_t aligned_ = 0;      // the tail begins here: the last multiple of 16 up to start
+    int32_t tailHead_ = -1, tailTokens_ = 0, paddedTail_ = 0;
+    int32_t matrixRows_ = 0;   // queries of this tile, rounded up to 16
+
+    AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_, kTail_, vTail_, queryMatrix_, weightMatrix_;
+    AscendC::GlobalTensor<float> cos_, sin_, scoreMatrix_, resultMatrix_;
+    AscendC::GlobalTensor<int32_t> start_, length_;
+
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, matrixQueue_;
+    AscendC::TQue<AscendC::TPosition::VECOUT, 1> halfQueue_;
+    AscendC::TQueBind<AscendC::TPosition::VECIN, AscendC::TPosition::VECOUT, 1> passQueue_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuffer_, scratchBuffer_, softmaxBuffer_, tokenBuffer_, columnBuffer_,
+        zeroBuffer_, matmulBuffer_;
+    AscendC::LocalTensor<float> sum_, scratch_, token8_, column_, shifted_;
+    AscendC::LocalTensor<half> zeros_;
+    OnlineSoftmax softmax_;
+};
+
+}  // namespace edgellama
+
+#endif

@@ -1,0 +1,188 @@
+"""Runs the package's kernels, compiled unchanged with g++, on the stand-in for a chip.
+
+`fused_attention` here has the signature and the meaning of kernels.reference.fused_attention; besides computing, it
+raises StandInError where the chip would misbehave (see standin/standin/report.h for the kinds of error). It tells
+nothing about speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kernels.reference import Array
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "ascend-standin"
+CHIPS = {"ascend310p": 2002, "ascend310b": 3002, "ascend910b": 2201}
+KERNELS = ("op_kernel/fused_attention.cpp", "op_kernel/fused_attention_decode.cpp")
+OWN = ("standin/launch.cpp", "standin/tiling.cpp")
+
+
+class StandInError(RuntimeError):
+    """A kernel did what the chip would punish. `kind` is the word in brackets at the start of the message."""
+
+    @property
+    def kind(self) -> str:
+        return str(self).partition("]")[0].lstrip("[")
+
+
+class TilingError(ValueError):
+    """The tiling function refused the shapes or attributes."""
+
+
+def compile_library(chip: str, sources: tuple[Path, ...]) -> Path:
+    """Compiles `sources` against the stand-in of `chip` into a shared library under build/, unless it is there."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise RuntimeError("the Ascend stand-in needs a C++ compiler: none called g++ was found; set CXX to another")
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    flags += [f"-D__NPU_ARCH__={CHIPS[chip]}", f"-I{HERE / 'standin'}"]
+    digest = hashlib.sha256("\0".join([compiler, *flags]).encode())
+    for file in sorted({*HERE.rglob("*.h"), *sources}):
+        digest.update(file.name.encode() + file.read_bytes())
+    target = BUILD / f"{chip}-{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_suffix(f".{os.getpid()}.tmp")
+        done = subprocess.run([compiler, *flags, *map(str, sources), "-o", str(scratch)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"compiling {', '.join(s.name for s in sources)} for {chip} failed:\n{done.stderr}")
+        scratch.replace(target)
+    return target
+
+
+@functools.cache
+def load(chip: str, sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS)) -> ctypes.CDLL:
+    """The library of `chip` ("ascend310p", ...) with the given kernels and the stand-in's launcher."""
+    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)))))
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One pointer argument of a kernel."""
+
+    name: str
+    array: Array | None
+    writable: bool = False
+    fresh: bool = False  # uninitialised memory: reading what the kernel did not write is an error
+
+
+def launch(library: ctypes.CDLL, kernel: str, arguments: list[Argument], *, blocks: int = 1, workers: int | None = None,
+           key: int = 0) -> int:
+    """Runs a kernel on `workers` cores (default: `blocks`). Returns the most bytes of unified buffer a core took."""
+    count = len(arguments)
+    pointers = (ctypes.c_void_p * count)(*(a.array.ctypes.data if a.array is not None else None for a in arguments))
+    names = (ctypes.c_char_p * count)(*(a.name.encode() for a in arguments))
+    sizes = (ctypes.c_size_t * count)(*(a.array.nbytes if a.array is not None else 0 for a in arguments))
+    writable = (ctypes.c_int * count)(*(a.writable for a in arguments))
+    fresh = (ctypes.c_int * count)(*(a.fresh for a in arguments))
+    peak, message = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
+    entry = ctypes.cast(getattr(library, kernel), ctypes.c_void_p)
+    failed = library.standin_run(
+        entry, count, pointers, names, sizes, writable, fresh, blocks, workers or blocks, ctypes.c_uint64(key),
+        ctypes.byref(peak), message, ctypes.c_size_t(len(message)),
+    )
+    if failed:
+        raise StandInError(message.value.decode())
+    return peak.value
+
+
+class _Summary(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("key", "blocks", "workers", "workspace_bytes", "ub_bytes", "tiling_bytes")
+    ] + [("details", ctypes.c_int64 * 8)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the tiling function of an operator decides."""
+
+    key: int
+    blocks: int
+    workers: int
+    workspace_bytes: int
+    ub_bytes: int
+    details: tuple[int, ...]  # decode: keys, splits; prefill: keys, queries, tile tokens, ... (standin/tiling.cpp)
+    tiling: Array
+
+
+def limits(chip: str) -> list[int]:
+    """UB, L1, L0A, L0B, L0C in bytes, cube cores, vector cores, __NPU_ARCH__: what the stand-in knows of `chip`."""
+    values = (ctypes.c_int64 * 8)()
+    load(chip).standin_chip(values)
+    return list(values)
+
+
+def plan(chip: str, operator: str, shape: list[int], scale: float, chip_limits: list[int] | None = None) -> Plan:
+    """Runs an operator's tiling function.
+
+    operator: "fused_attention" or "fused_attention_decode". shape: rows, tokens, width of qkv, heads, key/value
+    heads, head size, capacity, rotary positions, window. Raises TilingError with the operator's own message.
+    """
+    summary, message = _Summary(), ctypes.create_string_buffer(512)
+    tiling = np.zeros(2048, np.uint8)
+    failed = getattr(load(chip), f"plan_{operator}")(
+        (ctypes.c_int64 * 9)(*shape), ctypes.c_float(scale), (ctypes.c_int64 * 8)(*(chip_limits or limits(chip))),
+        tiling.ctypes.data_as(ctypes.c_void_p), ctypes.byref(summary), message, ctypes.c_size_t(len(message)),
+    )
+    if failed:
+        raise TilingError(message.value.decode())
+    return Plan(
+        summary.key, summary.blocks, summary.workers, summary.workspace_bytes, summary.ub_bytes,
+        tuple(summary.details), tiling[: summary.tiling_bytes],
+    )
+
+
+def fused_attention(
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    start: Array,
+    length: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    heads: int,
+    scale: float,
+    window: int = 0,
+    chip: str = "ascend310p",
+    operator: str = "fused_attention",
+    chip_limits: list[int] | None = None,
+) -> Array:
+    """kernels.reference.fused_attention on the stand-in of `chip`. float16 data, caches mutated, float16 result."""
+    for name, array, dtype in (
+        ("qkv", qkv, np.float16), ("k_cache", k_cache, np.float16), ("v_cache", v_cache, np.float16),
+        ("cos", cos, np.float32), ("sin", sin, np.float32), ("start", start, np.int32), ("length", length, np.int32),
+    ):
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
+    rows, tokens, width = qkv.shape
+    _, groups, capacity, head_dim = k_cache.shape
+    shape = [rows, tokens, width, heads, groups, head_dim, capacity, cos.shape[0], window]
+    decided = plan(chip, operator, shape, scale, chip_limits)
+    out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
+    workspace = np.zeros(decided.workspace_bytes, np.uint8) if decided.workspace_bytes else None
+    peak = launch(
+        load(chip), operator,
+        [
+            Argument("qkv", qkv), Argument("cos", cos), Argument("sin", sin), Argument("start", start),
+            Argument("length", length), Argument("k_cache", k_cache, writable=True),
+            Argument("v_cache", v_cache, writable=True), Argument("out", out, writable=True),
+            Argument("k_cache", k_cache, writable=True), Argument("v_cache", v_cache, writable=True),
+            Argument("workspace", workspace, writable=True, fresh=True), Argument("tiling", decided.tiling),
+        ],
+        blocks=decided.blocks, workers=decided.workers, key=decided.key,
+    )
+    if peak != decided.ub_bytes:
+        raise StandInError(f"[capacity] the kernel took {peak} bytes of unified buffer, its tiling planned "
+                           f"{decided.ub_bytes}")
+    return out

@@ -1,0 +1,41 @@
+// The entry header of the stand-in: what an Ascend C kernel includes, on an ordinary host with g++.
+//
+// Written from the public documentation of the interface. It holds the subset that this project's kernels use, runs
+// it, and fails where a chip would (see report.h for the kinds). It measures nothing: no cycles, no bandwidth.
+#ifndef EDGELLAMA_STANDIN_KERNEL_OPERATOR_H
+#define EDGELLAMA_STANDIN_KERNEL_OPERATOR_H
+
+#include "standin/copy.h"
+
+#define __aicore__
+#define __global__
+#define __gm__
+#define GM_ADDR std::uint8_t*
+
+enum KernelMetaType {
+    KERNEL_TYPE_AIV_ONLY, KERNEL_TYPE_AIC_ONLY, KERNEL_TYPE_MIX_AIV_1_0, KERNEL_TYPE_MIX_AIC_1_0,
+    KERNEL_TYPE_MIX_AIC_1_1, KERNEL_TYPE_MIX_AIC_1_2, KERNEL_TYPE_AICORE
+};
+
+namespace standin {
+
+inline thread_local std::uint64_t tTilingKey = 0;
+
+inline void CheckKernelType(KernelMetaType type) {
+    const bool unified = type == KERNEL_TYPE_AICORE;
+    if (kChip.arch == 3002 || unified == kChip.splitCores) {
+        Fail("unsupported", "this kernel type is not for the %s", kChip.name);
+    }
+}
+
+}  // namespace standin
+
+#define KERNEL_TASK_TYPE_DEFAULT(type) standin::CheckKernelType(type)
+#define KERNEL_TASK_TYPE(key, type) standin::CheckKernelType(type)
+#define TILING_KEY_IS(key) (standin::tTilingKey == (key))
+#define REGISTER_TILING_DEFAULT(type) static_assert(sizeof(type) % 8 == 0, "a tiling structure is a multiple of 8 bytes")
+#define GET_TILING_DATA_WITH_STRUCT(type, name, address) \
+    type name;                                           \
+    std::memcpy(static_cast<void*>(&name), (address), sizeof(type))
+
+#endif

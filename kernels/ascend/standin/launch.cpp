@@ -1,0 +1,186 @@
+// Runs a kernel on every core of the chip this file is compiled for. Called through ctypes by standin.py.
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "kernel_operator.h"
+
+namespace {
+
+using Arguments = std::uint8_t**;
+
+template <std::size_t... I>
+void CallWith(void* kernel, Arguments a, std::index_sequence<I...>) {
+    reinterpret_cast<void (*)(std::decay_t<decltype(a[I])>...)>(kernel)(a[I]...);
+}
+
+void Call(void* kernel, Arguments a, int count) {
+    switch (count) {
+        case 4: return CallWith(kernel, a, std::make_index_sequence<4>{});
+        case 12: return CallWith(kernel, a, std::make_index_sequence<12>{});
+        default: standin::Fail("range", "a kernel of %d arguments: launch.cpp calls those of 4 and 12", count);
+    }
+}
+
+// One core runs at a time, in order of its number, until it ends or reaches SyncAll: so a run can be repeated exactly.
+class Launch {
+public:
+    Launch(void* kernel, Arguments arguments, int count, std::uint64_t tilingKey, standin::Device* device)
+        : kernel_(kernel), arguments_(arguments), count_(count), tilingKey_(tilingKey), device_(device) {
+        device_->syncAll = [this] { AtSyncAll(); };
+    }
+
+    std::exception_ptr Run() {
+        const int workers = device_->workers;
+        waiting_.assign(workers, false);
+        finished_.assign(workers, false);
+        std::vector<std::thread> threads;
+        for (int i = 0; i < workers; ++i) threads.emplace_back([this, i] { Play(i); });
+        for (std::thread& thread : threads) thread.join();
+        return error_;
+    }
+
+private:
+    void Play(int block) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        turnChanged_.wait(lock, [&] { return turn_ == block; });
+        if (error_ == nullptr) {
+            std::unique_ptr<standin::Core> core = Borrow();
+            standin::tCore = core.get();
+            standin::tTilingKey = tilingKey_;
+            core->Restart(device_, block);
+            tLock = &lock;
+            try {
+                Call(kernel_, arguments_, count_);
+                core->pipes.CheckFinished();
+                peakUb_ = std::max(peakUb_, core->ubUsed);
+            } catch (const Stopped&) {
+            } catch (...) {
+                if (error_ == nullptr) error_ = std::current_exception();
+            }
+            standin::tCore = nullptr;
+            Pool().push_back(std::move(core));
+        }
+        finished_[block] = true;
+        PassOn(block);
+    }
+
+    void AtSyncAll() {
+        standin::Core& core = standin::CurrentCore();
+        const int block = core.block();
+        core.pipes.Barrier(PIPE_ALL);
+        waiting_[block] = true;
+        PassOn(block);
+        turnChanged_.wait(*tLock, [&] { return turn_ == block; });
+        if (error_ != nullptr) throw Stopped();
+    }
+
+    // The next core that can run; when all that are left wait at SyncAll, they all go on.
+    void PassOn(int block) {
+        const int workers = device_->workers;
+        for (int step = 1; step <= workers; ++step) {
+            const int next = (block + step) % workers;
+            if (!finished_[next] && !waiting_[next]) return Turn(next);
+        }
+        int first = -1;
+        bool anyFinished = false;
+        for (int i = 0; i < workers; ++i) {
+            anyFinished = anyFinished || finished_[i];
+            if (waiting_[i] && first < 0) first = i;
+        }
+        if (first < 0) return Turn(-1);
+        if (anyFinished && error_ == nullptr) {
+            try {
+                standin::Fail("sync", "SyncAll: a core waits for one that has ended: the chip would hang");
+            } catch (...) {
+                error_ = std::current_exception();
+            }
+        }
+        waiting_.assign(workers, false);
+        ++device_->epoch;
+        Turn(first);
+    }
+
+    void Turn(int block) {
+        turn_ = block;
+        turnChanged_.notify_all();
+    }
+
+    struct Stopped {};
+
+    static std::vector<std::unique_ptr<standin::Core>>& Pool() {
+        static std::vector<std::unique_ptr<standin::Core>> pool;
+        return pool;
+    }
+
+    static std::unique_ptr<standin::Core> Borrow() {
+        if (Pool().empty()) return std::make_unique<standin::Core>();
+        std::unique_ptr<standin::Core> core = std::move(Pool().back());
+        Pool().pop_back();
+        return core;
+    }
+
+    void* kernel_;
+    Arguments arguments_;
+    int count_;
+    std::uint64_t tilingKey_;
+    standin::Device* device_;
+    std::mutex mutex_;
+    std::condition_variable turnChanged_;
+    int turn_ = 0;
+    std::vector<char> waiting_, finished_;
+    std::exception_ptr error_;
+    static inline thread_local std::unique_lock<std::mutex>* tLock = nullptr;  // held while the thread's core runs
+
+public:
+    std::size_t peakUb_ = 0;
+};
+
+}  // namespace
+
+extern "C" {
+
+// names, bytes, writable, fresh: one entry an argument. Returns 0, or 1 with a message. peakUb: bytes of unified buffer.
+int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** names, const std::size_t* bytes,
+                const int* writable, const int* fresh, int blockNum, int workers, std::uint64_t tilingKey,
+                std::size_t* peakUb, char* message, std::size_t messageBytes) {
+    standin::Device device;
+    device.launchEpoch = device.epoch = 1;
+    device.blockNum = blockNum;
+    device.workers = workers;
+    for (int i = 0; i < count; ++i) {
+        bool known = arguments[i] == nullptr || bytes[i] == 0;
+        for (const standin::GlobalRegion& region : device.regions) known = known || region.begin == arguments[i];
+        if (known) continue;  // an output that is an input: one region
+        standin::GlobalRegion region;
+        region.name = names[i];
+        region.begin = arguments[i];
+        region.bytes = bytes[i];
+        region.writable = writable[i] != 0;
+        region.fresh = fresh[i] != 0;
+        region.blocks.resize(bytes[i] / 32 + 1);
+        device.regions.push_back(std::move(region));
+    }
+    Launch launch(kernel, arguments, count, tilingKey, &device);
+    const std::exception_ptr error = launch.Run();
+    *peakUb = launch.peakUb_;
+    if (error == nullptr) return 0;
+    try {
+        std::rethrow_exception(error);
+    } catch (const std::exception& e) {
+        std::snprintf(message, messageBytes, "%s", e.what());
+    }
+    return 1;
+}
+
+// UB, L1, L0A, L0B, L0C in bytes; cube cores, vector cores, __NPU_ARCH__.
+void standin_chip(std::int64_t* out) {
+    const auto& c = standin::kChip;
+    const std::size_t values[] = {c.ub, c.l1, c.l0a, c.l0b, c.l0c, static_cast<std::size_t>(c.cubeCores),
+                                  static_cast<std::size_t>(c.vectorCores), static_cast<std::size_t>(c.arch)};
+    for (std::size_t i = 0; i < 8; ++i) out[i] = static_cast<std::int64_t>(values[i]);
+}
+
+}  // extern "C"

@@ -1,0 +1,215 @@
+// The high-level Matmul at the level of its interface: C = A * B in float32, with the memory it would take and the
+// restrictions that its documentation states for each chip.
+#ifndef EDGELLAMA_STANDIN_MATMUL_INTF_H
+#define EDGELLAMA_STANDIN_MATMUL_INTF_H
+
+#include "../kernel_operator.h"
+#include "../kernel_tiling/kernel_tiling.h"
+
+namespace AscendC {
+
+template <TPosition POSITION, CubeFormat FORMAT, typename TYPE, bool ISTRANS = false,
+          LayoutMode LAYOUT = LayoutMode::NONE, bool IBSHARE = false>
+struct MatmulType {
+    static constexpr TPosition pos = POSITION;
+    static constexpr CubeFormat format = FORMAT;
+    using T = TYPE;
+    static constexpr bool isTrans = ISTRANS;
+};
+
+template <class A_TYPE, class B_TYPE, class C_TYPE, class BIAS_TYPE = C_TYPE>
+class Matmul {
+    using A = typename A_TYPE::T;
+    using B = typename B_TYPE::T;
+    using C = typename C_TYPE::T;
+    static_assert(A_TYPE::pos == TPosition::GM && B_TYPE::pos == TPosition::GM && C_TYPE::pos == TPosition::GM,
+                  "the stand-in multiplies in global memory, the one place that every chip has");
+    static_assert(A_TYPE::format == CubeFormat::ND && B_TYPE::format == CubeFormat::ND &&
+                      C_TYPE::format == CubeFormat::ND, "the stand-in multiplies ND matrices");
+    static_assert(std::is_same_v<A, B> && std::is_same_v<C, float>, "the stand-in multiplies into float");
+
+public:
+    void Init(const TCubeTiling* tiling, TPipe* = nullptr) {
+        standin::Core& core = standin::CurrentCore();
+        if (std::is_same_v<A, bfloat16_t> && !standin::kChip.bfloat16) Lacks("bfloat16 operands");
+        if (std::is_same_v<A, float> && !standin::kChip.matmulFloatOperands) Lacks("float operands");
+        if (++core.matmulObjects > 4) standin::Fail("matmul", "a kernel has at most 4 Matmul objects");
+        if (standin::kChip.splitCores && core.buffers > 0) {
+            standin::Fail("matmul", "REGIST_MATMUL_OBJ comes before InitBuffer where cores are split");
+        }
+        tiling_ = *tiling;
+        CheckTiling();
+        core.l1Used += L1Bytes();
+        core.l0cUsed += L0cBytes();
+        if (core.l1Used > standin::kChip.l1) Full("L1", core.l1Used, standin::kChip.l1);
+        if (core.l0cUsed > standin::kChip.l0c) Full("L0C", core.l0cUsed, standin::kChip.l0c);
+        m_ = tiling_.singleCoreM;
+        n_ = tiling_.singleCoreN;
+        k_ = tiling_.singleCoreK;
+        registered_ = true;
+    }
+
+    // Shape of this product; the row lengths of A, B and C stay those of the tiling.
+    void SetSingleShape(int m, int n, int k) {
+        if (m <= 0 || n <= 0 || k <= 0 || m > tiling_.M || n > tiling_.N || k > tiling_.Ka) {
+            standin::Fail("matmul", "SetSingleShape(%d, %d, %d): the tiling holds %d x %d x %d", m, n, k, tiling_.M,
+                          tiling_.N, tiling_.Ka);
+        }
+        m_ = m;
+        n_ = n;
+        k_ = k;
+    }
+    void SetTail(int m = -1, int n = -1, int k = -1) {
+        SetSingleShape(m < 0 ? m_ : m, n < 0 ? n_ : n, k < 0 ? k_ : k);
+    }
+
+    void SetTensorA(const GlobalTensor<A>& gm, bool isTransposeA = false) {
+        if (isTransposeA) standin::Fail("matmul", "the stand-in does not transpose A");
+        a_ = gm;
+    }
+    void SetTensorB(const GlobalTensor<B>& gm, bool isTransposeB = false) {
+        if (isTransposeB && !B_TYPE::isTrans) {
+            standin::Fail("matmul", "SetTensorB(.., true) needs ISTRANS in the B type, else the result is wrong");
+        }
+        b_ = gm;
+        transposed_ = isTransposeB;
+    }
+    void SetLocalWorkspace(const LocalTensor<std::uint8_t>& tmpBuffer) {
+        if (!standin::kChip.matmulNeedsUb) Lacks("SetLocalWorkspace");
+        workspace_ = tmpBuffer;
+        hasWorkspace_ = true;
+    }
+
+    template <bool sync = true>
+    void IterateAll(const GlobalTensor<C>& gm, std::uint8_t enAtomic = 0) {
+        if (!registered_) standin::Fail("matmul", "IterateAll before REGIST_MATMUL_OBJ");
+        if (enAtomic != 0) standin::Fail("unsupported", "the stand-in has no atomic results");
+        if (!sync && !standin::kChip.matmulAsync) Lacks("IterateAll<false>");
+        static_assert(sync, "the stand-in has no asynchronous IterateAll");
+        standin::Core& core = standin::CurrentCore();
+        if (core.activeMatmul != nullptr && core.activeMatmul != this) {
+            standin::Fail("matmul", "two Matmul objects at once: End() of the first is missing");
+        }
+        core.activeMatmul = this;
+        const std::size_t lda = tiling_.Ka, ldb = transposed_ ? tiling_.Kb : tiling_.N, ldc = tiling_.N;
+        const int rowsB = transposed_ ? n_ : k_, widthB = transposed_ ? k_ : n_;
+
+        // Split cores: the product runs elsewhere, after a message and before its answer. Unified cores: its
+        // instructions join the pipes of this core, and the caller orders them with the rest.
+        const int reader = standin::kChip.splitCores ? PIPE_M : PIPE_MTE2;
+        const int writer = standin::kChip.splitCores ? PIPE_M
+                           : standin::kChip.matmulNeedsUb ? PIPE_MTE3 : PIPE_FIX;
+        const std::uint32_t read = core.pipes.Issue(reader);
+        for (int i = 0; i < m_; ++i) a_.Access(i * lda * sizeof(A), k_ * sizeof(A), reader, read, false, "Matmul A");
+        for (int i = 0; i < rowsB; ++i) {
+            b_.Access(i * ldb * sizeof(B), widthB * sizeof(B), reader, read, false, "Matmul B");
+        }
+        if (standin::kChip.matmulNeedsUb) {
+            if (!hasWorkspace_) standin::Fail("matmul", "the %s needs SetLocalWorkspace first", standin::kChip.name);
+            const std::size_t need = std::size_t{4} * tiling_.baseM * tiling_.baseN;
+            if (workspace_.Bytes() < need) {
+                standin::Fail("capacity", "Matmul's local workspace has %zu bytes, it needs %zu", workspace_.Bytes(),
+                              need);
+            }
+            workspace_.Access(0, need, PIPE_V, core.pipes.Issue(PIPE_V), true, "Matmul workspace");
+            core.pipes.Wait(writer, core.pipes.Snapshot(PIPE_V));
+            workspace_.Access(0, need, writer, core.pipes.Issue(writer), false, "Matmul workspace");
+        }
+        Multiply(gm, lda, ldb, ldc);
+        core.pipes.Wait(writer, core.pipes.Snapshot(reader));
+        const std::uint32_t write = core.pipes.Issue(writer);
+        for (int i = 0; i < m_; ++i) gm.Access(i * ldc * sizeof(C), n_ * sizeof(C), writer, write, true, "Matmul C");
+        if (standin::kChip.splitCores) core.pipes.Wait(PIPE_S, core.pipes.Snapshot(writer));
+    }
+
+    void End() { standin::CurrentCore().activeMatmul = nullptr; }
+
+private:
+    [[noreturn]] static void Lacks(const char* what) {
+        standin::Fail("unsupported", "Matmul on the %s has no %s", standin::kChip.name, what);
+    }
+    [[noreturn]] static void Full(const char* where, std::size_t used, std::size_t has) {
+        standin::Fail("capacity", "%s of the %s has %zu bytes, the Matmul objects take %zu", where,
+                      standin::kChip.name, has, used);
+    }
+
+    std::size_t L1Bytes() const {
+        const std::size_t a = std::size_t{1} * tiling_.baseM * tiling_.baseK * tiling_.depthA1;
+        const std::size_t b = std::size_t{1} * tiling_.baseN * tiling_.baseK * tiling_.depthB1;
+        return (a + b) * sizeof(A);
+    }
+    std::size_t L0cBytes() const { return std::size_t{4} * tiling_.baseM * tiling_.baseN * tiling_.dbL0C; }
+
+    void CheckTiling() const {
+        const TCubeTiling& t = tiling_;
+        const std::int32_t positive[] = {t.usedCoreNum, t.M, t.N, t.Ka, t.Kb, t.singleCoreM, t.singleCoreN,
+                                         t.singleCoreK, t.baseM, t.baseN, t.baseK, t.depthA1, t.depthB1, t.stepM,
+                                         t.stepN, t.stepKa, t.stepKb, t.dbL0A, t.dbL0B, t.dbL0C};
+        for (std::int32_t value : positive) {
+            if (value <= 0) standin::Fail("matmul", "a TCubeTiling field that must be positive is %d", value);
+        }
+        if (t.baseM % 16 != 0 || t.baseN % 16 != 0 || t.baseK % 16 != 0) {
+            standin::Fail("matmul", "base block %d x %d x %d is not made of 16 x 16 fractals", t.baseM, t.baseN, t.baseK);
+        }
+        const std::size_t l0a = std::size_t{1} * t.baseM * t.baseK * sizeof(A) * t.dbL0A;
+        const std::size_t l0b = std::size_t{1} * t.baseN * t.baseK * sizeof(B) * t.dbL0B;
+        if (l0a > standin::kChip.l0a) Full("L0A", l0a, standin::kChip.l0a);
+        if (l0b > standin::kChip.l0b) Full("L0B", l0b, standin::kChip.l0b);
+        if (t.depthA1 % (t.stepM * t.stepKa) != 0 || t.depthB1 % (t.stepN * t.stepKb) != 0) {
+            standin::Fail("matmul", "depth in L1 is no multiple of the steps");
+        }
+        if (standin::kChip.arch == 2002 && t.transLength <= 0) {
+            standin::Fail("matmul", "transLength must be positive on the %s", standin::kChip.name);
+        }
+    }
+
+    void Multiply(const GlobalTensor<C>& gm, std::size_t lda, std::size_t ldb, std::size_t ldc) {
+        left_.resize(static_cast<std::size_t>(m_) * k_);
+        right_.resize(static_cast<std::size_t>(k_) * n_);
+        for (int i = 0; i < m_; ++i) {
+            for (int j = 0; j < k_; ++j) left_[static_cast<std::size_t>(i) * k_ + j] = a_.GetPhyAddr()[i * lda + j];
+        }
+        for (int j = 0; j < k_; ++j) {
+            for (int c = 0; c < n_; ++c) {
+                right_[static_cast<std::size_t>(j) * n_ + c] = b_.GetPhyAddr()[transposed_ ? c * ldb + j : j * ldb + c];
+            }
+        }
+        for (int i = 0; i < m_; ++i) {
+            C* const out = gm.GetPhyAddr() + i * ldc;
+            for (int c = 0; c < n_; ++c) out[c] = 0;
+            for (int j = 0; j < k_; ++j) {
+                const float x = left_[static_cast<std::size_t>(i) * k_ + j];
+                const float* const row = &right_[static_cast<std::size_t>(j) * n_];
+                for (int c = 0; c < n_; ++c) out[c] += x * row[c];
+            }
+        }
+    }
+
+    TCubeTiling tiling_{};
+    GlobalTensor<A> a_;
+    GlobalTensor<B> b_;
+    LocalTensor<std::uint8_t> workspace_;
+    std::vector<float> left_, right_;
+    bool transposed_ = false, hasWorkspace_ = false, registered_ = false;
+    int m_ = 0, n_ = 0, k_ = 0;
+};
+
+inline void RegisterMatmul(TPipe*) {}
+
+template <class M, class... Rest>
+void RegisterMatmul(TPipe* pipe, M& object, const TCubeTiling* tiling, Rest&&... rest) {
+    object.Init(tiling, pipe);
+    RegisterMatmul(pipe, rest...);
+}
+
+inline std::uint8_t* GetSysWorkSpacePtr() { return nullptr; }
+
+}  // namespace AscendC
+
+#define REGIST_MATMUL_OBJ(tpipe, workspace, ...)         \
+    do {                                                 \
+        (void)(workspace);                               \
+        AscendC::RegisterMatmul((tpipe), __VA_ARGS__);   \
+    } while (false)
+
+#endif

@@ -1,0 +1,191 @@
+// One core: its unified buffer, the record of who touched which bytes, and the checks on every access.
+#ifndef EDGELLAMA_STANDIN_CORE_H
+#define EDGELLAMA_STANDIN_CORE_H
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "chip.h"
+#include "clock.h"
+
+namespace standin {
+
+// A tensor of global memory that the launcher handed to the kernel. Accesses are recorded per 32-byte block.
+struct GlobalRegion {
+    struct Block {
+        std::uint32_t write = 0, read[kPipes] = {};  // instruction numbers of the core below
+        std::uint32_t writeEpoch = 0, readEpoch = 0;
+        std::int32_t writeCore = -1, readCore = -1;
+        std::uint8_t writePipe = 0;
+    };
+    static constexpr std::int32_t kSeveralCores = -2;
+
+    std::string name;
+    std::uint8_t* begin = nullptr;
+    std::size_t bytes = 0;
+    bool writable = false;
+    bool fresh = false;  // workspace: reading what this launch has not written is an error
+    std::vector<Block> blocks;
+};
+
+// What the cores of one launch share.
+struct Device {
+    std::vector<GlobalRegion> regions;
+    std::uint32_t launchEpoch = 0;           // the first epoch of this launch
+    std::uint32_t epoch = 0;                 // grows with each SyncAll: accesses of different epochs are ordered
+    int blockNum = 1, workers = 1;           // workers: cores that run the kernel's vector side
+    std::function<void()> syncAll;
+
+    GlobalRegion& Find(const void* address) {
+        for (GlobalRegion& region : regions) {
+            const auto* byte = static_cast<const std::uint8_t*>(address);
+            if (byte >= region.begin && byte < region.begin + region.bytes) return region;
+        }
+        Fail("bounds", "a global address lies in none of the kernel's tensors");
+    }
+};
+
+class Core {
+public:
+    static constexpr std::size_t kCell = 4;  // bytes of the unified buffer that one record stands for
+
+    Core() : memory_(kChip.ub + 64), cells_(kChip.ub / kCell) {
+        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
+        ub_ = memory_.data() + (32 - address % 32) % 32;
+    }
+
+    void Restart(Device* device, int block) {
+        device_ = device;
+        block_ = block;
+        pipes.Restart();
+        ubUsed = l1Used = l0cUsed = buffers = 0;
+        eventsOf[0] = eventsOf[1] = 0;
+        matmulObjects = 0;
+        activeMatmul = nullptr;
+        for (std::size_t i = 0; i < kChip.ub; i += 2) {  // a float16 and, in pairs, a float32 NaN
+            ub_[i] = 0xff;
+            ub_[i + 1] = 0x7f;
+        }
+    }
+
+    std::uint8_t* Ub() { return ub_; }
+    Device& device() { return *device_; }
+    int block() const { return block_; }
+
+    // One access of instruction `seq` on `pipe` to bytes [offset, offset + bytes) of the unified buffer.
+    void TouchUb(std::size_t offset, std::size_t bytes, int pipe, std::uint32_t seq, bool write, const char* what) {
+        const Clock& known = pipes.At(pipe);
+        const std::size_t last = (offset + bytes - 1) / kCell;
+        for (std::size_t i = offset / kCell; i <= last; ++i) {
+            Cell& cell = cells_[i];
+            if (cell.write > known[cell.writePipe] && cell.write != seq) {
+                Race(what, write ? "overwrites" : "reads", i * kCell, pipe, cell.writePipe, "wrote");
+            }
+            if (write) {
+                for (int q = 0; q < kPipes; ++q) {
+                    if (cell.read[q] > known[q] && cell.read[q] != seq) {
+                        Race(what, "overwrites", i * kCell, pipe, q, "reads");
+                    }
+                }
+                cell.write = seq;
+                cell.writePipe = static_cast<std::uint8_t>(pipe);
+            } else {
+                if (cell.write <= pipes.Start()) {
+                    Fail("uninitialised", "%s reads unified buffer byte %zu, which this kernel has not written", what,
+                         i * kCell);
+                }
+                cell.read[pipe] = seq;
+            }
+        }
+    }
+
+    void TouchGlobal(GlobalRegion& region, std::size_t offset, std::size_t bytes, int pipe, std::uint32_t seq,
+                     bool write, const char* what) {
+        if (bytes == 0) return;
+        if (write && !region.writable) {
+            Fail("readonly", "%s writes to %s, which the operator only reads", what, region.name.c_str());
+        }
+        const Clock& known = pipes.At(pipe);
+        const std::uint32_t epoch = device_->epoch;
+        const std::size_t last = (offset + bytes - 1) / 32;
+        for (std::size_t i = offset / 32; i <= last; ++i) {
+            GlobalRegion::Block& b = region.blocks[i];
+            if (b.writeEpoch == epoch && b.writeCore != block_) {
+                Fail("race", "core %d: %s touches %s byte %zu, which core %d writes with no SyncAll between", block_,
+                     what, region.name.c_str(), i * 32, b.writeCore);
+            }
+            if (b.writeEpoch == epoch && b.write > known[b.writePipe] && b.write != seq) {
+                RaceGlobal(what, write ? "overwrites" : "reads", region, i * 32, pipe, b.writePipe, "wrote");
+            }
+            if (write) {
+                if (b.readEpoch == epoch && b.readCore != block_) {
+                    Fail("race", "core %d: %s writes %s byte %zu, which another core reads with no SyncAll between",
+                         block_, what, region.name.c_str(), i * 32);
+                }
+                for (int q = 0; b.readEpoch == epoch && q < kPipes; ++q) {
+                    if (b.read[q] > known[q] && b.read[q] != seq) {
+                        RaceGlobal(what, "overwrites", region, i * 32, pipe, q, "reads");
+                    }
+                }
+                b.write = seq;
+                b.writePipe = static_cast<std::uint8_t>(pipe);
+                b.writeCore = block_;
+                b.writeEpoch = epoch;
+            } else {
+                if (region.fresh && b.writeEpoch < device_->launchEpoch) {
+                    Fail("uninitialised", "%s reads byte %zu of %s, which this launch has not written", what, i * 32,
+                         region.name.c_str());
+                }
+                if (b.readEpoch != epoch) {
+                    b.readEpoch = epoch;
+                    b.readCore = block_;
+                    for (std::uint32_t& read : b.read) read = 0;
+                } else if (b.readCore != block_) {
+                    b.readCore = GlobalRegion::kSeveralCores;
+                }
+                b.read[pipe] = seq;
+            }
+        }
+    }
+
+    Pipelines pipes;
+    std::size_t ubUsed = 0, l1Used = 0, l0cUsed = 0;
+    int buffers = 0;
+    int eventsOf[2] = {0, 0};  // queue buffers at positions VECIN and VECOUT: each holds an event
+    int matmulObjects = 0;
+    const void* activeMatmul = nullptr;
+
+private:
+    struct Cell {
+        std::uint32_t write = 0, read[kPipes] = {};
+        std::uint8_t writePipe = 0;
+    };
+
+    [[noreturn]] void Race(const char* what, const char* verb, std::size_t byte, int pipe, int other,
+                           const char* did) {
+        Fail("race", "core %d: %s on the %s pipe %s unified buffer byte %zu, which the %s pipe %s: no flag, queue or "
+             "barrier orders the two", block_, what, PipeName(pipe), verb, byte, PipeName(other), did);
+    }
+
+    [[noreturn]] void RaceGlobal(const char* what, const char* verb, const GlobalRegion& region, std::size_t byte,
+                                 int pipe, int other, const char* did) {
+        Fail("race", "core %d: %s on the %s pipe %s %s byte %zu, which the %s pipe %s: no flag, queue or barrier "
+             "orders the two", block_, what, PipeName(pipe), verb, region.name.c_str(), byte, PipeName(other), did);
+    }
+
+    std::vector<std::uint8_t> memory_;
+    std::vector<Cell> cells_;
+    std::uint8_t* ub_ = nullptr;
+    Device* device_ = nullptr;
+    int block_ = 0;
+};
+
+inline thread_local Core* tCore = nullptr;  // the core that the current thread plays
+
+inline Core& CurrentCore() { return *tCore; }
+
+}  // namespace standin
+
+#endif

@@ -1,0 +1,99 @@
+// The tiling functions for ctypes: what the operators' tiling functions do on a host with CANN, with Matmul's own
+// tiling replaced by the plan's base blocks.
+#include <cstdio>
+#include <cstring>
+
+#include "../op_host/tiling_fill.h"
+
+namespace {
+
+using namespace edgellama;
+
+AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
+    AscendC::tiling::TCubeTiling t{};
+    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    t.usedCoreNum = 1;
+    t.M = t.singleCoreM = narrow(p.m);
+    t.N = t.singleCoreN = narrow(p.n);
+    t.Ka = t.Kb = t.singleCoreK = narrow(p.k);
+    t.baseM = narrow(p.baseM);
+    t.baseN = narrow(p.baseN);
+    t.baseK = narrow(p.baseK);
+    t.stepM = t.stepN = 1;
+    t.stepKa = t.stepKb = t.depthA1 = t.depthB1 = narrow(CeilDiv(p.k, p.baseK));
+    t.dbL0A = t.dbL0B = 2;
+    t.dbL0C = 1;
+    t.transLength = narrow(p.baseM * p.baseN * 4);
+    return t;
+}
+
+// rows, tokens, width, heads, groups, headDim, capacity, positions, window
+AttentionShape Shape(const int64_t* v, float scale) {
+    return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale};
+}
+
+// UB, L1, L0A, L0B, L0C, cube cores, vector cores, __NPU_ARCH__: as standin_chip gives them
+ChipLimits Limits(const int64_t* v) {
+    return {v[7] == 2201, v[7] == 2002, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
+}
+
+struct Summary {  // read by standin.py
+    int64_t key, blocks, workers, workspaceBytes, ubBytes, tilingBytes, details[8];
+};
+
+int Fail(const std::string& problem, char* message, size_t bytes) {
+    std::snprintf(message, bytes, "%s", problem.c_str());
+    return 1;
+}
+
+int Decode(const AttentionShape& shape, const ChipLimits& chip, const char* name, DecodeTiling* tiling,
+           Summary* summary, char* message, size_t bytes) {
+    DecodePlan plan;
+    const std::string problem = PlanDecode(shape, chip, name, &plan);
+    if (!problem.empty()) return Fail(problem, message, bytes);
+    Fill(shape, plan, tiling);
+    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, plan.workspaceBytes, plan.ubBytes,
+                sizeof(DecodeTiling), {plan.keys, plan.splits}};
+    return 0;
+}
+
+int Prefill(const AttentionShape& shape, const ChipLimits& chip, const char* name, PrefillTiling* tiling,
+            Summary* summary, char* message, size_t bytes) {
+    PrefillPlan plan;
+    const std::string problem = PlanPrefill(shape, chip, name, &plan);
+    if (!problem.empty()) return Fail(problem, message, bytes);
+    Fill(shape, plan, tiling);
+    tiling->qk = Cube(plan.qk);
+    tiling->pv = Cube(plan.pv);
+    *summary = {ATTENTION_KEY_PREFILL, plan.blocks, plan.workers, plan.workers * plan.workspaceBytes, plan.ubBytes,
+                sizeof(AttentionTiling), {plan.keys, plan.queries, plan.tileTokens, plan.prepareTokens,
+                                          plan.qk.baseK, plan.pv.baseK, plan.matmulBytes, plan.tailRows}};
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Plans FusedAttentionDecode into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message.
+int plan_fused_attention_decode(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
+                                char* message, size_t bytes) {
+    return Decode(Shape(shape, scale), Limits(chip), "FusedAttentionDecode", static_cast<DecodeTiling*>(tiling),
+                  static_cast<Summary*>(summary), message, bytes);
+}
+
+int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
+                         char* message, size_t bytes) {
+    static_assert(sizeof(AttentionTiling) <= 2048);
+    auto* data = static_cast<AttentionTiling*>(tiling);
+    auto* out = static_cast<Summary*>(summary);
+    if (shape[1] == 1) {
+        const int failed = Decode(Shape(shape, scale), Limits(chip), "FusedAttention", &data->decode, out, message,
+                                  bytes);
+        out->tilingBytes = sizeof(AttentionTiling);
+        return failed;
+    }
+    return Prefill(Shape(shape, scale), Limits(chip), "FusedAttention", &data->prefill, out, message, bytes);
+}
+
+}  // extern "C"
