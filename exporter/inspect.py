@@ -1,0 +1,191 @@
+"""What is in an artifact: its graphs, operators, inputs, sizes, the memory it will need, what export proved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from exporter import mindir_graph
+from exporter.memory import run_time_memory
+from exporter.mindir_graph import MindIRGraph
+from exporter.progress import Progress
+from runtime.artifact import Artifact, Manifest, TensorSpec
+from runtime.step_inputs import CACHE_PREFIXES, STEP_INPUTS
+
+NEW_ROWS = ("k_new.", "v_new.")
+
+
+def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
+    """Print the tables on standard output; with onnx_dir, write each graph there as ONNX too.
+
+    Raises UserError for a folder that is no whole artifact.
+    """
+    opened = Artifact.open(artifact)
+    graphs = {g.file: mindir_graph.read(opened.file(g.file)) for g in opened.manifest.graphs}
+    console = Console()
+    for table in tables(opened.manifest, graphs):
+        console.print(table)
+    if onnx_dir is not None:
+        from exporter import onnx_twin
+
+        with progress.stage("Writing ONNX"):
+            paths = onnx_twin.write(opened, onnx_dir)
+        for path in paths:
+            progress.console.print(f"wrote {path}", highlight=False)
+
+
+def tables(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> list[Table]:
+    """graphs: the manifest's, read, by file name."""
+    return [
+        _model(manifest),
+        _graphs(manifest, graphs),
+        _operators(graphs),
+        _tensors(manifest),
+        _memory(manifest, graphs),
+        _parity(manifest),
+    ]
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1,536 -> "1.5 kB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _table(title: str, *columns: str, numbers: Sequence[int] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in numbers else "left", overflow="fold")
+    return table
+
+
+def _facts(title: str, facts: Iterable[tuple[str, object]]) -> Table:
+    table = _table(title, "", "")
+    table.show_header = False
+    for name, value in facts:
+        table.add_row(name, escape("-" if value is None else str(value)))
+    return table
+
+
+def _model(manifest: Manifest) -> Table:
+    config, source = manifest.config, manifest.source
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    rope = (config.get("rope_scaling") or {}).get("rope_type", "default")
+    return _facts(
+        manifest.name,
+        [
+            ("source", f"{source.origin} ({source.model})"),
+            ("revision", source.revision),
+            ("licence", source.licence),
+            ("network", f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
+                        f"{heads} heads, {groups} key/value heads, head size {config['head_dim']}, "
+                        f"MLP {config['intermediate_size']}, vocabulary {config['vocab_size']:,}"),
+            ("rope", f"{rope}, theta {config['rope_theta']:g}"),
+            ("target", f"{manifest.target} (op set {manifest.opset}, weights {manifest.weights_format})"),
+            ("rows", manifest.batch),
+            ("context", f"{manifest.context:,} tokens"),
+            ("buckets", ", ".join(map(str, manifest.buckets))),
+            ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+        ],
+    )  # fmt: skip
+
+
+def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
+    table = _table("Graphs", "file", "buckets", "nodes", "size", "weights in it", numbers=(2, 3, 4))
+    for graph in manifest.graphs:
+        weights = graphs[graph.file].parameters
+        table.add_row(
+            escape(graph.file),
+            ", ".join(map(str, graph.buckets)),
+            f"{len(graphs[graph.file].operations):,}",
+            size(graph.bytes),
+            f"{len(weights)} tensors, {size(sum(w.nbytes for w in weights))}" if weights else "-",
+        )
+    return table
+
+
+def _operators(graphs: dict[str, MindIRGraph]) -> Table:
+    """One column a graph; the operators of our own kernels are marked."""
+    counts = {file: Counter(_label(op) for op in graph.operations) for file, graph in graphs.items()}
+    table = _table("Operators", "operator", *(Path(file).stem for file in counts), numbers=range(1, 1 + len(counts)))
+    total = sum(counts.values(), Counter[str]())
+    for label, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
+    return table
+
+
+def _label(op: mindir_graph.Operation) -> str:
+    if op.operator == "Custom":
+        return f"{op.attributes.get('reg_op_name', '?')} (custom)"
+    return op.operator
+
+
+def _tensors(manifest: Manifest) -> Table:
+    graph = manifest.graphs[-1]
+    table = _table(f"Inputs and outputs at bucket {graph.bucket}", "", "name", "dtype", "shape", "size", numbers=(4,))
+    for direction, specs in (("in", graph.inputs), ("out", graph.outputs)):
+        for names, like, nbytes in _grouped(specs):
+            table.add_row(direction, escape(names), like.dtype, _shape(like), size(nbytes))
+    return table
+
+
+def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, TensorSpec, int]]:
+    """(what to call it, one of them, bytes of all): every step input and result by itself, the many in one line."""
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        if spec.name.startswith(CACHE_PREFIXES):
+            key = "caches" if spec.name.startswith(CACHE_PREFIXES[:2]) else "cache scales"
+        elif spec.name.startswith(NEW_ROWS):
+            key = "new cache rows"
+        else:
+            key = spec.name if spec.name in (*STEP_INPUTS, "logits") else "weights"
+        groups.setdefault(key, []).append(spec)
+    lines = []
+    for key, members in groups.items():
+        first, last = members[0], members[-1]
+        name = key if len(members) == 1 else f"{key}: {len(members)}, {first.name} ... {last.name}"
+        like = first if len({(m.dtype, m.shape) for m in members}) == 1 else TensorSpec(key, "uint8", ())
+        lines.append((name, like, sum(m.nbytes for m in members)))
+    return lines
+
+
+def _shape(spec: TensorSpec) -> str:
+    return escape(str(list(spec.shape))) if spec.shape else "various"
+
+
+def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
+    memory = run_time_memory(manifest, graphs)
+    cache = manifest.cache
+    table = _table("Memory at run time, estimated", "", "", "", numbers=(1,))
+    table.show_header = False
+    table.add_row("weights", size(memory.weights), "on disk, and once in memory")
+    if memory.copies:
+        table.add_row("their copies", size(memory.copies), "MindSpore Lite 2.0 copies constants while it loads them")
+    shape = escape(f"{2 * cache.layers} x {cache.dtype} {list(cache.shape)}")
+    table.add_row("cache", size(memory.cache), f"{shape}; a page counts once it is written")
+    table.add_row("activations", size(memory.activations), "most that live at once, at the largest bucket")
+    table.add_row("libraries", size(memory.libraries), "Python, numpy, MindSpore Lite")
+    table.add_row("in all", size(memory.total), "", style="bold")
+    return table
+
+
+def _parity(manifest: Manifest) -> Table:
+    parity = manifest.parity
+    if parity is None:
+        return _facts("Proof", [("parity", "not measured: exported with --no-verify")])
+    return _facts(
+        f"Proof, against {parity.reference}",
+        [
+            ("max |d logits|", f"{parity.max_abs_logit_error:.2e} ({parity.relative:.1e} of their range)"),
+            ("top-1 agreement", f"{parity.top1_agreement:.1%} of {parity.steps} positions"),
+        ],
+    )
