@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", help="a preset, a Hugging Face folder, a hub id or a .gguf file")
     export.add_argument("--target", default="portable", help="what it shall run on (default: %(default)s)")
     export.add_argument("--weights", help="weight format (default: the target's first)")
+    export.add_argument("--cache", help="dtype of the KV cache (default: the target's first)")
     export.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")
     export.add_argument("--buckets", type=_numbers, help="prefill lengths, as 32,128,512 (the default)")
     export.add_argument("--batch", type=int, default=1, help="rows (default: %(default)s)")
@@ -67,7 +68,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _export(arguments: argparse.Namespace, progress: Progress) -> None:
     from exporter.export import Options, export
 
-    names = ("model", "target", "weights", "context", "buckets", "batch", "out", "verify")
+    names = ("model", "target", "weights", "cache", "context", "buckets", "batch", "out", "verify")
     out = export(Options(**{name: getattr(arguments, name) for name in names}), progress)
     progress.console.print(f"wrote {out}", highlight=False)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.mindir import ALIGNMENT, Model
 from runtime.artifact import FileEntry
 
+Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
+ALIGNMENT = 64
 HEADER = b"\x01" + bytes(ALIGNMENT - 1)
 
 
@@ -39,7 +41,7 @@ def write_constants(
             array = np.ascontiguousarray(value(parameter.name))
             if list(array.shape) != list(parameter.dims):
                 raise ValueError(f"{parameter.name}: {array.shape} for a parameter of shape {list(parameter.dims)}")
-            data = memoryview(array).cast("B")
+            data = array.reshape(-1).view(np.uint8).data
             parameter.external_data.location = path.name  # relative to the graph file
             parameter.external_data.offset = offset
             parameter.external_data.length = len(data)

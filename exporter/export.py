@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from exporter import verify
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.config import LlamaConfig
+from exporter.constants import write_constants
 from exporter.opsets import Input, Shape
 from exporter.progress import Progress
 from exporter.source import Source, resolve
+from exporter.weights import write_weights
 from runtime import artifact
-from runtime.artifact import CacheSpec, Graph, Manifest, TensorSpec
+from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 
 TARGETS = ("portable",)
@@ -28,11 +32,12 @@ TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
 
 @dataclass(frozen=True)
 class Options:
-    """What `make export` takes. context, buckets and out: None means the default that fits the model."""
+    """What `make export` takes. None means the default of the target, or the one that fits the model."""
 
     model: str
-    target: str = "portable"
+    target: str = TARGETS[0]
     weights: str | None = None
+    cache: str | None = None
     context: int | None = None
     buckets: tuple[int, ...] | None = None
     batch: int = 1
@@ -51,21 +56,20 @@ def export(options: Options, progress: Progress) -> Path:
     source = resolve(options.model)
     checkpoint = open_checkpoint(source.path)
     ops = import_module(f"exporter.opsets.{options.target}")
-    weights = _weights(options, ops)
-    shape, buckets = _shape(options, checkpoint.config)
-    out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{weights}"
+    shape, buckets = _shape(options, checkpoint.config, ops)
+    out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     _check_disk(out, checkpoint)
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     (partial / "graphs").mkdir(parents=True)
     try:
-        graph = _write_graph(checkpoint, shape, buckets, ops, partial, progress)
+        graphs, weights = _write_graphs(checkpoint, shape, buckets, ops, partial, progress)
         for name, data in checkpoint.tokenizer_files().items():
             (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
-        manifest = _manifest(options, weights, source, checkpoint, shape, buckets, ops, graph)
+        manifest = _manifest(options, source, checkpoint, shape, buckets, ops, graphs, weights)
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         artifact.write_manifest(partial, manifest)
@@ -76,15 +80,14 @@ def export(options: Options, progress: Progress) -> Path:
     return out
 
 
-def _weights(options: Options, ops: ModuleType) -> str:
-    weights = options.weights or ops.WEIGHTS[0]
-    if weights not in ops.WEIGHTS:
-        raise UserError(f"WEIGHTS {weights!r} with TARGET {options.target}; choose from {', '.join(ops.WEIGHTS)}")
-    return str(weights)
+def _choice(what: str, value: str | None, choices: Sequence[str], target: str) -> str:
+    if value is not None and value not in choices:
+        raise UserError(f"{what} {value!r} with TARGET {target}; choose from {', '.join(choices)}")
+    return value or choices[0]
 
 
-def _shape(options: Options, config: LlamaConfig) -> tuple[Shape, tuple[int, ...]]:
-    """The traced shape (the largest bucket) and every bucket, 1 (decode) among them."""
+def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shape, tuple[int, ...]]:
+    """The shape at the largest bucket, and every bucket, 1 (decode) among them."""
     longest = config.max_position_embeddings
     context = options.context or min(CONTEXT, longest)
     if not 1 <= context <= longest:
@@ -93,41 +96,73 @@ def _shape(options: Options, config: LlamaConfig) -> tuple[Shape, tuple[int, ...
     if bad := [b for b in buckets if not 1 <= b <= context]:
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
     buckets = tuple(sorted({1, *buckets}))
-    return Shape(options.batch, buckets[-1], context), buckets
+    weights = _choice("WEIGHTS", options.weights, ops.WEIGHTS, options.target)
+    cache = _choice("CACHE", options.cache, ops.CACHES, options.target)
+    return Shape(options.batch, buckets[-1], context, weights, cache), buckets
 
 
-def _write_graph(
+def _write_graphs(
     checkpoint: Checkpoint,
     shape: Shape,
     buckets: tuple[int, ...],
     ops: ModuleType,
     folder: Path,
     progress: Progress,
-) -> Graph:
-    from exporter import constants, mindir, trace
+) -> tuple[tuple[Graph, ...], FileEntry | None]:
+    """Every graph file, and the file of the weights where they are inputs of the graphs."""
+    from exporter import mindir, trace
 
     config = checkpoint.config
-    inputs = ops.inputs(config, shape) + ops.caches(config, shape)
-    with progress.stage(f"Tracing {config.num_hidden_layers} layers at {shape.tokens} tokens"):
-        model = mindir.lower(trace.trace(config, shape, ops), inputs)
+    graphs: list[Graph] = []
+    weights: dict[str, Input] = {}
+    for served in ops.graphs(buckets):
+        traced = replace(shape, tokens=served[-1])
+        inputs = ops.inputs(config, traced) + ops.caches(config, traced)
+        with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
+            model = mindir.lower(trace.trace(config, traced, ops), inputs)
+        name = f"graphs/{traced.tokens}.mindir"
+        data: tuple[FileEntry, ...] = ()
+        if ops.WEIGHTS_ARE == "constants":
+            data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
+        else:
+            moved = mindir.parameters_to_inputs(model)
+            weights.update({spec.name: spec for spec in moved})
+            inputs = inputs + moved
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        entry = artifact.file_entry(folder, name)
+        outputs = _specs(ops.outputs(config, traced))
+        graphs.append(Graph(name, entry.sha256, entry.bytes, traced.tokens, served, _specs(inputs), outputs, data))
+    if not weights:
+        return tuple(graphs), None
+    specs = list(weights.values())
+    with progress.bytes("Writing weights", sum(_nbytes(spec) for spec in specs)) as done:
+        return tuple(graphs), write_weights(
+            folder, "weights.safetensors", specs, lambda name: ops.value(name, checkpoint, shape), done
+        )
+
+
+def _write_constants(
+    model: Any,
+    checkpoint: Checkpoint,
+    shape: Shape,
+    ops: ModuleType,
+    folder: Path,
+    graph: str,
+    progress: Progress,
+) -> FileEntry:
     total = sum(4 * int(np.prod(p.dims)) for p in model.graph.parameter)
     with progress.bytes("Writing weights", total) as done:
-        data = constants.write_constants(
-            model, folder, "graphs/step.data", lambda name: ops.value(name, checkpoint, shape.context), done
+        return write_constants(
+            model,
+            folder,
+            str(Path(graph).with_suffix(".data")),
+            lambda name: ops.value(name, checkpoint, shape),
+            done,
         )
-    name = "graphs/step.mindir"
-    (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-    entry = artifact.file_entry(folder, name)
-    return Graph(
-        file=name,
-        sha256=entry.sha256,
-        bytes=entry.bytes,
-        bucket=shape.tokens,
-        buckets=buckets,
-        inputs=_specs(inputs),
-        outputs=_specs(ops.outputs(config, shape)),
-        data=(data,),
-    )
+
+
+def _nbytes(spec: Input) -> int:
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
 
 
 def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:
@@ -136,13 +171,13 @@ def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:
 
 def _manifest(
     options: Options,
-    weights: str,
     source: Source,
     checkpoint: Checkpoint,
     shape: Shape,
     buckets: tuple[int, ...],
     ops: ModuleType,
-    graph: Graph,
+    graphs: tuple[Graph, ...],
+    weights: FileEntry | None,
 ) -> Manifest:
     config = checkpoint.config
     cache = ops.caches(config, shape)
@@ -152,18 +187,18 @@ def _manifest(
         config=config.to_dict(),
         target=options.target,
         opset=options.target,
-        weights_format=weights,
+        weights_format=shape.weights,
         batch=shape.rows,
         context=shape.context,
         buckets=buckets,
-        graphs=(graph,),
-        weights=None,
+        graphs=graphs,
+        weights=weights,
         cache=CacheSpec(cache[0].dtype, ops.CACHE_POLICY, config.num_hidden_layers, cache[0].shape),
         eos_token_id=checkpoint.eos_token_id(),
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         tools={name: metadata.version(name) for name in TOOLS},
-        kernel_abi=None,
+        kernel_abi=getattr(ops, "KERNEL_ABI", None),
         parity=None,
     )
 

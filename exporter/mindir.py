@@ -21,7 +21,6 @@ Attribute = Any
 
 VERSION = 1  # the newest that MindSpore Lite 2.0 reads
 DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}  # TensorProto.DataType
-ALIGNMENT = 64  # of a tensor in a data file, and the size of the file's header
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,16 @@ def lower(model: Model, inputs: Sequence[Input]) -> Model:
     output.CopyFrom(model.graph.output[0])
     output.name = names.get(output.name)
     return low
+
+
+def parameters_to_inputs(model: Model) -> list[Input]:
+    """Make every parameter of a lowered model an input, after those it has; returns them."""
+    dtypes = {number: name for name, number in DTYPES.items()}
+    moved = [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]
+    del model.graph.parameter[:]
+    for spec in moved:
+        _add_input(model, spec)
+    return moved
 
 
 def _live(model: Model) -> set[str]:

@@ -11,10 +11,12 @@ heads, D head size, C cache capacity.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def rotate_half_split(x: Array, cos: Array, sin: Array) -> Array:

@@ -3,8 +3,10 @@
 inputs(config, shape) -> list[Input]   the graph's inputs before the caches
 caches(config, shape) -> list[Input]   the graph's caches, layer by layer
 outputs(config, shape) -> list[Input]  the graph's outputs
-value(name, checkpoint, context)       the array of one weight of the graph
-CACHE_POLICY, WEIGHTS                  "returned" or "in_place"; the weight formats it takes, its default first
+graphs(buckets) -> list[tuple[int, ...]]        the buckets that each graph file serves; it is traced at the largest
+value(name, checkpoint, shape)         the array of one weight of the graph
+CACHE_POLICY, CACHES                   "returned" or "in_place"; the cache dtypes it takes, its default first
+WEIGHTS, WEIGHTS_ARE                   the weight formats it takes, its default first; "constants" or "inputs"
 Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cells that exporter.llama is made of
 """
 
@@ -17,11 +19,13 @@ from exporter.config import LlamaConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """The fixed sizes of a graph: rows B, tokens per row S (the bucket), cache capacity C."""
+    """What a graph is fixed to: rows B, tokens per row S (the bucket), cache capacity C, weight format, cache dtype."""
 
     rows: int
     tokens: int
     context: int
+    weights: str = "fp32"
+    cache: str = "float32"
 
 
 @dataclass(frozen=True)

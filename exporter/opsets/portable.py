@@ -23,8 +23,12 @@ from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, cache_inputs, linear_sizes
 from exporter.rope import rope_tables
 
-CACHE_POLICY = "returned"
-WEIGHTS = ("fp32",)  # the formats that this op set takes, its default first
+CACHE_POLICY, CACHES = "returned", ("float32",)
+WEIGHTS, WEIGHTS_ARE = ("fp32",), "constants"
+
+
+def graphs(buckets: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [buckets]  # one file, resized: its constants are in memory once
 
 
 def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
@@ -50,10 +54,10 @@ def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     return [Input("logits", (shape.rows, config.vocab_size), "float32"), *new]
 
 
-def value(name: str, checkpoint: Checkpoint, context: int) -> NDArray[np.float32]:
+def value(name: str, checkpoint: Checkpoint, shape: Shape) -> NDArray[np.float32]:
     """The weight `name` of the graph: a rotary table, or the checkpoint's tensor as it is."""
     if name.startswith("rope."):
-        cos, sin = rope_tables(checkpoint.config, context)
+        cos, sin = rope_tables(checkpoint.config, shape.context)
         return cos if name == "rope.cos" else sin
     return checkpoint.tensor(name)
 
