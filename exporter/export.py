@@ -89,10 +89,10 @@ def _choice(what: str, value: str | None, choices: Sequence[str], target: str) -
 def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shape, tuple[int, ...]]:
     """The shape at the largest bucket, and every bucket, 1 (decode) among them."""
     longest = config.max_position_embeddings
-    context = options.context or min(CONTEXT, longest)
+    context = min(CONTEXT, longest) if options.context is None else options.context
     if not 1 <= context <= longest:
         raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
-    buckets = options.buckets or tuple(b for b in BUCKETS if b <= context)
+    buckets = tuple(b for b in BUCKETS if b <= context) if options.buckets is None else options.buckets
     if bad := [b for b in buckets if not 1 <= b <= context]:
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
     buckets = tuple(sorted({1, *buckets}))

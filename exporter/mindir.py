@@ -133,7 +133,8 @@ def _lower_node(
     rule = OPERATORS.get(primitive.op_type)
     if rule is None:
         raise UserError(
-            f"operator {primitive.op_type} ({where}) cannot be lowered to MindIR version {VERSION}; "
+            f"node {where}/{primitive.op_type}, made in {node.domain}: operator {primitive.op_type} "
+            f"cannot be lowered to MindIR version {VERSION}; "
             f"build it from: {', '.join(sorted(OPERATORS))}"
         )
     kept = len(node.input) if rule.inputs is None else rule.inputs
