@@ -30,7 +30,7 @@ struct TensorBind {
   TensorBind(mindspore::MSTensor t, Storage s, std::shared_ptr<void> m)
       : tensor(std::move(t)), storage(s), array(py::none()), model(std::move(m)) {}
 
-  // True when `array` holds exactly the bytes that the tensor's present shape asks for.
+  // True when there are exactly as many bytes as the tensor's present shape asks for.
   bool HasData() const;
 
   // Makes the tensor use the array's memory, and keeps the array.

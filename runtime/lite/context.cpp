@@ -51,14 +51,15 @@ void BindContext(py::module_ &m) {
       .def(py::init<>())
       .def("set_device_id", &AscendDeviceInfo::SetDeviceID)
       .def("get_device_id", &AscendDeviceInfo::GetDeviceID)
-      .def("set_precision_mode",
-           [](AscendDeviceInfo &self, const std::string &mode) { self.SetPrecisionMode(mode); })
+      .def("set_precision_mode", [](AscendDeviceInfo &self, const std::string &mode) { self.SetPrecisionMode(mode); })
       .def("get_precision_mode", [](const AscendDeviceInfo &self) { return self.GetPrecisionMode(); });
 
   py::class_<Context, std::shared_ptr<Context>>(m, "ContextBind")
       .def(py::init<>())
       .def("append_device_info",
-           [](Context &self, const std::shared_ptr<DeviceInfoContext> &info) { self.MutableDeviceInfo().push_back(info); })
+           [](Context &self, const std::shared_ptr<DeviceInfoContext> &info) {
+             self.MutableDeviceInfo().push_back(info);
+           })
       .def("clear_device_info", [](Context &self) { self.MutableDeviceInfo().clear(); })
       .def("get_device_list", [](Context &self) { return self.MutableDeviceInfo(); })
       .def("set_thread_num", &Context::SetThreadNum)

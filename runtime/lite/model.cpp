@@ -27,6 +27,14 @@ std::vector<MSTensor> Handles(const Tensors &tensors) {
   return handles;
 }
 
+std::string Text(const std::vector<int64_t> &shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
 class ModelBind {
  public:
   Status LoadConfig(const std::string &path) { return model_->LoadConfig(path); }
@@ -67,16 +75,22 @@ class ModelBind {
     std::vector<MSTensor> outputs;
     const Status status = Run([&] { return model_->Predict(handles, &outputs); });
     if (!status.IsOk()) {
-      throw std::runtime_error("predict failed! Error is " + status.ToString());
+      throw std::runtime_error("predict failed! Error is " + status.ToString() + Mismatch(handles));
     }
     return Wrap(outputs, Storage::kRuntime);
   }
 
   Status Resize(const Tensors &inputs, const std::vector<std::vector<int64_t>> &dims) {
     const std::vector<MSTensor> handles = Handles(inputs);
+    for (size_t i = 0; i < handles.size() && i < dims.size(); ++i) {
+      if (handles[i].Shape().size() != dims[i].size()) {  // accepted by MindSpore Lite, whose kernels then crash
+        throw std::runtime_error("resize: input '" + handles[i].Name() + "' is " + Text(handles[i].Shape()) +
+                                 " and cannot take another number of dimensions, as in " + Text(dims[i]));
+      }
+    }
     const Status status = Run([&] { return model_->Resize(handles, dims); });
     for (const auto &input : inputs) {  // resize forgets the data; what still fits is given back
-      if (input->HasData()) {
+      if (input->storage == Storage::kNumpy && input->HasData()) {
         input->Attach(py::reinterpret_borrow<py::array>(input->array));
       }
     }
@@ -89,6 +103,25 @@ class ModelBind {
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);  // MindSpore Lite runs one call of a model at a time
     return work();
+  }
+
+  // What is wrong with the inputs of a predict that failed: MindSpore Lite's own status does not say.
+  std::string Mismatch(const std::vector<MSTensor> &given) {
+    const std::vector<MSTensor> wanted = model_->GetInputs();
+    if (given.size() != wanted.size()) {
+      return " (" + std::to_string(given.size()) + " inputs given, the model has " + std::to_string(wanted.size()) +
+             ")";
+    }
+    for (size_t i = 0; i < given.size(); ++i) {
+      if (given[i].Shape() != wanted[i].Shape()) {
+        return " (input '" + wanted[i].Name() + "' is " + Text(given[i].Shape()) + ", the model is set to " +
+               Text(wanted[i].Shape()) + ": call Model.resize)";
+      }
+      if (given[i].DataType() != wanted[i].DataType()) {
+        return " (input '" + wanted[i].Name() + "' has another data type than the model's)";
+      }
+    }
+    return "";
   }
 
   Tensors Wrap(const std::vector<MSTensor> &tensors, Storage storage) const {
@@ -111,7 +144,7 @@ void BindModel(py::module_ &m) {
   py::class_<ModelBind>(m, "ModelBind")
       .def(py::init<>())
       .def("load_config", &ModelBind::LoadConfig)
-      .def("build_from_file", &ModelBind::Build, py::arg("model_path"), py::arg("model_type"), py::arg("context") = nullptr)
+      .def("build_from_file", &ModelBind::Build)
       .def("get_inputs", &ModelBind::GetInputs)
       .def("get_outputs", &ModelBind::GetOutputs)
       .def("predict", &ModelBind::Predict)

@@ -66,10 +66,15 @@ void BindTypes(py::module_ &m) {
       .value("NC8HW8", Format::NC8HW8);
 
   using mindspore::ModelType;
-  py::enum_<ModelType>(m, "ModelType").value("kMindIR", ModelType::kMindIR).value("kMindIR_Lite", ModelType::kMindIR_Lite);
+  py::enum_<ModelType>(m, "ModelType")
+      .value("kMindIR", ModelType::kMindIR)
+      .value("kMindIR_Lite", ModelType::kMindIR_Lite);
 
   using mindspore::Status;
-  py::class_<Status>(m, "Status").def("IsOk", &Status::IsOk).def("IsError", &Status::IsError).def("ToString", &Status::ToString);
+  py::class_<Status>(m, "Status")
+      .def("IsOk", &Status::IsOk)
+      .def("IsError", &Status::IsError)
+      .def("ToString", &Status::ToString);
 
   using mindspore::converter::FmkType;
   py::enum_<FmkType>(m, "FmkType")

@@ -77,7 +77,7 @@ void SetDataFromNumpy(TensorBind *self, const py::array &array) {
   }
   constexpr int kNeeded = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & kNeeded) != kNeeded) {
-    fail("the array must be C-contiguous and aligned, since its memory is used as it is: pass numpy.ascontiguousarray(...)");
+    fail("the array must be C-contiguous and aligned, since its memory is used as it is (numpy.ascontiguousarray)");
   }
   self->Attach(array);
 }
@@ -87,7 +87,10 @@ py::array GetDataToNumpy(const std::shared_ptr<TensorBind> &self) {
   const size_t bytes = ByteSize(self->tensor, dtype);
   const std::vector<int64_t> &shape = self->tensor.Shape();
   if (self->storage == Storage::kRuntime) {
-    void *data = bytes == 0 ? nullptr : self->tensor.MutableData();
+    if (bytes == 0) {
+      return py::module_::import("numpy").attr("zeros")(shape, dtype);
+    }
+    void *data = self->tensor.MutableData();
     if (data == nullptr || self->tensor.DataSize() != bytes) {
       throw std::runtime_error("tensor '" + self->tensor.Name() + "' holds no data");
     }
@@ -112,8 +115,10 @@ std::shared_ptr<TensorBind> CreateTensor() {
 }  // namespace
 
 bool TensorBind::HasData() const {
-  return !array.is_none() &&
-         static_cast<size_t>(py::reinterpret_borrow<py::array>(array).nbytes()) == tensor.DataSize();
+  if (storage == Storage::kRuntime) {
+    return true;
+  }
+  return !array.is_none() && static_cast<size_t>(py::reinterpret_borrow<py::array>(array).nbytes()) == tensor.DataSize();
 }
 
 void TensorBind::Attach(const py::array &data) {

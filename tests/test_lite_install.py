@@ -1,0 +1,237 @@
+"""`python -m runtime.lite`: what it builds, what it leaves alone, what it says when it cannot. Nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import UserError
+from runtime.lite import __main__ as command
+from runtime.lite import native, wheel
+from runtime.lite.release import LOCAL_VERSION, RELEASES, VERSION, Release, release_for_this_machine
+
+PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> tuple[Path, Release]:
+    """A small stand-in of the registry's wheel, and the release that it would be."""
+    path = tmp_path / "download" / f"mindspore_lite-{VERSION}-cp37-none-any.whl"
+    path.parent.mkdir()
+    info = f"mindspore_lite-{VERSION}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mindspore_lite/__init__.py", "class Context: pass\nclass Model: pass\n")
+        for library in ("_c_lite_wrapper.cpython-37m-x86_64-linux-gnu.so", "libtransformer-shared.so", "libkept.so"):
+            archive.writestr(f"mindspore_lite/lib/{library}", "not a library")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: mindspore-lite\nVersion: {VERSION}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, replace(release_for_this_machine(), sha256=digest)
+
+
+@pytest.fixture
+def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "compile_binding", lambda *_: None)
+
+
+@dataclass
+class Installed:
+    """Stands for an installed distribution."""
+
+    version: str
+    folder: Path = Path("/nonexistent")
+
+    def locate_file(self, path: str) -> Path:
+        return self.folder / path
+
+
+def test_what_is_installed_here_is_current_and_a_second_install_does_nothing() -> None:
+    before = importlib.metadata.distribution("mindspore-lite")
+    library = Path(str(before.locate_file("mindspore_lite/__init__.py")))
+    stat = library.stat()
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.lite", "install"], capture_output=True, text=True, cwd=native.HERE.parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is already installed" in done.stdout or "left as it is" in done.stdout
+    assert library.stat().st_mtime_ns == stat.st_mtime_ns
+
+
+@pytest.mark.usefixtures("without_compiling")
+@pytest.mark.parametrize("compress", [False, True])
+def test_new_wheel_is_one_that_pip_installs(official: tuple[Path, Release], tmp_path: Path, compress: bool) -> None:
+    path, release = official
+    said: list[str] = []
+    built = wheel.build(release, path, tmp_path, tmp_path, said.append, compress=compress)
+    assert built.name == f"mindspore_lite-{LOCAL_VERSION}-{PYTHON}-{PYTHON}-linux_{release.machine}.whl"
+    assert said == [
+        "unpacking it",
+        "compiling its binding for this Python (half a minute on two cores)",
+        "packing the new wheel",
+    ]
+    target = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, built], check=True
+    )
+    (found,) = importlib.metadata.distributions(path=[str(target)])
+    assert found.version == LOCAL_VERSION
+    assert json.loads((target / "mindspore_lite" / wheel.STAMP).read_text()) == wheel.stamp(release)
+    assert [p.name for p in (target / "mindspore_lite" / "lib").iterdir()] == ["libkept.so"]
+
+
+def test_installed_build_of_other_sources_is_not_current(tmp_path: Path) -> None:
+    found = Installed(LOCAL_VERSION, tmp_path)
+    assert not command.is_current(found)
+    (tmp_path / "mindspore_lite").mkdir()
+    written = wheel.stamp(release_for_this_machine())
+    for changed in (written, {**written, "python": "cp37"}, {**written, "binding_sha256": "0"}):
+        (tmp_path / "mindspore_lite" / wheel.STAMP).write_text(json.dumps(changed))
+        assert command.is_current(found) == (changed == written)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mindspore_lite-2.0.0-cp37-none-any.whl"
+    path.write_bytes(b"cut")
+    with pytest.raises(UserError, match=f"SHA-256 {hashlib.sha256(b'cut').hexdigest()}, expected"):
+        wheel.check(path, release_for_this_machine())
+    with pytest.raises(UserError, match="is not a file"):
+        wheel.check(tmp_path / "none.whl", release_for_this_machine())
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("must not be reached")
+
+
+def test_official_package_that_imports_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "installed", lambda: Installed("2.3.0"))
+    monkeypatch.setattr(wheel, "build", refuse)
+    monkeypatch.setattr(wheel, "try_import", lambda: None)
+    assert command.main(["install"]) == 0
+    assert "official version 2.3.0 found, left as it is" in capsys.readouterr().out
+
+
+def test_official_package_that_does_not_import_is_named_and_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise UserError("mindspore_lite does not import:\nlibascendcl.so: cannot open")
+
+    monkeypatch.setattr(command, "installed", lambda: Installed("2.3.0"))
+    monkeypatch.setattr(wheel, "build", refuse)
+    monkeypatch.setattr(wheel, "try_import", broken)
+    assert command.main(["install"]) == 2
+    error = capsys.readouterr().err
+    assert "libascendcl.so" in error
+    assert "pip uninstall mindspore-lite" in error
+
+
+@pytest.mark.parametrize("broken", ["hash", "import"])
+def test_failure_installs_nothing(
+    official: tuple[Path, Release],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    broken: str,
+) -> None:
+    """A wrong file, and a binding that was made but does not load: pip is never called, no file stays behind."""
+    path, release = official
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    real_run = subprocess.run
+
+    def no_pip(arguments: list[str], **options: object) -> object:
+        assert "pip" not in arguments
+        return real_run(arguments, **options)
+
+    monkeypatch.setattr(command, "installed", lambda: None)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr(subprocess, "run", no_pip)
+    if broken == "import":
+        monkeypatch.setattr(command, "release_for_this_machine", lambda: release)
+
+        def leave_rubbish(_: str, package: Path, __: Path) -> None:
+            (package / "__init__.py").write_text("raise ImportError('no such symbol')\n")
+
+        monkeypatch.setattr(native, "compile_binding", leave_rubbish)
+    assert command.main(["install", "--official", str(path)]) == 2
+    assert {"hash": "SHA-256", "import": "no such symbol"}[broken] in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
+
+
+def test_without_a_compiler_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"apt install g\+\+"):
+        native.require_tools()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="CXX=no-such-compiler"):
+        native.require_tools()
+
+
+def test_without_python_headers_the_package_to_install_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(UserError, match=r"apt install python3\.\d+-dev"):
+        native.require_tools()
+
+
+def test_without_room_the_folder_is_named(
+    official: tuple[Path, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, release = official
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    with pytest.raises(UserError, match=r"1 MB free.*TMPDIR"):
+        wheel.build(release, path, tmp_path, tmp_path, print)
+
+
+def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(UserError, match="riscv64; it exists for linux on x86_64 and aarch64"):
+        release_for_this_machine()
+
+
+def official_headers() -> Path:
+    """The include root of the installed package; the aarch64 wheel's headers are the same files."""
+    found = importlib.util.find_spec("mindspore_lite")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", RELEASES)
+def test_binding_compiles_without_a_warning(machine: str, tmp_path: Path) -> None:
+    """For the other machine with a cross compiler; to link would need that machine's wheel."""
+    import pybind11
+
+    here = release_for_this_machine().machine
+    compiler = "g++" if machine == here else f"{machine}-linux-gnu-g++"
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    # Debian's pyconfig.h includes one of the machine; the two differ in nothing that the binding uses.
+    config = tmp_path / f"{machine}-linux-gnu" / f"python{sysconfig.get_python_version()}" / "pyconfig.h"
+    config.parent.mkdir(parents=True)
+    shutil.copy(sysconfig.get_config_h_filename(), config)
+    includes = [official_headers(), pybind11.get_include(), sysconfig.get_path("include"), tmp_path]
+    for source in native.sources():
+        if source.suffix == ".cpp":
+            command_line = [compiler, *native.FLAGS, "-Werror", "-fsyntax-only", str(source)]
+            command_line += [f"-isystem{path}" for path in includes]
+            done = subprocess.run(command_line, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
