@@ -147,33 +147,47 @@ inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, const ChipLimits& chip
 // Bytes of L1 that one product takes with its K dimension loaded whole.
 inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * CeilDiv(p.k, p.baseK) * 2; }
 
+// The plan for a matrix of `queries` rows and `keys` columns; false if it does not fit the chip.
+inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t queries, int64_t keys,
+                     PrefillPlan* plan) {
+    const int64_t ratio = s.heads / s.groups, dim = s.headDim;
+    plan->queries = queries;
+    plan->keys = keys;
+    plan->tileTokens = std::min(s.tokens, queries / ratio);
+    plan->prepareTokens = std::min(plan->tileTokens, std::max<int64_t>(1, (dim > 128 ? 16 : 32) / ratio));
+    plan->qk = PlanCube(queries, keys, dim, chip);
+    plan->pv = PlanCube(queries, dim, keys, chip);
+    plan->matmulBytes = chip.matmulNeedsUb ? queries * std::max(keys, dim) * 4 : 0;
+    plan->ubBytes = PrefillUb(ratio, dim, queries, keys, plan->prepareTokens, plan->matmulBytes);
+    return plan->ubBytes <= chip.ub - kUbMargin && plan->qk.baseK >= kFractal && plan->pv.baseK >= kFractal &&
+           CubeL1(plan->qk) + CubeL1(plan->pv) <= chip.l1 && queries * (keys + dim) * 4 <= chip.l0c;
+}
+
+// The widest tile with enough rows to fill the cube (64, or all there are); failing that, the tallest of any width.
+inline bool PlanTiles(const AttentionShape& s, const ChipLimits& chip, PrefillPlan* plan) {
+    const int64_t least = CeilTo(s.heads / s.groups, kFractal);
+    const int64_t most = std::max(least, std::min<int64_t>(128, CeilTo(s.tokens * (s.heads / s.groups), kFractal)));
+    PrefillPlan best{};
+    for (int64_t keys : {128, 64, 32}) {
+        for (int64_t queries = most; queries >= least; queries -= kFractal) {
+            PrefillPlan candidate{};
+            if (!PlanTile(s, chip, queries, keys, &candidate)) continue;
+            if (queries > best.queries) best = candidate;
+            break;
+        }
+        if (best.queries >= std::min<int64_t>(64, most)) break;
+    }
+    *plan = best;
+    return best.queries > 0;
+}
+
 inline std::string PlanPrefill(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                                PrefillPlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
-    const int64_t ratio = s.heads / s.groups;
-    const int64_t most = std::max(CeilTo(ratio, kFractal), std::min<int64_t>(128, CeilTo(s.tokens * ratio, kFractal)));
-    bool fits = false;
-    for (int64_t keys : {128, 64, 32}) {
-        for (int64_t queries = most; !fits && queries >= CeilTo(ratio, kFractal); queries -= kFractal) {
-            plan->queries = queries;
-            plan->keys = keys;
-            plan->tileTokens = std::min(s.tokens, queries / ratio);
-            plan->prepareTokens = std::min(plan->tileTokens, std::max<int64_t>(1, (s.headDim > 128 ? 16 : 32) / ratio));
-            plan->qk = PlanCube(queries, keys, s.headDim, chip);
-            plan->pv = PlanCube(queries, s.headDim, keys, chip);
-            plan->matmulBytes = chip.matmulNeedsUb ? queries * std::max(keys, s.headDim) * 4 : 0;
-            plan->ubBytes = PrefillUb(ratio, s.headDim, queries, keys, plan->prepareTokens, plan->matmulBytes);
-            fits = plan->ubBytes <= chip.ub - kUbMargin && CubeL1(plan->qk) + CubeL1(plan->pv) <= chip.l1 &&
-                   queries * (keys + s.headDim) * 4 <= chip.l0c;
-        }
-        // A wide step pays only with enough rows to fill the cube; else try narrower steps.
-        if (fits && (plan->queries >= std::min<int64_t>(64, most) || keys == 32)) break;
-        fits = fits && keys == 32;
-    }
-    if (!fits) {
-        return name + ": no tile of head size " + std::to_string(s.headDim) + " with " + std::to_string(ratio) +
-               " query heads a key/value head fits the chip's local memory";
+    if (!PlanTiles(s, chip, plan)) {
+        return name + ": no tile of head size " + std::to_string(s.headDim) + " with " +
+               std::to_string(s.heads / s.groups) + " query heads a key/value head fits the chip's local memory";
     }
     const int64_t items = s.rows * s.groups * CeilDiv(s.tokens, plan->tileTokens);
     plan->workers = std::min(chip.vectorCores, items);

@@ -10,6 +10,7 @@
 #define EDGELLAMA_PREFILL_ATTENTION_H
 
 #include "attention_tiling_data.h"
+#include "causal_mask.h"
 #include "chip.h"
 #include "lib/matmul_intf.h"
 #include "vector_ops.h"
@@ -75,8 +76,7 @@ public:
         pipe->InitBuffer(sumBuffer_, queries_ * dim_ * sizeof(float));
         pipe->InitBuffer(scratchBuffer_, Most(prepareRows * (2 * dim_ + LANES), queries_ * LANES) * sizeof(float));
         pipe->InitBuffer(softmaxBuffer_, OnlineSoftmax::Bytes(queries_));
-        pipe->InitBuffer(tokenBuffer_, queries_ * BLOCK * sizeof(float));
-        pipe->InitBuffer(columnBuffer_, 2 * keys_ * sizeof(float));
+        pipe->InitBuffer(maskBuffer_, CausalMask::Bytes(queries_, keys_));
         pipe->InitBuffer(zeroBuffer_, Most(FRACTAL, ratio_) * dim_ * sizeof(half));
 #if EDGELLAMA_MATMUL_BORROWS_UB
         pipe->InitBuffer(matmulBuffer_, tiling.matmulBytes);
@@ -84,7 +84,14 @@ public:
         sum_ = sumBuffer_.Get<float>();
         scratch_ = scratchBuffer_.Get<float>();
         softmax_.Init(softmaxBuffer_.Get<float>(), queries_);
-        InitTables(pipe);
+        mask_.Init(maskBuffer_.Get<float>(), queries_, keys_, ratio_, s.window, pipe);
+        zeros_ = zeroBuffer_.Get<half>();
+        half zero = static_cast<half>(0.0f);
+        AscendC::Duplicate(zeros_, zero, Most(FRACTAL, ratio_) * dim_);
+        AscendC::TQueSync<PIPE_V, PIPE_MTE3> vectorToStore;
+        AscendC::TEventID event = pipe->FetchEventID(AscendC::HardEvent::V_MTE3);
+        vectorToStore.SetFlag(event);
+        vectorToStore.WaitFlag(event);
     }
 
     __aicore__ inline void Process() {
@@ -99,33 +106,6 @@ public:
     }
 
 private:
-    // Constants of the causal mask, and zeros to pad with.
-    __aicore__ inline void InitTables(AscendC::TPipe* pipe) {
-        // Row i of the query matrix is token i / ratio of the tile.
-        token8_ = tokenBuffer_.Get<float>();
-        Ramp(token8_, 0.0f, ratio_ * BLOCK, 1.0f, queries_ * BLOCK);
-        // 0, -1, -2, ... across the columns: eight by hand, then doubled.
-        column_ = columnBuffer_.Get<float>(keys_);
-        shifted_ = columnBuffer_.GetWithOffset<float>(keys_, keys_ * sizeof(float));
-        for (int32_t i = 0; i < BLOCK; ++i) column_.SetValue(i, static_cast<float>(-i));
-        AscendC::TQueSync<PIPE_S, PIPE_V> scalarToVector;
-        AscendC::TEventID event = pipe->FetchEventID(AscendC::HardEvent::S_V);
-        scalarToVector.SetFlag(event);
-        scalarToVector.WaitFlag(event);
-        for (int32_t done = BLOCK; done < keys_; done *= 2) {
-            float offset = static_cast<float>(-done);
-            AscendC::Adds(column_[done], column_, offset, Least(done, keys_ - done));
-            VectorFence();
-        }
-        zeros_ = zeroBuffer_.Get<half>();
-        half zero = static_cast<half>(0.0f);
-        AscendC::Duplicate(zeros_, zero, Most(FRACTAL, ratio_) * dim_);
-        AscendC::TQueSync<PIPE_V, PIPE_MTE3> vectorToStore;
-        event = pipe->FetchEventID(AscendC::HardEvent::V_MTE3);
-        vectorToStore.SetFlag(event);
-        vectorToStore.WaitFlag(event);
-    }
-
     // Tokens [token, token + tileTokens) of one row and key/value head.
     __aicore__ inline void Item(int32_t head, int32_t token) {
         row_ = head / sizes_.groups;
@@ -311,7 +291,7 @@ private:
                           AscendC::DataCopyParams(matrixRows_, n / BLOCK, gap / BLOCK, gap / BLOCK));
         matrixQueue_.EnQue(scores);
         scores = matrixQueue_.DeQue<float>();
-        Mask(scores, n, at, first, tokens);
+        mask_.Apply(scores, scratch_, matrixRows_, n, at, first, tokens);
         softmax_.Step(scores, matrixRows_, n, keys_);
         AscendC::LocalTensor<half> weights = halfQueue_.AllocTensor<half>();
         for (int32_t c = 0; c < n; c += LANES) {
@@ -344,45 +324,6 @@ private:
         AscendC::Add(sum_, sum_, result, matrixRows_ * dim_);
         VectorFence();
         matrixQueue_.FreeTensor(result);
-    }
-
-    // Adds a large negative number to every score whose key the query must not see: later positions, and with a
-    // sliding window those too far back. For query token i and key column j, i - j + (first - at) is their distance.
-    __aicore__ inline void Mask(AscendC::LocalTensor<float> scores, int32_t n, int32_t at, int32_t first,
-                                int32_t tokens) {
-        const bool future = at + n - 1 > first;
-        const bool past = sizes_.window > 0 && first + tokens - 1 - at >= sizes_.window;
-        if (!future && !past) return;
-        float offset = static_cast<float>(first - at);
-        AscendC::Adds(shifted_, column_, offset, n);
-        VectorFence();
-        if (future) AddPenalty(scores, n, 1.0f, 0.0f);
-        if (past) AddPenalty(scores, n, -1.0f, static_cast<float>(sizes_.window - 1));
-    }
-
-    // scores += 1e30 * min(sign * distance + margin, 0)
-    __aicore__ inline void AddPenalty(AscendC::LocalTensor<float> scores, int32_t n, float sign, float margin) {
-        const int32_t rows = matrixRows_;
-        for (int32_t c = 0; c < n; c += LANES) {
-            const int32_t wide = Least(LANES, n - c);
-            const uint64_t mask = static_cast<uint64_t>(wide);
-            AscendC::Add(scratch_, shifted_[c], token8_, mask, rows,
-                         BinaryRepeatParams(1, 1, 0, LANES / BLOCK, 0, 1));
-            VectorFence();
-            const UnaryRepeatParams same(1, 1, LANES / BLOCK, LANES / BLOCK);
-            AscendC::Muls(scratch_, scratch_, sign, mask, rows, same);
-            VectorFence();
-            AscendC::Adds(scratch_, scratch_, margin, mask, rows, same);
-            VectorFence();
-            float zero = 0.0f, large = -MASKED;
-            AscendC::Mins(scratch_, scratch_, zero, mask, rows, same);
-            VectorFence();
-            AscendC::Muls(scratch_, scratch_, large, mask, rows, same);
-            VectorFence();
-            AscendC::Add(scores[c], scores[c], scratch_, mask, rows,
-                         BinaryRepeatParams(1, 1, 1, keys_ / BLOCK, keys_ / BLOCK, LANES / BLOCK));
-            VectorFence();
-        }
     }
 
     __aicore__ inline void Store(int32_t token, int32_t tokens) {
@@ -430,11 +371,12 @@ private:
     AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, matrixQueue_;
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> halfQueue_;
     AscendC::TQueBind<AscendC::TPosition::VECIN, AscendC::TPosition::VECOUT, 1> passQueue_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuffer_, scratchBuffer_, softmaxBuffer_, tokenBuffer_, columnBuffer_,
-        zeroBuffer_, matmulBuffer_;
-    AscendC::LocalTensor<float> sum_, scratch_, token8_, column_, shifted_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuffer_, scratchBuffer_, softmaxBuffer_, maskBuffer_, zeroBuffer_,
+        matmulBuffer_;
+    AscendC::LocalTensor<float> sum_, scratch_;
     AscendC::LocalTensor<half> zeros_;
     OnlineSoftmax softmax_;
+    CausalMask mask_;
 };
 
 }  // namespace edgellama
