@@ -128,7 +128,7 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
             f"{', '.join(PRE_KINDS)}. Export the Hugging Face checkpoint instead"
         )
     pre = PRE_KINDS[name]
-    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.get("merges", [])]
+    merges = _merges(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary.ids(), merges=merges, ignore_merges=pre.ignore_merges))
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -138,6 +138,22 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, pre.add_bos
+
+
+def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+    """The merges, best first; each joins two tokens into a third."""
+    merges = vocabulary.get("merges")
+    if merges is None:
+        raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.merges is missing; convert the model again")
+    known, pairs = set(vocabulary.tokens), []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= known:
+            raise UserError(
+                f"{vocabulary.file.path}: the merge {merge!r} is not of two tokens; convert the model again"
+            )
+        pairs.append((left, right))
+    return pairs
 
 
 def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Tokenizer:
