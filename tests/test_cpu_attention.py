@@ -2,124 +2,152 @@
 
 from __future__ import annotations
 
-import ctypes
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from attention_calls import CACHES, Case, bind, call, check, expected, run
+
 from kernels import reference
-from kernels.cpu.library import ISAS, available_isas, library
+from kernels.cpu.library import available_isas
 
-CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
-
-
-class Args(ctypes.Structure):
-    """struct AttentionArgs of kernels/cpu/attention.h."""
-
-    _fields_ = (
-        [(name, ctypes.c_int32) for name in ("rows", "tokens", "heads", "groups", "head_dim", "capacity")]
-        + [("positions", ctypes.c_int32), ("window", ctypes.c_int32), ("scale", ctypes.c_float)]
-        + [("cache", ctypes.c_int32)]
-        + [(name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
-        + [(name, ctypes.c_void_p) for name in ("k_scale", "v_scale", "out", "scratch")]
-        + [("threads", ctypes.c_int32)]
-    )
+GROUPINGS = [(1, 1), (3, 1), (9, 3), (8, 2), (8, 1), (4, 4)]  # query heads, key/value heads
+HEAD_SIZES = [20, 64, 80, 96, 128]
 
 
-@dataclass
-class Case:
-    """One call: sizes, options and seeded contents."""
-
-    start: list[int]
-    length: list[int]
-    tokens: int = 1
-    heads: int = 4
-    groups: int = 2
-    head_dim: int = 64
-    capacity: int = 130
-    window: int = 0
-    cache: str = "float16"
-    isa: str = "portable"
-    threads: int = 2
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Inputs, outputs and caches; what no token may read is NaN where the type has one."""
-        rng = np.random.default_rng(7)
-        b, g, c, d = len(self.start), self.groups, self.capacity, self.head_dim
-        angles = np.arange(c)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2))
-        x: dict[str, np.ndarray] = {
-            "qkv": rng.standard_normal((b, self.tokens, (self.heads + 2 * g) * d), dtype=np.float32),
-            "cos": np.cos(angles).astype(np.float32),
-            "sin": np.sin(angles).astype(np.float32),
-            "start": np.array(self.start, np.int32),
-            "length": np.array(self.length, np.int32),
-            "out": np.full((b, self.tokens, self.heads * d), np.nan, np.float32),
-        }
-        for name in ("k", "v"):
-            past = rng.standard_normal((b, g, c, d), dtype=np.float32)
-            if self.cache == "int8":
-                x[f"{name}_cache"], x[f"{name}_scale"] = reference.quantize_rows(past)
-            else:
-                x[f"{name}_cache"] = past.astype(self.cache)
-            unread = x[f"{name}_scale"] if self.cache == "int8" else x[f"{name}_cache"]
-            for row, first in enumerate(self.start):
-                unread[row, :, first:] = np.nan
-        return x
+@pytest.fixture(params=available_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-def pointer(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.ctypes.data
+@pytest.fixture(params=CACHES)
+def cache(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np.ndarray]:
-    """The C arguments over x, and the scratch that they point to."""
-    sizes = {name: getattr(case, name) for name in ("tokens", "heads", "groups", "head_dim", "capacity", "window")}
-    pointers = {name: pointer(x.get(name)) for name, kind in Args._fields_ if kind is ctypes.c_void_p}
-    args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
-    args.scale, args.cache = case.head_dim**-0.5, CACHES.index(case.cache)
-    for name, value in changes.items():
-        setattr(args, name, value)
-    size = library().edgellama_attention_scratch_bytes
-    size.restype = ctypes.c_size_t
-    scratch = np.zeros(size(ctypes.byref(args)) + 64, np.uint8)
-    args.scratch = -(-scratch.ctypes.data // 64) * 64
-    return args, scratch
+@pytest.mark.parametrize("head_dim", HEAD_SIZES)
+@pytest.mark.parametrize(("heads", "groups"), GROUPINGS)
+def test_heads(isa: str, cache: str, heads: int, groups: int, head_dim: int) -> None:
+    """Rows that decode, prefill and idle in one call."""
+    sizes = {"heads": heads, "groups": groups, "head_dim": head_dim}
+    check(Case([70, 3, 129, 0], [1, 21, 0, 1], tokens=21, cache=cache, isa=isa, **sizes))
 
 
-def call(args: Args, isa: str, repeats: int = 1) -> None:
-    """One call of the kernel; ValueError with its message when it is refused."""
-    message = ctypes.create_string_buffer(512)
-    code = library().edgellama_attention(
-        ctypes.byref(args), ISAS.index(isa), repeats, message, ctypes.c_size_t(len(message))
-    )
-    if code:
-        raise ValueError(message.value.decode())
+@pytest.mark.parametrize("tokens", [1, 32, 130])
+@pytest.mark.parametrize("start", [0, 1, 63, 64, 129])
+def test_positions(isa: str, cache: str, start: int, tokens: int) -> None:
+    """Lengths 0, 1, bucket - 1 and bucket from every kind of start, as far as the capacity of 130 goes."""
+    lengths = sorted({0, 1, tokens - 1, tokens, 130 - start})
+    lengths = [n for n in lengths if n <= tokens and start + n <= 130]
+    check(Case([start] * len(lengths), lengths, tokens=tokens, cache=cache, isa=isa))
 
 
-def run(case: Case) -> dict[str, np.ndarray]:
+@pytest.mark.parametrize("window", [1, 5, 64, 65, 1000])
+def test_sliding_window(isa: str, cache: str, window: int) -> None:
+    check(Case([0, 64, 128, 200, 5], [100, 64, 1, 1, 100], tokens=100, capacity=201, window=window, cache=cache, isa=isa))
+
+
+@pytest.mark.parametrize("position", [63, 64, 511, 512, 513, 1500, 4106])
+def test_decode_joins_parts(isa: str, cache: str, position: int) -> None:
+    check(Case([position, 4106], [1, 1], heads=3, groups=1, capacity=4107, cache=cache, isa=isa))
+    check(Case([position], [1], heads=3, groups=1, capacity=4107, window=700, cache=cache, isa=isa))
+
+
+def test_prefill_in_several_blocks(isa: str, cache: str) -> None:
+    check(Case([301, 0], [300, 299], tokens=300, heads=6, groups=2, capacity=601, cache=cache, isa=isa))
+
+
+def test_result_does_not_depend_on_threads(isa: str, cache: str) -> None:
+    case = Case([700, 90, 0], [1, 77, 1], tokens=80, heads=6, groups=2, capacity=701, cache=cache, isa=isa)
+    results = [run(replace(case, threads=threads))["out"] for threads in (1, 2, 5)]
+    assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
+
+
+def test_prefill_and_decode_agree(isa: str, cache: str) -> None:
+    """One call for 40 tokens, or 40 calls, over one scratch: the caches are the same, the outputs nearly."""
+    case = Case([9], [40], tokens=40, heads=6, groups=2, capacity=49, cache=cache, isa=isa)
+    together, single = run(case), case.arrays()
+    one = replace(case, tokens=1)
+    out = np.empty((40, 6 * 64), np.float32)
+    _, scratch = bind(one, single)
+    for i in range(40):
+        x = dict(single, start=np.array([9 + i], np.int32), length=np.array([1], np.int32))
+        x |= {"qkv": np.ascontiguousarray(single["qkv"][:, i : i + 1]), "out": out[i]}
+        args, _ = bind(one, x, scratch=-(-scratch.ctypes.data // 64) * 64)
+        call(args, isa)
+    for name in ("k_cache", "v_cache"):
+        assert together[name].tobytes() == single[name].tobytes()
+    np.testing.assert_allclose(out, together["out"][0], rtol=0, atol=1e-4)
+
+
+def test_sharp_scores(isa: str, cache: str) -> None:
+    """Scores of hundreds: one key takes all the weight, and nothing overflows."""
+    case = Case([0, 66], [64, 1], tokens=64, cache=cache, isa=isa, gain=12.0)
+    want, got = expected(case), run(case)
+    np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=2e-2 if isa == "amx" else 2e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_quantized_rows_at_the_edges(isa: str, tokens: int) -> None:
+    """Rows of zeros, below float16's smallest scale, above its largest, and ties."""
+    case = Case([0] * 5, [tokens] * 5, tokens=tokens, heads=2, groups=2, capacity=4, cache="int8", isa=isa)
+    rows = [0.0, 1e-9, 1e30, 127.0, 3e-7]
+    x, y = case.arrays(), case.arrays()
+    for row, largest in enumerate(rows):
+        pattern = np.resize(np.array([0.5, -1.5, 2.5, 127, -126.5], np.float32) / 127, x["qkv"].shape[1:])
+        x["qkv"][row] = y["qkv"][row] = pattern * np.float32(largest)
+    args, _scratch = bind(case, x)
+    call(args, isa)
+    inputs = [y[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
+    scales = {name: y[name] for name in ("k_scale", "v_scale")}
+    with np.errstate(over="ignore", invalid="ignore"):
+        reference.fused_attention(*inputs, heads=2, scale=0.125, **scales)
+    for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
+        assert x[name].tobytes() == y[name].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "words"),
+    [
+        (-1, 1, "start -1"),
+        (0, -1, "length -1"),
+        (0, 9, "0..8 (tokens)"),
+        (124, 8, "at most 130 (capacity)"),
+        (131, 0, "start 131"),
+        (2**31 - 1, 8, "start 2147483647"),
+    ],
+)
+def test_refuses_positions_outside_the_cache(isa: str, start: int, length: int, words: str) -> None:
+    """The message names the row, what was found and the limit, and nothing is written."""
+    case = Case([0, start], [1, length], tokens=8, isa=isa)
+    good = replace(case, start=[0, 0], length=[1, 1])
+    x, before = good.arrays(), good.arrays()
+    x["start"][:], x["length"][:] = case.start, case.length
+    args, _scratch = bind(case, x)
+    with pytest.raises(ValueError, match="row 1") as error:
+        call(args, isa)
+    assert words in str(error.value)
+    for name in ("k_cache", "v_cache", "out"):
+        assert x[name].tobytes() == before[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("groups", 3, "4 query heads are not a multiple of 3"),
+        ("head_dim", 63, "head_dim 63 is odd"),
+        ("tokens", 0, "tokens 0"),
+        ("positions", 129, "129 positions, the cache 130"),
+        ("window", -1, "window -1"),
+        ("cache", 3, "cache type 3"),
+        ("threads", 0, "threads 0"),
+    ],
+)
+def test_refuses_sizes_that_do_not_fit(field: str, value: int, words: str) -> None:
+    case = Case([0], [1])
     x = case.arrays()
     args, _scratch = bind(case, x)
-    call(args, case.isa)
-    return x
-
-
-def expected(case: Case) -> dict[str, np.ndarray]:
-    x = case.arrays()
-    scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
-    inputs = [x[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
-    x["out"] = reference.fused_attention(
-        *inputs, heads=case.heads, scale=case.head_dim**-0.5, window=case.window, **scales
-    )
-    return x
-
-
-def check(case: Case) -> None:
-    """Caches bit for bit, outputs to float32's precision: 16 bits where AMX splits its operands, else 20."""
-    want, got = expected(case), run(case)
-    for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
-        if name in want:
-            assert want[name].tobytes() == got[name].tobytes(), name
-    split = case.isa == "amx" and case.cache != "float32" and max(case.length) > 1
-    np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=1e-4 if split else 1e-5)
+    setattr(args, field, value)
+    with pytest.raises(ValueError) as error:
+        call(args, "portable")
+    assert words in str(error.value)

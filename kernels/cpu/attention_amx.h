@@ -24,27 +24,32 @@ class TileState {
   TileState& operator=(const TileState&) = delete;
 };
 
-// Two neighbours (even, odd) of each lane as pairs of bf16, high parts and low parts, both cut off, not rounded: the
-// low part takes up what the high part lost.
+// Pairs of bf16 neighbours: high parts, and low parts that take up what rounding to the high ones lost.
 struct SplitPair {
   __m512i high, low;
 };
+
+// The lanes of two vectors: (even, odd).
 static inline SplitPair split(__m512 even, __m512 odd) {
-  const __m512i upper = _mm512_set1_epi32(int(0xffff0000u));
-  const auto bits = [](__m512 x) { return _mm512_castps_si512(x); };
+  const __m512i upper = _mm512_set1_epi32(int(0xffff0000u)), half = _mm512_set1_epi32(0x8000);
+  const auto rounded = [&](__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), half); };
+  const auto lost = [&](__m512 x, __m512i r) { return x - _mm512_castsi512_ps(_mm512_and_si512(r, upper)); };
   const auto pair = [&](__m512i e, __m512i o) {  // (e >> 16) | (o & upper)
     return _mm512_ternarylogic_epi32(_mm512_srli_epi32(e, 16), o, upper, 0xf8);
   };
-  const __m512 even_low = even - _mm512_castsi512_ps(_mm512_and_si512(bits(even), upper));
-  const __m512 odd_low = odd - _mm512_castsi512_ps(_mm512_and_si512(bits(odd), upper));
-  return {pair(bits(even), bits(odd)), pair(bits(even_low), bits(odd_low))};
+  const __m512i e = rounded(even), o = rounded(odd);
+  return {pair(e, o), pair(rounded(lost(even, e)), rounded(lost(odd, o)))};
 }
 
-// Thirty-two consecutive floats as pairs.
+// Thirty-two consecutive floats.
 static inline SplitPair split_row(__m512 x, __m512 y) {
-  const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  const __m512i odds = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return split(_mm512_permutex2var_ps(x, evens, y), _mm512_permutex2var_ps(x, odds, y));
+  const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(y, x);
+  const auto widened = [](__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+  };
+  const __m512 x_low = x - widened(_mm512_castsi512_si256(high));
+  const __m512 y_low = y - widened(_mm512_extracti64x4_epi64(high, 1));
+  return {high, (__m512i)_mm512_cvtne2ps_pbh(y_low, x_low)};
 }
 
 class TileProducts {

@@ -8,29 +8,27 @@
 namespace edgellama::EDGELLAMA_ISA {
 
 // Query heads that share one read of the cache: as many as the registers hold.
-#if defined(__AVX512F__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr int kHeads = 4;
-#else
-constexpr int kHeads = 2;
-#endif
-// Bytes asked for ahead of their use, into the second-level cache: the hardware's own streams end at every page.
-constexpr long kAhead = 8192;
 
-// A range of one (row, group): at most kMaxPart positions.
+// Bytes asked for ahead of their use: far ahead into the second-level cache, because the hardware's streams end at
+// every page, and again shortly before use into the first, because the products cannot hide the second's latency.
+// Measured on one core over a cache in memory: 1.8 times a plain read without, 1.4 with the far one, 1.15 with both.
+constexpr long kFar = 4096, kNear = 1024;
+
+static inline void prefetch(const void* at, long bytes) {
+  const char* from = static_cast<const char*>(at);
+  for (long byte = 0; byte < bytes; byte += kCacheLine) {
+    __builtin_prefetch(from + byte + kFar, 0, 2);
+    __builtin_prefetch(from + byte + kNear, 0, 3);
+  }
+}
+
+// A range of one (row, group): positions first .. last-1, at most kMaxPart of them.
 template <class T>
 struct Part {
-  const T* rows;           // keys or values of the first position
-  const uint16_t* scales;  // of the first position, or null
-  const T* next;           // what is read after this part
+  const T* rows;           // keys or values of position `first`
+  const uint16_t* scales;  // of position `first`, or null
   long count, dim, padded_dim;
-
-  // Asks for `bytes` of what is read kAhead after row i.
-  void prefetch(long i, long bytes) const {
-    const long past = (i - count) * dim * long(sizeof(T)) + kAhead;
-    const char* at = past < 0 ? reinterpret_cast<const char*>(rows + count * dim) + past
-                              : reinterpret_cast<const char*>(next) + past;
-    for (long byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(at + byte, 0, 2);
-  }
 };
 
 // scores[h][i] = q[h] . keys[i], four keys at a time. q [heads, padded_dim], scores [heads, stride].
@@ -40,7 +38,7 @@ static inline void dot_keys(const Part<T>& part, const float* q, float* scores, 
   for (long i = 0; i < part.count; i += 4) {
     const T* key[4];
     for (long j = 0; j < 4; ++j) key[j] = part.rows + (i + j < part.count ? i + j : part.count - 1) * dim;
-    part.prefetch(i, 4 * dim * long(sizeof(T)));
+    prefetch(key[0], 4 * dim * long(sizeof(T)));
     F sums[heads][4];
     for (int h = 0; h < heads; ++h)
       for (int j = 0; j < 4; ++j) sums[h][j] = broadcast(0.0f);
@@ -72,7 +70,7 @@ static inline void weigh_values(const Part<T>& part, const float* weights, long 
     for (int v = 0; v < vectors; ++v) acc[h][v] = broadcast(0.0f);
   for (long i = 0; i < part.count; ++i) {
     const T* value = part.rows + i * part.dim + d;
-    if (d == 0) part.prefetch(i, part.dim * long(sizeof(T)));
+    prefetch(value, vectors * kLanes * long(sizeof(T)));
     F x[vectors];
     for (int v = 0; v < vectors; ++v) x[v] = tail ? load_tail(value, tail) : load_row(value + v * kLanes);
     for (int h = 0; h < heads; ++h) {
@@ -154,16 +152,16 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   }
   const CacheView<T> cache(a, row, group);
   const long count = last - first;
-  const T *k = cache.keys + first * a.head_dim, *v = cache.values + first * a.head_dim;
-  const Part<T> keys{k, cache.key_scale_at(first), v, count, a.head_dim, layout.padded_dim};
-  const Part<T> values{v, cache.value_scale_at(first), k + count * a.head_dim, count, a.head_dim, layout.padded_dim};
+  const Part<T> keys{cache.keys + first * a.head_dim, cache.key_scale_at(first), count, a.head_dim, layout.padded_dim};
+  const Part<T> values{cache.values + first * a.head_dim, cache.value_scale_at(first), count, a.head_dim,
+                       layout.padded_dim};
   for (long h = 0; h < share; h += kHeads) {
     const float* some_q = q + h * layout.padded_dim;
     float* to = partial + h * layout.partial_stride;
     switch (share - h) {
       case 1: part_of_heads<1>(keys, values, some_q, scores, to, layout.partial_stride); break;
       case 2: part_of_heads<2>(keys, values, some_q, scores, to, layout.partial_stride); break;
-      case 3: part_of_heads<kHeads < 3 ? kHeads : 3>(keys, values, some_q, scores, to, layout.partial_stride); break;
+      case 3: part_of_heads<3>(keys, values, some_q, scores, to, layout.partial_stride); break;
       default: part_of_heads<kHeads>(keys, values, some_q, scores, to, layout.partial_stride);
     }
   }

@@ -1,0 +1,125 @@
+"""Calls of the CPU's FusedAttention and of its definition, on the same seeded arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels import reference
+from kernels.cpu.library import ISAS, library
+
+CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
+
+
+class Args(ctypes.Structure):
+    """struct AttentionArgs of kernels/cpu/attention.h."""
+
+    _fields_ = (
+        [(name, ctypes.c_int32) for name in ("rows", "tokens", "heads", "groups", "head_dim", "capacity")]
+        + [("positions", ctypes.c_int32), ("window", ctypes.c_int32), ("scale", ctypes.c_float)]
+        + [("cache", ctypes.c_int32)]
+        + [(name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
+        + [(name, ctypes.c_void_p) for name in ("k_scale", "v_scale", "out", "scratch")]
+        + [("threads", ctypes.c_int32)]
+    )
+
+
+@dataclass
+class Case:
+    """One call: sizes, options and seeded contents."""
+
+    start: list[int]
+    length: list[int]
+    tokens: int = 1
+    heads: int = 4
+    groups: int = 2
+    head_dim: int = 64
+    capacity: int = 130
+    window: int = 0
+    cache: str = "float16"
+    isa: str = "portable"
+    threads: int = 2
+    gain: float = 1.0  # of queries, keys and values
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Inputs, outputs and caches; what no token may read is NaN where the type has one."""
+        rng = np.random.default_rng(7)
+        b, g, c, d = len(self.start), self.groups, self.capacity, self.head_dim
+        angles = np.arange(c)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2))
+        x: dict[str, np.ndarray] = {
+            "qkv": np.float32(self.gain) * rng.standard_normal((b, self.tokens, (self.heads + 2 * g) * d), dtype=np.float32),
+            "cos": np.cos(angles).astype(np.float32),
+            "sin": np.sin(angles).astype(np.float32),
+            "start": np.array(self.start, np.int32),
+            "length": np.array(self.length, np.int32),
+            "out": np.full((b, self.tokens, self.heads * d), np.nan, np.float32),
+        }
+        for name in ("k", "v"):
+            past = np.float32(self.gain) * rng.standard_normal((b, g, c, d), dtype=np.float32)
+            if self.cache == "int8":
+                x[f"{name}_cache"], x[f"{name}_scale"] = reference.quantize_rows(past)
+            else:
+                x[f"{name}_cache"] = past.astype(self.cache)
+            unread = x[f"{name}_scale"] if self.cache == "int8" else x[f"{name}_cache"]
+            for row, first in enumerate(self.start):
+                unread[row, :, first:] = np.nan
+        return x
+
+
+def pointer(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np.ndarray]:
+    """The C arguments over x, and the scratch that they point to."""
+    sizes = {name: getattr(case, name) for name in ("tokens", "heads", "groups", "head_dim", "capacity", "window")}
+    pointers = {name: pointer(x.get(name)) for name, kind in Args._fields_ if kind is ctypes.c_void_p}
+    args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
+    args.scale, args.cache = case.head_dim**-0.5, CACHES.index(case.cache)
+    for name, value in changes.items():
+        setattr(args, name, value)
+    size = library().edgellama_attention_scratch_bytes
+    size.restype = ctypes.c_size_t
+    scratch = np.zeros(size(ctypes.byref(args)) + 64, np.uint8)
+    args.scratch = -(-scratch.ctypes.data // 64) * 64
+    return args, scratch
+
+
+def call(args: Args, isa: str, repeats: int = 1) -> None:
+    """One call of the kernel; ValueError with its message when it is refused."""
+    message = ctypes.create_string_buffer(512)
+    code = library().edgellama_attention(
+        ctypes.byref(args), ISAS.index(isa), repeats, message, ctypes.c_size_t(len(message))
+    )
+    if code:
+        raise ValueError(message.value.decode())
+
+
+def run(case: Case) -> dict[str, np.ndarray]:
+    x = case.arrays()
+    args, _scratch = bind(case, x)
+    call(args, case.isa)
+    return x
+
+
+def expected(case: Case) -> dict[str, np.ndarray]:
+    x = case.arrays()
+    scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
+    inputs = [x[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
+    x["out"] = reference.fused_attention(
+        *inputs, heads=case.heads, scale=case.head_dim**-0.5, window=case.window, **scales
+    )
+    return x
+
+
+def check(case: Case) -> None:
+    """Caches bit for bit; outputs to what float32 gives, less where AMX computes with split bf16."""
+    want, got = expected(case), run(case)
+    for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
+        if name in want:
+            assert want[name].tobytes() == got[name].tobytes(), name
+    split = case.isa == "amx" and case.cache != "float32" and max(case.length) > 1
+    np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=5e-5 if split else 1e-5)
