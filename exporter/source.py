@@ -47,7 +47,7 @@ def resolve(model: str) -> Source:
     if preset is not None:
         return Source(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         name = path.stem if path.is_file() else path.resolve().name
         return Source(_folder_name(name), path, f"local {path.resolve().name}", None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
