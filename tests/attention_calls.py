@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,17 +14,23 @@ from kernels.cpu.library import ISAS, library
 CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
 
 
+SIZES = ("rows", "tokens", "heads", "groups", "head_dim", "capacity", "positions", "window")
+POINTERS = (
+    ("qkv", "cos", "sin", "start", "length")  # read
+    + ("k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")  # written
+)
+
+
 class Args(ctypes.Structure):
     """struct AttentionArgs of kernels/cpu/attention.h."""
 
-    _fields_ = (
-        [(name, ctypes.c_int32) for name in ("rows", "tokens", "heads", "groups", "head_dim", "capacity")]
-        + [("positions", ctypes.c_int32), ("window", ctypes.c_int32), ("scale", ctypes.c_float)]
-        + [("cache", ctypes.c_int32)]
-        + [(name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
-        + [(name, ctypes.c_void_p) for name in ("k_scale", "v_scale", "out", "scratch")]
-        + [("threads", ctypes.c_int32)]
-    )
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int32) for name in SIZES),
+        ("scale", ctypes.c_float),
+        ("cache", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        ("threads", ctypes.c_int32),
+    ]
 
 
 @dataclass
@@ -49,8 +55,9 @@ class Case:
         rng = np.random.default_rng(7)
         b, g, c, d = len(self.start), self.groups, self.capacity, self.head_dim
         angles = np.arange(c)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2))
+        qkv = rng.standard_normal((b, self.tokens, (self.heads + 2 * g) * d), dtype=np.float32)
         x: dict[str, np.ndarray] = {
-            "qkv": np.float32(self.gain) * rng.standard_normal((b, self.tokens, (self.heads + 2 * g) * d), dtype=np.float32),
+            "qkv": np.float32(self.gain) * qkv,
             "cos": np.cos(angles).astype(np.float32),
             "sin": np.sin(angles).astype(np.float32),
             "start": np.array(self.start, np.int32),
@@ -76,7 +83,7 @@ def pointer(array: np.ndarray | None) -> int | None:
 def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np.ndarray]:
     """The C arguments over x, and the scratch that they point to."""
     sizes = {name: getattr(case, name) for name in ("tokens", "heads", "groups", "head_dim", "capacity", "window")}
-    pointers = {name: pointer(x.get(name)) for name, kind in Args._fields_ if kind is ctypes.c_void_p}
+    pointers = {name: pointer(x.get(name)) for name in POINTERS}
     args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
     args.scale, args.cache = case.head_dim**-0.5, CACHES.index(case.cache)
     for name, value in changes.items():

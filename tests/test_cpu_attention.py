@@ -44,7 +44,8 @@ def test_positions(isa: str, cache: str, start: int, tokens: int) -> None:
 
 @pytest.mark.parametrize("window", [1, 5, 64, 65, 1000])
 def test_sliding_window(isa: str, cache: str, window: int) -> None:
-    check(Case([0, 64, 128, 200, 5], [100, 64, 1, 1, 100], tokens=100, capacity=201, window=window, cache=cache, isa=isa))
+    sizes = {"tokens": 100, "capacity": 201, "window": window}
+    check(Case([0, 64, 128, 200, 5], [100, 64, 1, 1, 100], cache=cache, isa=isa, **sizes))
 
 
 @pytest.mark.parametrize("position", [63, 64, 511, 512, 513, 1500, 4106])
@@ -99,9 +100,8 @@ def test_quantized_rows_at_the_edges(isa: str, tokens: int) -> None:
     args, _scratch = bind(case, x)
     call(args, isa)
     inputs = [y[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
-    scales = {name: y[name] for name in ("k_scale", "v_scale")}
     with np.errstate(over="ignore", invalid="ignore"):
-        reference.fused_attention(*inputs, heads=2, scale=0.125, **scales)
+        reference.fused_attention(*inputs, heads=2, scale=0.125, k_scale=y["k_scale"], v_scale=y["v_scale"])
     for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
         assert x[name].tobytes() == y[name].tobytes(), name
 
