@@ -15,10 +15,8 @@ CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
 
 
 SIZES = ("rows", "tokens", "heads", "groups", "head_dim", "capacity", "positions", "window")
-POINTERS = (
-    ("qkv", "cos", "sin", "start", "length")  # read
-    + ("k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")  # written
-)
+READ = ("qkv", "cos", "sin", "start", "length")
+POINTERS = (*READ, "k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")
 
 
 class Args(ctypes.Structure):
@@ -115,7 +113,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
 def expected(case: Case) -> dict[str, np.ndarray]:
     x = case.arrays()
     scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
-    inputs = [x[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")]
+    inputs = [x[name] for name in (*READ, "k_cache", "v_cache")]
     x["out"] = reference.fused_attention(
         *inputs, heads=case.heads, scale=case.head_dim**-0.5, window=case.window, **scales
     )
