@@ -22,7 +22,7 @@ from runtime.schema import decode
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CACHE_POLICIES = ("in_place", "returned")
-DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "int64": 8}
+DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)

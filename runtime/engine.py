@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact import Artifact, Graph
+from runtime.artifact import Artifact, Graph, TensorSpec
 from runtime.errors import UserError
+from runtime.kv_cache import PREFIXES, KVCache
 from runtime.lite_graph import LiteGraph, available_threads
-from runtime.step_inputs import CACHE_PREFIXES, STEP_INPUTS, StepInputs, shape_at
+from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
+from runtime.weights import MappedWeights
 
 OPSETS = ("portable",)
 # What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
@@ -121,9 +123,8 @@ class Engine:
         self.buckets = manifest.buckets
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = Timings()
-        # calloc: a page of the cache costs memory only once it is written
-        spec = manifest.cache
-        self._cache = np.zeros((spec.layers, 2, *spec.shape), np.dtype(spec.dtype))
+        self.cache = KVCache(manifest.cache)
+        self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
         began = time.perf_counter()
         if build is None:
 
@@ -171,19 +172,11 @@ class Engine:
         ran = time.perf_counter()
         logits, rows = outputs[0], outputs[1:]
         if self.manifest.cache.policy == "returned":
-            self._write_rows(rows, start, length)
+            self.cache.write(rows, start, length)
         self.timings.switch += switched - began
         self.timings.run += ran - switched
         self.timings.cache += time.perf_counter() - ran
         return logits
-
-    def _write_rows(self, rows: list[np.ndarray], start: np.ndarray, length: np.ndarray) -> None:
-        """rows: k_new.0, v_new.0, k_new.1, ... each [B, G, S, D]; their valid tokens go to start .. start+length-1."""
-        for row in np.flatnonzero(length):
-            first, count = int(start[row]), int(length[row])
-            for index, new in enumerate(rows):
-                layer, which = divmod(index, 2)
-                self._cache[layer, which, row, :, first : first + count] = new[row, :, :count]
 
     def _prepare(self, graph: Graph, built: BuiltGraph, bucket: int) -> _Bucket:
         specs = {spec.name: spec for spec in graph.inputs}
@@ -193,15 +186,24 @@ class Engine:
                 f"the manifest lists {', '.join(sorted(specs)[:4])} .... Export again"
             )
         step = StepInputs(graph, bucket, self.context)
-        arrays = [step.arrays[name] if name in STEP_INPUTS else self._cache_view(name, graph) for name in built.inputs]
+        arrays = [self._array(specs[name], step, graph) for name in built.inputs]
         shapes = [shape_at(specs[name], graph.bucket, bucket) for name in built.inputs]
+        for name, array, shape in zip(built.inputs, arrays, shapes, strict=True):
+            if array.shape != shape:
+                raise UserError(
+                    f"{graph.file}: input {name} has shape {shape}, the weights {array.shape}. Export again"
+                )
         return _Bucket(graph, built, step, shapes, built.bind(arrays))
 
-    def _cache_view(self, name: str, graph: Graph) -> np.ndarray:
-        """k_cache.{layer} or v_cache.{layer}: [B, G, C, D], a view of the one cache."""
-        if not name.startswith(CACHE_PREFIXES[:2]):
-            raise UserError(f"{graph.file}: this runtime has nothing to give its input {name!r}. Update the runtime")
-        return self._cache[int(name.partition(".")[2]), 0 if name.startswith("k_") else 1]
+    def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray:
+        """What a graph input is bound to: this call's inputs, a cache, or a weight."""
+        if spec.name in STEP_INPUTS:
+            return step.arrays[spec.name]
+        if spec.name.startswith(PREFIXES):
+            return self.cache.bind(spec)
+        if self._weights is not None:
+            return self._weights.array(spec.name)
+        raise UserError(f"{graph.file}: this runtime has nothing to give its input {spec.name!r}. Update the runtime")
 
     def _checked(
         self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray

@@ -62,9 +62,13 @@ class LiteGraph:
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """Input tensors over these C-contiguous arrays (in the order of `inputs`), without a copy: what is written into
-        an array later is what the next run reads. The caller keeps the arrays alive."""
+        an array later is what the next run reads, and the other way round for a cache that the graph writes in place.
+        The caller keeps the arrays alive. Raises UserError where shape or type are not the graph's."""
         tensors = []
         for name, own, array in zip(self.inputs, self._own_inputs, arrays, strict=True):
+            dtype = own.dtype.name.lower()
+            if array.dtype.name != dtype:
+                raise UserError(f"{self.path}: input {name} is {dtype}, and {array.dtype} is given. Export again")
             tensor = self._lite.Tensor()
             tensor.name = name
             tensor.dtype = own.dtype

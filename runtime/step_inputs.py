@@ -12,7 +12,6 @@ from runtime.artifact import Graph, TensorSpec
 from runtime.errors import UserError
 
 MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
-CACHE_PREFIXES = ("k_cache.", "v_cache.", "k_scale.", "v_scale.")
 STEP_INPUTS = ("tokens", "start", "length", "positions", "last", "cache_mask", "self_mask")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
+from safetensors.numpy import load_file, save_file
+from tiny import VOCAB, InPlaceGraph, NumpyGraph, Weights, artifact, in_place_manifest, whole_text_logits
 
+from runtime.artifact import Artifact, file_entry, write_manifest
 from runtime.engine import PASS_COST, Engine, plan_chunks
 from runtime.errors import UserError
 
@@ -23,9 +26,15 @@ def build(folder: Path, **changes: object) -> tuple[Engine, Weights]:
     return Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])), weights
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Weights]:
-    return build(tmp_path_factory.mktemp("toy"), batch=3)
+def build_in_place(folder: Path, **changes: int) -> tuple[Engine, Weights]:
+    manifest = in_place_manifest(folder, **changes)
+    graphs = {graph.file: graph for graph in manifest.graphs}
+    return Engine(Artifact.open(folder), build=lambda path: InPlaceGraph(graphs[path.name])), Weights(manifest.context)
+
+
+@pytest.fixture(scope="module", params=[build, build_in_place])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Weights]:
+    return request.param(tmp_path_factory.mktemp("toy"), batch=3)
 
 
 def cost(buckets: tuple[int, ...]) -> int:
@@ -66,7 +75,9 @@ def test_prefill_at_every_bucket_edge(shared: tuple[Engine, Weights], length: in
     tokens = np.random.default_rng(length).integers(0, VOCAB, (3, length))
     got = engine.forward(tokens, np.zeros(3), np.full(3, length))
     for row in range(3):
-        np.testing.assert_allclose(got[row], whole_text_logits(weights, tokens[row])[-1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            got[row], whole_text_logits(weights, tokens[row])[-1], rtol=1e-4, atol=2e-3
+        )  # logits reach 40
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,7 +99,7 @@ def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Wei
         for row, text in enumerate(texts):
             text += tokens[row, : length[row]].tolist()
             expected = whole_text_logits(weights, text)[-1] if length[row] else np.zeros(VOCAB)
-            np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=2e-3)  # logits reach 40
 
 
 def test_a_row_can_be_taken_back_and_written_anew(shared: tuple[Engine, Weights]) -> None:
@@ -97,7 +108,7 @@ def test_a_row_can_be_taken_back_and_written_anew(shared: tuple[Engine, Weights]
     first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]
     engine.forward(np.array([first] * 3), np.zeros(3), np.full(3, 6))
     got = engine.forward(np.array([second[3:]] * 3), np.full(3, 3), np.full(3, 2))
-    np.testing.assert_allclose(got[1], whole_text_logits(weights, second)[-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[1], whole_text_logits(weights, second)[-1], rtol=1e-4, atol=2e-3)  # logits reach 40
 
 
 def test_buckets_are_switched_only_when_they_change(tmp_path: Path) -> None:
@@ -125,10 +136,11 @@ def test_a_call_that_does_not_fit_runs_nothing(
     shared: tuple[Engine, Weights], tokens: np.ndarray, start: list[int], length: list[int], message: str
 ) -> None:
     engine, _ = shared
-    before = engine._cache.copy()
+    before = {name: array.copy() for name, array in engine.cache.arrays.items()}
     with pytest.raises(UserError, match=message):
         engine.forward(tokens, np.array(start), np.array(length))
-    np.testing.assert_array_equal(engine._cache, before)
+    for name, array in engine.cache.arrays.items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_what_cannot_be_run_is_refused_at_load(tmp_path: Path) -> None:
@@ -137,3 +149,30 @@ def test_what_cannot_be_run_is_refused_at_load(tmp_path: Path) -> None:
         Engine(opened)
     with pytest.raises(UserError, match=r"threads is 0"):
         Engine(artifact(tmp_path / "b"), 0)
+
+
+def test_every_bucket_reads_one_copy_of_the_weights_and_the_cache(tmp_path: Path) -> None:
+    engine, _ = build_in_place(tmp_path, batch=1)
+    bound = [dict(zip(ready.built.inputs, ready.bound, strict=True)) for ready in engine._ready.values()]
+    assert len(bound) == 3
+    for name in ("embedding", "q", "k_cache.0", "v_cache.1"):
+        assert len({arrays[name].ctypes.data for arrays in bound}) == 1
+    assert all(array.ctypes.data % 64 == 0 for array in engine.cache.arrays.values())
+    with pytest.raises(ValueError, match="read-only"):
+        bound[0]["embedding"][0] = 1
+
+
+def test_weights_that_do_not_fit_the_graph_are_told(tmp_path: Path) -> None:
+    good = in_place_manifest(tmp_path, 1)
+    weights = tmp_path / "weights.safetensors"
+    whole = load_file(weights)
+
+    def load(tensors: dict[str, np.ndarray]) -> None:
+        save_file(tensors, weights)
+        write_manifest(tmp_path, dataclasses.replace(good, weights=file_entry(tmp_path, weights.name)))
+        Engine(Artifact.open(tmp_path), build=lambda _: InPlaceGraph(good.graphs[0]))
+
+    with pytest.raises(UserError, match=r"holds no tensor 'position'"):
+        load({name: array for name, array in whole.items() if name != "position"})
+    with pytest.raises(UserError, match=r"input position has shape \(64, 16\), the weights \(63, 16\)"):
+        load({**whole, "position": whole["position"][1:].copy()})

@@ -1,8 +1,9 @@
 """A toy decoder in numpy, twice: as a step graph with the runtime's inputs and outputs, and as one pass over a text.
 
 The step graph stands where MindSpore Lite would, so the engine's chunks, masks, positions and cache writes can be held
-against the plain pass, which knows of none of them. Attention with grouped-query heads and learned positions is all it
-computes; the real network is the exporter's.
+against the plain pass, which knows of none of them. It comes with the portable op set's interface (NumpyGraph) and with
+the cpu op set's (InPlaceGraph). Attention with grouped-query heads and learned positions is all it computes; the real
+network is the exporter's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from runtime.artifact import Artifact, CacheSpec, Graph, Manifest, Source, TensorSpec, file_entry, write_manifest
 
@@ -92,6 +94,71 @@ class NumpyGraph:
             new += [k.astype(np.float32), v.astype(np.float32)]
         last = h.reshape(-1, WIDTH)[x["last"].reshape(-1)]
         return [(last @ self.weights.embedding.T).astype(np.float32), *new]
+
+
+class InPlaceGraph:
+    """The toy with the cpu op set's interface: one fixed bucket, weights as inputs, caches written where they lie."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.inputs = [spec.name for spec in graph.inputs]
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        raise AssertionError("a graph with custom kernels cannot be resized")
+
+    def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        return list(arrays)
+
+    def run(self, bound: list[Any]) -> list[np.ndarray]:
+        x = dict(zip(self.inputs, bound, strict=True))
+        logits = np.full((len(x["start"]), VOCAB), np.nan, np.float32)
+        for row, (start, length) in enumerate(zip(x["start"], x["length"], strict=True)):
+            if length == 0:
+                continue
+            end = start + length
+            h = x["embedding"][x["tokens"][row, :length]] + x["position"][start:end]
+            for layer in range(LAYERS):
+                k, v = (x[f"{name}_cache.{layer}"][row] for name in "kv")  # [G, C, D]
+                for cache, name in ((k, "k"), (v, "v")):
+                    cache[:, start:end] = (h @ x[name][layer]).reshape(length, GROUPS, DIM).swapaxes(0, 1)
+                q = (h @ x["q"][layer]).reshape(length, GROUPS, -1, DIM).transpose(1, 2, 0, 3)  # [G, R, S, D]
+                scores = q @ k[:, None, :end].swapaxes(-1, -2)
+                seen = np.arange(end) <= start + np.arange(length)[:, None]
+                out = softmax(np.where(seen, scores, -np.inf)) @ v[:, None, :end]
+                h = h + out.transpose(2, 0, 1, 3).reshape(length, WIDTH)
+            logits[row] = h[-1] @ x["embedding"].T
+        return [logits]
+
+
+def in_place_manifest(folder: Path, batch: int, context: int = 64, buckets: tuple[int, ...] = (1, 4, 16)) -> Manifest:
+    """Write the toy as the cpu op set would lie on disk: a graph file a bucket, weights.safetensors beside them."""
+    weights = Weights(context)
+    arrays = {name: np.asarray(getattr(weights, name), np.float32) for name in ("embedding", "position", "q", "k", "v")}
+    made = manifest(folder, batch, context, buckets)
+    save_file(arrays, folder / "weights.safetensors")
+    graphs = []
+    for bucket in buckets:
+        name = f"step{bucket}.mindir"
+        (folder / name).write_bytes(b"toy")
+        specs = [("tokens", (batch, bucket)), ("start", (batch,)), ("length", (batch,))]
+        graphs.append(
+            Graph(
+                **dataclasses.asdict(file_entry(folder, name)),
+                bucket=bucket,
+                buckets=(bucket,),
+                inputs=(
+                    *(TensorSpec(name, "int32", shape) for name, shape in specs),
+                    *(spec for spec in made.graphs[0].inputs if "_cache." in spec.name),
+                    *(TensorSpec(name, "float32", array.shape) for name, array in arrays.items()),
+                ),
+                outputs=made.graphs[0].outputs[:1],
+            )
+        )
+    cache = dataclasses.replace(made.cache, policy="in_place")
+    made = dataclasses.replace(
+        made, graphs=tuple(graphs), weights=file_entry(folder, "weights.safetensors"), cache=cache
+    )
+    write_manifest(folder, made)
+    return made
 
 
 def manifest(

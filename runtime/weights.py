@@ -1,0 +1,63 @@
+"""weights.safetensors, memory-mapped: one copy in memory for every graph and every process that reads it.
+
+The safetensors library is no dependency of the runtime; its format is a header of 8 bytes and JSON before the tensors
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import UserError
+
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "F16": "float16",
+    "BF16": "uint16",  # numpy has no bfloat16: its bits
+    "I32": "int32",
+    "F32": "float32",
+    "I64": "int64",
+}
+REMEDY = "Copy the whole folder again or export again"
+
+
+class MappedWeights:
+    """The tensors of a safetensors file as read-only views of the mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and check its header. Raises UserError for a file that is damaged."""
+        self.path = path
+        with path.open("rb") as file:
+            try:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # an empty file
+                raise UserError(f"{path}: 0 bytes. {REMEDY}") from error
+        size = int.from_bytes(self._map[:8], "little")
+        self._data = 8 + size
+        try:
+            self._header: dict[str, dict] = json.loads(self._map[8 : self._data])
+        except ValueError as error:
+            raise UserError(f"{path}: its header is not valid JSON ({error}). {REMEDY}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._header
+
+    def array(self, name: str) -> np.ndarray:
+        """The tensor of this name; reading it reads the file. Raises UserError where it is missing or out of bounds."""
+        if name not in self._header:
+            raise UserError(f"{self.path}: holds no tensor {name!r}, which the graph needs. {REMEDY}")
+        entry = self._header[name]
+        begin, end = entry["data_offsets"]
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        count = math.prod(entry["shape"])
+        if count * dtype.itemsize != end - begin or self._data + end > len(self._map):
+            raise UserError(f"{self.path}: tensor {name!r} lies outside the file or has another size. {REMEDY}")
+        return np.frombuffer(self._map, dtype, count, self._data + begin).reshape(entry["shape"])

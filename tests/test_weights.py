@@ -1,0 +1,68 @@
+"""The memory-mapped weights against the safetensors library, and against damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+from runtime.errors import UserError
+from runtime.weights import MappedWeights
+
+TENSORS = {
+    "f32": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "f16": np.linspace(-1, 1, 7, dtype=np.float16),
+    "i8": np.arange(-8, 8, dtype=np.int8).reshape(2, 2, 4),
+    "u8": np.arange(5, dtype=np.uint8),
+    "i16": np.array([[300]], np.int16),
+    "i32": np.array([1 << 30], np.int32),
+    "i64": np.array([1 << 60], np.int64),
+    "bool": np.array([True, False]),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_tensors_are_what_the_library_wrote_and_share_the_file(path: Path) -> None:
+    weights = MappedWeights(path)
+    for name, expected in TENSORS.items():
+        assert name in weights
+        got = weights.array(name)
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_array_equal(got, expected)
+        assert not got.flags.owndata and not got.flags.writeable
+    assert "other" not in weights
+
+
+def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:
+    values = torch.tensor([1.0, -2.5, 3.14], dtype=torch.bfloat16)
+    save_torch({"w": values}, tmp_path / "w.safetensors")
+    bits = MappedWeights(tmp_path / "w.safetensors").array("w")
+    np.testing.assert_array_equal((bits.astype(np.uint32) << 16).view(np.float32), values.float().numpy())
+
+
+def test_damage_is_told(path: Path, tmp_path: Path) -> None:
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match="holds no tensor 'w'"):
+        MappedWeights(path).array("w")
+    cut = tmp_path / "cut"
+    cut.write_bytes(whole[:-4])
+    with pytest.raises(UserError, match="lies outside the file"):
+        for name in TENSORS:
+            MappedWeights(cut).array(name)
+    for rest in (whole[:50], b"\xff" * 40):
+        cut.write_bytes(rest)
+        with pytest.raises(UserError, match="not valid JSON"):
+            MappedWeights(cut)
+    cut.write_bytes(b"")
+    with pytest.raises(UserError, match="0 bytes"):
+        MappedWeights(cut)
