@@ -39,12 +39,12 @@ class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""
 
 
-def compile_library(chip: str, sources: tuple[Path, ...]) -> Path:
+def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2") -> Path:
     """Compiles `sources` against the stand-in of `chip` into a shared library under build/, unless it is there."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise RuntimeError("the Ascend stand-in needs a C++ compiler: none called g++ was found; set CXX to another")
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c++17", optimise, "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
     flags += [f"-D__NPU_ARCH__={CHIPS[chip]}", f"-I{HERE / 'standin'}"]
     digest = hashlib.sha256("\0".join([compiler, *flags]).encode())
     for file in sorted({*HERE.rglob("*.h"), *sources}):
@@ -61,9 +61,11 @@ def compile_library(chip: str, sources: tuple[Path, ...]) -> Path:
 
 
 @functools.cache
-def load(chip: str, sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS)) -> ctypes.CDLL:
+def load(
+    chip: str, sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS), optimise: str = "-O2"
+) -> ctypes.CDLL:
     """The library of `chip` ("ascend310p", ...) with the given kernels and the stand-in's launcher."""
-    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)))))
+    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)), optimise)))
 
 
 @dataclass(frozen=True)

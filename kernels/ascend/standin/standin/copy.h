@@ -26,6 +26,7 @@ namespace AscendC {
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& p) {
     standin::CheckCopyParams(p);
+    standin::RequireDataType<T>("DataCopy");
     dst.RequireAligned("DataCopy");
     src.RequireAligned("DataCopy");
     const std::size_t length = p.blockLen * 32u;
@@ -41,6 +42,7 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataC
 template <typename T>
 void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& p) {
     standin::CheckCopyParams(p);
+    standin::RequireDataType<T>("DataCopy");
     dst.RequireAligned("DataCopy");
     src.RequireAligned("DataCopy");
     const std::size_t length = p.blockLen * 32u;

@@ -9,12 +9,12 @@ namespace standin {
 template <typename T, typename U>
 void CheckCast(AscendC::RoundMode mode) {
     using AscendC::RoundMode;
-    RequireVectorType<T>("Cast");
-    RequireVectorType<U>("Cast");
-    constexpr bool widen = std::is_same_v<T, float> && std::is_same_v<U, half>;
+    RequireDataType<T>("Cast");
+    RequireDataType<U>("Cast");
+    constexpr bool widen = std::is_same_v<T, float> && (std::is_same_v<U, half> || std::is_same_v<U, bfloat16_t>);
     constexpr bool narrow = std::is_same_v<T, half> && std::is_same_v<U, float>;
-    static_assert(widen || narrow, "the stand-in casts between half and float");
-    if (widen && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast from half to float takes CAST_NONE alone");
+    static_assert(widen || narrow, "the stand-in casts half and bfloat16 to float, and float to half");
+    if (widen && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast to float takes CAST_NONE alone");
     if (narrow && mode != RoundMode::CAST_NONE && mode != RoundMode::CAST_ODD && !kChip.castFloatToHalfRounding) {
         Fail("unsupported", "Cast from float to half on the %s takes CAST_NONE or CAST_ODD", kChip.name);
     }

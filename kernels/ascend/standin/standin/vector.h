@@ -13,8 +13,14 @@ template <typename T>
 void RequireVectorType(const char* what) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t> ||
                   std::is_integral_v<T>);
+    if (std::is_same_v<T, bfloat16_t>) Fail("unsupported", "%s: none of the chips computes in bfloat16", what);
+}
+
+// Moving and converting bfloat16 is possible on two of the chips.
+template <typename T>
+void RequireDataType(const char* what) {
     if (std::is_same_v<T, bfloat16_t> && !kChip.bfloat16) {
-        Fail("unsupported", "%s: the %s has no bfloat16 vector arithmetic", what, kChip.name);
+        Fail("unsupported", "%s: the %s has no bfloat16", what, kChip.name);
     }
 }
 

@@ -1,0 +1,267 @@
+// Kernels that use what only some of the chips have.
+#include "wrong.h"
+
+KERNEL(datacopypad) {
+    Ones k;
+    DataCopyExtParams params;
+    params.blockLen = 20;
+    DataCopyPad(k.y, Global(in), params, DataCopyPadExtParams<float>());
+}
+
+KERNEL(brcb) {
+    Ones k;
+    Brcb(k.y, k.x, 1, BrcbRepeatParams(1, 8));
+}
+
+KERNEL(cast_rint) {
+    Ones k;
+    Cast(k.y.ReinterpretCast<half>(), k.x, RoundMode::CAST_RINT, 64);
+}
+
+KERNEL(cast_to_float_with_rounding) {
+    Ones k;
+    Cast(k.y, k.x.ReinterpretCast<half>(), RoundMode::CAST_RINT, 64);
+}
+
+KERNEL(copy_bfloat16) {
+    Ones k;
+    GlobalTensor<bfloat16_t> x;
+    x.SetGlobalBuffer(reinterpret_cast<bfloat16_t*>(in));
+    DataCopy(k.y.ReinterpretCast<bfloat16_t>(), x, 16);
+}
+
+KERNEL(add_bfloat16) {
+    Ones k;
+    Add(k.y.ReinterpretCast<bfloat16_t>(), k.x.ReinterpretCast<bfloat16_t>(), k.x.ReinterpretCast<bfloat16_t>(), 16);
+}
+
+KERNEL(reduce_only_value) {
+    Ones k;
+    WholeReduceMax(k.y, k.x, 64, 4, 1, 1, 8, ReduceOrder::ORDER_ONLY_VALUE);
+}
+
+KERNEL(reduce_index_value) {
+    Ones k;
+    WholeReduceMax(k.y, k.x, 64, 4, 1, 1, 8, ReduceOrder::ORDER_INDEX_VALUE);
+}
+
+KERNEL(free_flags) {
+    SetFlag<HardEvent::V_MTE3>(EVENT_ID0);
+    WaitFlag<HardEvent::V_MTE3>(EVENT_ID0);
+}
+
+KERNEL(syncall_in_hardware) { SyncAll(); }
+
+KERNEL(syncall_through_memory) {
+    TPipe pipe;
+    Buffer buffer;
+    pipe.InitBuffer(buffer, 2 * 32);
+    GlobalTensor<std::int32_t> flags;
+    flags.SetGlobalBuffer(reinterpret_cast<std::int32_t*>(out));
+    SyncAll(flags, buffer.Get<std::int32_t>());
+}
+
+KERNEL(kernel_type_mixed) { KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2); }
+
+KERNEL(kernel_type_unified) { KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AICORE); }
+
+// --- Matmul: out[16, 16] = workspace[16, 16] * workspace[16, 16]^T of ones in float16 ---
+
+namespace {
+
+template <typename T>
+using Row = MatmulType<TPosition::GM, CubeFormat::ND, T>;
+template <typename T, bool transposed = true>
+using Product = Matmul<Row<T>, MatmulType<TPosition::GM, CubeFormat::ND, T, transposed>, Row<float>>;
+
+TCubeTiling Tiling(int baseM = 16, int baseN = 16, int depth = 1) {
+    TCubeTiling t{};
+    t.usedCoreNum = 1;
+    t.M = t.singleCoreM = t.N = t.singleCoreN = t.Ka = t.Kb = t.singleCoreK = 16;
+    t.baseM = baseM;
+    t.baseN = baseN;
+    t.baseK = 16;
+    t.depthA1 = t.depthB1 = depth;
+    t.stepM = t.stepN = t.stepKa = t.stepKb = 1;
+    t.dbL0A = t.dbL0B = t.dbL0C = 1;
+    t.transLength = 1024;
+    return t;
+}
+
+template <typename T>
+GlobalTensor<T> Typed(GM_ADDR address) {
+    GlobalTensor<T> tensor;
+    tensor.SetGlobalBuffer(reinterpret_cast<T*>(address), 256);
+    return tensor;
+}
+
+// Fills the operand in the workspace with ones; `lend` gives Matmul the unified buffer that the 310P needs.
+struct Operand {
+    Operand(TPipe& pipe, GM_ADDR workspace) {
+        pipe.InitBuffer(ones, 512);
+        pipe.InitBuffer(loan, 1024);
+        LocalTensor<half> x = ones.Get<half>();
+        Duplicate(x, half(1.0f), 256);
+        Order<PIPE_V, PIPE_MTE3>();
+        DataCopy(Typed<half>(workspace), x, 256);
+    }
+    template <class M>
+    void Lend([[maybe_unused]] M& matmul) {
+        if (standin::kChip.matmulNeedsUb) matmul.SetLocalWorkspace(loan.Get<std::uint8_t>());
+    }
+    Buffer ones, loan;
+};
+
+template <class M>
+void Set(M& matmul, GM_ADDR workspace) {
+    matmul.SetTensorA(Typed<half>(workspace));
+    matmul.SetTensorB(Typed<half>(workspace), true);
+}
+
+}  // namespace
+
+KERNEL(right_matmul) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    PipeBarrier<PIPE_ALL>();
+    Set(mm, workspace);
+    operand.Lend(mm);
+    mm.IterateAll(Global(out));
+    mm.End();
+    PipeBarrier<PIPE_ALL>();
+    LocalTensor<float> back = operand.loan.Get<float>();
+    DataCopy(back, Global(out), 256);
+}
+
+KERNEL(matmul_before_its_operand_is_written) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    Set(mm, workspace);
+    operand.Lend(mm);
+    mm.IterateAll(Global(out));
+}
+
+// Where cores are split the call itself waits for the answer.
+KERNEL(matmul_result_read_at_once) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    Buffer buffer;
+    pipe.InitBuffer(buffer, 1024);
+    PipeBarrier<PIPE_ALL>();
+    Set(mm, workspace);
+    operand.Lend(mm);
+    mm.IterateAll(Global(out));
+    mm.End();
+    DataCopy(buffer.Get<float>(), Global(out), 256);
+}
+
+KERNEL(matmul_without_end) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> first, second;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), first, &tiling_, second, &tiling_);
+    Operand operand(pipe, workspace);
+    PipeBarrier<PIPE_ALL>();
+    Set(first, workspace);
+    operand.Lend(first);
+    first.IterateAll(Global(out));
+    PipeBarrier<PIPE_ALL>();
+    Set(second, workspace);
+    operand.Lend(second);
+    second.IterateAll(Global(out));
+}
+
+KERNEL(matmul_without_local_workspace) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    PipeBarrier<PIPE_ALL>();
+    Set(mm, workspace);
+    mm.IterateAll(Global(out));
+}
+
+KERNEL(matmul_with_local_workspace) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>());
+}
+
+KERNEL(matmul_registered_after_initbuffer) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    Operand operand(pipe, workspace);
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_transposed_without_istrans) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half, false> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    mm.SetTensorB(Typed<half>(workspace), true);
+}
+
+KERNEL(matmul_shape_over_its_tiling) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    mm.SetSingleShape(32, 16, 16);
+}
+
+KERNEL(matmul_base_of_8) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling(8);
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_over_l0a) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling(2064);
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_l0c_of_256_kb) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling(256, 256);
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_l1_of_512_kb) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling(128, 128, 64);
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_of_float) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<float> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_of_bfloat16) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<bfloat16_t> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
