@@ -9,20 +9,22 @@ from typing import Any
 
 # Metadata, training-time and decoding settings: no bearing on the logits of a forward pass.
 _NEUTRAL = """
-_attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path name_or_path
-attention_dropout attn_implementation architectures dtype finetuning_task gradient_checkpointing id2label
+name_or_path attention_dropout attn_implementation architectures dtype finetuning_task gradient_checkpointing id2label
 initializer_range is_llama_config keys_to_ignore_at_inference label2id max_sequence_length model_max_length
 output_attentions output_hidden_states prefix pretraining_tp problem_type return_dict sep_token_id
-task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
-transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention use_flash_attn
+task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
+transformers_version use_bfloat16 use_cache use_flash_attention use_flash_attn
 use_return_dict vocab_file chunk_size_feed_forward decoder_start_token_id remove_invalid_values
 bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
 exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
 no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores repetition_penalty
 return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
-neftune_noise_alpha use_reentrant_checkpointing
+neftune_noise_alpha use_reentrant_checkpointing use_flashattn attention_probs_dropout_prob classifier_dropout dropout
+embd_pdrop embedding_dropout hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout
 """
 NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
+# Book-keeping of whoever saved the config, by transformers' own convention (_) or by the tool's name.
+NEUTRAL_PREFIXES = ("_", "transformers.", "unsloth_")
 
 # Keys that change the mathematics unless they hold one of these values (null always means "not set").
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
@@ -58,7 +60,7 @@ REMEDIES: dict[str, str] = {
 
 def refusal(key: str, value: Any) -> str | None:
     """Why a key that is no field of LlamaConfig is refused, with the remedy; None where it may be passed over."""
-    if value is None or key in NEUTRAL_KEYS:
+    if value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES):
         return None
     if key == "auto_map":
         # A tokenizer's or config class's own code does not touch the network; a model's does.

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (importing it teaches numpy, and so safetensors, the type bfloat16)
+import ml_dtypes  # importing it teaches numpy, and so safetensors, the type bfloat16
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -49,7 +49,13 @@ class SafetensorsCheckpoint(Checkpoint):
         return str(self._home[name].get_slice(name).get_dtype())
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        return np.asarray(self._home[name].get_tensor(name)).astype(np.float32, copy=False)
+        values = self._home[name].get_tensor(name)
+        if values.dtype != ml_dtypes.bfloat16:
+            return values.astype(np.float32, copy=False)
+        # A bfloat16 is the upper half of a float32. numpy shifts ten times faster than ml_dtypes converts.
+        bits = np.empty(values.shape, np.uint32)
+        np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
+        return bits.view(np.float32)
 
     def raw(self, name: str) -> RawBlocks | None:
         return None

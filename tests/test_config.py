@@ -214,7 +214,7 @@ def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], told: 
 @pytest.mark.parametrize(
     "harmless",
     [
-        {"frobnication": None},
+        {"frobnication": None, "_attn_implementation_autoset": True, "unsloth_version": "2024.9"},
         {"sliding_window": None, "layer_types": ["full_attention", "full_attention"]},
         {"auto_map": {"AutoTokenizer": "tokenization_x.X"}},
         {"partial_rotary_factor": 1.0, "rope_interleaved": False, "logits_scaling": 1},
