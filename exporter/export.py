@@ -59,13 +59,14 @@ def export(options: Options, progress: Progress) -> Path:
     shape, buckets = _shape(options, checkpoint.config, ops)
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     _check_disk(out, checkpoint)
+    tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     (partial / "graphs").mkdir(parents=True)
     try:
         graphs, weights = _write_graphs(checkpoint, shape, buckets, ops, partial, progress)
-        for name, data in checkpoint.tokenizer_files().items():
+        for name, data in tokenizer.items():
             (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
