@@ -57,7 +57,8 @@ static inline F exp2_of_negative(F x) {
   p = fma(p, f, broadcast(6.9315130e-1f));
   p = fma(p, f, broadcast(1.0f));
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, max(x, broadcast(-200.0f)));  // p * 2^floor(x)
+  // p * 2^floor(x); lanes that would underflow are masked out, because each such vector costs a microcode assist.
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_GE_OQ), p, x);
 #else
   const I exponent = ((I)shifted + 127) << 23;  // the upper bits of `magic` are shifted out
   return choose(x < -126.0f, broadcast(0.0f), p * (F)exponent);
