@@ -80,6 +80,53 @@ def quantize_int8(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
     return d.view(np.uint16), (q + 128).astype(np.uint8).reshape(w.shape)
 
 
+LEAST_CODE, MOST_CODE = 32, 991  # the normal ones among the ten upper bits of a positive float16
+
+
+def quantize_int4(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
+    """Scale cells and q of [N, K], K a multiple of 32.
+
+    For each group, of twelve scales (from the one that spans its range downwards) and four alignments of the zero
+    point for each, the pair with the least squared error; the first such. Sums run over the group in order, in float32.
+    """
+    groups = np.asarray(w, np.float32).reshape(-1, GROUP)
+    low, high = np.minimum(groups.min(axis=1), 0), np.maximum(groups.max(axis=1), 0)
+    spanning = ((high - low) / np.float32(15)).view(np.int32)
+    widest = np.minimum(((spanning + ((1 << 18) - 1)) >> 18) - (112 << 5), MOST_CODE)
+    best = np.full(len(groups), 3e38, np.float32)
+    best_code, best_zero = np.zeros(len(groups), np.int32), np.zeros(len(groups), np.float32)
+    for step in range(12):
+        code = np.maximum(widest - step, LEAST_CODE)
+        d = ((code + (112 << 5)) << 18).view(np.float32)
+        inverse = np.float32(1) / d
+        middle = (np.float32(15) - high * inverse - low * inverse) * np.float32(0.5)
+        first = np.rint(middle * np.float32(4)) - np.float32(1)
+        for shift in range(4):
+            zero4 = np.clip(first + np.float32(shift), 0, 63)
+            zero = zero4 * np.float32(0.25)
+            error = np.zeros_like(best)
+            for i in range(GROUP):
+                q = np.clip(np.rint(groups[:, i] * inverse + zero), 0, 15)
+                off = (q - zero) * d - groups[:, i]
+                error += off * off
+            better = error < best
+            best = np.where(better, error, best)
+            best_code, best_zero = np.where(better, code, best_code), np.where(better, zero4, best_zero)
+    d = ((best_code + (112 << 5)) << 18).astype(np.int32).view(np.float32)
+    inverse = np.float32(1) / d
+    q = np.clip(np.rint(groups * inverse[:, None] + best_zero[:, None] * np.float32(0.25)), 0, 15)
+    cells = (best_code << 6) | best_zero.astype(np.int32)
+    return cells.astype(np.uint16).reshape(w.shape[0], -1), q.astype(np.uint8).reshape(w.shape)
+
+
+def pack(w: Floats, fmt: str) -> Bytes:
+    """Pack [N, K] floats as f32, bf16, int8 or int4."""
+    if fmt in ("f32", "bf16"):
+        return pack_float(w, fmt)
+    w = _fill_up(w)
+    return pack_groups(fmt, *(quantize_int8(w) if fmt == "int8" else quantize_int4(w)))
+
+
 def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
     """The values of a packed [n, k] matrix, as float32."""
     groups = -(-k // GROUP)

@@ -10,10 +10,12 @@ namespace edgellama {
 struct AttentionArgs;
 struct EmbeddingArgs;
 struct LinearArgs;
+struct PackArgs;
 
 struct Kernels {
   void (*embedding)(const EmbeddingArgs&, Worker&);
   void (*linear)(const LinearArgs&, Worker&);
+  void (*pack)(const PackArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
 };
 

@@ -17,7 +17,7 @@
 
 namespace mindspore {
 
-enum class DataType : int { kInt8 = 32, kInt32 = 34, kUInt8 = 37, kFloat16 = 42, kFloat32 = 43 };
+enum class DataType : int { kInt8 = 32, kInt16 = 33, kInt32 = 34, kUInt8 = 37, kFloat32 = 43 };
 enum StatusCode : uint32_t { kSuccess = 0, kLiteInferError = 0xF0000000u | (0x0FFFFFFF & -500) };
 
 class __attribute__((visibility("default"))) Status {

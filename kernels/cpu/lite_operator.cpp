@@ -21,8 +21,8 @@ const char* text(DataType type) {
       return "int32";
     case DataType::kUInt8:
       return "uint8";
-    case DataType::kFloat16:
-      return "float16";
+    case DataType::kInt16:
+      return "int16";
     case DataType::kFloat32:
       return "float32";
   }

@@ -113,7 +113,9 @@ class LinearOperator : public Operator {
 };
 
 // FusedAttention(qkv [B, S, (H + 2G) * D], cos, sin [P, D/2], start, length [B], k_cache, v_cache [B, G, C, D],
-//   k_scale, v_scale [B, G, C] with int8 caches) -> [B, S, H * D]; the caches are written in place
+//   k_scale, v_scale [B, G, C] with int8 caches) -> [B, S, H * D]; the caches are written in place.
+// A float16 array is an input of type int16: MindSpore Lite makes float32 of a float16 input where the CPU's own kernels
+// have no half precision.
 class AttentionOperator : public Operator {
  public:
   using Operator::Operator;
@@ -133,7 +135,7 @@ class AttentionOperator : public Operator {
     args_.threads = threads_;
     const int64_t dim = args_.head_dim, half = dim / 2;
     const std::vector<int64_t> cache = {args_.rows, args_.groups, args_.capacity, dim};
-    const DataType types[] = {DataType::kFloat32, DataType::kFloat16, DataType::kInt8};
+    const DataType types[] = {DataType::kFloat32, DataType::kInt16, DataType::kInt8};
     const DataType type = types[static_cast<int>(args_.cache)];
     expect(0, DataType::kFloat32, {-1, -1, (args_.heads + 2 * args_.groups) * dim});
     expect(1, DataType::kFloat32, {-1, half});
@@ -143,8 +145,8 @@ class AttentionOperator : public Operator {
     expect(5, type, cache);
     expect(6, type, cache);
     if (args_.cache == CacheType::s8) {
-      expect(7, DataType::kFloat16, {args_.rows, args_.groups, args_.capacity});
-      expect(8, DataType::kFloat16, {args_.rows, args_.groups, args_.capacity});
+      expect(7, DataType::kInt16, {args_.rows, args_.groups, args_.capacity});
+      expect(8, DataType::kInt16, {args_.rows, args_.groups, args_.capacity});
     }
     expect_output(DataType::kFloat32, {args_.rows, args_.tokens, args_.heads * dim});
     if (failed()) return;
