@@ -7,6 +7,7 @@ clear message, with --debug a traceback too); 130 after Ctrl-C; 141 when nobody 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM, Piece
+from runtime.progress import progress
 
 NEW_TOKENS = 256  # generous for an answer, short enough to wait for
 
@@ -56,7 +58,7 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False))
     else:
-        show(pieces, loaded)
+        show(pieces, loaded, len(ids))
 
 
 def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bool) -> list[int]:
@@ -69,9 +71,11 @@ def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bo
     return model.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
 
 
-def show(pieces: Iterator[Piece], loaded: float) -> None:
+def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:
     """Print the text as it comes, then one line of figures on standard error."""
-    for piece in pieces:
+    with progress(f"Reading the prompt ({prompt_tokens:,} tokens)", plain=False):
+        first = next(pieces)
+    for piece in itertools.chain([first], pieces):
         print(piece.text, end="", flush=True)
     print()
     times = figures(piece, loaded)

@@ -13,19 +13,24 @@ from contextlib import contextmanager
 
 FRAMES = "|/-\\"
 PERIOD = 0.2  # seconds
+DELAY = 0.5  # before the line first shows: what is quicker needs none
 
 
 @contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Show `what` and the seconds it has taken until the block ends."""
+def progress(what: str, *, plain: bool = True) -> Iterator[None]:
+    """Show `what` and the seconds it has taken until the block ends. `plain`: where standard error is no terminal, say
+    it once."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        if plain:
+            print(f"{what} ...", file=sys.stderr, flush=True)
         yield
         return
     began = time.monotonic()
     done = threading.Event()
 
     def show() -> None:
+        if done.wait(DELAY):
+            return
         for turn in range(1 << 30):
             frame = FRAMES[turn % len(FRAMES)]
             print(f"\r{frame} {what} {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True)

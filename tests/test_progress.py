@@ -1,0 +1,51 @@
+"""The progress line on a terminal (a pseudo-terminal here) and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+CODE = """
+import sys, time
+from runtime import progress
+progress.DELAY, progress.PERIOD = {delay}, 0.05
+with progress.progress("Loading", plain={plain}):
+    time.sleep({seconds})
+print("done", file=sys.stderr)
+"""
+
+
+def on_terminal(seconds: float, delay: float) -> str:
+    ours, theirs = pty.openpty()
+    code = CODE.format(seconds=seconds, delay=delay, plain=True)
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while b"done" not in shown:
+            shown += os.read(ours, 1024)
+        assert process.wait() == 0
+    os.close(ours)
+    return shown.decode()
+
+
+def elsewhere(plain: bool) -> str:
+    code = CODE.format(seconds=0, delay=0, plain=plain)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+
+def test_a_clock_runs_on_a_terminal_and_its_line_is_cleared() -> None:
+    shown = on_terminal(1.0, delay=0)
+    assert re.search(r"\r[|/\\-] Loading \d+ s", shown)
+    assert shown.split("\r\033[K")[1].split() == ["done"]
+
+
+def test_what_is_quick_shows_nothing() -> None:
+    assert "Loading" not in on_terminal(0, delay=60)
+
+
+def test_elsewhere_it_is_one_plain_line_or_none() -> None:
+    assert elsewhere(plain=True) == "Loading ...\ndone\n"
+    assert elsewhere(plain=False) == "done\n"
