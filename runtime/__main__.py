@@ -56,7 +56,7 @@ def run_generate(options: argparse.Namespace) -> None:
     ids = prompt_ids(model, prompt, options.system, options.raw)
     pieces = model.stream(ids, max_new_tokens=options.max_new_tokens)
     if options.json:
-        print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False))
+        print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
     else:
         show(pieces, loaded, len(ids))
 
@@ -77,7 +77,7 @@ def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:
         first = next(pieces)
     for piece in itertools.chain([first], pieces):
         print(piece.text, end="", flush=True)
-    print()
+    print(flush=True)
     times = figures(piece, loaded)
     print(
         f"[{piece.finish_reason}; load {times['load_s']:.1f} s; prefill {times['prompt_tokens']} tokens in "

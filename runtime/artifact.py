@@ -256,7 +256,8 @@ def read_manifest(folder: Path) -> Manifest:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: no {MANIFEST}, so it is not an exported artifact. Export one with `make export MODEL=...`"
+            f"{folder}: no {MANIFEST}, so it is not an exported artifact. "
+            f"Where it is a checkpoint: `make export MODEL={folder}`"
         ) from error
     try:
         values = json.loads(text)

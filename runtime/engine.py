@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact import Artifact, Graph, TensorSpec
+from runtime.artifact import Artifact, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES, KVCache
-from runtime.lite_graph import LiteGraph, available_threads
+from runtime.lite_graph import LiteGraph, available_threads, import_lite
 from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
 from runtime.weights import MappedWeights
 
-OPSETS = ("portable",)
+OPSETS = ("portable", "cpu")
 # What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
 # where memory is slower against arithmetic it is more.
 PASS_COST = 32
@@ -112,7 +112,7 @@ class Engine:
         if manifest.opset not in OPSETS:
             raise UserError(
                 f"{artifact.path}: op set is {manifest.opset!r}; this runtime runs {', '.join(OPSETS)}. "
-                "Export again with TARGET=portable"
+                "Export again with TARGET=cpu or TARGET=portable"
             )
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}; needed: at least 1")
@@ -127,6 +127,8 @@ class Engine:
         self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
         began = time.perf_counter()
         if build is None:
+            if manifest.opset == "cpu":
+                _load_cpu_kernels(manifest)
 
             def build(path: Path) -> BuiltGraph:
                 return LiteGraph(path, self.threads, show_native_log=show_native_log)
@@ -224,6 +226,20 @@ class Engine:
             bad = valid.max() if valid.max() >= self.vocab_size else valid.min()
             raise UserError(f"token id {bad}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, start, length
+
+
+def _load_cpu_kernels(manifest: Manifest) -> None:
+    """Make the custom kernels known to MindSpore Lite, before it builds a graph that names them."""
+    from kernels.cpu.library import ABI
+    from kernels.cpu.load import load
+
+    if manifest.kernel_abi != ABI:
+        raise UserError(
+            f"kernel_abi is {manifest.kernel_abi}; the kernels of this release have {ABI}. "
+            "Export again with this release"
+        )
+    import_lite()
+    load()
 
 
 def _vocab_size(graph: Graph) -> int:

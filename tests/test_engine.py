@@ -143,7 +143,10 @@ def test_a_call_that_does_not_fit_runs_nothing(
 
 def test_what_cannot_be_run_is_refused_at_load(tmp_path: Path) -> None:
     opened = artifact(tmp_path / "a", opset="ascend310b")
-    with pytest.raises(UserError, match=r"op set is 'ascend310b'; this runtime runs portable"):
+    with pytest.raises(UserError, match=r"op set is 'ascend310b'; this runtime runs portable, cpu"):
+        Engine(opened)
+    opened = artifact(tmp_path / "c", opset="cpu", kernel_abi=1 << 20)
+    with pytest.raises(UserError, match=r"kernel_abi is 1048576; the kernels of this release have \d+"):
         Engine(opened)
     with pytest.raises(UserError, match=r"threads is 0"):
         Engine(artifact(tmp_path / "b"), 0)
