@@ -1,4 +1,4 @@
-"""python -m exporter export|inspect|verify: checkpoints into artifacts, and what is in one."""
+"""python -m exporter export|inspect|verify|evaluate: checkpoints into artifacts, and what is in one."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("artifact", type=Path)
     verify.add_argument("--checkpoint", help="what it was exported from (default: as the manifest says)")
     verify.set_defaults(run=_verify)
+
+    evaluate = commands.add_parser("evaluate", parents=[common], help="perplexity and KL divergence on a text")
+    evaluate.add_argument("artifact", type=Path)
+    evaluate.add_argument("--text", type=Path, help="UTF-8 text (default: two chapters of Alice in Wonderland)")
+    evaluate.add_argument("--tokens", type=int, default=4096, help="how many of it (default: %(default)s)")
+    evaluate.add_argument("--checkpoint", help="what it was exported from (default: as the manifest says)")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -91,6 +99,13 @@ def _verify(arguments: argparse.Namespace, progress: Progress) -> None:
     if checkpoint.config.to_dict() != artifact.manifest.config:
         raise UserError(f"{checkpoint.path} is another model than {arguments.artifact} was exported from")
     prove(artifact.path, artifact.manifest, checkpoint, progress)
+
+
+def _evaluate(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter import evaluate
+
+    text = arguments.text or evaluate.TEXT
+    evaluate.main(arguments.artifact, arguments.checkpoint, text, arguments.tokens, arguments.json, progress)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ model much larger than the memory can be checked.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from exporter.rope import rope_tables
 from kernels.reference import fused_attention
 
 Floats = NDArray[np.float32]
+Model = Callable[[NDArray[np.int32], list[int]], Floats]  # as reference_logits, without the checkpoint
 
 
 def reference_logits(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> tuple[Floats, str]:
@@ -25,14 +27,20 @@ def reference_logits(checkpoint: Checkpoint, tokens: NDArray[np.int32], position
 
     tokens [n]: one sequence from an empty cache.
     """
+    model, name = reference_model(checkpoint)
+    return model(tokens, positions), name
+
+
+def reference_model(checkpoint: Checkpoint) -> tuple[Model, str]:
+    """(the network as a function of (tokens, positions), its name), for more than one sequence."""
     needed = sum(4 * int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if importlib.util.find_spec("torch") and needed < memory // 3:
-        return _transformers(checkpoint, tokens, positions), "transformers float32"
-    return _numpy(checkpoint, tokens, positions), "numpy float32"
+        return _transformers(checkpoint), "transformers float32"
+    return functools.partial(_numpy, checkpoint), "numpy float32"
 
 
-def _transformers(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:
+def _transformers(checkpoint: Checkpoint) -> Model:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,9 +52,13 @@ def _transformers(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: 
     # Rotary frequencies are not in the checkpoint; made on "meta" they are empty.
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model.eval()
-    with torch.no_grad():
-        hidden = model.model(torch.from_numpy(tokens.astype(np.int64))[None]).last_hidden_state[0, positions]
-        return np.asarray(model.lm_head(hidden).numpy())
+
+    def logits(tokens: NDArray[np.int32], positions: list[int]) -> Floats:
+        with torch.no_grad():
+            hidden = model.model(torch.from_numpy(tokens.astype(np.int64))[None]).last_hidden_state[0, positions]
+            return np.asarray(model.lm_head(hidden).numpy())
+
+    return logits
 
 
 def _numpy(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:

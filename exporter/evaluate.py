@@ -1,0 +1,180 @@
+"""How much an artifact differs from the float32 reference on a text: perplexity, KL divergence, top-1 agreement.
+
+The text is cut into windows, each begun with an empty cache. A graph returns the logits of the last token only, so the
+first half of a window goes through the prefill graphs and every token of the second half is one decode step, scored on
+the token that follows: scores see both paths, and every one of them at least half a window of context.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.progress import Progress
+from exporter.reference import reference_model
+from exporter.source import resolve
+from runtime.artifact import Artifact
+from runtime.errors import UserError
+from runtime.text import Tokenizer
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int32]
+
+TEXT = Path(__file__).parent.parent / "tests" / "data" / "alice.txt"
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One value a scored token, each [n] float64: negative log-likelihoods in nats, KL(reference || artifact) in nats,
+    and whether both find the same token most likely."""
+
+    nll: NDArray[np.float64]
+    reference_nll: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    agrees: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: list[TokenScores]) -> TokenScores:
+        return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; `_error` is a standard error of the mean over the scored tokens (for the perplexities by
+    the delta method), which takes neighbouring tokens as independent. Divergences in nats."""
+
+    text: str
+    reference: str
+    windows: int
+    window: int
+    scored_tokens: int
+    prefill_share: float  # of the tokens fed, those that went through the prefill graphs
+    perplexity: float
+    perplexity_error: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_error: float
+    kl_p99: float
+    top1_agreement: float
+
+
+def cut(ids: Ids, context: int) -> tuple[Ids, int]:
+    """(windows [n, W], index of the first token in a window whose logits count). W = 512, or the context if smaller."""
+    size = min(WINDOW, context, len(ids))
+    if size < 4:
+        raise UserError(f"{size} tokens are too few to score; needed: at least 4. Give a longer text")
+    count = len(ids) // size
+    return np.ascontiguousarray(ids[: count * size].reshape(count, size), np.int32), size // 2 - 1
+
+
+def score(reference: Floats, found: Floats, targets: Ids) -> TokenScores:
+    """reference, found: logits [n, V]; targets [n]: the tokens that follow."""
+    p, q = log_softmax(reference), log_softmax(found)
+    rows = np.arange(len(targets))
+    return TokenScores(
+        nll=-q[rows, targets],
+        reference_nll=-p[rows, targets],
+        kl=np.sum(np.exp(p) * (p - q), axis=-1),
+        agrees=(reference.argmax(-1) == found.argmax(-1)).astype(np.float64),
+    )
+
+
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def summary(scores: TokenScores) -> dict[str, float]:
+    """The figures of an Evaluation that follow from the scores alone."""
+    count = len(scores.kl)
+
+    def error(values: NDArray[np.float64]) -> float:
+        return float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+
+    perplexity = float(np.exp(scores.nll.mean()))
+    return {
+        "perplexity": perplexity,
+        "perplexity_error": perplexity * error(scores.nll),
+        "reference_perplexity": float(np.exp(scores.reference_nll.mean())),
+        "kl_mean": float(scores.kl.mean()),
+        "kl_error": error(scores.kl),
+        "kl_p99": float(np.quantile(scores.kl, 0.99)),
+        "top1_agreement": float(scores.agrees.mean()),
+    }
+
+
+def evaluate(artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int, progress: Progress) -> Evaluation:
+    """Score `tokens` tokens of the text. The runtime works in a process of its own, with all its rows.
+
+    Raises UserError where the text is too short or the artifact does not run.
+    """
+    ids = np.array(Tokenizer.from_folder(artifact.path).encode(read_text(text))[:tokens], np.int32)
+    windows, first = cut(ids, artifact.manifest.context)
+    steps = windows.shape[1] - 1 - first
+    with tempfile.TemporaryDirectory() as scratch:
+        with progress.stage(f"Running the artifact ({len(windows)} windows, {steps} scored tokens each)"):
+            found = run_windows(artifact.path, windows, first, Path(scratch))
+        with progress.stage("Comparing with the reference"):
+            model, name = reference_model(checkpoint)
+            positions = list(range(first, windows.shape[1] - 1))
+            parts = [score(model(w, positions), f, w[first + 1 :]) for w, f in zip(windows, found, strict=True)]
+    return Evaluation(
+        text=text.name,
+        reference=name,
+        windows=len(windows),
+        window=windows.shape[1],
+        scored_tokens=len(windows) * steps,
+        prefill_share=(first + 1) / (windows.shape[1] - 1),
+        **summary(TokenScores.joined(parts)),
+    )
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Give a text: --text FILE") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). Convert it first") from error
+
+
+def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats:
+    """Logits [n, W - 1 - first, V] of the artifact after tokens first .. W-2 of each window: a file mapped in memory,
+    written by exporter.window_probe."""
+    job, result = scratch / "job.npz", scratch / "logits.npy"
+    np.savez(job, windows=windows, first=first)
+    command = [sys.executable, "-m", "exporter.window_probe", str(folder), str(job), str(result)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")
+    return np.asanyarray(np.load(result, mmap_mode="r"))
+
+
+def main(folder: Path, checkpoint: str | None, text: Path, tokens: int, as_json: bool, progress: Progress) -> None:
+    """python -m exporter evaluate: print the figures, as text or as one JSON object."""
+    artifact = Artifact.open(folder)
+    opened = open_checkpoint(resolve(checkpoint or artifact.manifest.source.model).path)
+    if opened.config.to_dict() != artifact.manifest.config:
+        raise UserError(f"{opened.path} is another model than {folder} was exported from")
+    found = evaluate(artifact, opened, text, tokens, progress)
+    if as_json:
+        print(json.dumps({"artifact": artifact.manifest.name, **asdict(found)}))
+        return
+    print(
+        f"{found.text}: {found.windows} windows of {found.window} tokens, {found.scored_tokens} scored, "
+        f"{found.prefill_share:.0%} of the tokens through prefill; reference {found.reference}\n"
+        f"perplexity        {found.perplexity:.3f} +- {found.perplexity_error:.3f} "
+        f"(reference {found.reference_perplexity:.3f})\n"
+        f"KL divergence     {found.kl_mean:.3e} +- {found.kl_error:.1e} nats, 99th percentile {found.kl_p99:.3e}\n"
+        f"top-1 agreement   {found.top1_agreement:.2%}"
+    )

@@ -1,0 +1,46 @@
+"""python -m exporter.window_probe FOLDER JOB RESULT: an artifact's logits over the windows of a text, for evaluate.py.
+
+MindSpore Lite runs in this process, and what the caller needs (torch, MindSpore) in another.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from runtime.artifact import Artifact
+from runtime.engine import Engine
+from runtime.errors import UserError
+
+
+def write_logits(folder: Path, job: Path, result: Path) -> None:
+    """job: windows [n, W], first. result: float32 [n, W - 1 - first, V], the logits after tokens first .. W-2.
+
+    Tokens 0 .. first are one prefill, the others a decode step each; a wave of windows takes all rows of the artifact.
+    """
+    with np.load(job) as given:
+        windows, first = given["windows"], int(given["first"])
+    engine = Engine(Artifact.open(folder))
+    count, size = windows.shape
+    out = open_memmap(result, "w+", np.float32, (count, size - 1 - first, engine.vocab_size))
+    for begin in range(0, count, engine.batch):
+        wave = windows[begin : begin + engine.batch]
+        rows = len(wave)
+        tokens = np.zeros((engine.batch, size), np.int32)
+        tokens[:rows] = wave
+        live = (np.arange(engine.batch) < rows).astype(np.int64)
+        prefilled = first + 1
+        out[begin : begin + rows, 0] = engine.forward(tokens[:, :prefilled], 0 * live, prefilled * live)[:rows]
+        for i in range(prefilled, size - 1):
+            out[begin : begin + rows, i - first] = engine.forward(tokens[:, i : i + 1], i * live, live)[:rows]
+    out.flush()
+
+
+if __name__ == "__main__":
+    try:
+        write_logits(*(Path(argument) for argument in sys.argv[1:]))
+    except UserError as error:
+        sys.exit(str(error))
