@@ -25,16 +25,19 @@ static inline void online_softmax(float* scores, float* probabilities, long coun
   for (long lane = 0; lane < kStrip; lane += kLanes) {
     const F first = load(strip.first + lane), last = load(strip.last + lane);
     const F before = load(strip.maximum + lane);
-    F most = before;
-    for (long i = 0; i < count; ++i) {
-      F x = load(scores + i * kStrip + lane);
+    F most = before, other = before;  // two chains, so that the maximum's latency is not the loop's
+    for (long i = 0; i < count; i += 2) {
+      float* at = scores + i * kStrip + lane;
+      F x = load(at), y = load(at + kStrip);
       if (masked) {
-        const F at = broadcast(static_cast<float>(position + i));
-        x = choose((at >= first) & (at <= last), x, broadcast(-__builtin_inff()));
-        store(scores + i * kStrip + lane, x);
+        const F here = broadcast(static_cast<float>(position + i)), next = here + 1.0f;
+        x = choose((here >= first) & (here <= last), x, broadcast(-__builtin_inff()));
+        y = choose((next >= first) & (next <= last), y, broadcast(-__builtin_inff()));
+        store(at, x), store(at + kStrip, y);
       }
-      most = max(most, x);
+      most = max(most, x), other = max(other, y);
     }
+    most = max(most, other);
     F total = broadcast(0.0f);
     for (long i = 0; i < count; i += 2) {
       const F x = exp2_of_negative(load(scores + i * kStrip + lane) - most);
