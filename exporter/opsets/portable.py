@@ -140,11 +140,13 @@ class NormQKV(nn.Cell):
 class Attention(nn.Cell):
     """Grouped-query attention (arXiv:2305.13245) over the cache and over the call's own tokens."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
         super().__init__(auto_prefix=False)
         rows, heads, groups, dim = shape.rows, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.q_shape, self.kv_shape = (rows, -1, heads, dim), (rows, -1, groups, dim)
-        self.grouped, self.by_head, self.flat = (rows, groups, -1, dim), (rows, heads, -1, dim), (-1, heads * dim)
+        self.grouped, self.flat = (rows, groups, -1, dim), (-1, heads * dim)
+        # Not [B, H, S, D]: with R = 1 or G = 1, MindSpore Lite 2.0 gets its transposition wrong once S has been H.
+        self.by_head = (rows, groups, heads // groups, -1, dim)
         self.scale = Tensor(np.full((1, 1, 1, 1), dim**-0.5, np.float32))
         self.capacity = shape.context
         self.reshape, self.transpose = ops.Reshape(), ops.Transpose()
@@ -178,7 +180,7 @@ class Attention(nn.Cell):
         p = self.softmax(self.join((past, own)))  # [B, G, R * S, C + S]
         p_past, p_own = self.slice(p, self.first, self.past_size), self.slice(p, self.own, self.own_size)
         out = self.add(self.values(p_past, v_cache), self.values(p_own, v))
-        out = self.transpose(self.reshape(out, self.by_head), (0, 2, 1, 3))  # [B, S, H, D]
+        out = self.transpose(self.reshape(out, self.by_head), (0, 3, 1, 2, 4))  # [B, S, G, R, D]
         return self.reshape(out, self.flat), (k, v)
 
 
