@@ -53,7 +53,8 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
     if not target.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}.tmp")
-        done = subprocess.run([compiler, *flags, *map(str, sources), "-o", str(scratch)], capture_output=True, text=True)
+        command = [compiler, *flags, *map(str, sources), "-o", str(scratch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"compiling {', '.join(s.name for s in sources)} for {chip} failed:\n{done.stderr}")
         scratch.replace(target)

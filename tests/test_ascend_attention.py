@@ -1,0 +1,236 @@
+"""The Ascend kernels, run from their own source on the stand-in of each chip, against kernels.reference."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import reference
+from kernels.ascend import standin
+
+CHIPS = tuple(standin.CHIPS)
+TOLERANCE = 2e-3  # of float16 results of size 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries() -> None:
+    """Compiles the kernels for all chips at once."""
+    with ThreadPoolExecutor(len(CHIPS)) as pool:
+        list(pool.map(standin.load, CHIPS))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of one call; one row for each start."""
+
+    start: tuple[int, ...]
+    length: tuple[int, ...]
+    tokens: int
+    capacity: int
+    groups: int = 2
+    ratio: int = 3  # query heads of a key/value head
+    head_dim: int = 64
+    window: int = 0
+    size: float = 1.0  # standard deviation of the data
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Random inputs. Cache positions that no token has filled are NaN: nothing may depend on them."""
+        random = np.random.default_rng(abs(hash((self.start, self.length, self.tokens, self.ratio, self.head_dim))))
+        rows, half = len(self.start), self.head_dim // 2
+        width = self.groups * (self.ratio + 2) * self.head_dim
+        angles = np.outer(np.arange(self.capacity + 3), 10000.0 ** (-np.arange(half) / half))
+        caches = random.standard_normal((2, rows, self.groups, self.capacity, self.head_dim)).astype(np.float16)
+        for row, start in enumerate(self.start):
+            caches[:, row, :, start:] = np.nan
+        return {
+            "qkv": (self.size * random.standard_normal((rows, self.tokens, width))).astype(np.float16),
+            "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
+            "start": np.array(self.start, np.int32), "length": np.array(self.length, np.int32),
+            "k_cache": caches[0], "v_cache": caches[1],
+        }
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        return {"heads": self.groups * self.ratio, "scale": self.head_dim**-0.5, "window": self.window}
+
+
+def check(case: Case, chip: str, operator: str = "fused_attention", chip_limits: list[int] | None = None) -> None:
+    """The kernel's output, its cache writes, and every other byte of the caches, against the definition."""
+    expected, got = case.inputs(), case.inputs()
+    want = reference.fused_attention(**expected, **case.attributes)
+    out = standin.fused_attention(**got, **case.attributes, chip=chip, operator=operator, chip_limits=chip_limits)
+    np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_array_equal(got["v_cache"].view(np.uint16), expected["v_cache"].view(np.uint16))
+    before = case.inputs()["k_cache"]
+    for row, (start, length) in enumerate(zip(case.start, case.length, strict=True)):
+        written = np.zeros(case.capacity, bool)
+        written[start : start + length] = True
+        new, old = got["k_cache"][row], before[row]
+        np.testing.assert_allclose(new[:, written], expected["k_cache"][row][:, written], rtol=TOLERANCE, atol=1e-3)
+        np.testing.assert_array_equal(new[:, ~written].view(np.uint16), old[:, ~written].view(np.uint16))
+
+
+def matrix_case(bucket: int, head_dim: int, ratio: int) -> Case:
+    """One call whose rows start at 0, 1, 63, 64 and capacity - 1, full, partly full and empty."""
+    capacity = bucket + 130
+    start = (0, 1, 63, 64, capacity - 1, 7)
+    length = (bucket, max(1, bucket - 1), bucket, min(bucket, bucket // 2 + 1), 1, 0)
+    return Case(start, length, bucket, capacity, groups=1 if bucket == 512 else 2, ratio=ratio, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("ratio", [1, 3, 4, 8])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("bucket", [1, 32])
+def test_short_buckets(chip: str, bucket: int, head_dim: int, ratio: int) -> None:
+    check(matrix_case(bucket, head_dim, ratio), chip)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("ratio", [1, 3, 4, 8])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("bucket", [128, 512])
+def test_long_buckets(chip: str, bucket: int, head_dim: int, ratio: int) -> None:
+    check(matrix_case(bucket, head_dim, ratio), chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_long_bucket_in_several_tiles(chip: str) -> None:
+    check(Case((5,), (130,), 130, 200, groups=1, ratio=8), chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_decode_operator(chip: str) -> None:
+    case = Case((0, 1, 63, 64, 129, 7), (1, 1, 1, 1, 1, 0), 1, 130, ratio=4)
+    check(case, chip, operator="fused_attention_decode")
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("window", [1, 5, 16, 64, 200])
+def test_sliding_window(chip: str, window: int) -> None:
+    check(Case((100, 0, 63), (40, 40, 11), 40, 160, window=window), chip)
+    check(Case((159, 0, 70), (1, 1, 1), 1, 160, window=window), chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(("head_dim", "ratio"), [(16, 1), (48, 2), (80, 5), (256, 2), (128, 32)])
+def test_other_head_sizes(chip: str, head_dim: int, ratio: int) -> None:
+    check(Case((30, 0), (20, 17), 20, 64, groups=1, ratio=ratio, head_dim=head_dim), chip)
+    check(Case((30, 0), (1, 1), 1, 64, groups=1, ratio=ratio, head_dim=head_dim), chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_large_scores_do_not_overflow(chip: str) -> None:
+    check(Case((40, 3), (1, 1), 1, 64, size=10.0), chip)
+
+
+def test_a_long_cache_is_split_over_the_cores_that_can_meet() -> None:
+    case = Case((1999, 300, 7, 0), (1, 1, 0, 1), 1, 2048, groups=1)
+    for chip in CHIPS:
+        shape = [4, 1, 5 * 64, 3, 1, 64, 2048, 2051, 0]
+        splits = standin.plan(chip, "fused_attention", shape, 0.125).details[1]
+        assert splits == (8 if chip == "ascend910b" else 1)
+        check(case, chip)
+        check(Case((1999,), (1,), 1, 2048, groups=1, ratio=2, window=700), chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
+    """With less unified buffer the tiling takes smaller tiles, and the results stay."""
+    real = standin.limits(chip)
+    small = [90 * 1024, *real[1:]]
+    prefill, decode = Case((9, 70), (50, 33), 50, 128, head_dim=128), Case((9, 100), (1, 1), 1, 128, head_dim=128)
+    for case in (prefill, decode):
+        shape = [2, case.tokens, 10 * 128, 6, 2, 128, 128, 131, 0]
+        tight, wide = (standin.plan(chip, "fused_attention", shape, 0.1, limits) for limits in (small, real))
+        assert tight.ub_bytes <= small[0] < wide.ub_bytes
+        check(case, chip, chip_limits=small)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("tokens", [1, 24])
+def test_rows_that_leave_the_cache_are_left_alone(chip: str, tokens: int) -> None:
+    """start and length come from device memory; out of range they must not reach another row's memory."""
+    case = Case((0, 3, 2, 9), (tokens,) * 4, tokens, 32)
+    got = case.inputs()
+    before = case.inputs()
+    got["start"][:] = [-1, 40, 3, 32]
+    got["length"][:] = [tokens, tokens, -1, tokens]
+    out = standin.fused_attention(**got, **case.attributes, chip=chip)
+    np.testing.assert_array_equal(out, np.zeros_like(out))
+    for cache in ("k_cache", "v_cache"):
+        np.testing.assert_array_equal(got[cache].view(np.uint16), before[cache].view(np.uint16))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    chip = data.draw(st.sampled_from(CHIPS))
+    tokens = data.draw(st.sampled_from([1, 2, 5, 17, 40]))
+    capacity = data.draw(st.integers(tokens, tokens + 90))
+    length = tuple(data.draw(st.lists(st.integers(0, tokens), min_size=1, max_size=3)))
+    start = tuple(data.draw(st.integers(0, capacity - n)) if n else 0 for n in length)
+    case = Case(
+        start, length, tokens, capacity, groups=data.draw(st.integers(1, 3)), ratio=data.draw(st.integers(1, 9)),
+        head_dim=data.draw(st.sampled_from([16, 32, 48, 64, 80, 144])),
+        window=data.draw(st.sampled_from([0, 0, 3, 20])),
+    )
+    check(case, chip)
+
+
+# --- tiling ---
+
+SHAPE = {"rows": 1, "tokens": 32, "width": 5 * 64, "heads": 3, "groups": 1, "head_dim": 64, "capacity": 128,
+         "positions": 128, "window": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 4, "groups": 3}, "4 query heads are not a multiple of 3 key/value heads"),
+        ({"heads": 33}, "33 query heads share a key/value head; at most 32 can"),
+        ({"head_dim": 72}, "head size 72 is not a multiple of 16 up to 256"),
+        ({"head_dim": 272}, "head size 272 is not a multiple of 16 up to 256"),
+        ({"width": 321}, r"qkv is 321 wide, \(heads \+ 2 \* key/value heads\) \* head size is 320"),
+        ({"capacity": 31}, "the cache holds 31 positions, fewer than the 32 tokens of this bucket"),
+        ({"positions": 127}, "the rotary tables have 127 positions, the cache 128"),
+        ({"window": -1}, "window is -1"),
+        ({"rows": 0}, "0 rows of 32 tokens"),
+    ],
+)
+def test_tiling_refuses_what_the_kernels_cannot_do(change: dict[str, int], message: str) -> None:
+    with pytest.raises(standin.TilingError, match=f"^FusedAttention: .*{message}"):
+        standin.plan("ascend310p", "fused_attention", list((SHAPE | change).values()), 0.125)
+
+
+def test_decode_tiling_refuses_several_tokens() -> None:
+    with pytest.raises(standin.TilingError, match="^FusedAttentionDecode: .* one token a row, not 32"):
+        standin.plan("ascend310b", "fused_attention_decode", list(SHAPE.values()), 0.125)
+
+
+def test_tiling_refuses_what_does_not_fit() -> None:
+    shape = list((SHAPE | {"heads": 32, "head_dim": 256, "width": 34 * 256}).values())
+    with pytest.raises(standin.TilingError, match="no tile of head size 256 with 32 query heads"):
+        standin.plan("ascend910b", "fused_attention", shape, 0.1)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("tokens", [1, 32, 128, 512])
+def test_plans_for_real_models_fill_the_chip(chip: str, tokens: int) -> None:
+    """Llama 3 8B, TinyLlama, SmolLM2-135M: every core that can have work has some, and local memory suffices."""
+    ub, _, _, _, _, cube, vector, _ = standin.limits(chip)
+    for heads, groups, dim in ((32, 8, 128), (32, 4, 64), (9, 3, 64)):
+        width = (heads + 2 * groups) * dim
+        plan = standin.plan(chip, "fused_attention", [1, tokens, width, heads, groups, dim, 2048, 2048, 0], dim**-0.5)
+        assert plan.ub_bytes <= ub and plan.tiling.nbytes % 8 == 0
+        assert plan.workers <= vector and plan.blocks <= (vector if tokens == 1 else cube)
+        assert plan.workers >= min(vector, groups)
+        if tokens > 1:
+            keys, queries = plan.details[:2]
+            assert keys == 128 and queries >= min(64, tokens * heads // groups)

@@ -1,0 +1,140 @@
+"""The Ascend operator package: its definitions against kernels.reference, its files against each other, its build."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kernels import reference
+
+PACKAGE = Path(__file__).parents[1] / "kernels" / "ascend"
+OPERATORS = ("FusedAttention", "FusedAttentionDecode")
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def declared(kind: str) -> list[str]:
+    """Names of the Inputs, Outputs or Attrs of the operators' definition, in order."""
+    return re.findall(rf'\.{kind}\("(\w+)"\)', (PACKAGE / "op_host/attention_host.h").read_text())
+
+
+def reference_names(kind: inspect._ParameterKind) -> list[str]:
+    """Parameters of the definition; the scales of int8 caches, which Ascend does not have, are tensors by keyword."""
+    parameters = inspect.signature(reference.fused_attention).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [p.name for p in parameters if p.kind is kind and not (kind is keyword and "Array" in str(p.annotation))]
+
+
+def test_definition_has_the_reference_s_names_in_its_order() -> None:
+    assert declared("Input") == reference_names(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert declared("Attr") == reference_names(inspect.Parameter.KEYWORD_ONLY)
+    assert "type" not in declared("Attr")  # the converter would take it for the name of a built-in operator
+    # What the reference mutates is an output of the same name: written in place.
+    assert declared("Output") == ["out", "k_cache", "v_cache"]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_each_operator_uses_the_definition_and_has_its_kernel(operator: str) -> None:
+    host = (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text()
+    assert f'kName = "{operator}"' in host and f"OP_ADD({operator});" in host and "DeclareAttention(*this," in host
+    kernel = (PACKAGE / f"op_kernel/{snake(operator)}.cpp").read_text()
+    head = re.search(r'extern "C" __global__ __aicore__ void (\w+)\((.*?)\)', kernel, re.S)
+    assert head is not None and head[1] == snake(operator)
+    inputs = declared("Input")
+    outputs = [f"{name}_ref" if name in inputs else name for name in declared("Output")]
+    assert re.findall(r"GM_ADDR (\w+)", head[2]) == [*inputs, *outputs, "workspace", "tiling"]
+    kernels = (PACKAGE / "op_kernel/CMakeLists.txt").read_text()
+    assert f"OP_TYPE {operator}\n    KERNEL_FILE {snake(operator)}.cpp" in kernels
+    assert f"{snake(operator)}.cpp" in (PACKAGE / "op_host/CMakeLists.txt").read_text()
+
+
+def test_presets_name_the_chips_that_the_definition_configures() -> None:
+    preset = json.loads((PACKAGE / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
+    configured = re.findall(r'AddConfig\("(\w+)"\)', (PACKAGE / "op_host/attention_host.h").read_text())
+    assert preset["ASCEND_COMPUTE_UNIT"]["value"].split(";") == configured == ["ascend310p", "ascend310b", "ascend910b"]
+    assert preset["vendor_name"]["value"] == "edgellama"
+
+
+def test_kernels_know_the_chip_in_one_place() -> None:
+    switched = {p.name for p in (PACKAGE / "op_kernel").glob("*") if "__NPU_ARCH__" in p.read_text()}
+    assert switched == {"chip.h"}
+
+
+# --- build.sh ---
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A PATH with nothing but what the script itself calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "sed", "dirname", "find", "head", "nproc", "rm", "mkdir", "make"):
+        found = shutil.which(tool)
+        assert found is not None
+        (folder / tool).symlink_to(found)
+    return folder
+
+
+def add_tool(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!{shutil.which('bash')}\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def build(tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ASCEND", "CXX"))}
+    return subprocess.run(
+        [str(tools / "bash"), str(PACKAGE / "build.sh"), *arguments], capture_output=True, text=True,
+        env={**clean, "PATH": str(tools), **environment}, check=False,
+    )
+
+
+def test_build_says_all_that_is_missing_at_once(tools: Path) -> None:
+    done = build(tools)
+    assert done.returncode == 2
+    assert "neither ASCEND_HOME_PATH nor ASCEND_TOOLKIT_HOME is set" in done.stderr
+    assert "cmake: not found" in done.stderr and "C++ compiler: g++ not found" in done.stderr
+
+
+def test_build_refuses_a_cann_that_is_not_there_or_not_whole(tools: Path, tmp_path: Path) -> None:
+    add_tool(tools, "cmake", "echo cmake version 3.16.3")
+    add_tool(tools, "g++", "true")
+    missing = build(tools, ASCEND_HOME_PATH=str(tmp_path / "gone"))
+    assert missing.returncode == 2 and "gone does not exist" in missing.stderr
+    assert "version 3.16 found, 3.19 or later is needed" in missing.stderr
+    runtime_only = build(tools, ASCEND_TOOLKIT_HOME=str(tmp_path))
+    assert runtime_only.returncode == 2 and "no compiler/tikcpp/ascendc_kernel_cmake" in runtime_only.stderr
+
+
+def test_build_installs_the_package_it_built(tools: Path, tmp_path: Path) -> None:
+    """With a CANN and a cmake that only pretend: what is run, in what order, with what arguments."""
+    cann, log, out = tmp_path / "cann", tmp_path / "log", tmp_path / "out"
+    (cann / "compiler/tikcpp/ascendc_kernel_cmake").mkdir(parents=True)
+    add_tool(tools, "g++", "true")
+    run_file = out / "custom_opp_linux_x86_64.run"
+    add_tool(
+        tools, "cmake",
+        f'if [ "$1" = --version ]; then echo cmake version 3.28.1; exit; fi\necho "cmake $*" >> {log}\n'
+        f'[ "$1" = --build ] || exit 0\n'
+        f'printf \'#!%s\\necho "package $*" >> {log}\\n\' {shutil.which("bash")} > {run_file}\n'
+        f"/bin/chmod +x {run_file}",
+    )
+    done = build(
+        tools, "--chips", "ascend310b", "--install-path", str(tmp_path / "opp"), "--build-dir", str(out),
+        ASCEND_HOME_PATH=str(cann),
+    )
+    assert done.returncode == 0, done.stderr
+    configured, built, installed = log.read_text().splitlines()
+    assert "--preset=default" in configured and f"-DASCEND_CANN_PACKAGE_PATH={cann}" in configured
+    assert "-DASCEND_COMPUTE_UNIT=ascend310b" in configured
+    assert built.startswith(f"cmake --build {out} --target binary package")
+    assert installed == f"package --quiet --install-path={tmp_path / 'opp'}"
+    assert "vendors/edgellama/bin/set_env.bash" in done.stdout
