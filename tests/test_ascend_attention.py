@@ -210,7 +210,7 @@ def test_tiling_refuses_what_the_kernels_cannot_do(change: dict[str, int], messa
 
 
 def test_decode_tiling_refuses_several_tokens() -> None:
-    with pytest.raises(standin.TilingError, match="^FusedAttentionDecode: .* one token a row, not 32"):
+    with pytest.raises(standin.TilingError, match=r"^FusedAttentionDecode: .* one token a row, not 32"):
         standin.plan("ascend310b", "fused_attention_decode", list(SHAPE.values()), 0.125)
 
 
