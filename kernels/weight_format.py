@@ -22,6 +22,10 @@ PANEL = 16
 GROUP = 32
 
 
+def panel_count(n: int) -> int:
+    return -(-n // PANEL)
+
+
 def panel_bytes(fmt: str, k: int) -> int:
     """Bytes of one panel of a matrix with k input features."""
     groups = -(-k // GROUP)
@@ -32,7 +36,7 @@ def panel_bytes(fmt: str, k: int) -> int:
 
 def packed_bytes(fmt: str, n: int, k: int) -> int:
     """Bytes of a packed [n, k] matrix."""
-    return -(-n // PANEL) * panel_bytes(fmt, k)
+    return panel_count(n) * panel_bytes(fmt, k)
 
 
 def to_bf16(x: Floats) -> NDArray[np.uint16]:
@@ -130,7 +134,7 @@ def pack(w: Floats, fmt: str) -> Bytes:
 def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
     """The values of a packed [n, k] matrix, as float32."""
     groups = -(-k // GROUP)
-    panels, depth = -(-n // PANEL), groups * GROUP
+    panels, depth = panel_count(n), groups * GROUP
     data = np.asarray(packed, np.uint8).reshape(panels, -1)
     if fmt == "f32":
         w = data.view(np.float32).reshape(panels, depth, PANEL).transpose(0, 2, 1)

@@ -49,6 +49,8 @@ Operator::Operator(const char* op, const std::vector<MSTensor>& inputs, const st
 }
 
 int Operator::Prepare() {
+  const std::string* name = attribute("name");
+  if (name) op_ += " " + *name;
   const int version = integer("abi");
   if (!failed_ && version != kAbi)
     fail("the graph was exported for kernel ABI " + std::to_string(version) + ", this library is ABI " +

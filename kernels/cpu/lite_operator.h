@@ -59,7 +59,7 @@ class Operator : public mindspore::kernel::Kernel {
   int threads_ = 1;
 
  private:
-  const std::string op_;
+  std::string op_;  // and the node's name, once Prepare has read it
   const std::map<std::string, std::string> attributes_;
   bool failed_ = false;
   const std::string* attribute(const char* name);
