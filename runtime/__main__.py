@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.bench.command import add_parser as add_bench
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM, Piece
 from runtime.progress import progress
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     generate.set_defaults(run=run_generate)
+    add_bench(commands)
     return top
 
 

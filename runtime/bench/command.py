@@ -1,0 +1,230 @@
+"""The command: arguments, the order of the measurements, where the report goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.artifact import Artifact, Manifest
+from runtime.bench import fresh, machine, report
+from runtime.bench.workload import (
+    Settings,
+    Workload,
+    bytes_per_step,
+    cache_bytes,
+    loop_times,
+    step_weight_bytes,
+    weights_bytes,
+)
+from runtime.engine import Engine
+from runtime.errors import UserError
+from runtime.lite_graph import available_threads
+from runtime.progress import progress
+from runtime.text import Tokenizer
+
+SCHEMA_VERSION = 1
+SLOW_LOAD = 5.0  # seconds: a load slower than this is not repeated
+
+
+def add_parser(commands: Any) -> None:
+    """Add `bench` to the subcommands of python -m runtime."""
+    defaults = Settings(threads=None)
+    parser = commands.add_parser(
+        "bench",
+        help="measure an artifact",
+        description="Measure prefill, decode, load time and memory, beside the read bandwidth of this machine. "
+        "`pydoc runtime.bench` describes the JSON.",
+    )
+    parser.add_argument("artifact", type=Path, help="folder written by `make export`")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
+    parser.add_argument("--prompt-lengths", type=numbers, default=defaults.prompt_lengths, metavar="N,N,...")
+    parser.add_argument("--depths", type=numbers, default=defaults.depths, metavar="N,N,...", help="context depths")
+    parser.add_argument("--batches", type=numbers, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
+    parser.add_argument("--repeats", type=int, default=defaults.repeats, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps a sample")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - prints them instead of the table")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs the extra edgellama[plot])")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(run=run)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32,128,512") from error
+
+
+def run(options: argparse.Namespace) -> None:
+    names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps")
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    if options.plot:
+        report.plotting()  # a missing library is told before minutes of work
+    found = bench(options.artifact, settings)
+    text = json.dumps(found, indent=1) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+    else:
+        print(report.table(found))
+        if options.json:
+            write(Path(options.json), text)
+    if options.plot:
+        report.plot(found, options.plot)
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Give another file") from error
+
+
+def bench(path: Path, settings: Settings) -> dict[str, Any]:
+    """Measure; returns the object that --json writes (see runtime.bench)."""
+    artifact = Artifact.open(path)
+    manifest = artifact.manifest
+    settings = settings.fitted(manifest)
+    threads = settings.threads or available_threads()
+    with progress(f"Loading {manifest.name} in fresh processes"):
+        load, memory = loads(artifact, threads, settings)
+    with progress(f"Loading {manifest.name}"):
+        engine = Engine(artifact, threads)
+    workload = Workload(engine)
+    output = workload.output()
+    prefill, decode, bandwidth = rounds(workload, settings)
+    has_tokenizer = artifact.file("tokenizer.json").is_file()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "artifact": about(artifact),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "settings": {
+            "threads": engine.threads,
+            "repeats": settings.repeats,
+            "steps": settings.steps,
+            "prompt_lengths": list(settings.prompt_lengths),
+            "depths": list(settings.depths),
+            "batches": list(settings.batches or ()),
+        },
+        "bandwidth": bandwidth,
+        "prefill": prefill,
+        "decode": decode,
+        "loop": loop_times(Tokenizer.from_folder(path), engine.vocab_size) if has_tokenizer else None,
+        "load": load,
+        "memory": memory,
+        "output": output,
+    }
+
+
+def rounds(workload: Workload, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """The prefill, decode and bandwidth objects. Everything is measured once a round, in turns, so that a slow moment
+    of the machine does not fall on one figure alone; the first round warms up and is dropped."""
+    manifest, steps = workload.engine.manifest, settings.steps
+    batches = settings.batches or (1,)
+    prompts = cases(settings.prompt_lengths, batches)
+    depths = cases(settings.depths, batches)
+    reading = machine.ReadBandwidth(
+        bytes_per_step(manifest, settings.depths[0], batches[0], steps), workload.engine.threads
+    )
+    with progress(f"Filling the cache to {settings.depths[-1]:,} tokens"):
+        workload.prefill(settings.depths[-1], max(batches))
+    prefill: dict[tuple[int, int], list[float]] = {case: [] for case in prompts}
+    decode: dict[tuple[int, int], list[tuple[float, float]]] = {case: [] for case in depths}
+    rates: list[float] = []
+    for turn in range(settings.repeats + 1):
+        with progress(f"Measuring, round {turn} of {settings.repeats}" if turn else "Warming up"):
+            rates.append(reading.measure())
+            for case in prompts:
+                prefill[case].append(workload.prefill(*case))
+            for case in depths:
+                decode[case].append(workload.decode(*case, steps))
+    rate = statistic(rates[1:])
+    return (
+        [prefill_entry(*case, samples[1:]) for case, samples in prefill.items()],
+        [
+            decode_entry(*case, samples[1:], bytes_per_step(manifest, *case, steps), rate["median"])
+            for case, samples in decode.items()
+        ],
+        {"method": reading.method, "buffer_bytes": reading.buffer_bytes, "rate": rate},
+    )
+
+
+def cases(lengths: Sequence[int], batches: Sequence[int]) -> list[tuple[int, int]]:
+    """(length, rows): every length with the smallest batch, and the shortest with every other batch."""
+    return [(length, batches[0]) for length in lengths] + [(lengths[0], rows) for rows in batches[1:]]
+
+
+def statistic(samples: Sequence[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(samples),
+        "min": min(samples),
+        "max": max(samples),
+        "samples": list(samples),
+    }
+
+
+def prefill_entry(tokens: int, rows: int, samples: Sequence[float]) -> dict[str, Any]:
+    seconds = statistic(samples)
+    return {
+        "prompt_tokens": tokens,
+        "rows": rows,
+        "seconds": seconds,
+        "tokens_per_second": tokens * rows / seconds["median"],
+    }
+
+
+def decode_entry(
+    depth: int, rows: int, samples: Sequence[tuple[float, float]], size: int, bandwidth: float
+) -> dict[str, Any]:
+    seconds = statistic([step for step, _ in samples])
+    rate = size / seconds["median"]
+    return {
+        "depth": depth,
+        "rows": rows,
+        "seconds": seconds,
+        "model_seconds": statistic([graph for _, graph in samples]),
+        "tokens_per_second": rows / seconds["median"],
+        "bytes_per_step": size,
+        "rate": rate,
+        "bandwidth_share": rate / bandwidth,
+    }
+
+
+def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The load and memory objects, from fresh processes. The first, which fills the cache, also brings the files into
+    the page cache, so its load does not count unless loading is too slow to repeat."""
+    manifest = artifact.manifest
+    full = fresh.measure(artifact.path, threads, settings.depths[-1])
+    slow = (full["engine_seconds"] or 0) > SLOW_LOAD
+    runs = [full] if slow else [fresh.measure(artifact.path, threads, 0) for _ in range(settings.repeats)]
+    load = {
+        "process": statistic([float(run["process_seconds"] or 0) for run in runs]),
+        "engine": statistic([float(run["engine_seconds"] or 0) for run in runs]),
+    }
+    peak = full["peak_bytes"]
+    held = weights_bytes(manifest) + cache_bytes(manifest)
+    memory = {
+        "peak_bytes": peak,
+        "after_load_bytes": full["after_load_bytes"],
+        "overhead_bytes": None if peak is None else int(peak) - held,
+    }
+    return load, memory
+
+
+def about(artifact: Artifact) -> dict[str, Any]:
+    manifest: Manifest = artifact.manifest
+    same = ("name", "target", "opset", "weights_format", "batch", "context", "kernel_abi")
+    return {
+        **{name: getattr(manifest, name) for name in same},
+        "digest": manifest.to_dict()["digest"],
+        "cache_dtype": manifest.cache.dtype,
+        "buckets": list(manifest.buckets),
+        "weights_bytes": weights_bytes(manifest),
+        "step_weights_bytes": step_weight_bytes(manifest),
+        "cache_bytes": cache_bytes(manifest),
+    }

@@ -1,0 +1,61 @@
+"""python -m runtime.bench.fresh BEGAN ARTIFACT THREADS TOKENS: load time and peak memory of a process of its own.
+
+BEGAN is the parent's time.monotonic() when it started this process (one clock for all processes of a system). With
+TOKENS > 0 it then fills the cache that far and decodes one step. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runtime.errors import UserError
+
+
+def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int | None]:
+    """Run the child: process_seconds, engine_seconds, after_load_bytes, peak_bytes. tokens: 0 only loads.
+
+    Raises UserError, with what it printed, where the child fails.
+    """
+    command = [sys.executable, "-m", "runtime.bench.fresh", repr(time.monotonic()), str(artifact)]
+    done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{artifact}: a fresh process cannot run it: {done.stderr.strip()[-2000:]}")
+    found: dict[str, float | int | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(began: str, artifact: str, threads: str, tokens: str) -> None:
+    from runtime.artifact import Artifact
+    from runtime.bench.machine import peak_memory
+    from runtime.bench.workload import Workload
+    from runtime.engine import Engine
+
+    opening = time.monotonic()
+    engine = Engine(Artifact.open(artifact), int(threads))
+    ready = time.monotonic()
+    after_load = peak_memory()
+    if int(tokens):
+        workload = Workload(engine)
+        workload.prefill(int(tokens), engine.batch)
+        workload.decode(int(tokens), engine.batch, 1)
+    print(
+        json.dumps(
+            {
+                "process_seconds": ready - float(began),
+                "engine_seconds": ready - opening,
+                "after_load_bytes": after_load,
+                "peak_bytes": peak_memory(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,86 @@
+"""What the figures were measured on: processor, versions, read bandwidth, memory of a process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.lite_graph import available_threads
+
+PACKAGES = {"numpy": "numpy", "mindspore_lite": "mindspore-lite", "tokenizers": "tokenizers", "edgellama": "edgellama"}
+SMALLEST_BUFFER = 16 << 20
+
+
+class ReadBandwidth:
+    """Sums a buffer of 64-bit integers, an equal part in each thread (numpy releases the interpreter's lock).
+
+    A sum needs one addition for 8 bytes, so it runs at the speed at which the memory delivers them.
+    """
+
+    method = "sum of 64-bit integers in numpy, one thread a part"
+
+    def __init__(self, buffer_bytes: int, threads: int) -> None:
+        buffer = np.ones(max(buffer_bytes, SMALLEST_BUFFER) // 8, np.int64)
+        self.buffer_bytes = buffer.nbytes
+        self._parts = np.array_split(buffer, threads)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def measure(self, passes: int = 3) -> float:
+        """Bytes per second of the fastest of a few passes."""
+        best = float("inf")
+        for _ in range(passes):
+            began = time.perf_counter()
+            list(self._pool.map(np.add.reduce, self._parts))
+            best = min(best, time.perf_counter() - began)
+        return self.buffer_bytes / best
+
+
+def describe() -> dict[str, Any]:
+    """The `machine` object of the report."""
+    return {
+        "cpu": cpu_name(),
+        "architecture": platform.machine(),
+        "processors": available_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for key, package in PACKAGES.items():
+        try:
+            found[key] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[key] = None
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it: on x86 its model name, on Arm boards the board's."""
+    info, board = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if board.is_file():
+        return board.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has had resident, in bytes (VmHWM); mapped files that it read count."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

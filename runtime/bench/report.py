@@ -1,0 +1,142 @@
+"""The figures for people: a table, and a plot where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+MS, MB, GB = 1e-3, 1e6, 1e9
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report as text; the range behind a median is that of the repeats."""
+    artifact, settings, versions, read = found["artifact"], found["settings"], found["versions"], found["bandwidth"]
+    sections = [
+        f"{artifact['name']}: {artifact['target']}, weights {artifact['weights_format']} "
+        f"({artifact['weights_bytes'] / MB:,.0f} MB), cache {artifact['cache_dtype']}, {artifact['batch']} row(s), "
+        f"context {artifact['context']:,}",
+        f"{found['machine']['cpu']}, {settings['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        f"medians of {settings['repeats']} repeats; read bandwidth {read['rate']['median'] / GB:.1f} GB/s "
+        f"({read['rate']['min'] / GB:.1f}..{read['rate']['max'] / GB:.1f}; {read['method']}, "
+        f"{read['buffer_bytes'] / MB:,.0f} MB)",
+        "",
+        columns(["prefill", "rows", "ms", "min..max", "tokens/s"], [prefill_row(entry) for entry in found["prefill"]]),
+        "",
+        columns(
+            ["decode at", "rows", "ms/step", "min..max", "of it graph", "tokens/s", "GB/s", "of bandwidth"],
+            [decode_row(entry) for entry in found["decode"]],
+        ),
+        "",
+        *closing(found),
+    ]
+    return "\n".join(sections)
+
+
+def prefill_row(entry: dict[str, Any]) -> list[str]:
+    times = entry["seconds"]
+    return [
+        f"{entry['prompt_tokens']:,} tokens",
+        str(entry["rows"]),
+        f"{times['median'] / MS:.1f}",
+        span(times),
+        f"{entry['tokens_per_second']:,.0f}",
+    ]
+
+
+def decode_row(entry: dict[str, Any]) -> list[str]:
+    times = entry["seconds"]
+    return [
+        f"{entry['depth']:,} tokens",
+        str(entry["rows"]),
+        f"{times['median'] / MS:.2f}",
+        span(times, 2),
+        f"{entry['model_seconds']['median'] / MS:.2f}",
+        f"{entry['tokens_per_second']:,.1f}",
+        f"{entry['rate'] / GB:.1f}",
+        f"{entry['bandwidth_share']:.0%}",
+    ]
+
+
+def closing(found: dict[str, Any]) -> list[str]:
+    load, memory, output, loop = found["load"], found["memory"], found["output"], found["loop"]
+    lines = [
+        f"load of a fresh process {load['process']['median']:.2f} s, of that opening and building "
+        f"{load['engine']['median']:.2f} s ({len(load['process']['samples'])} runs, files in the page cache)"
+    ]
+    if memory["peak_bytes"] is not None:
+        lines.append(
+            f"peak memory of a fresh process {memory['peak_bytes'] / MB:,.0f} MB = weights and cache + "
+            f"{memory['overhead_bytes'] / MB:,.0f} MB"
+        )
+    if loop is not None:
+        lines.append(
+            f"around the model, a token: encode {loop['encode'] * 1e6:.0f} us, detokenize "
+            f"{loop['detokenize'] * 1e6:.0f} us, greedy {loop['greedy'] * 1e6:.0f} us"
+        )
+    lines.append(
+        f"output: {output['new_tokens']} greedy tokens behind {output['prompt_tokens']}, "
+        f"SHA-256 {output['sha256'][:16]}"
+    )
+    return lines
+
+
+def span(times: dict[str, Any], digits: int = 1) -> str:
+    return f"{times['min'] / MS:.{digits}f}..{times['max'] / MS:.{digits}f}"
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of right-aligned columns, the first left-aligned."""
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in [head, *rows]
+    )
+
+
+def plotting() -> Any:
+    """matplotlib's Figure class. Raises UserError with what installs it."""
+    try:
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError as error:
+        raise UserError(
+            "--plot needs matplotlib, which is not installed. Install it with `pip install edgellama[plot]`"
+        ) from error
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Prefill and decode times with their spread, as a picture of the type that the file name says."""
+    figure = plotting()(figsize=(10, 4.5), layout="constrained")
+    prompts, steps = figure.subplots(1, 2)
+    draw(prompts, found["prefill"], "prompt_tokens", "prompt, tokens", "prefill, ms")
+    draw(steps, found["decode"], "depth", "tokens in the cache", "decode step, ms")
+    artifact, machine = found["artifact"], found["machine"]
+    figure.suptitle(
+        f"{artifact['name']} {artifact['target']} {artifact['weights_format']}, "
+        f"{found['settings']['threads']} threads of {machine['cpu']}"
+    )
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the plot cannot be written ({error}). Give another file, as bench.png") from error
+
+
+def draw(axes: Any, entries: Sequence[dict[str, Any]], key: str, x_label: str, y_label: str) -> None:
+    """One line a batch size: medians, with bars from the fastest repeat to the slowest."""
+    for rows in sorted({entry["rows"] for entry in entries}):
+        chosen = [entry for entry in entries if entry["rows"] == rows]
+        times = [entry["seconds"] for entry in chosen]
+        middle = [time["median"] / MS for time in times]
+        below = [(time["median"] - time["min"]) / MS for time in times]
+        above = [(time["max"] - time["median"]) / MS for time in times]
+        at = [entry[key] for entry in chosen]
+        axes.errorbar(at, middle, yerr=[below, above], marker="o", capsize=3, label=f"{rows} row(s)")
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None), xscale="log")
+    axes.set_xticks(sorted({entry[key] for entry in entries}), sorted({str(entry[key]) for entry in entries}, key=int))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()

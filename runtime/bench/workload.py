@@ -1,0 +1,169 @@
+"""What is measured: prompts and steps of an engine, and the bytes that a step has to read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime import generation
+from runtime.artifact import Manifest
+from runtime.engine import Engine
+from runtime.errors import UserError
+from runtime.kv_cache import PREFIXES
+from runtime.step_inputs import STEP_INPUTS
+from runtime.text import Tokenizer
+
+SEED = 0
+HASHED_PROMPT, HASHED_TOKENS = 32, 64
+ROTARY_TABLES = ("rope.cos", "rope.sin")
+EMBEDDING = "model.embed_tokens.weight"
+TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody on the stairs looked up. " * 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure; lengths and depths are clipped to what the artifact holds (`fitted`)."""
+
+    threads: int | None
+    prompt_lengths: tuple[int, ...] = (32, 128, 512)
+    depths: tuple[int, ...] = (128, 1024, 4096)
+    batches: tuple[int, ...] | None = None
+    repeats: int = 5
+    steps: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_lengths", "depths", "batches", "repeats", "steps"):
+            value = getattr(self, name)
+            smallest = min(value, default=0) if isinstance(value, tuple) else value
+            if smallest is not None and smallest < 1:
+                raise UserError(f"{name} is {value}; needed: at least 1")
+
+    def fitted(self, manifest: Manifest) -> Settings:
+        """Clipped to the context; batches default to 1, 2, 4, ... and all rows. Raises UserError for too many rows."""
+        rows = manifest.batch
+        batches = self.batches or (*(1 << i for i in range(rows.bit_length()) if 1 << i < rows), rows)
+        if max(batches) > rows:
+            raise UserError(
+                f"batches goes to {max(batches)}; this artifact has {rows} (batch). "
+                f"Export with `make export MODEL={manifest.source.model} BATCH={max(batches)}`"
+            )
+        steps = min(self.steps, manifest.context - 1)
+        deepest = manifest.context - steps
+        return Settings(
+            threads=self.threads,
+            prompt_lengths=tuple(sorted({min(n, manifest.context) for n in self.prompt_lengths})),
+            depths=tuple(sorted({min(n, deepest) for n in self.depths})),
+            batches=tuple(sorted(set(batches))),
+            repeats=self.repeats,
+            steps=steps,
+        )
+
+
+class Workload:
+    """Prompts of random token ids, the same in every run, on an engine whose rows are filled once and reused."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        rng = np.random.default_rng(SEED)
+        self.tokens = rng.integers(0, engine.vocab_size, (engine.batch, engine.context), dtype=np.int32)
+
+    def prefill(self, tokens: int, rows: int) -> float:
+        """Seconds from an empty cache to the first new token of each of `rows` rows."""
+        began = time.perf_counter()
+        generation.greedy(self._forward(self.tokens[:, :tokens], 0, rows))
+        return time.perf_counter() - began
+
+    def decode(self, depth: int, rows: int, steps: int) -> tuple[float, float]:
+        """(seconds a step, of that in the graph) of `steps` greedy steps behind `depth` tokens.
+
+        The cache must be filled that far; afterwards it holds the steps' own keys and values there.
+        """
+        picked = self.tokens[:, depth - 1]
+        in_graph = self.engine.timings.run
+        began = time.perf_counter()
+        for position in range(depth, depth + steps):
+            picked = generation.greedy(self._forward(picked[:, None], position, rows))
+        seconds = time.perf_counter() - began
+        return seconds / steps, (self.engine.timings.run - in_graph) / steps
+
+    def output(self) -> dict[str, Any]:
+        """The `output` object of the report: a hash of the greedy continuation of a fixed prompt in row 0."""
+        prompt = self.tokens[0, : min(HASHED_PROMPT, self.engine.context // 2)]
+        limit = min(HASHED_TOKENS, self.engine.context - len(prompt))
+        steps = list(generation.decode(self.engine, [prompt], limit, (), generation.Timings()))
+        ids = np.array(steps, "<i4").reshape(-1)
+        return {
+            "prompt_tokens": len(prompt),
+            "new_tokens": len(ids),
+            "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        }
+
+    def _forward(self, tokens: np.ndarray, start: int, rows: int) -> np.ndarray:
+        live = np.arange(self.engine.batch) < rows
+        return self.engine.forward(tokens, start * live, tokens.shape[1] * live)
+
+
+def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:
+    """The `loop` object of the report."""
+    began = time.perf_counter()
+    ids = tokenizer.encode(TEXT)
+    encoded = time.perf_counter()
+    stream = tokenizer.text_stream()
+    for token in ids:
+        stream.push(token)
+    streamed = time.perf_counter()
+    logits = np.random.default_rng(SEED).normal(size=(1, vocab_size)).astype(np.float32)
+    picking = time.perf_counter()
+    for _ in ids:
+        generation.greedy(logits)
+    picked = time.perf_counter()
+    count = len(ids)
+    return {
+        "encode": (encoded - began) / count,
+        "detokenize": (streamed - encoded) / count,
+        "greedy": (picked - picking) / count,
+    }
+
+
+def step_weight_bytes(manifest: Manifest) -> int:
+    """Weight bytes that a step of any batch reads: all but what is looked up by row (rotary tables, and the embedding
+    where the head does not share it)."""
+    tied = manifest.config.get("tie_word_embeddings", False)
+    graph = manifest.graph_for(1)
+    if manifest.weights is None:  # constants of the graph, in float32
+        embedding = 4 * manifest.config["vocab_size"] * manifest.config.get("hidden_size", 0)
+        return weights_bytes(manifest) - (0 if tied else embedding)
+    looked_up = {*ROTARY_TABLES, *(() if tied else (EMBEDDING,))}
+    return sum(
+        spec.nbytes
+        for spec in graph.inputs
+        if spec.name not in STEP_INPUTS and not spec.name.startswith(PREFIXES) and spec.name not in looked_up
+    )
+
+
+def cache_bytes_per_token(manifest: Manifest) -> int:
+    """Bytes of one position of one row."""
+    return cache_bytes(manifest) // (manifest.batch * manifest.context)
+
+
+def cache_bytes(manifest: Manifest) -> int:
+    """Size of the whole cache: all rows, all layers, keys and values (and their scales)."""
+    return sum(spec.nbytes for spec in manifest.graph_for(1).inputs if spec.name.startswith(PREFIXES))
+
+
+def weights_bytes(manifest: Manifest) -> int:
+    """Size of the weights on disk: the weights file, or the graphs' data."""
+    if manifest.weights is not None:
+        return manifest.weights.bytes
+    return sum(data.bytes for graph in manifest.graphs for data in graph.data)
+
+
+def bytes_per_step(manifest: Manifest, depth: int, rows: int, steps: int) -> int:
+    """Bytes that the middle one of `steps` steps behind `depth` tokens has to read: weights once, each row's cache."""
+    filled = depth + math.ceil(steps / 2)
+    return step_weight_bytes(manifest) + rows * filled * cache_bytes_per_token(manifest)
