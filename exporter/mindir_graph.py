@@ -108,19 +108,19 @@ def attribute_value(attribute: Any) -> Any:
     kinds = pb.AttributeProto
     if attribute.type in (kinds.TUPLE, kinds.LIST):
         if attribute.values and all(v.type == kinds.UINT8 for v in attribute.values):
-            return bytes(v.i for v in attribute.values)
+            return bytes(attribute_value(v) for v in attribute.values)
         return tuple(attribute_value(v) for v in attribute.values)
     if attribute.type == kinds.TENSORS:
         return _array(attribute.tensors[0], attribute.name)
     if attribute.type == kinds.BOOL:
         return bool(attribute.i)
+    # An element of a tuple is an attribute whose value lies in the repeated field of its type.
     if attribute.type == kinds.STRING:
-        return attribute.s.decode()
+        return (attribute.strings[0] if attribute.strings else attribute.s).decode()
     if attribute.type == kinds.FLOAT:
         return attribute.floats[0] if attribute.floats else attribute.f
     if attribute.type == kinds.DOUBLE:
         return attribute.d
-    # Within a tuple each number is a scalar attribute whose value lies in `ints`.
     return attribute.ints[0] if attribute.ints else attribute.i
 
 

@@ -29,6 +29,52 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def rope(kind: str, theta: float = 10000.0, **parameters: float) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": theta, **parameters}
+
+
+# Every option that exporter.config knows. Rope kinds get a context past their original one, so that scaling shows.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied-1to1": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "gqa-3to1": {"hidden_size": 96, "num_attention_heads": 6, "rope_parameters": rope("default", theta=500000.0)},
+    "gqa-8to1-bias": {"num_attention_heads": 8, "num_key_value_heads": 1, "attention_bias": True},
+    "head-size-20": {
+        "head_dim": 20,
+        "mlp_bias": True,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-3,
+    },
+    "mlp-bias": {"mlp_bias": True, "num_hidden_layers": 3},
+    "linear": {"rope_parameters": rope("linear", factor=4.0)},
+    "dynamic": {"rope_parameters": rope("dynamic", factor=2.0), "num_key_value_heads": 1},
+    "yarn": {"rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=32), "head_dim": 32},
+    "yarn-mscale": {
+        "rope_parameters": rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+            beta_fast=16.0,
+            beta_slow=2.0,
+            truncate=False,
+        )
+    },
+    "llama3": {
+        "rope_parameters": rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+        "tie_word_embeddings": True,
+    },
+}
+
+
 def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
     """Write a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random Llama.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from checkpoints import export_all, make_checkpoint
+import step_runs
+from checkpoints import CONFIGS, export_all, make_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,23 @@ def smollm2_gguf() -> Path:
     from exporter.source import resolve
 
     return resolve("smollm2-135m-instruct").path
+
+
+@pytest.fixture(scope="session")
+def config_artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A portable artifact of each of checkpoints.CONFIGS, not yet proved, of the sizes in step_runs."""
+    folder = tmp_path_factory.mktemp("configs")
+    sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
+    jobs = [
+        {"model": tiny_checkpoint(**config), "out": folder / name, "verify": False, **sizes}
+        for name, config in CONFIGS.items()
+    ]
+    return dict(zip(CONFIGS, export_all(jobs), strict=True))
+
+
+@pytest.fixture(scope="session")
+def lite_logits(config_artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """step_runs' schedule on each of config_artifacts, by the runtime."""
+    scratch = tmp_path_factory.mktemp("lite")
+    runs = step_runs.run_in_child("lite", list(config_artifacts.values()), scratch)
+    return dict(zip(config_artifacts, runs, strict=True))
