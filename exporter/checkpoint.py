@@ -126,6 +126,11 @@ def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:
 
 def account(where: Path, found: Mapping[str, Shape], config: LlamaConfig) -> None:
     """Raise UserError that lists every tensor missing from, surplus in, or misshapen in `found`."""
+    if config.num_hidden_layers > len(found):  # a layer has nine tensors: do not list millions
+        raise UserError(
+            f"{where} holds {len(found)} tensors, its config describes {config.num_hidden_layers:,} layers; "
+            "download the checkpoint again"
+        )
     expected = expected_tensors(config)
     problems = [
         _listing("missing", (name for name in expected if name not in found)),

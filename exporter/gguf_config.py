@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from exporter.config import LlamaConfig
 from exporter.gguf_file import GGUFFile
@@ -26,31 +27,29 @@ _NEUTRAL_VALUES = {
 def read_config(file: GGUFFile) -> LlamaConfig:
     """LlamaConfig from the metadata and the tensor table. Raises UserError for anything but a plain Llama."""
     kind = file.fields.get("general.architecture")
-    if kind != "llama":
+    if not isinstance(kind, str) or kind != "llama":
         raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports 'llama'")
-    if file.fields.get("split.count", 0) > 1:
-        raise UserError(
-            f"{file.path} is one of {file.fields['split.count']} parts; join them with `llama-gguf-split --merge`"
-        )
+    if (parts := file.fields.get("split.count")) not in (None, 0, 1):
+        raise UserError(f"{file.path} is one of {parts} parts; join them with `llama-gguf-split --merge`")
     keys = _Keys(file)
-    heads, hidden = keys.need("attention.head_count"), keys.need("embedding_length")
-    head_dim = keys.take("attention.key_length") or hidden // heads
+    heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
+    head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # 0 heads: told by LlamaConfig
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (value := keys.take(key)) not in (None, head_dim):
+        if (value := keys.take(key, int)) not in (None, head_dim):
             raise UserError(f"{file.path}: llama.{key} = {value} is not supported, only the head size {head_dim}")
-    tokens = file.fields.get("tokenizer.ggml.tokens")
+    tokens = file.fields.get("tokenizer.ggml.tokens", ())
     config = {
         "model_type": "llama",
-        "vocab_size": keys.take("vocab_size") or (len(tokens) if tokens else None),
+        "vocab_size": keys.take("vocab_size", int) or len(tokens),
         "hidden_size": hidden,
-        "intermediate_size": keys.need("feed_forward_length"),
-        "num_hidden_layers": keys.need("block_count"),
+        "intermediate_size": keys.need("feed_forward_length", int),
+        "num_hidden_layers": keys.need("block_count", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.take("attention.head_count_kv") or heads,
+        "num_key_value_heads": keys.take("attention.head_count_kv", int) or heads,
         "head_dim": head_dim,
-        "max_position_embeddings": keys.need("context_length"),
-        "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon"),
-        "rope_theta": keys.take("rope.freq_base") or 10000.0,
+        "max_position_embeddings": keys.need("context_length", int),
+        "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon", float),
+        "rope_theta": keys.take("rope.freq_base", float) or 10000.0,
         "rope_scaling": _rope_scaling(keys),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
@@ -73,18 +72,21 @@ class _Keys:
         self.path = file.path
         self.left = {key[len("llama.") :]: value for key, value in file.fields.items() if key.startswith("llama.")}
 
-    def take(self, key: str) -> Any:
+    def take(self, key: str, kind: type) -> Any:
+        """The value, of that type; None where the file has none."""
         value = self.left.pop(key, None)
         if isinstance(value, np.ndarray):
             if len(value) == 0 or np.any(value != value[0]):
                 raise UserError(f"{self.path}: llama.{key} differs from layer to layer, which is not supported")
             value = value[0].item()
+        if value is not None and type(value) is not kind:
+            raise UserError(f"{self.path}: llama.{key} = {value!r} must be of type {kind.__name__}")
         if isinstance(value, float):
             value = float(str(np.float32(value)))  # stored as float32: 1e-05, not 9.999999747378752e-06
         return value
 
-    def need(self, key: str) -> Any:
-        value = self.take(key)
+    def need(self, key: str, kind: type) -> Any:
+        value = self.take(key, kind)
         if value is None:
             raise UserError(f"{self.path} lacks the metadata key llama.{key}; convert the model again")
         return value
@@ -102,11 +104,11 @@ class _Keys:
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     """Hugging Face's rope_scaling from the `rope.scaling.*` keys; `rope.scale_linear` is the older way."""
-    kind, factor = keys.take("rope.scaling.type"), keys.take("rope.scaling.factor")
-    linear = keys.take("rope.scale_linear")
+    kind, factor = keys.take("rope.scaling.type", str), keys.take("rope.scaling.factor", float)
+    linear = keys.take("rope.scale_linear", float)
     if kind is None and linear not in (None, 1.0):
         return {"rope_type": "linear", "factor": linear}
-    original = keys.take("rope.scaling.original_context_length")
+    original = keys.take("rope.scaling.original_context_length", int)
     if kind in (None, "none"):
         return None
     if kind == "linear":
@@ -117,13 +119,13 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": original,
-        "beta_fast": keys.take("rope.scaling.yarn_beta_fast"),
-        "beta_slow": keys.take("rope.scaling.yarn_beta_slow"),
+        "beta_fast": keys.take("rope.scaling.yarn_beta_fast", float),
+        "beta_slow": keys.take("rope.scaling.yarn_beta_slow", float),
     }
     # GGUF's factor multiplies yarn's own 1 + 0.1 ln(factor); Hugging Face's replaces it.
-    attention = [keys.take("rope.scaling.attn_factor"), keys.take("rope.scaling.yarn_attn_factor")]
+    attention = [keys.take(f"rope.scaling.{key}", float) for key in ("attn_factor", "yarn_attn_factor")]
     for value in attention:
-        if value not in (None, 1.0) and factor:
+        if value not in (None, 1.0) and factor is not None and factor > 0:
             scaling["attention_factor"] = value * (1 + 0.1 * float(np.log(factor)))
     return scaling
 
@@ -134,6 +136,11 @@ def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | Non
     The file has no parameters, only their effect. The published ones (Llama 3.1, 3.2 and 3.3 differ in `factor` alone)
     are taken where they reproduce the tensor.
     """
+    kind, shape = file.tensors["rope_freqs.weight"].kind, file.tensors["rope_freqs.weight"].shape
+    if kind != GGMLQuantizationType.F32 or shape != (config.head_dim // 2,):
+        raise UserError(
+            f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}, needed is F32 [{config.head_dim // 2}]"
+        )
     stored = file.tensor("rope_freqs.weight").astype(np.float64)
     if config.rope_scaling is not None:
         raise UserError(f"{file.path} holds rope_freqs.weight beside rope.scaling metadata, which is not supported")
@@ -148,7 +155,7 @@ def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | Non
     }
     trial = LlamaConfig.from_dict({**config.to_dict(), "rope_scaling": scaling})
     divisors = rope_frequencies(config)[0] / rope_frequencies(trial)[0]
-    if stored.shape != divisors.shape or not np.allclose(stored, divisors, rtol=1e-4):
+    if not np.allclose(stored, divisors, rtol=1e-4):
         raise UserError(
             f"{file.path}: rope_freqs.weight is not the scaling of Llama 3.1 (factor {stored.max():g}, original "
             "context 8192), and GGUF does not say which it is; export the Hugging Face checkpoint instead"

@@ -7,6 +7,7 @@ a vocabulary of 128,000).
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class GGUFTensor:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.row_bytes
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
 class GGUFFile:
@@ -116,6 +117,8 @@ class GGUFFile:
             kind = cursor.number("<I")
             table.append((name, shape, kind, cursor.number("<Q")))
         alignment = self.fields.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"general.alignment = {alignment!r}")
         start = -(-cursor.at // alignment) * alignment
         for name, shape, kind, offset in table:
             tensor = GGUFTensor(_kind(name, kind), shape or (1,), start + offset)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision, expected_tensors, read_json
+from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision, read_json
 from exporter.config import LlamaConfig
 from exporter.tokenizer_files import folder_tokenizer_files, generation_config
 from runtime.errors import UserError
@@ -81,7 +81,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def _check_tied(self, shape: tuple[int, ...]) -> None:
         """A tied checkpoint may store the output matrix all the same, as long as it is the embedding."""
         head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-        same = shape == expected_tensors(self.config)[embedding] and embedding in self._home
+        same = embedding in self._home and shape == self._shape(embedding)
         if not same or not np.array_equal(self.tensor(head), self.tensor(embedding)):
             raise UserError(
                 f"{self.path}: the config says tie_word_embeddings, but the checkpoint holds a {head} that differs "

@@ -151,6 +151,9 @@ def test_llama3_scaling_is_read_off_the_factors(tmp_path: Path, name: str, facto
     write_model(tmp_path / "m.gguf", made, extra={"rope_freqs.weight": np.ones_like(divisors)})
     assert open_checkpoint(tmp_path / "m.gguf").config.rope_scaling is None
 
+    write_model(tmp_path / "m.gguf", made, extra={"rope_freqs.weight": divisors[1:]})
+    with pytest.raises(UserError, match=r"rope_freqs\.weight is F32 .*, needed is F32"):
+        open_checkpoint(tmp_path / "m.gguf")
     write_model(tmp_path / "m.gguf", made, extra={"rope_freqs.weight": divisors**2})
     with pytest.raises(UserError, match=r"rope_freqs\.weight is not the scaling of Llama 3\.1.*Hugging Face"):
         open_checkpoint(tmp_path / "m.gguf")
@@ -163,12 +166,16 @@ REFUSED = [
     ({"llama.attention.value_length": 16}, "value_length = 16"),
     ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv differs from layer to layer"),
     ({"llama.block_count": None}, "lacks the metadata key llama.block_count"),
+    ({"llama.attention.head_count": 0, "llama.rope.dimension_count": None}, "num_attention_heads = 0"),
+    ({"llama.attention.head_count": "8"}, "head_count = '8' must be of type int"),
+    ({"llama.block_count": 2**31}, "holds 12 tensors, its config describes 2,147,483,648 layers"),
+    ({"general.alignment": 0}, "general.alignment = 0"),
     ({"split.count": 3}, "one of 3 parts.*merge"),
     ({"llama.vocab_size": 41}, r"token_embd|embed_tokens.weight \[40, 256\], not \[41, 256\]"),
 ]
 
 
-@pytest.mark.parametrize(("metadata", "told"), REFUSED, ids=[next(iter(m)) for m, _ in REFUSED])
+@pytest.mark.parametrize(("metadata", "told"), REFUSED, ids=[f"{next(iter(m))}-{i}" for i, (m, _) in enumerate(REFUSED)])
 def test_metadata_that_changes_the_mathematics_is_refused(
     tmp_path: Path, small: LlamaForCausalLM, metadata: dict[str, Any], told: str
 ) -> None:

@@ -55,7 +55,7 @@ FACTORS = st.floats(1.0, 64.0)
 ORIGINALS = st.integers(64, 8192)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(head_dim=HEAD_DIMS, theta=THETAS, kind=st.sampled_from(["default", "linear", "dynamic"]), factor=FACTORS)
 def test_default_linear_dynamic(head_dim: int, theta: float, kind: str, factor: float) -> None:
     rope = None if kind == "default" else {"rope_type": kind, "factor": factor}
@@ -64,7 +64,7 @@ def test_default_linear_dynamic(head_dim: int, theta: float, kind: str, factor: 
     assert_like_transformers(config(head_dim, theta, rope))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(head_dim=HEAD_DIMS, theta=THETAS, factor=FACTORS, original=ORIGINALS, low=st.floats(1, 4), up=st.floats(1, 8))
 def test_llama3(head_dim: int, theta: float, factor: float, original: int, low: float, up: float) -> None:
     rope = {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original}
@@ -84,7 +84,7 @@ YARN_OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(head_dim=HEAD_DIMS, theta=THETAS, factor=FACTORS, original=ORIGINALS, options=YARN_OPTIONS)
 def test_yarn(head_dim: int, theta: float, factor: float, original: int, options: dict[str, Any]) -> None:
     rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **options}
