@@ -16,7 +16,8 @@ from exporter.memory import run_time_memory
 from exporter.mindir_graph import MindIRGraph
 from exporter.progress import Progress
 from runtime.artifact import Artifact, Manifest, TensorSpec
-from runtime.step_inputs import CACHE_PREFIXES, STEP_INPUTS
+from runtime.kv_cache import PREFIXES as CACHE_PREFIXES
+from runtime.step_inputs import STEP_INPUTS
 
 NEW_ROWS = ("k_new.", "v_new.")
 
@@ -133,13 +134,13 @@ def _tensors(manifest: Manifest) -> Table:
     graph = manifest.graphs[-1]
     table = _table(f"Inputs and outputs at bucket {graph.bucket}", "", "name", "dtype", "shape", "size", numbers=(4,))
     for direction, specs in (("in", graph.inputs), ("out", graph.outputs)):
-        for names, like, nbytes in _grouped(specs):
-            table.add_row(direction, escape(names), like.dtype, _shape(like), size(nbytes))
+        for names, dtype, shape, nbytes in _grouped(specs):
+            table.add_row(direction, escape(names), dtype, escape(shape), size(nbytes))
     return table
 
 
-def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, TensorSpec, int]]:
-    """(what to call it, one of them, bytes of all): every step input and result by itself, the many in one line."""
+def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, str, str, int]]:
+    """(what to call it, dtype, shape, bytes of all): every step input and result by itself, the many in one line."""
     groups: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         if spec.name.startswith(CACHE_PREFIXES):
@@ -153,13 +154,10 @@ def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, TensorSpec, int]]:
     for key, members in groups.items():
         first, last = members[0], members[-1]
         name = key if len(members) == 1 else f"{key}: {len(members)}, {first.name} ... {last.name}"
-        like = first if len({(m.dtype, m.shape) for m in members}) == 1 else TensorSpec(key, "uint8", ())
-        lines.append((name, like, sum(m.nbytes for m in members)))
+        dtypes, shapes = {m.dtype for m in members}, {str(list(m.shape)) for m in members}
+        dtype, shape = (only.pop() if len(only) == 1 else "various" for only in (dtypes, shapes))
+        lines.append((name, dtype, shape, sum(m.nbytes for m in members)))
     return lines
-
-
-def _shape(spec: TensorSpec) -> str:
-    return escape(str(list(spec.shape))) if spec.shape else "various"
 
 
 def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:

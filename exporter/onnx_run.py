@@ -75,17 +75,21 @@ def _take_external(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray
 
 
 class FusedAttention(OpRun):
-    """(qkv, cos, sin, start, length, caches ...) -> (attended, the caches after the call)."""
+    """(qkv, cos, sin, start, length, caches ...) -> (attended, the caches after the call).
+
+    Where a cache is int16, its bits are float16 (exporter.opsets.cpu says why).
+    """
 
     op_domain = DOMAIN
 
     def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
-        caches = [np.array(cache) for cache in inputs[5:]]
+        copies = [np.array(cache) for cache in inputs[5:]]
+        caches = [copy.view(np.float16) if copy.dtype == np.int16 else copy for copy in copies]
         scales = dict(zip(("k_scale", "v_scale"), caches[2:], strict=False))
         attended = reference.fused_attention(
             *inputs[:5], *caches[:2], heads=heads, scale=scale, window=window, **scales
         )
-        return (attended, *caches)
+        return (attended, *copies)
 
 
 class Gemm(OpRun):

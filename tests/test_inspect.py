@@ -1,0 +1,120 @@
+"""What `python -m exporter inspect` prints, against figures counted by other means."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from exporter.__main__ import main
+from exporter.inspect import size
+from exporter.memory import peak_activations, run_time_memory
+from exporter.mindir_graph import MindIRGraph, Operation, Value, read
+from runtime.artifact import Artifact
+
+
+@pytest.fixture
+def printed(tiny_artifact: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["inspect", str(tiny_artifact)]) == 0
+    return capsys.readouterr().out
+
+
+def row(printed: str, first: str) -> str:
+    (line,) = (line for line in printed.splitlines() if re.match(rf"\s*{re.escape(first)}\s", line))
+    return line
+
+
+def test_tables_say_what_the_manifest_says(printed: str, tiny_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_artifact).manifest
+    assert "2 layers, hidden 64, 4 heads, 2 key/value heads, head size 16, MLP 96, vocabulary 264" in printed
+    assert "portable (op set portable, weights fp32)" in printed
+    graph = row(printed, manifest.graphs[0].file)
+    assert "1, 4, 16" in graph
+    assert re.search(r"23 tensors, \d+ kB", graph)  # 21 of the checkpoint, 2 rotary tables
+    assert manifest.parity is not None
+    assert f"{manifest.parity.max_abs_logit_error:.2e}" in printed
+    assert f"{manifest.parity.top1_agreement:.1%} of {manifest.parity.steps} positions" in printed
+
+
+def test_operators_are_counted(printed: str, tiny_artifact: Path) -> None:
+    """7 linear layers in each of 2 layers and the head; 3 products of activations would be wrong: there are 4."""
+    assert row(printed, "MatMul").split()[-1] == str(7 * 2 + 1)
+    assert row(printed, "BatchMatMul").split()[-1] == str(4 * 2)
+    assert row(printed, "Softmax").split()[-1] == "2"
+    operations = read(tiny_artifact / Artifact.open(tiny_artifact).manifest.graphs[0].file).operations
+    counts = re.findall(r"^ [A-Z]\w+ +(\d+) *$", printed, re.MULTILINE)
+    assert sum(map(int, counts)) == len(operations)
+
+
+def test_inputs_and_outputs_with_the_caches_in_one_line(printed: str) -> None:
+    assert "caches: 4, k_cache.0 ... v_cache.1" in printed
+    assert "[2, 2, 64, 16]" in printed
+    assert "new cache rows: 4" in printed
+    assert re.search(r"in +self_mask +float32 +\[2, 1, 32, 16\] +4\.1 kB", printed)
+    assert re.search(r"out +logits +float32 +\[2, 264\] +2\.11 kB", printed)
+    assert len(re.findall(r"k_cache|v_cache", printed)) == 2
+
+
+def test_memory_adds_up(printed: str, tiny_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_artifact).manifest
+    memory = run_time_memory(manifest, {g.file: read(tiny_artifact / g.file) for g in manifest.graphs})
+    assert memory.weights == sum(p.stat().st_size for p in (tiny_artifact / "graphs").glob("*.data"))
+    assert memory.cache == 2 * 2 * (2 * 2 * 64 * 16) * 4
+    parts = (memory.weights, memory.copies, memory.cache, memory.activations, memory.libraries)
+    assert memory.total == sum(parts)
+    assert row(printed, "in all").split()[-2:] == size(memory.total).split()
+
+
+def operation(name: str, operator: str, inputs: tuple[str, ...], elements: int) -> Operation:
+    return Operation(name, operator, inputs, {}, (Value(name, "float32", (elements,)),))
+
+
+def test_peak_of_activations_follows_lifetimes() -> None:
+    """a (100) and b (50) live together; then b's view and c (10) while a is gone; the output d stays to the end."""
+    operations = (
+        operation("a", "Square", ("x",), 100),
+        operation("b", "ReduceMean", ("a",), 50),
+        operation("view", "Reshape", ("b",), 50),
+        operation("c", "Square", ("view",), 10),
+        operation("d", "Add", ("c", "view"), 80),
+        operation("e", "Add", ("d", "c"), 1),
+        operation("pair", "MakeTuple", ("d", "e"), 81),
+    )
+    graph = MindIRGraph((Value("x", "float32", (100,)),), (), {}, operations, "pair")
+    assert peak_activations(graph) == 4 * (100 + 50)
+    assert peak_activations(MindIRGraph(graph.inputs, (), {}, operations[1:], "pair")) == 4 * (50 + 10 + 80)
+
+
+def test_sizes_for_people() -> None:
+    assert [size(n) for n in (0, 999, 1000, 23_456, 538_584_384, 3.2e9)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "23.5 kB",
+        "539 MB",
+        "3.20 GB",
+    ]
+
+
+def test_onnx_is_written_on_demand(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "onnx"
+    assert main(["inspect", str(tiny_artifact), "--onnx", str(out)]) == 0
+    (written,) = out.glob("*.onnx")
+    assert str(written) in capsys.readouterr().err.replace("\n", "")
+    onnx.checker.check_model(written, full_check=True)
+
+
+def test_what_is_no_artifact_is_one_line(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "not an exported artifact" in capsys.readouterr().err
+    copy = Path(shutil.copytree(tiny_artifact, tmp_path / "cut"))
+    (graph,) = (copy / "graphs").glob("*.mindir")
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert main(["inspect", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    assert str(graph) in told
