@@ -71,9 +71,10 @@ def export(name: str, *options: str) -> Path:
 
 
 @functools.cache
-def tiny_artifact() -> Path:
-    buckets = ",".join(map(str, BUCKETS[1:]))
-    return export("tiny", "--batch", str(BATCH), "--context", str(CONTEXT), "--buckets", buckets)
+def tiny_artifact(target: str = "portable") -> Path:
+    """The checkpoint exported in float32, its caches too."""
+    sizes = ["--batch", str(BATCH), "--context", str(CONTEXT), "--buckets", ",".join(map(str, BUCKETS[1:]))]
+    return export(target, "--target", target, "--weights", "fp32", "--cache", "float32", *sizes)
 
 
 def run_python(code: str, *arguments: str) -> Any:

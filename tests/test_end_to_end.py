@@ -19,6 +19,7 @@ from runtime.artifact import MANIFEST, sha256_file
 from runtime.text import Tokenizer
 
 VOCAB = 265
+TARGETS = pytest.mark.parametrize("target", ["portable", "cpu"])
 PAD = 7  # a byte token, so no eos: Hugging Face can infer the mask from it
 
 
@@ -40,15 +41,17 @@ def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, (ids != PAD).astype(int)
 
 
-def test_greedy_tokens_at_every_bucket_edge() -> None:
+@TARGETS
+def test_greedy_tokens_at_every_bucket_edge(target: str) -> None:
     lengths = sorted({max(1, n + d) for n in (*BUCKETS, 3 * BUCKETS[-1] - 4) for d in (-1, 0, 1)})
     calls = [{"input_ids": np.array([row]), "max_new_tokens": 12, "eos_token_id": -1} for row in prompts(*lengths)]
-    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+    for call, got in zip(calls, generate(tiny_artifact(target), *calls), strict=True):
         room = min(12, CONTEXT - call["input_ids"].shape[1])
         np.testing.assert_array_equal(got, expected(**{**call, "max_new_tokens": room, "pad_token_id": 0}))
 
 
-def test_padded_batches_as_transformers_pads_and_stops_them() -> None:
+@TARGETS
+def test_padded_batches_as_transformers_pads_and_stops_them(target: str) -> None:
     """Mask given and inferred, one eos and several, more rows than the artifact has."""
     rows = prompts(5, 11, 1, 33, 8)
     ids, mask = left_padded(rows)
@@ -62,7 +65,7 @@ def test_padded_batches_as_transformers_pads_and_stops_them() -> None:
     ]
     calls = [{"input_ids": ids, "max_new_tokens": 16, **call} for call in calls]
     calls[-1].pop("max_new_tokens")
-    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+    for call, got in zip(calls, generate(tiny_artifact(target), *calls), strict=True):
         np.testing.assert_array_equal(got, expected(**call))
 
 
