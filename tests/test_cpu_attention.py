@@ -11,8 +11,11 @@ from attention_calls import CACHES, Case, bind, call, check, expected, run
 from kernels import reference
 from kernels.cpu.library import available_isas
 
-GROUPINGS = [(1, 1), (3, 1), (9, 3), (8, 2), (8, 1), (4, 4)]  # query heads, key/value heads
-HEAD_SIZES = [20, 64, 80, 96, 128]
+# Query heads, key/value heads, head size: groups of 1, 3, 4 and 8 heads, sizes that fill vectors and tiles or do not.
+HEADS = [
+    *((1, 1, 20), (1, 1, 128), (3, 1, 64), (3, 1, 96), (9, 3, 64), (9, 3, 20), (8, 2, 80), (8, 2, 128)),
+    *((8, 1, 20), (8, 1, 64), (8, 1, 128), (4, 4, 96), (4, 4, 80), (6, 1, 18)),
+]
 
 
 @pytest.fixture(params=available_isas())
@@ -25,8 +28,7 @@ def cache(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("head_dim", HEAD_SIZES)
-@pytest.mark.parametrize(("heads", "groups"), GROUPINGS)
+@pytest.mark.parametrize(("heads", "groups", "head_dim"), HEADS)
 def test_heads(isa: str, cache: str, heads: int, groups: int, head_dim: int) -> None:
     """Rows that decode, prefill and idle in one call."""
     sizes = {"heads": heads, "groups": groups, "head_dim": head_dim}
