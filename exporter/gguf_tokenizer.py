@@ -66,7 +66,7 @@ class _Vocabulary:
         number = self.get(f"{key}_token_id")
         if number is None:
             return None
-        if number >= len(self.tokens):
+        if not 0 <= number < len(self.tokens):
             raise UserError(
                 f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is past the {len(self.tokens)} tokens"
             )
@@ -107,7 +107,25 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
     return tokenizer
 
 
+# What the metadata must be made of, by key; every *_token_id is an int and every add_*_token a bool.
+_TYPES: dict[str, type] = {
+    **{"model": str, "pre": str, "tokens": list, "merges": list, "token_type": np.ndarray, "scores": np.ndarray},
+    **{"add_space_prefix": bool, "remove_extra_whitespaces": bool},
+}
+
+
+def _check_types(file: GGUFFile) -> None:
+    for key, value in file.fields.items():
+        name = key.removeprefix("tokenizer.ggml.")
+        kind = int if name.endswith("_token_id") else bool if name.endswith("_token") else _TYPES.get(name)
+        if name != key and kind is not None and type(value) is not kind:
+            raise UserError(f"{file.path}: {key} must be of type {kind.__name__}, not {type(value).__name__}")
+    if not isinstance(file.fields.get("tokenizer.chat_template", ""), str):
+        raise UserError(f"{file.path}: tokenizer.chat_template must be of type str")
+
+
 def _read(file: GGUFFile) -> _Vocabulary:
+    _check_types(file)
     tokens = file.fields.get("tokenizer.ggml.tokens")
     if not tokens:
         raise UserError(f"{file.path} holds no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary")
@@ -235,6 +253,7 @@ def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 def gguf_generation_config(file: GGUFFile) -> dict[str, Any]:
     """The ids that begin, end and pad a sequence; "eot" and "eom" end a turn or a message, and generation with it."""
+    _check_types(file)
     get = file.fields.get
     eos = [get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in eos if end is not None))

@@ -247,6 +247,8 @@ def test_sentencepiece_through_transformers(sentencepiece: Any, tmp_path: Path) 
 
 REFUSED = [
     ({"model": "bert"}, "model = 'bert' is not supported; supported are gpt2 and llama"),
+    ({"pre": True}, "pre must be of type str, not bool"),
+    ({"eos_token_id": "2"}, "eos_token_id must be of type int, not str"),
     ({"pre": "tekken"}, "pre = 'tekken' is not supported; supported are smollm"),
     ({"model": "llama"}, "scores is missing"),
     ({"bos_token_id": 999}, "bos_token_id = 999 is past the 261 tokens"),
@@ -273,3 +275,18 @@ def test_a_kind_that_is_not_said_is_refused(tmp_path: Path) -> None:
     del fields["tokens"], fields["token_type"]
     with pytest.raises(UserError, match="holds no tokenizer"):
         build_tokenizer(write_tokenizer(tmp_path / "t.gguf", **fields))
+
+
+@MANY
+@given(data=st.data())
+def test_a_damaged_header_never_crashes(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "t.gguf"
+    damaged = bytearray(write_tokenizer(path, **byte_tokens()).path.read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
+        damaged[at] = data.draw(st.sampled_from([0, 1, 127, 255]) | st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        tokenizer = build_tokenizer(GGUFFile(path))
+    except UserError:
+        return
+    tokenizer.encode("what is built can be used")
