@@ -37,7 +37,7 @@ class Settings:
     steps: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("prompt_lengths", "depths", "batches", "repeats", "steps"):
+        for name in ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps"):
             value = getattr(self, name)
             smallest = min(value, default=0) if isinstance(value, tuple) else value
             if smallest is not None and smallest < 1:
