@@ -31,8 +31,9 @@ static inline float f16_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  // 2^112 moves the exponent's bias from 15 to 127; subnormals come out right because the product is exact.
-  return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
+  // A subnormal is a multiple of 2^-24. No float32 subnormal is formed: some libraries let a thread flush those to zero.
+  if (magnitude < 0x400u) return bits_to_float(sign | float_to_bits(static_cast<float>(magnitude) * 0x1p-24f));
+  return bits_to_float(sign | ((magnitude << 13) + 0x38000000u));  // the exponent's bias from 15 to 127
 }
 
 // Round to nearest, ties to even; beyond 65504 to infinity.
