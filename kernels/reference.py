@@ -112,3 +112,67 @@ def fused_attention(
         p /= p.sum(axis=-1, keepdims=True)
         out[b, :n] = (p @ values[:, None]).transpose(2, 0, 1, 3).reshape(n, heads * head_dim)
     return out
+
+
+def embedding(ids: Array, weight: Array, length: Array) -> Array:
+    """Embedding: rows of a matrix.
+
+    ids      [B, S] int32: row b is valid up to length[b], each valid id 0..V-1
+    weight   [V, K] float32: the values of the packed matrix (kernels.weight_format.unpack)
+    length   [B] int32, each 0..S
+
+    Returns [B, S, K] float32, exactly the matrix's rows. Rows at and past length[b] are unspecified: NaN here.
+    """
+    out = np.full((*ids.shape, weight.shape[1]), np.nan, np.float32)
+    for b, n in enumerate(length):
+        out[b, :n] = weight[ids[b, :n]]
+    return out
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    length: Array,
+    *,
+    gamma: Array | None = None,
+    eps: float = 0.0,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    swiglu: bool = False,
+    last_only: bool = False,
+) -> Array:
+    """Linear: y = epilogue(norm(x) W^T + bias), computed in float64.
+
+    x        [B, S, K] float32, row b valid up to length[b]
+    weight   [N, K] float32: the values of the packed matrix; with swiglu [2N', K], panels of 16 gate columns and the
+             same 16 of up in turn (kernels.weight_format.interleave_gate_up)
+    length   [B] int32, each 0..S
+    gamma    [K]: norm(x) = x / sqrt(mean(x^2) + eps) * gamma (arXiv:1910.07467); None: x itself
+    bias     [N] in the weight's order
+    residual [B, S, N]: added to the result
+    swiglu   the result is silu(gate) * up (arXiv:2002.05202), N' columns
+    last_only   the result holds each row's last valid token alone
+
+    Returns [B, S, N] float32, or [B, N] with last_only. Rows at and past length[b] are unspecified: NaN here. With
+    last_only, a row of length 0 is zero.
+
+    Tolerance, relative to the largest of a row's results before the residual: 1e-5 with float32 and bfloat16 weights
+    and 2e-4 with integer ones (16-bit activations); 2e-2 where AMX takes activations and unpacked weights in bfloat16.
+    """
+    h = x.astype(np.float64)
+    if gamma is not None:
+        h = h / np.sqrt(np.mean(h * h, axis=-1, keepdims=True) + eps) * gamma
+    y = h @ weight.T.astype(np.float64)
+    if bias is not None:
+        y = y + bias
+    if swiglu:
+        pairs = y.reshape(*y.shape[:-1], -1, 2, 16)
+        gate, up = pairs[..., 0, :], pairs[..., 1, :]
+        y = (gate / (1 + np.exp(-gate)) * up).reshape(*y.shape[:-1], -1)
+    if residual is not None:
+        y = y + residual
+    if last_only:
+        rows = [y[b, n - 1] if n else np.zeros(y.shape[-1]) for b, n in enumerate(length)]
+        return np.asarray(rows, np.float32)
+    y[np.arange(x.shape[1]) >= np.asarray(length)[:, None]] = np.nan
+    return y.astype(np.float32)

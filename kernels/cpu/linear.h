@@ -16,11 +16,11 @@ struct LinearShape {
   Format format = Format::f32;
   Epilogue epilogue = Epilogue::none;
   int rows = 0, tokens = 0;     // B, S
-  int in = 0, out = 0;          // K and the columns of y; the weight has 2 * out columns under swiglu
+  int in = 0, out = 0;          // K and the columns of y
   bool last_only = false;       // y holds each row's last valid token alone: [B, out]
   float eps = 0;                // of the RMS norm
 
-  int weight_columns() const { return epilogue == Epilogue::swiglu ? 2 * out : out; }
+  long panels() const { return panel_count(out) * (epilogue == Epilogue::swiglu ? 2 : 1); }  // of the weight
 };
 
 struct LinearArgs {
@@ -28,7 +28,7 @@ struct LinearArgs {
   const float* x = nullptr;         // [B, S, K]
   const uint8_t* weight = nullptr;  // packed
   const float* gamma = nullptr;     // [K]: multiplies x / rms(x); nullptr: x is taken as it is
-  const float* bias = nullptr;      // [weight_columns] or nullptr
+  const float* bias = nullptr;      // [16 * panels()] or nullptr
   const float* residual = nullptr;  // [B, S, out] with Epilogue::residual_add
   const int32_t* length = nullptr;  // [B], each 0..S
   float* y = nullptr;               // [B, S, out], or [B, out]

@@ -15,6 +15,7 @@ struct TileSession {  // tiles of 16 rows of 64 bytes, for the life of the objec
       uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    asm volatile("" : : "r"(&config) : "memory");  // GCC takes the intrinsic to read 8 bytes of it
     _tile_loadconfig(&config);
   }
   ~TileSession() { _tile_release(); }
@@ -74,6 +75,7 @@ static inline void unpack_panel(Format format, const uint8_t* panel, long k, lon
 // sums [32][32] (+)= 32 rows x 2 panels over `steps` groups. a0, a1: the tiles of rows 0..15 and 16..31.
 static inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* b, long steps, float* sums,
                                   bool add) {
+  asm volatile("" ::: "memory");  // GCC does not know that the tile loads read what was stored before
   if (add) {
     _tile_loadd(0, sums, 128);
     _tile_loadd(1, sums + 16, 128);
@@ -99,6 +101,7 @@ static inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const ui
   _tile_stored(1, sums + 16, 128);
   _tile_stored(2, sums + 16 * 32, 128);
   _tile_stored(3, sums + 16 * 32 + 16, 128);
+  asm volatile("" ::: "memory");
 }
 
 // Row t as bfloat16 in tile order: [row / 16][group][row % 16][32].
@@ -112,7 +115,7 @@ static inline void finish_block(const LinearArgs& a, int first, int rows, long p
   for (int r = 0; r < rows; ++r) {
     F left[1][kVec] = {{load(sums + r * 32)}}, right[1][kVec] = {{load(sums + r * 32 + 16)}};
     add_bias<1>(a, 2 * pair, left);
-    if (2 * pair + 1 < panel_count(a.shape.weight_columns())) add_bias<1>(a, 2 * pair + 1, right);
+    if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
     if (a.shape.epilogue == Epilogue::swiglu) {
       left[0][0] = silu(left[0][0]) * right[0][0];
       write_columns(a, first + r, pair * kPanel, left[0]);
@@ -142,7 +145,7 @@ static inline void linear_tiles(const LinearArgs& a, Worker& me, void (*normalis
   me.barrier();
 
   TileSession session;
-  const long panels = panel_count(a.shape.out) * (a.shape.epilogue == Epilogue::swiglu ? 2 : 1);
+  const long panels = a.shape.panels();
   const size_t panel_size = panel_bytes(a.shape.format, k);
   const long piece = groups * 32 <= TileScratch::kMaxDepth ? groups : TileScratch::kDepth / 32;
   const long together = groups == piece ? 1 : TileScratch::kPairsInCache;

@@ -78,7 +78,7 @@ class LinearOperator : public Operator {
     shape.out = integer("out");
     shape.rows = static_cast<int>(size(0, 0));
     shape.tokens = static_cast<int>(size(0, 1));
-    const int64_t panels = panel_count(shape.out) * (shape.epilogue == Epilogue::swiglu ? 2 : 1);
+    const int64_t panels = shape.panels();
     expect(0, DataType::kFloat32, {-1, -1, shape.in});
     expect(1, DataType::kUInt8, {panels, int64_t(panel_bytes(shape.format, shape.in))});
     expect(2, DataType::kInt32, {shape.rows});

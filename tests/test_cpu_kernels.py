@@ -1,0 +1,241 @@
+"""The CPU's Linear, Embedding and packer against their definitions: every instruction set of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels import reference
+from kernels import weight_format as wf
+from kernels.cpu.library import ISAS, available_isas, library
+
+EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2}
+TILE_ROWS = 12  # from this many rows on, AMX multiplies
+
+
+@pytest.fixture(params=available_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=wf.FORMATS)
+def fmt(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
+    return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+
+def guarded(array: NDArray[Any]) -> NDArray[Any]:
+    """The array between two stretches of 0xff bytes, at an address that is a multiple of 64 as weights are."""
+    size = array.nbytes
+    raw = np.full(size + 192, 0xFF, np.uint8)
+    first = 64 + -(raw.ctypes.data + 64) % 64
+    raw[first : first + size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return raw[first : first + size].view(array.dtype).reshape(array.shape)
+
+
+def packed_matrix(rng: np.random.Generator, n: int, k: int, fmt: str) -> NDArray[np.uint8]:
+    w = rng.standard_normal((n, k), dtype=np.float32) / np.float32(k**0.5)
+    if fmt != "q4_0":
+        return wf.pack(w, fmt)
+    n, k = -(-n // wf.PANEL) * wf.PANEL, -(-k // wf.GROUP) * wf.GROUP
+    scales = (rng.standard_normal((n, k // wf.GROUP)) / k**0.5 / 4).astype(np.float16).view(np.uint16)
+    return wf.pack_groups(fmt, scales, rng.integers(0, 16, (n, k), dtype=np.uint8))
+
+
+class Linear:
+    """One call: seeded contents for these sizes and options, by the kernel and by the definition."""
+
+    def __init__(
+        self,
+        fmt: str,
+        length: list[int],
+        tokens: int,
+        inner: int,
+        outer: int,
+        *,
+        epilogue: str = "none",
+        norm: bool = True,
+        bias: bool = False,
+        last_only: bool = False,
+    ):
+        rng = np.random.default_rng(inner * 1000 + outer)
+        self.fmt, self.epilogue, self.last_only, self.outer = fmt, epilogue, last_only, outer
+        columns = wf.panel_count(outer) * wf.PANEL * (2 if epilogue == "swiglu" else 1)
+        self.length = np.array(length, np.int32)
+        self.x = rng.standard_normal((len(length), tokens, inner), dtype=np.float32)
+        self.x[:, :, 0] *= 50  # an outlier, as trained models have
+        self.packed = guarded(packed_matrix(rng, columns, inner, fmt))
+        self.gamma = rng.uniform(0.5, 1.5, inner).astype(np.float32) if norm else None
+        self.bias = guarded(rng.standard_normal(columns, dtype=np.float32)) if bias else None
+        shape = (len(length), tokens, outer)
+        self.residual = rng.standard_normal(shape, dtype=np.float32) if epilogue == "residual_add" else None
+        self.columns = columns
+
+    def run(self, isa: str, threads: int = 2) -> NDArray[np.float32]:
+        rows, tokens, inner = self.x.shape
+        y = np.full((rows, self.outer) if self.last_only else (rows, tokens, self.outer), np.nan, np.float32)
+        code = library().edgellama_linear(
+            ISAS.index(isa), threads, wf.FORMATS.index(self.fmt), EPILOGUES[self.epilogue], rows, tokens, inner,
+            self.outer, int(self.last_only), ctypes.c_float(1e-5), pointer(self.x), pointer(self.packed),
+            pointer(self.gamma), pointer(self.bias), pointer(self.residual), pointer(self.length), pointer(y),
+        )  # fmt: skip
+        assert code == 0
+        return y
+
+    def expected(self) -> NDArray[np.float32]:
+        weight = wf.unpack(self.packed, self.fmt, self.columns, self.x.shape[2])
+        swiglu = self.epilogue == "swiglu"
+        y = reference.linear(
+            self.x, weight, self.length, gamma=self.gamma, eps=1e-5, bias=self.bias, swiglu=swiglu,
+            last_only=self.last_only,
+        )[..., : self.outer]  # fmt: skip
+        return y if self.residual is None else y + self.residual
+
+    def tolerance(self, isa: str) -> float:
+        computed = int(np.count_nonzero(self.length) if self.last_only else self.length.sum())
+        if isa == "amx" and self.fmt != "f32" and computed >= TILE_ROWS:
+            return 2e-2
+        return 1e-5 if self.fmt in ("f32", "bf16") else 2e-4
+
+    def check(self, isa: str, threads: int = 2) -> None:
+        want, got = self.expected(), self.run(isa, threads)
+        plain = want if self.residual is None else want - self.residual
+        scale = np.nan_to_num(np.abs(plain)).max(axis=-1, keepdims=True) + 1e-30
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))  # padding rows are not written
+        error = np.nan_to_num(np.abs(got - want) / scale)
+        assert error.max() <= self.tolerance(isa), error.max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13])
+def test_batch_rows(isa: str, fmt: str, rows: int) -> None:
+    Linear(fmt, [1] * rows, 1, 96, 48).check(isa)
+
+
+@pytest.mark.parametrize("length", [[0], [1], [31], [32], [33], [64], [64, 0, 1, 17]])
+def test_lengths(isa: str, fmt: str, length: list[int]) -> None:
+    Linear(fmt, length, 64, 64, 80).check(isa)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(32, 16), (1, 1), (33, 17), (100, 40), (576, 64), (2080, 33)])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_sizes(isa: str, fmt: str, inner: int, outer: int, tokens: int) -> None:
+    """Sizes that fill groups, panels and pairs of panels, or do not; K beyond what stays in one piece."""
+    Linear(fmt, [tokens], tokens, inner, outer).check(isa)
+
+
+@pytest.mark.parametrize("epilogue", list(EPILOGUES))
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_epilogues(isa: str, fmt: str, epilogue: str, bias: bool, tokens: int) -> None:
+    Linear(fmt, [tokens, 0], tokens, 64, 72, epilogue=epilogue, bias=bias).check(isa)
+
+
+def test_without_norm(isa: str, fmt: str) -> None:
+    Linear(fmt, [3], 3, 64, 32, norm=False).check(isa)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_last_token_only(isa: str, fmt: str, rows: int) -> None:
+    Linear(fmt, [i % 6 for i in range(rows)], 5, 64, 96, last_only=True).check(isa)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_threads_give_the_same_bits(isa: str, threads: int) -> None:
+    """A thread computes whole columns, so their number changes nothing; 13 panels share out unevenly."""
+    for tokens in (1, 40):
+        case = Linear("int8", [tokens], tokens, 320, 208)
+        np.testing.assert_array_equal(case.run(isa, threads), case.run(isa, 2))
+
+
+def test_zero_and_huge_activations(isa: str) -> None:
+    case = Linear("int8", [4], 4, 64, 32, norm=False)
+    case.x[0, 0] = 0
+    case.x[0, 1, 32:] = 0
+    case.x[0, 2] *= 1e30
+    case.x[0, 3] *= 1e-26
+    case.check(isa)
+
+
+def test_embedding(isa: str, fmt: str) -> None:
+    rng = np.random.default_rng(3)
+    ids, length = rng.integers(0, 50, (3, 9), dtype=np.int32), np.array([9, 0, 4], np.int32)
+    ids[0, :2] = 0, 49
+    for width in (33, 64, 100):
+        packed = guarded(packed_matrix(rng, 50, width, fmt))
+        got = np.full((3, 9, width), np.nan, np.float32)
+        code = library().edgellama_embedding(
+            ISAS.index(isa), 2, wf.FORMATS.index(fmt), 3, 9, 50, width, pointer(ids), pointer(packed), pointer(length),
+            pointer(got),
+        )  # fmt: skip
+        assert code == 0
+        np.testing.assert_array_equal(got, reference.embedding(ids, wf.unpack(packed, fmt, 50, width), length))
+
+
+def awkward_weights() -> NDArray[np.float32]:
+    """Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge or with one outlier."""
+    w = np.random.default_rng(5).standard_normal((37, 100)).astype(np.float32) / 20
+    w[0], w[1], w[2, :32], w[3] = 0, np.abs(w[1]), 0.25, -np.abs(w[3])
+    w[4] *= 1e-7
+    w[5] *= 1e5
+    w[6, 3] = 30
+    return w
+
+
+@pytest.mark.parametrize("fmt", ["f32", "bf16", "int8", "int4"])
+def test_packer_is_its_definition_bit_for_bit(isa: str, fmt: str) -> None:
+    for w in (awkward_weights(), awkward_weights()[:32, :96].copy()):
+        n, k = w.shape
+        got = np.full(wf.packed_bytes(fmt, n, k), 0xAA, np.uint8)
+        code = library().edgellama_pack(
+            ISAS.index(isa), 2, wf.FORMATS.index(fmt), ctypes.c_long(n), ctypes.c_long(k), pointer(w), None, None,
+            pointer(got),
+        )  # fmt: skip
+        assert code == 0
+        np.testing.assert_array_equal(got, wf.pack(w, fmt))
+
+
+@pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0"])
+def test_packer_lays_out_quantized_weights(fmt: str) -> None:
+    from kernels.cpu.packing import pack_quantized
+
+    rng = np.random.default_rng(6)
+    scales, q = rng.integers(0, 2**16, (48, 3), dtype=np.uint16), rng.integers(0, 16, (48, 96), dtype=np.uint8)
+    np.testing.assert_array_equal(pack_quantized(fmt, scales, q, 2), wf.pack_groups(fmt, scales, q))
+
+
+def test_formats_round_as_little_as_they_can() -> None:
+    """Independent bounds: half a step of int8; int4 better than its scale's plain rounding; bf16 8 bits."""
+    w = np.random.default_rng(8).standard_normal((64, 256)).astype(np.float32)
+    groups = w.reshape(64, 8, 32)
+    error = {fmt: np.abs(wf.unpack(wf.pack(w, fmt), fmt, 64, 256) - w).reshape(64, 8, 32) for fmt in wf.FORMATS[:4]}
+    assert not error["f32"].any()
+    assert (error["bf16"] <= np.abs(groups) * 2.0**-8).all()
+    assert (error["int8"] <= np.abs(groups).max(axis=2, keepdims=True) / 127 * 0.51).all()
+    step = (groups.max(axis=2, keepdims=True) - groups.min(axis=2, keepdims=True)) / 15
+    plain = np.abs(np.rint(groups / step) * step - groups)
+    assert (error["int4"] ** 2).sum() < 0.95 * (plain**2).sum()
+
+
+def test_two_threads_of_python_share_the_pool() -> None:
+    """Models of two threads take turns: every call gives what it gives alone."""
+    case = Linear("int8", [1], 1, 320, 208)
+    want = case.run("portable")
+    wrong: list[int] = []
+
+    def work(threads: int) -> None:
+        wrong.extend(i for i in range(200) if not np.array_equal(case.run("portable", threads), want))
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in (2, 3, 4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
