@@ -29,7 +29,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def tiny_artifact(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A portable artifact of a random 2-layer Llama: 2 rows, context 64, buckets 1, 4, 16, ids 0..255 are bytes."""
     out = tmp_path_factory.mktemp("artifact") / "tiny"
-    return export_all([{"model": tiny_checkpoint(), "context": 64, "buckets": [4, 16], "batch": 2, "out": out}])[0]
+    job = {"model": tiny_checkpoint(), "target": "portable", "context": 64, "buckets": [4, 16], "batch": 2, "out": out}
+    return export_all([job])[0]
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +45,12 @@ def smollm2_gguf() -> Path:
 def config_artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A portable artifact of each of checkpoints.CONFIGS, not yet proved, of the sizes in step_runs."""
     folder = tmp_path_factory.mktemp("configs")
-    sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
+    sizes = {
+        "target": "portable",
+        "context": step_runs.CONTEXT,
+        "buckets": step_runs.BUCKETS[1:],
+        "batch": step_runs.BATCH,
+    }
     jobs = [
         {"model": tiny_checkpoint(**config), "out": folder / name, "verify": False, **sizes}
         for name, config in CONFIGS.items()

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, ROOT
-from step_runs import expected, relative_error
+from step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
 
 from exporter.__main__ import main
-from runtime.artifact import MANIFEST, Artifact, file_entry, write_manifest
+from runtime.artifact import Artifact, file_entry, write_manifest
 from runtime.errors import UserError
 
 TOLERANCE = 1e-4  # of the range of the reference's logits
-SMALL = ["--context", "32", "--buckets", "8"]
+SMALL = ["--target", "portable", "--context", "32", "--buckets", "8"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -154,32 +154,35 @@ def test_a_failed_or_interrupted_export_leaves_nothing(tiny_checkpoint: Callable
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_stays_until_the_new_one_is_whole(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_was_there_stays_until_the_new_one_is_whole(
+    tiny_checkpoint: Callable[..., Path], config_artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     """A killed export leaves nothing that loads, and the next one sweeps it away."""
-    out = tmp_path / "x"
+    out = Path(shutil.copytree(config_artifacts["plain"], tmp_path / "x"))
     argv = ["export", str(tiny_checkpoint()), "--out", str(out), *SMALL]
-    assert run_exporter({"argv": [*argv, "--no-verify"]})[0][0] == 0
-    before = (out / MANIFEST).read_bytes()
-    assert run_exporter({"argv": [*argv, "--batch", "2"], "prove": "kill"}) == []
-    assert (out / MANIFEST).read_bytes() == before
-    Artifact.open(out, check_data=True)
+    assert run_exporter({"argv": argv, "prove": "kill"}) == []
+    assert Artifact.open(out, check_data=True).manifest.batch == 2
     (partial,) = (path for path in tmp_path.iterdir() if path != out)
     with pytest.raises(UserError, match="not an exported artifact"):
         Artifact.open(partial)
 
-    assert run_exporter({"argv": [*argv, "--batch", "2", "--no-verify"]})[0][0] == 0
-    assert Artifact.open(out, check_data=True).manifest.batch == 2
+    assert run_exporter({"argv": [*argv, "--no-verify"]})[0][0] == 0
+    assert Artifact.open(out, check_data=True).manifest.batch == 1
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_same_inputs_same_bytes(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_same_inputs_same_bytes(
+    tiny_checkpoint: Callable[..., Path], config_artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     """From two processes, at different times and places."""
-    files = []
-    for name in ("a", "b"):
-        argv = ["export", str(tiny_checkpoint()), "--out", str(tmp_path / name / "x"), "--no-verify", *SMALL]
-        assert run_exporter({"argv": argv}) != []
-        folder = tmp_path / name / "x"
-        files.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+    sizes = {"context": CONTEXT, "batch": BATCH, "buckets": ",".join(map(str, BUCKETS[1:]))}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    argv = ["export", str(tiny_checkpoint()), "--target", "portable", "--out", str(tmp_path / "x"), "--no-verify"]
+    assert run_exporter({"argv": [*argv, *options]})[0][0] == 0
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (config_artifacts["plain"], tmp_path / "x")
+    ]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
