@@ -1,0 +1,124 @@
+"""python tests/peers ARTIFACT...: this project's artifacts beside other engines, same weights, prompts and threads.
+
+Every engine lives in a process of its own. All are loaded first, warmed up, and then measured in turns, round after
+round, so that a slow minute of the machine falls on all alike; what is printed are medians over the rounds. Prompts are
+random token ids, fresh each round, so that no prefix cache helps; all engines decode greedily.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from accuracy import compare  # noqa: E402
+from install import not_installed  # noqa: E402
+from pool import Worker, measure  # noqa: E402
+from prepare import AbsentError, Models, Peer  # noqa: E402
+from report import build_report, show  # noqa: E402
+
+from exporter.source import resolve  # noqa: E402
+from runtime.artifact import Artifact  # noqa: E402
+
+SPARE = 64  # positions behind the deepest context, for the steps measured there
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python tests/peers", description=__doc__)
+    parser.add_argument("artifacts", nargs="+", type=Path, help="artifacts of one model, exported from a GGUF file")
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers/bin/python", help="the peers' interpreter")
+    parser.add_argument("--models", type=Path, default=ROOT / "build/peers", help="where converted models are kept")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=numbers, default=[128, 512], help="prompt lengths (default: 128,512)")
+    parser.add_argument("--depths", type=numbers, default=[128, 4096], help="context depths (default: 128,4096)")
+    parser.add_argument("--steps", type=int, default=32, help="decode steps a measurement (default: %(default)s)")
+    parser.add_argument("--only", default="", help="engines whose name contains one of these, as llama.cpp,int8")
+    parser.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the KL divergences out")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser.parse_args()
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def wanted_peers(models: Models) -> dict[str, Callable[[], Peer]]:
+    """name -> how its model is made."""
+    peers: dict[str, Callable[[], Peer]] = {}
+    for kind in ("F32", "BF16", "Q8_0", "Q4_0"):
+        peers[f"llama.cpp {kind}"] = lambda kind=kind: models.llama_cpp(kind, False)
+        peers[f"llama.cpp {kind} flash"] = lambda kind=kind: models.llama_cpp(kind, True)
+    for kind in ("fp16", "int8", "int4"):
+        for backend in ("PA", "SDPA"):
+            peers[f"openvino {kind} {backend}"] = lambda kind=kind, backend=backend: models.openvino(kind, backend)
+    for kind in ("fp32", "int4"):
+        peers[f"onnxruntime {kind}"] = lambda kind=kind: models.onnxruntime(kind)
+    for kind in ("float32", "bfloat16"):
+        peers[f"pytorch {kind}"] = lambda kind=kind: models.pytorch(kind)
+    return peers
+
+
+def main() -> int:
+    asked = options()
+    artifacts = [Artifact.open(path) for path in asked.artifacts]
+    sources = {artifact.manifest.source.model for artifact in artifacts}
+    if len(sources) > 1:
+        sys.exit(f"error: the artifacts come from {', '.join(sorted(sources))}; needed: one model")
+    gguf = resolve(sources.pop()).path
+    if gguf.suffix != ".gguf":
+        sys.exit(f"error: {gguf} is no GGUF file, which llama.cpp needs")
+    models = Models(asked.models, asked.python, gguf)
+    absent = not_installed(asked.python)
+    keep = [part for part in asked.only.split(",") if part]
+    context = max(asked.depths + asked.prompts) + SPARE
+
+    ours = [
+        Peer("ours", f"{a.manifest.target} {a.manifest.weights_format}", str(a.path), weight_files(a))
+        for a in artifacts
+    ]
+    makers: dict[str, Callable[[], Peer]] = {peer.name: lambda peer=peer: peer for peer in ours}
+    makers.update(wanted_peers(models))
+    workers: dict[str, Worker] = {}
+    try:
+        for name, make in makers.items():
+            if keep and not any(part in name for part in keep):
+                continue
+            engine = name.split()[0]
+            if engine in absent:
+                continue
+            print(f"loading {name}", file=sys.stderr)
+            try:
+                peer = make()
+                python = Path(sys.executable) if peer.engine == "ours" else asked.python
+                workers[name] = Worker(peer, python, asked.threads, context)
+            except AbsentError as reason:
+                absent[name] = str(reason)
+        vocabulary = artifacts[0].manifest.config["vocab_size"]
+        figures = measure(workers, vocabulary, asked.prompts, asked.depths, asked.steps, asked.rounds)
+        agreement = compare(workers, gguf, artifacts[0].path) if asked.accuracy else {}
+    finally:
+        for worker in workers.values():
+            worker.close()
+    report = build_report(workers, figures, agreement, absent, vars(asked))
+    show(report)
+    if asked.json:
+        asked.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def weight_files(artifact: Artifact) -> tuple[Path, ...]:
+    manifest = artifact.manifest
+    if manifest.weights is not None:
+        return (artifact.file(manifest.weights.file),)
+    return tuple(artifact.file(data.file) for graph in manifest.graphs for data in graph.data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

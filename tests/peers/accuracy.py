@@ -1,0 +1,63 @@
+"""How far each engine's logits are from the float32 reference, on the text and windows of exporter/evaluate.py.
+
+Only for engines that give logits (this project's and llama.cpp); the same reference, tokens and formulas for all.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pool import Worker
+from prepare import Peer
+
+from exporter import evaluate
+from exporter.checkpoint import open_checkpoint
+from exporter.reference import reference_model
+from runtime.artifact import Artifact
+from runtime.bench.workload import EMBEDDING, step_weight_bytes
+from runtime.text import Tokenizer
+
+TOKENS = 4096
+
+
+def compare(workers: dict[str, Worker], gguf: Path, artifact: Path) -> dict[str, dict[str, Any]]:
+    """name -> evaluate.summary's figures and bits_per_weight, of each engine that gives logits."""
+    able = {name: worker for name, worker in workers.items() if worker.peer.gives_logits}
+    checkpoint = open_checkpoint(gguf)
+    count = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
+    text = evaluate.read_text(evaluate.TEXT)
+    ids = np.array(Tokenizer.from_folder(artifact).encode(text)[:TOKENS], np.int32)
+    windows, first = evaluate.cut(ids, evaluate.WINDOW)
+    model, _ = reference_model(checkpoint)
+    scores: dict[str, list[evaluate.TokenScores]] = {name: [] for name in able}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "logits.npy"
+        for number, window in enumerate(windows, start=1):
+            print(f"accuracy: window {number} of {len(windows)}", file=sys.stderr)
+            expected = model(window, list(range(first, len(window) - 1)))
+            for name, worker in able.items():
+                worker.ask(op="logits", tokens=[int(t) for t in window[:-1]], first=first, file=str(file))
+                scores[name].append(evaluate.score(expected, np.load(file), window[first + 1 :]))
+    return {
+        name: {
+            **evaluate.summary(evaluate.TokenScores.joined(parts)),
+            "bits_per_weight": 8 * weight_bytes(able[name].peer) / count,
+        }
+        for name, parts in scores.items()
+    }
+
+
+def weight_bytes(peer: Peer) -> int:
+    """Bytes of the network's tensors alone, as the engine's file holds them."""
+    if peer.engine == "ours":
+        manifest = Artifact.open(peer.model).manifest
+        embedding = [spec.nbytes for spec in manifest.graph_for(1).inputs if spec.name == EMBEDDING]
+        tied = manifest.config.get("tie_word_embeddings", False)
+        return step_weight_bytes(manifest) + (0 if tied else sum(embedding))
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(peer.files[0]).tensors)

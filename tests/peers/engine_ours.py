@@ -1,0 +1,51 @@
+"""This project's runtime: MODEL is an artifact folder."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from runtime.artifact import Artifact
+from runtime.engine import Engine as StepEngine
+
+
+class Engine:
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        from importlib.metadata import version
+
+        self.step = StepEngine(Artifact.open(model), threads)
+        if self.step.context < context:
+            raise ValueError(f"its context is {self.step.context}; this run needs {context}")
+        self.version = f"MindSpore Lite {version('mindspore-lite')}"
+        self.filled: list[int] = []
+
+    def prefill(self, tokens: list[int]) -> float:
+        self.filled = []
+        began = time.perf_counter()
+        self._forward(tokens, 0).argmax()
+        return time.perf_counter() - began
+
+    def decode(self, tokens: list[int], steps: int) -> list[float]:
+        if tokens != self.filled:
+            self._forward(tokens, 0)
+            self.filled = tokens
+        token, seconds = tokens[-1], []
+        for position in range(len(tokens), len(tokens) + steps):
+            began = time.perf_counter()
+            token = int(self._forward([token], position).argmax())
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    def logits(self, tokens: list[int], first: int) -> np.ndarray:
+        self.filled = []
+        rows = [self._forward(tokens[: first + 1], 0).copy()]
+        rows += [self._forward([tokens[i]], i).copy() for i in range(first + 1, len(tokens))]
+        return np.stack(rows)
+
+    def _forward(self, tokens: list[int], start: int) -> np.ndarray:
+        """Row 0 alone takes part; logits [V] after the last token."""
+        row = np.arange(self.step.batch) == 0
+        call = np.zeros((self.step.batch, len(tokens)), np.int32)
+        call[0] = tokens
+        return self.step.forward(call, start * row, len(tokens) * row)[0]

@@ -1,0 +1,42 @@
+"""PyTorch and transformers, eager: MODEL is "<Hugging Face folder>:<dtype>", dtype float32 or bfloat16."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import transformers
+
+
+class Engine:
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        folder, _, dtype = model.rpartition(":")
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        self.filled: list[int] = []
+        self.cache = transformers.DynamicCache()
+
+    def prefill(self, tokens: list[int]) -> float:
+        self.filled, self.cache = [], transformers.DynamicCache()
+        began = time.perf_counter()
+        self._forward(tokens)
+        return time.perf_counter() - began
+
+    def decode(self, tokens: list[int], steps: int) -> list[float]:
+        if tokens != self.filled:
+            self.cache = transformers.DynamicCache()
+            self._forward(tokens)
+            self.filled = tokens
+        token, seconds = tokens[-1], []
+        for _ in range(steps):
+            began = time.perf_counter()
+            token = self._forward([token])
+            seconds.append(time.perf_counter() - began)
+        self.cache.crop(len(tokens))
+        return seconds
+
+    def _forward(self, tokens: list[int]) -> int:
+        logits = self.model(torch.tensor([tokens]), past_key_values=self.cache, logits_to_keep=1).logits
+        return int(logits[0, -1].argmax())
