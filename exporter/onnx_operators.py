@@ -36,6 +36,12 @@ class CustomOperator:
 
 
 CUSTOM: dict[str, CustomOperator] = {
+    "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
+    "EdgeLinear": CustomOperator(
+        ("x", "weight", "length", "gamma, bias, residual as the attributes say"),
+        {"format": str, "epilogue": str, "norm": int, "bias": int, "last_only": int, "eps": float}
+        | {"in": int, "out": int},
+    ),
     "FusedAttention": CustomOperator(
         ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache", "k_scale", "v_scale"),
         {"heads": int, "scale": float, "window": int},

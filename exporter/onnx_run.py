@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from exporter.mindir_graph import read
 from exporter.onnx_operators import DOMAIN
 from exporter.onnx_twin import WRITTEN, translate
-from kernels import reference
+from kernels import reference, weight_format
 from runtime.artifact import Artifact, Graph
 from runtime.engine import Engine
 
@@ -34,7 +34,7 @@ class TwinGraph:
         model = translate(read(path), graph)
         self.inputs = [value.name for value in model.graph.input]
         self._weights = _take_external(model, path.parent)
-        self._run = ReferenceEvaluator(model, new_ops=[FusedAttention, Gemm, MatMul]).run
+        self._run = ReferenceEvaluator(model, new_ops=OPERATORS).run
         names = [value.name for value in model.graph.output]
         self._own = [name for name in names if not name.endswith(WRITTEN)]
         self._written = [name for name in names if name.endswith(WRITTEN)]
@@ -92,6 +92,40 @@ class FusedAttention(OpRun):
         return (attended, *copies)
 
 
+class EdgeEmbedding(OpRun):
+    op_domain = DOMAIN
+
+    def _run(self, ids: Any, packed: Any, length: Any, format: str, vocabulary: int, width: int) -> tuple[np.ndarray]:
+        return (reference.embedding(ids, weight_format.unpack(packed, format, vocabulary, width), length),)
+
+
+class EdgeLinear(OpRun):
+    """Operands past the third are gamma, bias and residual, those that there are."""
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Any, packed: Any, length: Any, *rest: Any, **given: Any) -> tuple[np.ndarray]:
+        operands = iter(rest)
+        gamma = next(operands) if given["norm"] else None
+        bias = next(operands) if given["bias"] else None
+        residual = next(operands) if given["epilogue"] == "residual_add" else None
+        # Columns past `out` only fill the last panel; with swiglu they lie between gate and up.
+        swiglu = given["epilogue"] == "swiglu"
+        columns = len(packed) * weight_format.PANEL if swiglu else given["out"]
+        y = reference.linear(
+            x,
+            weight_format.unpack(packed, given["format"], columns, given["in"]),
+            length,
+            gamma=gamma,
+            eps=given["eps"],
+            bias=None if bias is None else bias[:columns],
+            residual=residual,
+            swiglu=swiglu,
+            last_only=bool(given["last_only"]),
+        )
+        return (y[..., : given["out"]],)
+
+
 class Gemm(OpRun):
     """ONNX's, for matrices without a third term; half precision is summed in float32, as devices do."""
 
@@ -108,3 +142,6 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float16:
         return np.matmul(a, b)
     return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+
+
+OPERATORS: list[type[OpRun]] = [EdgeEmbedding, EdgeLinear, FusedAttention, Gemm, MatMul]

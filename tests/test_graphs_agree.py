@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import step_runs
-from checkpoints import CONFIGS
+from checkpoints import CONFIGS, export_all
 from step_runs import expected, relative_error, run_schedule
 
 from exporter.onnx_run import twin_engine
@@ -16,6 +16,45 @@ from runtime.artifact import Artifact
 
 TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, through two or three layers
 MINDSPORE = ("gqa-3to1", "head-size-20", "yarn")  # it compiles each bucket of each, a second or two a time
+# Weights and cache of the cpu target -> how far its kernels may be from their definitions: integer weights meet
+# activations of 16 bits, or of bfloat16 where the CPU has AMX and the call enough tokens.
+CPU = {
+    ("fp32", "float32"): 1e-5,
+    ("fp32", "float16"): 1e-3,
+    ("bf16", "float16"): 2e-2,
+    ("int8", "int8"): 2e-2,
+    ("int4", "float16"): 2e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def cpu_artifacts(
+    tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Path]:
+    folder = tmp_path_factory.mktemp("cpu")
+    model = tiny_checkpoint(**CONFIGS["head-size-20"])
+    sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
+    jobs = [
+        {
+            "model": model,
+            "target": "cpu",
+            "weights": weights,
+            "cache": cache,
+            "verify": False,
+            "out": folder / f"{weights}-{cache}",
+            **sizes,
+        }
+        for weights, cache in CPU
+    ]
+    return dict(zip(CPU, export_all(jobs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def cpu_logits(
+    cpu_artifacts: dict[tuple[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], np.ndarray]:
+    runs = step_runs.run_in_child("lite", list(cpu_artifacts.values()), tmp_path_factory.mktemp("lite"))
+    return dict(zip(cpu_artifacts, runs, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +88,22 @@ def test_the_twin_is_the_checkpoints_network(
     """So that agreement is not of three wrong graphs."""
     twin = run_schedule(twin_engine(Artifact.open(config_artifacts[name])))
     assert relative_error(twin, expected(tiny_checkpoint(**CONFIGS[name]))) < TOLERANCE
+
+
+@pytest.mark.parametrize(("weights", "cache"), CPU)
+def test_cpu_graphs_agree_with_their_kernels_definitions(
+    weights: str,
+    cache: str,
+    cpu_artifacts: dict[tuple[str, str], Path],
+    cpu_logits: dict[tuple[str, str], np.ndarray],
+) -> None:
+    """MindSpore Lite with our kernels, and the twin with kernels/reference.py: graph, weights and caches in place."""
+    twin = run_schedule(twin_engine(Artifact.open(cpu_artifacts[weights, cache])))
+    assert relative_error(twin, cpu_logits[weights, cache]) < CPU[weights, cache]
+
+
+def test_the_fp32_cpu_twin_is_the_checkpoints_network(
+    cpu_artifacts: dict[tuple[str, str], Path], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    twin = run_schedule(twin_engine(Artifact.open(cpu_artifacts["fp32", "float32"])))
+    assert relative_error(twin, expected(tiny_checkpoint(**CONFIGS["head-size-20"]))) < TOLERANCE
