@@ -16,18 +16,19 @@ extern "C" __global__ __aicore__ void fused_attention(GM_ADDR qkv, GM_ADDR cos, 
 #elif EDGELLAMA_ARCH == 2002
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AICORE);
 #endif
+    // Literals: CANN's compiler finds the keys in the text of this function.
+    static_assert(ATTENTION_KEY_DECODE == 1 && ATTENTION_KEY_PREFILL == 2, "keys as the tiling function sets them");
     AscendC::TPipe pipe;
-    if (TILING_KEY_IS(ATTENTION_KEY_DECODE)) {
+    if (TILING_KEY_IS(1)) {
 #if EDGELLAMA_SPLIT_CORES
-        KERNEL_TASK_TYPE(ATTENTION_KEY_DECODE, KERNEL_TYPE_MIX_AIV_1_0);
+        KERNEL_TASK_TYPE(1, KERNEL_TYPE_MIX_AIV_1_0);
 #endif
         edgellama::DecodeAttention kernel;
         kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, workspace, data.decode, &pipe);
         kernel.Process();
-    } else if (TILING_KEY_IS(ATTENTION_KEY_PREFILL)) {
+    } else if (TILING_KEY_IS(2)) {
         edgellama::PrefillAttention kernel;
-        REGIST_MATMUL_OBJ(&pipe, AscendC::GetSysWorkSpacePtr(), kernel.qk, &data.prefill.qk, kernel.pv,
-                          &data.prefill.pv);
+        REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), kernel.qk, &data.prefill.qk, kernel.pv, &data.prefill.pv);
         kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, workspace, data.prefill, &pipe);
         kernel.Process();
     }

@@ -202,9 +202,9 @@ void RegisterMatmul(TPipe* pipe, M& object, const TCubeTiling* tiling, Rest&&...
     RegisterMatmul(pipe, rest...);
 }
 
-inline std::uint8_t* GetSysWorkSpacePtr() { return nullptr; }
-
 }  // namespace AscendC
+
+inline std::uint8_t* GetSysWorkSpacePtr() { return nullptr; }
 
 #define REGIST_MATMUL_OBJ(tpipe, workspace, ...)         \
     do {                                                 \
