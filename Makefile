@@ -1,6 +1,7 @@
 # make run          set up, export a small Llama and let it answer PROMPT
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
-# make export MODEL=llama3-8b [TARGET= WEIGHTS= CONTEXT= BUCKETS= BATCH= OUT=]
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
+# make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make lint         ruff and mypy
 # make clean        remove the environment and the build folder (not the artifacts)
 
@@ -10,18 +11,18 @@ PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 MODEL ?= smollm2-135m-instruct
-TARGET ?= portable
-WEIGHTS ?= fp32
+TARGET ?= cpu
+WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,int8)
 PROMPT ?= Why is the sky blue?
 ARTIFACT ?= artifacts/$(notdir $(MODEL))-$(TARGET)-$(WEIGHTS)
 
 # name=value of the command line -> --name value; the default of what is not given is the exporter's.
 option = $(if $(filter-out undefined default,$(origin $(2))),--$(1) "$($(2))")
 EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,CONTEXT) \
-  $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
+  $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
 
 .DELETE_ON_ERROR:
-.PHONY: run export test test-fast lint clean
+.PHONY: run export bench test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
@@ -31,6 +32,9 @@ export: $(VENV)/ready
 
 $(ARTIFACT)/manifest.json: | $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS) --out $(ARTIFACT)
+
+bench: $(ARTIFACT)/manifest.json
+	@$(PYTHON) -m runtime bench $(ARTIFACT)
 
 test: $(VENV)/ready-test
 	$(PYTHON) -m pytest

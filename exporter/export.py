@@ -24,7 +24,7 @@ from runtime import artifact
 from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 
-TARGETS = ("portable", "cpu")
+TARGETS = ("cpu", "portable")  # the first is the default
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
