@@ -19,6 +19,7 @@ from runtime.artifact import Artifact, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES, KVCache
 from runtime.lite_graph import LiteGraph, available_threads, import_lite
+from runtime.resident import release_library_pages
 from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
 from runtime.weights import MappedWeights
 
@@ -140,6 +141,7 @@ class Engine:
             self._current[graph.file] = graph.bucket
             for bucket in graph.buckets:
                 self._ready[bucket] = self._prepare(graph, built, bucket)
+        release_library_pages()
         self.timings.load = time.perf_counter() - began
 
     def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -62,7 +62,8 @@ def build_settings() -> tuple[list[str], dict[str, str]]:
         settings.update(CXX=clang, CC=clang.replace("clang++", "clang"))
     elif gcc_major() <= 12:
         settings.update(CXXFLAGS="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16", CFLAGS="-mno-amx-tile -mno-amx-int8")
-    return ["--no-binary", "llama-cpp-python"], {**settings, "CMAKE_ARGS": native}
+    # no cache: a wheel built earlier, by another compiler, would be taken from it
+    return ["--no-cache-dir", "--no-binary", "llama-cpp-python"], {**settings, "CMAKE_ARGS": native}
 
 
 def gcc_major() -> int:

@@ -1,0 +1,57 @@
+"""Gives back the memory of library pages that only loading needed.
+
+MindSpore Lite's libraries hold some 200 MB of symbols, relocations and converter code that are read while they load and
+hardly again. They are unmodified pages of files: dropping them from this process costs nothing but a page fault where
+one is needed after all, and the kernel keeps them in its page cache as long as it has room.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+SMAPS = Path("/proc/self/smaps")
+MADV_DONTNEED = 4  # madvise(2): for an unmodified private file mapping, read the page from the file when next touched
+MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (....) [0-9a-f]+ \S+ [1-9]\d*\s+(/.*)$")
+
+
+def release_library_pages(folder: str = "/mindspore_lite/") -> int:
+    """Drop the unmodified, unwritable pages of shared libraries whose path holds `folder`; bytes that were resident.
+
+    Does nothing, and returns 0, on systems without Linux's smaps.
+    """
+    if not SMAPS.is_file():
+        return 0
+    try:
+        madvise = ctypes.CDLL(None).madvise
+        text = SMAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    except (AttributeError, OSError):  # no such call, or /proc is hidden: the pages stay
+        return 0
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    released = 0
+    for begin, end, resident in unmodified_mappings(text, folder):
+        if madvise(begin, end - begin, MADV_DONTNEED) == 0:
+            released += resident
+    return released
+
+
+def unmodified_mappings(smaps: str, folder: str) -> list[tuple[int, int, int]]:
+    """(begin, end, resident bytes) of private read-only mappings of .so files under `folder` without a page of their
+    own: one that was relocated and then write-protected (RELRO) has such pages, and must keep them."""
+    found = []
+    begin = end = resident = 0
+    wanted = False
+    for line in smaps.splitlines():
+        start = MAPPING.match(line)
+        if start:
+            path, mode = start[4], start[3]
+            wanted = folder in path and ".so" in path and mode in ("r--p", "r-xp")
+            begin, end = int(start[1], 16), int(start[2], 16)
+        elif re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):  # a mapping of no file
+            wanted = False
+        elif wanted and line.startswith("Rss:"):
+            resident = int(line.split()[1]) * 1024
+        elif wanted and line.startswith("Anonymous:") and int(line.split()[1]) == 0:
+            found.append((begin, end, resident))
+    return found
