@@ -28,6 +28,7 @@ from runtime.progress import progress
 from runtime.text import Tokenizer
 
 SCHEMA_VERSION = 1
+CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so they pass for int16
 SLOW_LOAD = 5.0  # seconds: a load slower than this is not repeated
 
 
@@ -222,7 +223,7 @@ def about(artifact: Artifact) -> dict[str, Any]:
     return {
         **{name: getattr(manifest, name) for name in same},
         "digest": manifest.to_dict()["digest"],
-        "cache_dtype": manifest.cache.dtype,
+        "cache_dtype": CACHE_NAMES.get(manifest.cache.dtype, manifest.cache.dtype),
         "buckets": list(manifest.buckets),
         "weights_bytes": weights_bytes(manifest),
         "step_weights_bytes": step_weight_bytes(manifest),
