@@ -1,0 +1,266 @@
+"""Logits processors and warpers against transformers' on random scores, and the draw against the distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as theirs
+
+from runtime.errors import UserError
+from runtime.generation_config import GenerationConfig
+from runtime.processors import processors, without_eos
+from runtime.sampling import Candidates, draw, log_normaliser, warpers
+
+ROWS = 3
+EOS = (1, 5)
+# Flat and peaked rows, small and large vocabularies: nuclei of one token up to nearly all.
+SHAPES = [(7, 1.0), (300, 2.0), (5000, 0.3), (49152, 3.0), (20000, 8.0)]
+
+WARPERS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 0.6, "top_k": 0},
+    "top_k": {"top_k": 40},
+    "top_k 1": {"top_k": 1},
+    "top_k beyond the vocabulary": {"top_k": 10**6},
+    "top_p": {"top_p": 0.9, "top_k": 0},
+    "top_p small": {"top_p": 0.01, "top_k": 0},
+    "top_p wide": {"top_p": 0.995, "top_k": 0},
+    "min_p": {"min_p": 0.1, "top_k": 0},
+    "min_p 0": {"min_p": 0.0, "top_k": 0},
+    "min_p 1": {"min_p": 1.0, "top_k": 0},
+    "typical_p": {"typical_p": 0.9, "top_k": 0},
+    "typical_p small": {"typical_p": 0.2, "top_k": 0},
+    "llama 3": {"temperature": 0.6, "top_p": 0.9, "top_k": 0},
+    "usual": {"temperature": 0.7, "top_k": 50, "top_p": 0.95},
+    "flat": {"temperature": 1.5, "min_p": 0.05, "top_k": 0},
+    "all": {"temperature": 1.3, "top_k": 200, "top_p": 0.97, "min_p": 0.001, "typical_p": 0.95},
+}
+BANNED = [[3], [1], [4, 2], [2, 3, 4]]
+BIAS = {(2,): 3.5, (6,): -2.0, (3, 4): 5.0, (2, 4): 1.5, (4, 4, 3): float("-inf")}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"repetition_penalty": 1.3},
+    "repetition_reward": {"repetition_penalty": 0.8},
+    "no_repeat_ngram 1": {"no_repeat_ngram_size": 1},
+    "no_repeat_ngram 2": {"no_repeat_ngram_size": 2},
+    "no_repeat_ngram 3": {"no_repeat_ngram_size": 3},
+    "no_repeat_ngram long": {"no_repeat_ngram_size": 99},
+    "bad_words_ids": {"bad_words_ids": BANNED},
+    "sequence_bias": {"sequence_bias": BIAS},
+    "all": {
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": BANNED,
+        "sequence_bias": BIAS,
+    },
+}
+
+
+def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
+    made = theirs.LogitsProcessorList()
+    if config.temperature != 1.0:
+        made.append(theirs.TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        made.append(theirs.TopKLogitsWarper(config.top_k))
+    if config.top_p < 1.0:
+        made.append(theirs.TopPLogitsWarper(config.top_p))
+    if config.min_p is not None:
+        made.append(theirs.MinPLogitsWarper(config.min_p))
+    if config.typical_p < 1.0:
+        made.append(theirs.TypicalLogitsWarper(config.typical_p))
+    return made
+
+
+def their_processors(config: GenerationConfig) -> theirs.LogitsProcessorList:
+    made = theirs.LogitsProcessorList()
+    if config.sequence_bias:
+        made.append(theirs.SequenceBiasLogitsProcessor(dict(config.sequence_bias)))
+    if config.repetition_penalty != 1.0:
+        made.append(theirs.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.no_repeat_ngram_size:
+        made.append(theirs.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.bad_words_ids:
+        words = [list(ids) for ids in config.bad_words_ids]
+        made.append(theirs.NoBadWordsLogitsProcessor(words, eos_token_id=list(config.eos_token_id)))
+    return made
+
+
+def warped(config: GenerationConfig, row: np.ndarray) -> np.ndarray:
+    candidates = Candidates(row.copy())
+    for warper in warpers(config):
+        candidates = warper(candidates)
+    return candidates.dense(row.size)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def hold_equal(ours: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(expected))
+    np.testing.assert_allclose(softmax(ours), softmax(expected), atol=1e-5, rtol=0)
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(ours[finite], expected[finite], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("settings", WARPERS.values(), ids=WARPERS.keys())
+def test_warpers_give_transformers_distribution(settings: dict[str, Any]) -> None:
+    config = GenerationConfig(do_sample=True, **settings)
+    for size, spread in SHAPES:
+        rows = (np.random.default_rng(size).normal(size=(ROWS, size)) * spread).astype(np.float32)
+        expected = their_warpers(config)(torch.zeros((ROWS, 1), dtype=torch.long), torch.tensor(rows)).numpy()
+        hold_equal(np.stack([warped(config, row) for row in rows]), expected)
+
+
+@pytest.mark.parametrize("settings", WARPERS.values(), ids=WARPERS.keys())
+def test_warpers_take_banned_tokens_and_equal_scores(settings: dict[str, Any]) -> None:
+    config = GenerationConfig(do_sample=True, **settings)
+    rng = np.random.default_rng(0)
+    for size in (9, 6000):
+        rows = rng.integers(-4, 5, (ROWS, size)).astype(np.float32)  # whole numbers: many are equal
+        rows[:, rng.permutation(size)[: size // 3]] = -np.inf
+        expected = their_warpers(config)(torch.zeros((ROWS, 1), dtype=torch.long), torch.tensor(rows)).numpy()
+        ours = np.stack([warped(config, row) for row in rows])
+        # where equal scores meet a limit of probability, rounding decides how many of them stay
+        if config.top_p == 1.0:
+            np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(expected))
+        np.testing.assert_allclose(np.sort(softmax(ours)), np.sort(softmax(expected)), atol=2e-3, rtol=0)
+
+
+def test_equal_scores_alone_are_no_endless_search() -> None:
+    for value in (0.0, 3.0):
+        kept = warped(GenerationConfig(do_sample=True, top_p=0.5, top_k=0), np.full(10_000, value, np.float32))
+        assert abs(np.isfinite(kept).sum() - 5000) <= 1
+
+
+def test_beams_keep_more_than_one_token() -> None:
+    row = np.array([9.0, 1.0, 0.5, 0.0], np.float32)
+    for settings in ({"top_k": 1}, {"top_k": 0, "top_p": 0.1}, {"top_k": 0, "min_p": 0.9}):
+        candidates = Candidates(row)
+        for warper in warpers(GenerationConfig(do_sample=True, **settings), min_tokens_to_keep=3):
+            candidates = warper(candidates)
+        np.testing.assert_array_equal(candidates.dense(4), [9.0, 1.0, 0.5, -np.inf])
+
+
+@pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS.keys())
+@pytest.mark.parametrize("length", [1, 2, 3, 12, 60])
+def test_processors_give_transformers_scores(settings: dict[str, Any], length: int) -> None:
+    config = GenerationConfig(eos_token_id=EOS, **settings)
+    rng = np.random.default_rng(length)
+    for size in (8, 500):
+        texts = rng.integers(0, 8, (ROWS, length))
+        scores = rng.normal(size=(ROWS, size)).astype(np.float32)
+        expected = their_processors(config)(torch.tensor(texts), torch.tensor(scores)).numpy()
+        ours = scores.copy()
+        for processor in processors(config, size):
+            ours = processor(list(texts), ours)
+        np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(expected))
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_without_eos_is_min_new_tokens() -> None:
+    scores = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+    their = theirs.MinNewTokensLengthLogitsProcessor(3, 2, list(EOS))
+    expected = their(torch.zeros((ROWS, 4), dtype=torch.long), torch.tensor(scores)).numpy()
+    np.testing.assert_array_equal(without_eos(scores.copy(), (*EOS, -1, 99)), expected)
+
+
+def test_processors_and_warpers_together_are_transformers() -> None:
+    config = GenerationConfig(
+        do_sample=True, temperature=0.8, top_k=20, top_p=0.9, eos_token_id=EOS, **PROCESSORS["all"]
+    )
+    rng = np.random.default_rng(5)
+    texts = rng.integers(0, 30, (ROWS, 40))
+    scores = (2 * rng.normal(size=(ROWS, 400))).astype(np.float32)
+    both = theirs.LogitsProcessorList([*their_processors(config), *their_warpers(config)])
+    expected = both(torch.tensor(texts), torch.tensor(scores)).numpy()
+    ours = scores.copy()
+    for processor in processors(config, 400):
+        ours = processor(list(texts), ours)
+    hold_equal(np.stack([warped(config, row) for row in ours]), expected)
+
+
+def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    """Standard deviations above what chance gives: the statistic has mean d and variance 2d, d degrees of freedom."""
+    expected = probabilities * counts.sum()
+    order = np.argsort(expected)[::-1]
+    counts, expected = counts[order], expected[order]
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    used = expected > 0
+    assert counts[~used].sum() == 0
+    degrees = used.sum() - 1
+    statistic = ((counts[used] - expected[used]) ** 2 / expected[used]).sum()
+    return float((statistic - degrees) / np.sqrt(2 * degrees))
+
+
+@pytest.mark.parametrize(("size", "count"), [(6, 20_000), (900, 40_000), (5003, 20_000)])
+def test_draws_follow_the_distribution(size: int, count: int) -> None:
+    rng = np.random.default_rng(size)
+    scores = (2 * rng.normal(size=size)).astype(np.float32)
+    scores[rng.permutation(size)[: size // 3]] = -np.inf
+    counts = np.bincount([draw(Candidates(scores), u) for u in rng.random(count)], minlength=size)
+    assert chi_square(counts, softmax(scores)) < 4
+    skewed = softmax(scores * 0.9)
+    assert chi_square(counts, skewed) > 4  # the test can tell
+
+
+def test_a_draw_gives_ids_and_never_a_banned_token() -> None:
+    scores = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf], np.float32)
+    ids = np.array([10, 11, 12, 13, 14])
+    edge = np.nextafter(1.0, 0.0)
+    assert [draw(Candidates(scores, ids), u) for u in (0.0, 0.49, 0.5, edge)] == [11, 11, 13, 13]
+    wide = np.full(4000, -np.inf, np.float32)
+    wide[[5, 2000, 3999 - 5]] = 1.0
+    assert [draw(Candidates(wide), u) for u in (0.0, 0.5, edge)] == [5, 2000, 3994]
+
+
+def test_log_probabilities() -> None:
+    scores = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 10
+    expected = torch.log_softmax(torch.tensor(scores, dtype=torch.float64), -1).numpy()
+    np.testing.assert_allclose(scores - log_normaliser(scores), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, r"temperature is 0; needed: a number above 0 \(do_sample=False takes the likeliest\)"),
+        ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"temperature": float("nan")}, r"temperature is nan"),
+        ({"temperature": "hot"}, r"temperature is 'hot'"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; needed: a number above 0, at most 1"),
+        ({"top_p": 1.01}, r"top_p is 1\.01"),
+        ({"typical_p": 0}, r"typical_p is 0"),
+        ({"min_p": 2}, r"min_p is 2"),
+        ({"top_k": -1}, r"top_k is -1"),
+        ({"top_k": 2.5}, r"top_k is 2\.5"),
+        ({"repetition_penalty": 0}, r"repetition_penalty is 0"),
+        ({"no_repeat_ngram_size": -2}, r"no_repeat_ngram_size is -2"),
+        ({"min_new_tokens": -2}, r"min_new_tokens is -2"),
+        ({"num_return_sequences": 0}, r"num_return_sequences is 0"),
+        ({"seed": -1}, r"seed is -1"),
+        ({"do_sample": "yes"}, r"do_sample is 'yes'"),
+        ({"bad_words_ids": [[]]}, r"bad_words_ids is \[\[\]\]"),
+        ({"bad_words_ids": [1, 2]}, r"bad_words_ids is \[1, 2\]; needed: a list of lists"),
+        ({"bad_words_ids": [[-1]]}, r"bad_words_ids"),
+        ({"sequence_bias": {1: 2.0}}, r"sequence_bias"),
+        ({"sequence_bias": [[1], 2.0]}, r"sequence_bias"),
+        ({"stop_strings": ["a", ""]}, r"stop_strings"),
+        ({"pad_token_id": 1.5}, r"pad_token_id is 1\.5"),
+    ],
+)
+def test_settings_out_of_range_are_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_lists_and_dictionaries_become_one_form() -> None:
+    listed = GenerationConfig(sequence_bias=[[[1, 2], 3], [[4], -1.5]], bad_words_ids=[[1]], stop_strings="x")
+    assert listed == GenerationConfig(
+        sequence_bias={(1, 2): 3.0, (4,): -1.5}, bad_words_ids=((1,),), stop_strings=["x"], eos_token_id=[]
+    )
+    with pytest.raises(UserError, match=r"bad_words_ids holds id 9; this artifact's ids are 0\.\.7"):
+        processors(GenerationConfig(bad_words_ids=[[1, 9]]), 8)
