@@ -16,11 +16,12 @@ prefill    a list: prompt_tokens, rows, seconds (statistic; empty cache to the f
 decode     a list: depth (tokens in the cache before the first of the steps), rows, seconds (statistic; one step of
            all rows: graph, inputs, picking the greedy token), model_seconds (statistic; of that the graph alone),
            tokens_per_second, bytes_per_step (weights once, and the rows' filled cache), rate, bandwidth_share (rate
-           over bandwidth.rate.median)
+           over bandwidth.rate.max: what else runs on the machine lowers both, and the limit is what it could do)
 loop       what surrounds the model, seconds a token: encode, detokenize (streaming), greedy; null without a tokenizer
 load       of fresh processes whose files are in the page cache: process (statistic; interpreter start to a first token
            being possible), engine (statistic; of that opening the artifact and building the graphs)
-memory     of a fresh process that filled the cache to the deepest depth and decoded a step: peak_bytes (VmHWM),
-           after_load_bytes, overhead_bytes (peak less weights_bytes and cache_bytes); null where there is no VmHWM
+memory     of a fresh process that filled the cache of all rows to the deepest depth and decoded a step: peak_bytes
+           (VmHWM), after_load_bytes, filled_cache_bytes, overhead_bytes (peak less weights_bytes and
+           filled_cache_bytes); null where there is no VmHWM
 output     prompt_tokens, new_tokens and sha256 of the greedy token ids (int32, little-endian) of a fixed prompt
 """

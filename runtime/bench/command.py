@@ -17,6 +17,7 @@ from runtime.bench.workload import (
     Workload,
     bytes_per_step,
     cache_bytes,
+    cache_bytes_per_token,
     loop_times,
     step_weight_bytes,
     weights_bytes,
@@ -148,7 +149,7 @@ def rounds(workload: Workload, settings: Settings) -> tuple[list[dict[str, Any]]
     return (
         [prefill_entry(*case, samples[1:]) for case, samples in prefill.items()],
         [
-            decode_entry(*case, samples[1:], bytes_per_step(manifest, *case, steps), rate["median"])
+            decode_entry(*case, samples[1:], bytes_per_step(manifest, *case, steps), rate["max"])
             for case, samples in decode.items()
         ],
         {"method": reading.method, "buffer_bytes": reading.buffer_bytes, "rate": rate},
@@ -208,11 +209,12 @@ def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[st
         "engine": statistic([float(run["engine_seconds"] or 0) for run in runs]),
     }
     peak = full["peak_bytes"]
-    held = weights_bytes(manifest) + cache_bytes(manifest)
+    filled = manifest.batch * (settings.depths[-1] + 1) * cache_bytes_per_token(manifest)
     memory = {
         "peak_bytes": peak,
         "after_load_bytes": full["after_load_bytes"],
-        "overhead_bytes": None if peak is None else int(peak) - held,
+        "filled_cache_bytes": filled,
+        "overhead_bytes": None if peak is None else int(peak) - weights_bytes(manifest) - filled,
     }
     return load, memory
 

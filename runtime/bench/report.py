@@ -17,12 +17,12 @@ def table(found: dict[str, Any]) -> str:
     artifact, settings, versions, read = found["artifact"], found["settings"], found["versions"], found["bandwidth"]
     sections = [
         f"{artifact['name']}: {artifact['target']}, weights {artifact['weights_format']} "
-        f"({artifact['weights_bytes'] / MB:,.0f} MB), cache {artifact['cache_dtype']}, {artifact['batch']} row(s), "
+        f"({artifact['weights_bytes'] / MB:,.0f} MB), cache {artifact['cache_dtype']}, batch {artifact['batch']}, "
         f"context {artifact['context']:,}",
         f"{found['machine']['cpu']}, {settings['threads']} threads; "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        f"medians of {settings['repeats']} repeats; read bandwidth {read['rate']['median'] / GB:.1f} GB/s "
-        f"({read['rate']['min'] / GB:.1f}..{read['rate']['max'] / GB:.1f}; {read['method']}, "
+        f"medians of {settings['repeats']} repeats; read bandwidth {read['rate']['max'] / GB:.1f} GB/s "
+        f"(median {read['rate']['median'] / GB:.1f}; {read['method']}, "
         f"{read['buffer_bytes'] / MB:,.0f} MB)",
         "",
         columns(["prefill", "rows", "ms", "min..max", "tokens/s"], [prefill_row(entry) for entry in found["prefill"]]),
@@ -70,7 +70,7 @@ def closing(found: dict[str, Any]) -> list[str]:
     ]
     if memory["peak_bytes"] is not None:
         lines.append(
-            f"peak memory of a fresh process {memory['peak_bytes'] / MB:,.0f} MB = weights and cache + "
+            f"peak memory of a fresh process {memory['peak_bytes'] / MB:,.0f} MB = weights, filled cache and "
             f"{memory['overhead_bytes'] / MB:,.0f} MB"
         )
     if loop is not None:
@@ -134,9 +134,12 @@ def draw(axes: Any, entries: Sequence[dict[str, Any]], key: str, x_label: str, y
         below = [(time["median"] - time["min"]) / MS for time in times]
         above = [(time["max"] - time["median"]) / MS for time in times]
         at = [entry[key] for entry in chosen]
-        axes.errorbar(at, middle, yerr=[below, above], marker="o", capsize=3, label=f"{rows} row(s)")
+        axes.errorbar(
+            at, middle, yerr=[below, above], marker="o", capsize=3, label=f"{rows} rows" if rows > 1 else "1 row"
+        )
     axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None), xscale="log")
     axes.set_xticks(sorted({entry[key] for entry in entries}), sorted({str(entry[key]) for entry in entries}, key=int))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len({entry["rows"] for entry in entries}) > 1:
+        axes.legend()
