@@ -47,6 +47,7 @@ FOUND: dict[str, tuple[str, frozenset[str]]] = {
     "free_twice": ("queue", EVERY),
     "use_after_free": ("queue", EVERY),
     "free_missing": ("queue", EVERY),
+    "free_missing_at_the_end": ("queue", EVERY),
     "free_to_another_queue": ("queue", EVERY),
     "enque_missing": ("race", EVERY),
     "vector_after_copy_in": ("race", EVERY),

@@ -77,6 +77,13 @@ KERNEL(free_missing) {
     }
 }
 
+KERNEL(free_missing_at_the_end) {
+    Queued k;
+    LocalTensor<float> x = k.Loaded(in);
+    k.queue.EnQue(x);
+    k.queue.DeQue<float>();
+}
+
 KERNEL(free_to_another_queue) {
     Queued k;
     LocalTensor<float> x = k.Loaded(in);

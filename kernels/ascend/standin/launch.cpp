@@ -55,6 +55,9 @@ private:
             try {
                 Call(kernel_, arguments_, count_);
                 core->pipes.CheckFinished();
+                if (core->tensorsOut != 0) {
+                    standin::Fail("queue", "%d queue tensors are never freed", core->tensorsOut);
+                }
                 peakUb_ = std::max(peakUb_, core->ubUsed);
             } catch (const Stopped&) {
             } catch (...) {

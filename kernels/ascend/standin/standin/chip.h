@@ -1,5 +1,6 @@
-// What each chip offers, as CANN's public documentation states it. The chip is chosen at compile time with the
-// macro that the device compiler sets too: __NPU_ARCH__ = 2201 (910B), 2002 (310P), 3002 (310B).
+// What each chip offers, as CANN's public documentation states it; L1 and L0C of the 310P and 310B, which it does not
+// state, are assumed. The chip is chosen at compile time with the macro that the device compiler sets too:
+// __NPU_ARCH__ = 2201 (910B), 2002 (310P), 3002 (310B).
 #ifndef EDGELLAMA_STANDIN_CHIP_H
 #define EDGELLAMA_STANDIN_CHIP_H
 

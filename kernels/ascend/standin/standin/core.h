@@ -62,7 +62,7 @@ public:
         pipes.Restart();
         ubUsed = l1Used = l0cUsed = buffers = 0;
         eventsOf[0] = eventsOf[1] = 0;
-        matmulObjects = 0;
+        matmulObjects = tensorsOut = 0;
         activeMatmul = nullptr;
         for (std::size_t i = 0; i < kChip.ub; i += 2) {  // a float16 and, in pairs, a float32 NaN
             ub_[i] = 0xff;
@@ -155,6 +155,7 @@ public:
     int buffers = 0;
     int eventsOf[2] = {0, 0};  // queue buffers at positions VECIN and VECOUT: each holds an event
     int matmulObjects = 0;
+    int tensorsOut = 0;        // queue tensors allocated and not freed
     const void* activeMatmul = nullptr;
 
 private:

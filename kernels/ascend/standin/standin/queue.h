@@ -29,6 +29,7 @@ public:
         for (auto& buffer : buffers_) {
             if (buffer->stage != standin::BufferState::kFree) continue;
             buffer->stage = standin::BufferState::kAllocated;
+            ++standin::CurrentCore().tensorsOut;
             standin::CurrentCore().pipes.Wait(kProducer, buffer->released);
             return LocalTensor<T>(buffer.get(), buffer->offset, buffer->offset + buffer->bytes);
         }
@@ -74,6 +75,7 @@ public:
         buffer.stage = standin::BufferState::kFree;
         buffer.released = standin::CurrentCore().pipes.Snapshot(kConsumer);
         ++buffer.generation;
+        --standin::CurrentCore().tensorsOut;
     }
 
 private:
