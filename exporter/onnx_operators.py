@@ -26,13 +26,23 @@ END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
 class CustomOperator:
     """What the twin needs to know of a custom operator, beside its definition in kernels/reference.py.
 
-    inputs: their names, an optional tail included. attributes: those that change what is computed, with their types.
-    mutates: which inputs it writes in place. It has one result of its own.
+    inputs: their names, an optional tail included. attributes: those that change what is computed, with their types;
+    defaults: the values of those that a node may leave out. mutates: which inputs it writes in place. It has one
+    result of its own.
     """
 
     inputs: tuple[str, ...]
     attributes: Mapping[str, type]
     mutates: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+ATTENTION = CustomOperator(
+    ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache", "k_scale", "v_scale"),
+    {"heads": int, "scale": float, "window": int},
+    ("k_cache", "v_cache", "k_scale", "v_scale"),
+    {"window": 0},
+)
 
 
 CUSTOM: dict[str, CustomOperator] = {
@@ -42,11 +52,8 @@ CUSTOM: dict[str, CustomOperator] = {
         {"format": str, "epilogue": str, "norm": int, "bias": int, "last_only": int, "eps": float}
         | {"in": int, "out": int},
     ),
-    "FusedAttention": CustomOperator(
-        ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache", "k_scale", "v_scale"),
-        {"heads": int, "scale": float, "window": int},
-        ("k_cache", "v_cache", "k_scale", "v_scale"),
-    ),
+    "FusedAttention": ATTENTION,
+    "FusedAttentionDecode": ATTENTION,  # a kernel of its own on Ascend, for one token a row
 }
 
 
@@ -198,6 +205,7 @@ def _custom(t: Translation, op: Operation) -> None:
     if kind not in CUSTOM:
         raise UserError(f"custom operator {kind} ({op.name}) has no ONNX twin; known are {', '.join(CUSTOM)}")
     custom = CUSTOM[kind]
+    given = {**custom.defaults, **given}
     if missing := [name for name in custom.attributes if name not in given]:
         raise UserError(f"custom operator {kind} ({op.name}) lacks its attribute {missing[0]}")
     attributes = {name: cast(given[name]) for name, cast in custom.attributes.items()}

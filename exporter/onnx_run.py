@@ -92,6 +92,10 @@ class FusedAttention(OpRun):
         return (attended, *copies)
 
 
+class FusedAttentionDecode(FusedAttention):
+    """The same, where every row has at most one token."""
+
+
 class EdgeEmbedding(OpRun):
     op_domain = DOMAIN
 
@@ -144,4 +148,11 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
 
 
-OPERATORS: list[type[OpRun]] = [EdgeEmbedding, EdgeLinear, FusedAttention, Gemm, MatMul]
+OPERATORS: list[type[OpRun]] = [
+    EdgeEmbedding,
+    EdgeLinear,
+    FusedAttention,
+    FusedAttentionDecode,
+    Gemm,
+    MatMul,
+]

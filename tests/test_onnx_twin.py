@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from exporter import mindir, onnx_twin
 from exporter.mindir_graph import MindIRGraph, Operation, Value, read
 from exporter.onnx_operators import TRANSLATIONS
-from exporter.onnx_run import FusedAttention, Gemm, TwinGraph
+from exporter.onnx_run import OPERATORS, TwinGraph
 from kernels import reference
 from runtime.artifact import Artifact, Graph, TensorSpec
 from runtime.errors import UserError
@@ -212,7 +212,7 @@ def test_custom_operators_answer_to_their_definition() -> None:
     assert [v.name for v in model.graph.output] == ["out", "k_cache.0.written", "v_cache.0.written"]
 
     x = custom_inputs()
-    out, k, v = ReferenceEvaluator(model, new_ops=[FusedAttention]).run(None, x)
+    out, k, v = ReferenceEvaluator(model, new_ops=OPERATORS).run(None, x)
     wanted = custom_inputs()
     caches = wanted["k_cache.0"], wanted["v_cache.0"]
     total = np.zeros(shape, np.float32)
@@ -241,11 +241,24 @@ def test_a_device_may_return_what_it_writes() -> None:
     plain = (attention("first", "start"), attention("second", "later"))
     other = onnx_twin.translate(*custom_graph(*plain, output="second", shape=shape))
     for ours, theirs in zip(
-        ReferenceEvaluator(model, new_ops=[FusedAttention]).run(None, custom_inputs()),
-        ReferenceEvaluator(other, new_ops=[FusedAttention]).run(None, custom_inputs()),
+        ReferenceEvaluator(model, new_ops=OPERATORS).run(None, custom_inputs()),
+        ReferenceEvaluator(other, new_ops=OPERATORS).run(None, custom_inputs()),
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_plain_attributes_an_optional_one_and_half_precision() -> None:
+    """As an Ascend op set writes them: no list of texts, window left out."""
+    op = attention("first", "start", reg_op_name="FusedAttentionDecode", attr=(), heads=4, scale=0.25)
+    shape = (ROWS, TOKENS, HEADS * DIM)
+    model = onnx_twin.translate(*custom_graph(op, output="first", shape=shape))
+    x = custom_inputs()
+    x["qkv"] = x["qkv"].astype(np.float16)
+    out, *_ = ReferenceEvaluator(model, new_ops=OPERATORS).run(None, x)
+    arguments = [x[name] for name in ("qkv", "cos", "sin", "start", "length", "k_cache.0", "v_cache.0")]
+    np.testing.assert_array_equal(out, reference.fused_attention(*arguments, heads=4, scale=0.25))
+    assert out.dtype == np.float16
 
 
 @pytest.mark.parametrize(
@@ -267,6 +280,6 @@ def test_half_precision_products_are_summed_in_float32() -> None:
     tensors = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1, None]) for name in "aby"]
     model = helper.make_model(helper.make_graph([node], "g", tensors[:2], tensors[2:]))
     ones = np.ones((1, 4096), np.float16)
-    (y,) = ReferenceEvaluator(model, new_ops=[Gemm]).run(None, {"a": ones, "b": ones})
+    (y,) = ReferenceEvaluator(model, new_ops=OPERATORS).run(None, {"a": ones, "b": ones})
     assert y.dtype == np.float16
     assert y.tolist() == [[4096.0]]
