@@ -60,12 +60,12 @@ static inline void write_row(const float* x, long dim, uint16_t* row, uint16_t*)
 
 // scale = the largest magnitude / 127, in float16; elements are x / scale, rounded to even and clipped to +-127.
 static inline void write_row(const float* x, long dim, int8_t* row, uint16_t* scale) {
-  float largest = 0.0f;
-  for (long i = 0; i < dim; ++i) {
-    const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
-    largest = magnitude > largest ? magnitude : largest;
+  F largest = broadcast(0.0f);
+  for (long i = 0; i < dim; i += kLanes) {
+    const F y = load_some(x + i, dim - i);
+    largest = max(largest, max(y, -y));
   }
-  const float wanted = largest / 127.0f;
+  const float wanted = max_lane(largest) / 127.0f + 0.0f;  // a row of zeros may have come out as -0
   *scale = float_to_f16(wanted < 65504.0f ? wanted : 65504.0f);
   const float step = f16_to_float(*scale);
   const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
