@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.errors import UserError
-    from runtime.generation import GenerationConfig
+    from runtime.generation_config import GenerationConfig
     from runtime.model import LlamaForCausalLM
     from runtime.text import Tokenizer
 
 __all__ = ["GenerationConfig", "LlamaForCausalLM", "Tokenizer", "UserError"]
 
 _HOME = {
-    "GenerationConfig": "runtime.generation",
+    "GenerationConfig": "runtime.generation_config",
     "LlamaForCausalLM": "runtime.model",
     "Tokenizer": "runtime.text",
     "UserError": "runtime.errors",

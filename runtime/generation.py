@@ -5,19 +5,17 @@ Reference for the conventions: transformers' `GenerationMixin.generate` (padding
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.errors import UserError
+from runtime.generation_config import GenerationConfig
 
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
 
@@ -28,68 +26,6 @@ class Steps(Protocol):
     batch: int
 
     def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """What generate() uses where the call does not say. Greedy decoding is the only kind so far.
-
-    eos_token_id: any of these ends its row. pad_token_id fills ended rows; None falls back to the first eos id.
-    max_new_tokens goes before max_length (prompt included); without either, 20 new tokens.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    eos_token_id: tuple[int, ...] = ()
-    pad_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_length"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise UserError(f"{name} is {value!r}; needed: a whole number, at least 1")
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> GenerationConfig:
-        """The artifact's defaults: ids from the manifest, lengths from its generation_config.json where it has one."""
-        path = artifact.file("generation_config.json")
-        stored: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
-        manifest = artifact.manifest
-        return cls(stored.get("max_new_tokens"), stored.get("max_length"), manifest.eos_token_id, manifest.pad_token_id)
-
-    def updated(
-        self,
-        max_new_tokens: int | None,
-        max_length: int | None,
-        eos_token_id: int | Sequence[int] | None,
-        pad_token_id: int | None,
-    ) -> GenerationConfig:
-        """With a call's arguments in place; None means not given, an empty eos list that nothing ends a row."""
-        changes: dict[str, Any] = {}
-        if max_new_tokens is not None or max_length is not None:
-            if max_new_tokens is not None and max_length is not None:
-                warnings.warn("both max_new_tokens and max_length given: max_new_tokens counts", stacklevel=3)
-            changes.update(max_new_tokens=max_new_tokens, max_length=max_length)
-        if eos_token_id is not None:
-            ids = np.atleast_1d(np.asarray(eos_token_id, np.int64 if np.size(eos_token_id) == 0 else None))
-            if ids.ndim != 1 or ids.dtype.kind not in "iu":
-                raise UserError(f"eos_token_id is {eos_token_id!r}; needed: a token id or a list of them")
-            changes["eos_token_id"] = tuple(int(i) for i in ids)
-        if pad_token_id is not None:
-            changes["pad_token_id"] = int(pad_token_id)
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def padding(self) -> int | None:
-        """What ended rows are filled with; None only where no row can end before the others."""
-        if self.pad_token_id is not None:
-            return self.pad_token_id
-        return self.eos_token_id[0] if self.eos_token_id else None
 
 
 @dataclass
@@ -190,6 +126,62 @@ def _too_long(tokens: int, artifact: Artifact) -> str:
     return found + f"Export with `make export MODEL={manifest.source.model} CONTEXT={wanted}`"
 
 
+class Texts:
+    """The rows of one wave: each one's ids, its prompt without padding first, and why it ended."""
+
+    def __init__(self, prompts: Sequence[np.ndarray], limit: int) -> None:
+        """limit: how many new tokens a row may have."""
+        self.limit = limit
+        self.steps = 0
+        self.prompt_length = np.array([len(prompt) for prompt in prompts], np.int64)
+        self.length = self.prompt_length.copy()
+        self.ids = np.zeros((len(prompts), int(self.length.max()) + limit), np.int64)
+        for row, prompt in zip(self.ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        self.live = np.ones(len(prompts), bool)
+        self.finish_reasons: list[str | None] = [None] * len(prompts)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, index: int) -> np.ndarray:
+        return self.ids[index, : self.length[index]]
+
+    def new(self, index: int) -> np.ndarray:
+        """The row's new tokens, the eos that ended it included."""
+        return self.ids[index, self.prompt_length[index] : self.length[index]]
+
+    def last(self) -> np.ndarray:
+        """Each row's last token, [rows]."""
+        return self.ids[np.arange(len(self)), self.length - 1]
+
+    def left_padded(self, filler: int) -> np.ndarray:
+        """All texts as Hugging Face's callables see them, [rows, longest prompt + steps]; ended rows are filled up."""
+        out = np.full((len(self), int(self.prompt_length.max()) + self.steps), filler, np.int64)
+        for index, row in enumerate(out):
+            text = self.row(index)
+            first = len(row) - self.steps - self.prompt_length[index]
+            row[first : first + len(text)] = text
+        return out
+
+    def push(self, picked: np.ndarray) -> None:
+        """Add a token to each live row; picked: [rows]."""
+        rows = np.flatnonzero(self.live)
+        self.ids[rows, self.length[rows]] = picked[rows]
+        self.length[rows] += 1
+        self.steps += 1
+
+    def finish(self, ended: np.ndarray, reason: str) -> None:
+        """Rows of `ended` (boolean [rows]) that still live end now."""
+        for index in np.flatnonzero(ended & self.live):
+            self.finish_reasons[index] = reason
+        self.live &= ~ended
+
+
+Choose = Callable[[Texts, np.ndarray], np.ndarray]  # texts, logits [rows, V] -> tokens [rows]; ended rows: any
+Stop = Callable[[Texts], np.ndarray]  # -> boolean [rows]: ends with its last token
+
+
 def greedy(logits: np.ndarray) -> np.ndarray:
     """The most likely token of each row: [B, V] -> [B]."""
     return logits.argmax(axis=-1)
@@ -197,50 +189,55 @@ def greedy(logits: np.ndarray) -> np.ndarray:
 
 def decode(
     engine: Steps,
-    rows: Sequence[np.ndarray],
-    limit: int,
-    eos: Sequence[int],
+    texts: Texts,
     timings: Timings,
-    select: Callable[[np.ndarray], np.ndarray] = greedy,
+    choose: Choose = lambda texts, logits: greedy(logits),
+    stops: Sequence[tuple[str, Stop]] = (),
 ) -> Iterator[np.ndarray]:
-    """Prefill `rows` (at most engine.batch prompts) together, then yield the new token of each, step by step.
+    """Prefill the prompts of `texts` (at most engine.batch) together, then add a token to each row, step by step.
 
-    Yields int64 [len(rows)], -1 for rows that an eos token ended before. Stops when all have ended, or after `limit`
-    tokens. Nothing is computed beyond the token last asked for.
+    Yields the new tokens int64 [rows], -1 for rows that ended before; `texts` holds them then. A row ends where one of
+    `stops` (finish reason, stop) says so; all end after texts.limit tokens ("length"). Nothing is computed beyond the
+    token last asked for.
     """
+    rows = len(texts)
     length = np.zeros(engine.batch, np.int64)
-    length[: len(rows)] = [len(row) for row in rows]
+    length[:rows] = texts.length
     tokens = np.zeros((engine.batch, int(length.max())), np.int64)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
+    tokens[:rows] = texts.ids[:, : tokens.shape[1]]
     start = np.zeros_like(length)
-    live = length > 0
     timings.prompt_tokens += int(length.sum())
-    for step in range(limit):
+    for step in range(texts.limit):
         began = time.perf_counter()
-        logits = engine.forward(tokens, start, length)
+        logits = engine.forward(tokens, start, length)[:rows]
         spent = time.perf_counter() - began
         if step == 0:
             timings.prefill += spent
         else:
             timings.decode += spent
             timings.decode_steps += 1
-        picked = select(logits)
-        if np.isnan(logits[live, picked[live]]).any():
-            raise RuntimeError(f"logits are not numbers after {int(start.max() + length.max())} tokens")
-        yield np.where(live, picked, -1)[: len(rows)]
-        start = start + length
-        live = live & ~np.isin(picked, eos)
-        if not live.any():
+        if np.isnan(logits.max(axis=1)).any():
+            raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
+        picked = np.where(texts.live, choose(texts, logits), -1)
+        texts.push(picked)
+        for reason, stop in stops:
+            texts.finish(stop(texts), reason)
+        if step == texts.limit - 1:
+            texts.finish(texts.live, "length")
+        yield picked
+        if not texts.live.any():
             return
-        length = live.astype(np.int64)
-        tokens = picked[:, None]
+        start = start + length
+        length = np.zeros_like(length)
+        length[:rows] = texts.live
+        tokens = np.zeros((engine.batch, 1), np.int64)
+        tokens[:rows, 0] = np.maximum(picked, 0)
 
 
-def join(ids: np.ndarray, new: list[np.ndarray], padding: int | None) -> np.ndarray:
+def join(ids: np.ndarray, new: Sequence[np.ndarray], padding: int | None) -> np.ndarray:
     """ids [B, n] and each row's new tokens, padded to the longest: [B, n + new], as Hugging Face returns it."""
     width = max(len(row) for row in new)
-    filler = 0 if padding is None else padding  # None: no eos, so every row has the same length
+    filler = 0 if padding is None else padding  # None: no eos, so rows end together unless something else ends them
     output = np.full((len(ids), ids.shape[1] + width), filler, np.int64)
     output[:, : ids.shape[1]] = ids
     for index, row in enumerate(new):

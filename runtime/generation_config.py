@@ -138,23 +138,25 @@ class GenerationConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
-    def updated(self, given: Mapping[str, Any]) -> GenerationConfig:
+    def updated(self, given: Mapping[str, Any], arguments: Sequence[str], caller: str) -> GenerationConfig:
         """With a call's settings in place; None means not given, an empty eos list that nothing ends a row.
 
-        Raises TypeError for a name that is no setting, naming the nearest.
+        arguments: what `caller` takes beside settings. Raises TypeError for a name that is no setting, naming the
+        nearest that is one or the other.
         """
         for name in given:
             if name not in FIELDS:
-                raise TypeError(f"generate() has no keyword {name!r}; the nearest is {nearest(name)!r}")
+                nearest = difflib.get_close_matches(name, [*arguments, *sorted(FIELDS)], n=1, cutoff=0.0)[0]
+                raise TypeError(f"{caller}() has no keyword {name!r}; the nearest is {nearest!r}")
         changes = {name: value for name, value in given.items() if value is not None}
         if "max_new_tokens" in changes and "max_length" in changes:
-            warnings.warn("both max_new_tokens and max_length given: max_new_tokens counts", stacklevel=3)
+            warnings.warn("both max_new_tokens and max_length given: max_new_tokens counts", stacklevel=4)
         elif "max_length" in changes:
             changes["max_new_tokens"] = None
         config = dataclasses.replace(self, **changes)
         idle = [name for name in SAMPLING_ONLY if name in changes and name != "seed"]
         if idle and not config.do_sample:
-            warnings.warn(f"{', '.join(idle)}: without effect, since do_sample is False", stacklevel=3)
+            warnings.warn(f"{', '.join(idle)}: without effect, since do_sample is False", stacklevel=4)
         if config.num_return_sequences > 1 and not config.do_sample:
             raise UserError(
                 f"num_return_sequences is {config.num_return_sequences} and do_sample False: they would be equal. "
@@ -171,13 +173,6 @@ class GenerationConfig:
 
 
 FIELDS = {field.name for field in dataclasses.fields(GenerationConfig)}
-# What generate() takes beside them.
-ARGUMENTS = ("input_ids", "attention_mask", "use_cache", "streamer", "logits_processor", "stopping_criteria")
-
-
-def nearest(name: str) -> str:
-    """The keyword of generate() that a wrong one was meant to be."""
-    return difflib.get_close_matches(name, sorted(FIELDS.union(ARGUMENTS)), n=1, cutoff=0.0)[0]
 
 
 def _eos(given: Any) -> tuple[int, ...]:

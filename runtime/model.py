@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-import difflib
+import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from runtime import generation
 from runtime.artifact import Artifact
+from runtime.choosing import Chooser, LogitsProcessor, StoppingCriterion, listed, stops
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.generation import GenerationConfig, Timings
+from runtime.generation import Texts, Timings
+from runtime.generation_config import GenerationConfig
 from runtime.progress import progress
 from runtime.text import Tokenizer
 
-KEYWORDS = (
-    "input_ids",
-    "attention_mask",
-    "max_new_tokens",
-    "max_length",
-    "do_sample",
-    "eos_token_id",
-    "pad_token_id",
-    "use_cache",
-)
+ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what generate() and stream() take beside settings
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One new token of a stream. `text` is what it completes (whole characters only, often empty). The last piece has
-    a finish_reason, "eos" or "length", and the timings."""
+    """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
+    model's, before sampling settings. The last piece has a finish_reason ("eos", "stop_string", "stopping_criteria" or
+    "length") and the timings."""
 
     id: int
     text: str
+    logprob: float
     finish_reason: str | None = None
     timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class GenerateOutput:
+    """What generate() returns with return_dict_in_generate.
+
+    sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
+    logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
+    a row had ended.
+    """
+
+    sequences: np.ndarray
+    finish_reasons: tuple[str, ...]
+    timings: Timings
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    logprobs: np.ndarray | None = None
+
+
+class Streamer(Protocol):
+    """What transformers' TextStreamer and TextIteratorStreamer are: given the prompts, then each step's tokens."""
+
+    def put(self, value: Any) -> Any: ...
+    def end(self) -> Any: ...
 
 
 class LlamaForCausalLM:
@@ -91,69 +110,109 @@ class LlamaForCausalLM:
         input_ids: Any,
         attention_mask: Any = None,
         *,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        do_sample: bool | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
+        streamer: Streamer | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         use_cache: bool = True,
-        **unknown: Any,
-    ) -> np.ndarray:
-        """Continue each prompt greedily; returns int64 [B, n + new], prompts first, as Hugging Face's generate does.
+        **settings: Any,
+    ) -> np.ndarray | GenerateOutput:
+        """Continue each prompt; returns int64 [B, n + new], prompts first, as Hugging Face's generate does.
 
         input_ids [B, n] (array, tensor or list), padded on either side; attention_mask [B, n] of 0 and 1, or inferred
-        from pad_token_id where that is not an eos id. A row ends with any id of eos_token_id, is then filled with
-        pad_token_id, and all end after max_new_tokens, at max_length, or where the context is full. Defaults are the
-        artifact's. More rows than the artifact's batch run in waves. use_cache can only be True.
+        from pad_token_id where that is not an eos id. settings: the fields of GenerationConfig; the artifact's are the
+        defaults. A row ends with any id of eos_token_id, is then filled with pad_token_id, and all end after
+        max_new_tokens, at max_length, or where the context is full. More rows than the artifact's batch run in waves,
+        each row as it would run alone. With num_return_sequences the answers to a prompt follow one another.
+
+        streamer: `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. logits_processor,
+        stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
+        by wave. use_cache can only be True.
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
-        _refuse(unknown, do_sample, use_cache)
-        config = self.generation_config.updated(max_new_tokens, max_length, eos_token_id, pad_token_id)
-        ids, rows, limit = self._prepare(input_ids, attention_mask, config)
+        arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
+        call = self._call("generate", arguments, settings, logits_processor, stopping_criteria, use_cache)
+        ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
+        ids = np.repeat(ids, call.config.num_return_sequences, axis=0)
+        rows = [row for row in rows for _ in range(call.config.num_return_sequences)]
+        if streamer is not None and len(rows) > self.engine.batch:
+            raise UserError(
+                f"a streamer sees one wave of rows, and {len(rows)} rows take several ({self.engine.batch} each). "
+                "Give fewer prompts"
+            )
         timings = Timings()
-        new: list[np.ndarray] = []
+        waves = []
         with self._my_turn():
-            for first in range(0, len(rows), self.engine.batch):
-                wave = rows[first : first + self.engine.batch]
-                steps = np.stack(
-                    list(generation.decode(self.engine, wave, limit, config.eos_token_id, timings)), axis=1
-                )
-                new += [row[row >= 0] for row in steps]
-        return generation.join(ids, new, config.padding)
+            try:
+                if streamer is not None:
+                    streamer.put(ids)
+                for first in range(0, len(rows), self.engine.batch):
+                    wave = Wave(self, call, rows[first : first + self.engine.batch], first, limit)
+                    waves.append(wave)
+                    for picked in wave.decode(timings):
+                        if streamer is not None:
+                            streamer.put(np.where(picked < 0, call.config.padding or 0, picked))
+            finally:
+                if streamer is not None:
+                    streamer.end()
+        new = [wave.texts.new(index) for wave in waves for index in range(len(wave.texts))]
+        sequences = generation.join(ids, new, call.config.padding)
+        return output(sequences, waves, timings) if call.config.return_dict_in_generate else sequences
 
     def stream(
         self,
         prompt: str | Any,
         *,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        do_sample: bool | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         use_cache: bool = True,
-        **unknown: Any,
+        **settings: Any,
     ) -> Iterator[Piece]:
         """Continue one prompt (text, or its token ids), yielding a Piece per new token. Arguments as in `generate`,
         and checked before the first piece is asked for. Closing the iterator ends the generation."""
-        _refuse(unknown, do_sample, use_cache)
-        config = self.generation_config.updated(max_new_tokens, max_length, eos_token_id, None)
+        arguments = ("prompt", *ARGUMENTS)
+        settings = {**settings, "output_logprobs": True}
+        call = self._call("stream", arguments, settings, logits_processor, stopping_criteria, use_cache)
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = generation.prompt_ids(given, self.engine.vocab_size)
-        if len(ids) != 1:
-            raise UserError(f"stream() takes one prompt, {len(ids)} given. Use generate() for a batch")
-        _, rows, limit = self._prepare(ids, np.ones_like(ids), config)
-        return self._stream(rows[0], limit, config.eos_token_id)
+        if len(ids) != 1 or call.config.num_return_sequences != 1:
+            raise UserError(
+                f"stream() gives one answer to one prompt; {len(ids)} prompts and num_return_sequences "
+                f"{call.config.num_return_sequences} given. Use generate() for a batch"
+            )
+        _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
+        return self._stream(Wave(self, call, rows, 0, limit))
 
-    def _stream(self, row: np.ndarray, limit: int, eos: Sequence[int]) -> Iterator[Piece]:
+    def _stream(self, wave: Wave) -> Iterator[Piece]:
         timings = Timings()
         text = self.tokenizer.text_stream()
         with self._my_turn():
-            for count, (token,) in enumerate(generation.decode(self.engine, [row], limit, eos, timings), start=1):
-                piece = text.push(token)
-                reason = "eos" if token in eos else "length" if count == limit else None
+            for (token,) in wave.decode(timings):
+                piece, reason = text.push(token), wave.texts.finish_reasons[0]
+                logprob = float(wave.chooser.logprobs.pop()[0])
                 if reason is None:
-                    yield Piece(int(token), piece)
+                    yield Piece(int(token), piece, logprob)
                 else:
-                    yield Piece(int(token), piece + text.flush(), reason, timings)
+                    yield Piece(int(token), piece + text.flush(), logprob, reason, timings)
+
+    def _call(
+        self,
+        caller: str,
+        arguments: Sequence[str],
+        settings: dict[str, Any],
+        logits_processor: Any,
+        stopping_criteria: Any,
+        use_cache: bool,
+    ) -> Call:
+        config = self.generation_config.updated(settings, arguments, caller)
+        if not use_cache:
+            raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
+        seed = secrets.randbits(64) if config.seed is None else config.seed
+        return Call(
+            config,
+            listed("logits_processor", logits_processor),
+            listed("stopping_criteria", stopping_criteria),
+            seed,
+        )
 
     def _prepare(
         self, input_ids: Any, attention_mask: Any, config: GenerationConfig
@@ -177,12 +236,48 @@ class LlamaForCausalLM:
                 self._turn_of = None
 
 
-def _refuse(unknown: dict[str, Any], do_sample: bool | None, use_cache: bool) -> None:
-    if unknown:
-        name = next(iter(unknown))
-        nearest = difflib.get_close_matches(name, KEYWORDS, n=1, cutoff=0.0)[0]
-        raise TypeError(f"generate() has no keyword {name!r}; the nearest is {nearest!r}")
-    if do_sample:
-        raise UserError("do_sample=True: sampling is not there yet, decoding is greedy. Use do_sample=False")
-    if not use_cache:
-        raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
+@dataclass(frozen=True)
+class Call:
+    """One call's settings and callables."""
+
+    config: GenerationConfig
+    logits_processors: list[LogitsProcessor]
+    stopping_criteria: list[StoppingCriterion]
+    seed: int
+
+
+class Wave:
+    """Rows that run together: their texts, what chooses their tokens and what ends them. Made before anything runs, so
+    that settings which do not fit are told first."""
+
+    def __init__(self, model: LlamaForCausalLM, call: Call, rows: list[np.ndarray], first: int, limit: int) -> None:
+        """first: the place of rows[0] among all rows of the call, by which each has a random stream of its own."""
+        self.engine = model.engine
+        self.texts = Texts(rows, limit)
+        generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
+        self.chooser = Chooser(call.config, model.engine.vocab_size, generators, call.logits_processors)
+        self.stops = stops(call.config, lambda: model.tokenizer, len(rows), self.chooser, call.stopping_criteria)
+
+    def decode(self, timings: Timings) -> Iterator[np.ndarray]:
+        return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops)
+
+
+def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> GenerateOutput:
+    """Put the waves' rows together again, step by step."""
+    config = waves[0].chooser.config
+    steps = max(wave.texts.steps for wave in waves)
+
+    def joined(of: Callable[[Wave], list[np.ndarray]]) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.concatenate([of(w)[step] if step < w.texts.steps else np.zeros_like(of(w)[0]) for w in waves])
+            for step in range(steps)
+        )
+
+    return GenerateOutput(
+        sequences,
+        tuple(reason or "length" for wave in waves for reason in wave.texts.finish_reasons),
+        timings,
+        scores=joined(lambda wave: wave.chooser.scores) if config.output_scores else None,
+        logits=joined(lambda wave: wave.chooser.logits) if config.output_logits else None,
+        logprobs=np.stack(joined(lambda wave: wave.chooser.logprobs), axis=1) if config.output_logprobs else None,
+    )

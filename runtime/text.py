@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,9 +77,9 @@ class Tokenizer:
         """Token ids of `render_chat`; the template writes bos and the like itself."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
-    def text_stream(self) -> TextStream:
+    def text_stream(self, *, skip_special_tokens: bool = True) -> TextStream:
         """A decoder for one sequence that arrives token by token."""
-        return TextStream(self)
+        return TextStream(self, skip_special_tokens)
 
 
 class TextStream:
@@ -89,8 +90,8 @@ class TextStream:
     decoder may treat the first token of a sequence differently (a leading space, for one).
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._decode = functools.partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
         self._ids: list[int] = []  # the last piece's tokens, then those not shown yet
         self._shown = 0  # how many of them are shown
         self._text = ""  # their decoding
@@ -98,19 +99,19 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that this token completes; often empty."""
         self._ids.append(int(token))
-        text = self._tokenizer.decode(self._ids)
+        text = self._decode(self._ids)
         incomplete = text.endswith(REPLACEMENT) and len(self._ids) - self._shown < LONGEST_HOLD
         if incomplete or len(text) <= len(self._text):
             return ""
         piece = text[len(self._text) :]
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)
-        self._text = self._tokenizer.decode(self._ids)
+        self._text = self._decode(self._ids)
         return piece
 
     def flush(self) -> str:
         """What is still held back, at the end of the sequence."""
-        text = self._tokenizer.decode(self._ids)
+        text = self._decode(self._ids)
         piece = text[len(self._text) :]
         self._ids, self._shown, self._text = [], 0, ""
         return piece

@@ -81,6 +81,31 @@ def test_right_padding_gives_what_left_padding_gives() -> None:
     np.testing.assert_array_equal(a[:, 9:], b[:, 9:])
 
 
+def test_processors_give_transformers_tokens() -> None:
+    """Each setting that greedy decoding heeds, alone and together; transformers penalises padding too, so no padding
+    here: prompts of one length."""
+    ids = np.array(prompts(9, 9))
+    free = expected(input_ids=ids, max_new_tokens=24, eos_token_id=-1, pad_token_id=PAD)[:, 9:]
+    words = [[int(free[0, 2])], free[1, 3:5].tolist(), free[0, 5:8].tolist()]
+    bias = [[[int(free[0, 4])], -3.0], [free[1, 6:8].tolist(), -50.0], [[int(free[1, 1])], 2.0]]
+    alone: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.4},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": words},
+        {"sequence_bias": bias},
+        {"min_new_tokens": 12, "eos_token_id": [int(free[0, 0]), int(free[1, 5])]},
+    ]
+    together = {name: value for one in alone for name, value in one.items()}
+    calls = [
+        {"input_ids": ids, "max_new_tokens": 24, "eos_token_id": -1, "pad_token_id": PAD, **settings}
+        for settings in [*alone, together]
+    ]
+    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+        np.testing.assert_array_equal(got, expected(**call))
+        assert not np.array_equal(got[:, 9:], free)  # each changes something
+
+
 TUTORIAL = """
 import json, sys
 import numpy as np

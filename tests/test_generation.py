@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.generation import Timings, decode
+from runtime.generation import Texts, Timings, decode
 from runtime.model import LlamaForCausalLM
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
@@ -154,7 +154,11 @@ def test_lengths_of_the_artifacts_own_generation_config(tmp_path: Path) -> None:
         ({"input_ids": [[5, 6]], "max_new_tokens": 1.5}, r"max_new_tokens is 1\.5"),
         ({"input_ids": [[5, 6]], "max_length": 2}, r"max_length is 2 and the prompt has 2 tokens"),
         ({"input_ids": [[5, 6]], "eos_token_id": "x"}, r"eos_token_id is 'x'"),
-        ({"input_ids": [[5, 6]], "do_sample": True}, r"Use do_sample=False"),
+        ({"input_ids": [[5, 6]], "num_return_sequences": 2}, r"num_return_sequences is 2.*Use do_sample=True"),
+        ({"input_ids": [[5, 6]], "temperature": -1, "do_sample": True}, r"temperature is -1"),
+        ({"input_ids": [[5, 6]], "bad_words_ids": [[VOCAB]]}, r"bad_words_ids holds id 50"),
+        ({"input_ids": [[5, 6]], "logits_processor": 3}, r"logits_processor"),
+        ({"input_ids": [[5, 6]], "stopping_criteria": ["x"]}, r"stopping_criteria holds 'x'; needed: a callable"),
         ({"input_ids": [[5, 6]], "use_cache": False}, r"use_cache=False"),
     ],
 )
@@ -228,7 +232,11 @@ def test_ended_rows_take_no_part_and_the_last_token_is_not_fed(single: LlamaForC
             logits[[0, 1, 2], [3, 7 if len(calls) == 2 else 4, 5]] = 1
             return logits
 
-    steps = [row.tolist() for row in decode(Recorder(), [np.array([1, 2]), np.array([1])], 4, [7], Timings())]
+    texts = Texts([np.array([1, 2]), np.array([1])], 4)
+    ends = [("seven", lambda texts: texts.last() == 7)]
+    steps = [row.tolist() for row in decode(Recorder(), texts, Timings(), stops=ends)]
+    assert texts.finish_reasons == ["length", "seven"]
+    assert texts.left_padded(9).tolist() == [[1, 2, 3, 3, 3, 3], [9, 1, 4, 7, 9, 9]]
     assert steps == [[3, 4], [3, 7], [3, -1], [3, -1]]
     assert calls == [([0, 0, 0], [2, 1, 0]), ([2, 1, 0], [1, 1, 0]), ([3, 2, 0], [1, 0, 0]), ([4, 2, 0], [1, 0, 0])]
 
@@ -241,7 +249,7 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
             return np.full((1, 8), np.nan, np.float32)
 
     with pytest.raises(RuntimeError, match="not numbers"):
-        list(decode(Broken(), [np.array([1])], 2, [], Timings()))
+        list(decode(Broken(), Texts([np.array([1])], 2), Timings()))
 
 
 def test_config_is_hugging_faces(single: LlamaForCausalLM) -> None:
