@@ -38,12 +38,49 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--system", help="a system message for the chat template")
     generate.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
     generate.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
+    add_sampling(generate)
     generate.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     generate.set_defaults(run=run_generate)
     add_bench(commands)
     return top
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """Options that become settings of stream(); one that is left out leaves the artifact's default."""
+    group = command.add_argument_group(
+        "sampling", "Defaults are those of the artifact's generation_config.json. Naming one of these samples."
+    )
+    group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens, or take the likeliest")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token")
+    group.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens of total probability P")
+    group.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens; 0 turns it off")
+    group.add_argument("--min-p", type=float, metavar="P", help="from tokens at least P times as likely as the first")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    command.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: less of what was there before")
+    command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be given again")
+
+
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the options ask for. Naming how to sample is asking to sample; temperature 0 asks not to."""
+    names = ("temperature", "top_p", "top_k", "min_p", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    do_sample = options.do_sample
+    if given.get("temperature") == 0:
+        if do_sample:
+            raise UserError("--temperature 0 takes the likeliest token, and --do-sample draws. Drop one of them")
+        do_sample = False
+    elif given and do_sample is None:
+        do_sample = True
+    if do_sample is False:
+        given = {}
+    return {
+        **given,
+        "do_sample": do_sample,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_strings": options.stop,
+    }
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -56,7 +93,7 @@ def run_generate(options: argparse.Namespace) -> None:
     )
     loaded = time.perf_counter() - began
     ids = prompt_ids(model, prompt, options.system, options.raw)
-    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens)
+    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, **sampling(options))
     if options.json:
         print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
     else:

@@ -106,6 +106,37 @@ def test_the_prompt_can_come_from_stdin(
     assert json.loads(out)["prompt_ids"] == [7, 4, 11, 11, 14]
 
 
+def test_sampling_options_are_settings(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def ids(*options: str) -> list[int]:
+        arguments = ("generate", str(toy), "--prompt", "hello", "--max-new-tokens", "12", "--json", *options)
+        status, out, err = run(capfd, *arguments)
+        assert status == 0, err
+        return json.loads(out)["ids"]
+
+    likeliest, hot = ids(), ("--temperature", "9", "--top-k", "0")
+    assert ids("--seed", "1", *hot) == ids("--seed", "1", *hot) != ids("--seed", "2", *hot)
+    assert ids("--seed", "1", *hot) != likeliest
+    # naming one is sampling; each narrows it down to the likeliest here
+    for option in (["--top-k", "1"], ["--top-p", "1e-9"], ["--min-p", "1"]):
+        assert ids("--temperature", "9", *option) == likeliest
+    assert ids("--temperature", "0") == ids("--no-do-sample", "--temperature", "9") == likeliest
+    assert ids("--repetition-penalty", "0.001") != likeliest
+    (toy / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 9.0, "top_k": 0}))
+    assert ids("--seed", "1") == ids("--do-sample", "--seed", "1") != likeliest
+    assert ids("--temperature", "0", "--seed", "1") == likeliest
+
+
+def test_stop_ends_the_answer(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("generate", str(toy), "--prompt", "hello", "--max-new-tokens", "12", "--json")
+    _, out, _ = run(capfd, *arguments)
+    free = json.loads(out)
+    letter = next(c for c in free["text"] if c.isalpha())
+    _, out, _ = run(capfd, *arguments, "--stop", "never", "--stop", letter)
+    told = json.loads(out)
+    assert told["finish_reason"] == "stop_string"
+    assert told["text"] == free["text"][: free["text"].index(letter) + 1]
+
+
 def newer(folder: Path) -> None:
     path = folder / MANIFEST
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
@@ -128,6 +159,9 @@ def edited(folder: Path) -> None:
         (None, ["--prompt", "a" * 513], "prompt has 513 tokens; this artifact holds 512 (context)"),
         (None, ["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (None, ["--threads", "0"], "threads is 0"),
+        (None, ["--temperature", "-1"], "temperature is -1.0; needed: a number above 0"),
+        (None, ["--top-p", "1.5"], "top_p is 1.5; needed: a number above 0, at most 1"),
+        (None, ["--temperature", "0", "--do-sample"], "Drop one of them"),
         (None, ["--system", "x"], "no chat template"),
     ],
 )
