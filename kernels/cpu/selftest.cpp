@@ -1,0 +1,254 @@
+// A test driver that needs nothing but the kernel library: for the sanitizer builds, and for a foreign CPU under an
+// emulator. Every variant that this CPU has against the portable one, over exactly allocated buffers, so that the
+// address sanitizer sees a read past any of them; and the pool under several callers.
+//   selftest [kernels|pool]
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attention.h"
+#include "embedding.h"
+#include "linear.h"
+#include "pack.h"
+
+namespace edgellama {
+namespace {
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+  if (!good && ++failures < 20) std::printf("FAILED: %s\n", what.c_str());
+}
+
+std::vector<float> gaussian(size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(n);
+  for (float& value : x) value = normal(random);
+  return x;
+}
+
+// Weights start at a multiple of 64 and end where the allocation ends.
+struct Bytes {
+  explicit Bytes(size_t n) : data(static_cast<uint8_t*>(::operator new(n, std::align_val_t{64}))), size(n) {}
+  ~Bytes() { ::operator delete(data, std::align_val_t{64}); }
+  Bytes(const Bytes&) = delete;
+  uint8_t* const data;
+  const size_t size;
+};
+
+struct Matrix {
+  long n, k;
+  Format format;
+  Bytes packed;
+  Matrix(long n_, long k_, Format f, Isa isa) : n(n_), k(k_), format(f), packed(packed_bytes(f, n_, k_)) {
+    const std::vector<float> w = gaussian(static_cast<size_t>(n * k), 1);
+    std::vector<uint16_t> scales;
+    std::vector<uint8_t> q;
+    PackArgs args;
+    args.format = f;
+    args.n = n;
+    args.k = k;
+    args.w = w.data();
+    if (f == Format::q4_0) {  // made of quantized weights only
+      args.k = padded_k(k);
+      scales.assign(static_cast<size_t>(n * args.k / kGroup), 0x2c00);  // 1/16
+      for (long i = 0; i < n * args.k; ++i) q.push_back(static_cast<uint8_t>(i * 7 % 16));
+      args.w = nullptr;
+      args.scales = scales.data();
+      args.q = q.data();
+    }
+    args.out = packed.data;
+    ThreadPool::instance().run(2, [&](Worker& me) { kernels(isa)->pack(args, me); });
+  }
+};
+
+std::vector<float> run_linear_case(const Matrix& m, Isa isa, Epilogue epilogue, int rows, int tokens, int threads) {
+  LinearArgs args;
+  LinearShape& shape = args.shape;
+  shape.format = m.format;
+  shape.epilogue = epilogue;
+  shape.rows = rows;
+  shape.tokens = tokens;
+  shape.in = static_cast<int>(m.k);
+  shape.out = static_cast<int>(epilogue == Epilogue::swiglu ? m.n / 2 : m.n);
+  shape.eps = 1e-5f;
+  const size_t count = static_cast<size_t>(rows) * tokens;
+  const std::vector<float> x = gaussian(count * shape.in, 2), gamma = gaussian(shape.in, 3);
+  const std::vector<float> residual = gaussian(count * shape.out, 4), bias = gaussian(shape.panels() * kPanel, 5);
+  std::vector<int32_t> length(rows, tokens);
+  if (rows > 1) length[1] = tokens / 2;
+  std::vector<float> y(count * shape.out, 0.0f);
+  args.x = x.data();
+  args.weight = m.packed.data;
+  args.gamma = gamma.data();
+  args.bias = bias.data();
+  args.residual = epilogue == Epilogue::residual_add ? residual.data() : nullptr;
+  args.length = length.data();
+  args.y = y.data();
+  run_linear(args, isa, threads);
+  return y;
+}
+
+void compare(const std::vector<float>& want, const std::vector<float>& got, float tolerance, const std::string& what) {
+  float worst = 0, largest = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    worst = std::max(worst, std::fabs(want[i] - got[i]));
+    largest = std::max(largest, std::fabs(want[i]));
+  }
+  expect(worst <= tolerance * largest, what + ": " + std::to_string(worst) + " of " + std::to_string(largest));
+}
+
+void test_linear(Isa isa) {
+  const char* const names[] = {"f32", "bf16", "int8", "int4", "q4_0"};
+  for (int f = 0; f < kFormatCount; ++f)
+    for (const long k : {33L, 96L, 1600L})
+      for (const Epilogue epilogue : {Epilogue::none, Epilogue::residual_add, Epilogue::swiglu})
+        for (const int tokens : {1, 5, 9, 34}) {
+          const Format format = static_cast<Format>(f);
+          const Matrix matrix(epilogue == Epilogue::swiglu ? 96 : 41, k, format, Isa::portable);
+          const std::vector<float> want = run_linear_case(matrix, Isa::portable, epilogue, 2, tokens, 1);
+          const std::vector<float> got = run_linear_case(matrix, isa, epilogue, 2, tokens, 2);
+          const bool tiles = isa == Isa::amx && tokens > 5 && format != Format::f32;
+          compare(want, got, tiles ? 2e-2f : 1e-4f,
+                  std::string("linear ") + isa_name(isa) + " " + names[f] + " k " + std::to_string(k) + " tokens " +
+                      std::to_string(tokens) + " epilogue " + std::to_string(static_cast<int>(epilogue)));
+        }
+}
+
+void test_pack(Isa isa) {
+  for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4}) {
+    const Matrix want(41, 100, format, Isa::portable), got(41, 100, format, isa);
+    expect(std::memcmp(want.packed.data, got.packed.data, want.packed.size) == 0, std::string("pack ") + isa_name(isa));
+  }
+}
+
+void test_embedding(Isa isa) {
+  for (int f = 0; f < kFormatCount; ++f) {
+    const Matrix matrix(50, 100, static_cast<Format>(f), Isa::portable);
+    const std::vector<int32_t> ids = {0, 49, 7, 16}, length = {4};
+    std::vector<float> want(400), got(400);
+    for (const bool portable : {true, false}) {
+      const Isa which = portable ? Isa::portable : isa;
+      EmbeddingArgs args;
+      args.format = matrix.format;
+      args.rows = 1;
+      args.tokens = 4;
+      args.vocabulary = 50;
+      args.width = 100;
+      args.weight = matrix.packed.data;
+      args.ids = ids.data();
+      args.length = length.data();
+      args.y = portable ? want.data() : got.data();
+      ThreadPool::instance().run(2, [&](Worker& me) { kernels(which)->embedding(args, me); });
+    }
+    compare(want, got, 0, std::string("embedding ") + isa_name(isa));
+  }
+}
+
+std::vector<float> run_attention(Isa isa, CacheType cache, int tokens, int head_dim) {
+  AttentionArgs a = {};
+  a.rows = 2;
+  a.tokens = tokens;
+  a.heads = 6;
+  a.groups = 2;
+  a.head_dim = head_dim;
+  a.capacity = a.positions = 700;
+  a.scale = 0.1f;
+  a.cache = cache;
+  a.threads = 2;
+  const size_t cells = static_cast<size_t>(a.rows) * a.groups * a.capacity;
+  const std::vector<float> qkv = gaussian(static_cast<size_t>(a.rows) * tokens * 10 * head_dim, 6);
+  const std::vector<float> table = gaussian(static_cast<size_t>(a.positions) * head_dim / 2, 7);
+  const std::vector<int32_t> start = {0, 611}, length = {tokens, std::max(tokens / 2, 1)};
+  const int width = cache == CacheType::f32 ? 4 : cache == CacheType::f16 ? 2 : 1;
+  std::vector<uint8_t> k(cells * head_dim * width), v(cells * head_dim * width);
+  std::vector<uint16_t> k_scale(cells, 0x2c00), v_scale(cells, 0x2c00);
+  std::vector<float> out(static_cast<size_t>(a.rows) * tokens * a.heads * head_dim);
+  a.qkv = qkv.data();
+  a.cos = a.sin = table.data();
+  a.start = start.data();
+  a.length = length.data();
+  a.k_cache = k.data();
+  a.v_cache = v.data();
+  a.k_scale = k_scale.data();
+  a.v_scale = v_scale.data();
+  a.out = out.data();
+  const Bytes scratch(attention_scratch_bytes(a));
+  std::memset(scratch.data, 0, scratch.size);
+  a.scratch = scratch.data;
+  expect(attention_size_error(a).empty() && attention_range_error(a).empty(), "attention arguments");
+  ThreadPool::instance().run(a.threads, [&](Worker& me) { kernels(isa)->fused_attention(a, me); });
+  return out;
+}
+
+void test_attention(Isa isa) {
+  for (const CacheType cache : {CacheType::f32, CacheType::f16, CacheType::s8})
+    for (const int tokens : {1, 7, 80})
+      for (const int head_dim : {18, 64})
+        compare(run_attention(Isa::portable, cache, tokens, head_dim), run_attention(isa, cache, tokens, head_dim), 1e-3f,
+                std::string("attention ") + isa_name(isa) + " tokens " + std::to_string(tokens) + " head_dim " +
+                    std::to_string(head_dim));
+}
+
+void test_kernels() {
+  for (int i = 0; i < kIsaCount; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (!isa_available(isa)) continue;
+    std::printf("%s\n", isa_name(isa));
+    test_pack(isa);
+    test_embedding(isa);
+    test_linear(isa);
+    test_attention(isa);
+  }
+}
+
+// Regions of several callers, with barriers, of changing sizes, with pauses long enough for the workers to sleep.
+void test_pool() {
+  std::atomic<int> wrong{0};
+  const auto call = [&](int seed) {
+    for (int i = 0; i < 300; ++i) {
+      const int threads = 1 + (seed + i) % 5;
+      std::vector<int> parts(threads, 0);
+      std::atomic<int> entered{0};
+      ThreadPool::instance().run(threads, [&](Worker& me) {
+        ++entered;
+        for (int phase = 1; phase <= 3; ++phase) {
+          parts[me.index()] = phase;
+          me.barrier();
+          for (const int part : parts)
+            if (part != phase) ++wrong;
+          me.barrier();
+        }
+        if (threads == 1) return;
+        ThreadPool::instance().run(4, [&](Worker& inner) {  // inside a region: alone
+          if (inner.count() != 1) ++wrong;
+        });
+      });
+      if (entered != threads) ++wrong;
+      if (i % 100 == 99) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  };
+  std::vector<std::thread> callers;
+  for (int seed = 0; seed < 4; ++seed) callers.emplace_back(call, seed);
+  for (std::thread& caller : callers) caller.join();
+  expect(wrong == 0, "pool: " + std::to_string(wrong));
+}
+
+}  // namespace
+}  // namespace edgellama
+
+int main(int count, char** arguments) {
+  const std::string which = count > 1 ? arguments[1] : "";
+  if (which != "pool") edgellama::test_kernels();
+  if (which != "kernels") edgellama::test_pool();
+  std::printf(edgellama::failures ? "%d failures\n" : "all good\n", edgellama::failures);
+  return edgellama::failures ? 1 : 0;
+}
