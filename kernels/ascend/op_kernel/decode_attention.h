@@ -262,7 +262,6 @@ private:
         DivRows(sum_, sum_, softmax_.sum8, ratio_, dim_, dim_);
         AscendC::LocalTensor<half> result = outQueue_.AllocTensor<half>();
         AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
-        VectorFence();
         outQueue_.EnQue(result);
         WriteOut();
     }

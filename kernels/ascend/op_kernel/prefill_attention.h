@@ -117,9 +117,7 @@ private:
         const int32_t firstPadding = Most(token, end);
         if (token < end) {
             aligned_ = start0_ / FRACTAL * FRACTAL;
-            if (head != tailHead_) {
-                BeginTail(head);
-            }
+            if (head != tailHead_) BeginTail(head);
             AppendTail(token, false);
             AppendTail(end, true);
             PadTail();
@@ -134,9 +132,7 @@ private:
 
     // Copies the cached positions after the last multiple of 16 to the head of the tail.
     __aicore__ inline void BeginTail(int32_t head) {
-        // Until here the tail may still be read for the previous head.
-        AscendC::PipeBarrier<PIPE_ALL>();
-        tailHead_ = head;
+        tailHead_ = head;  // nothing reads the previous head's tail any more: every step ends with a full barrier
         tailTokens_ = 0;
         const int32_t rows = start0_ - aligned_;
         if (rows > 0) {
@@ -253,7 +249,6 @@ private:
         AscendC::Muls(y, y, scale, rows * dim_);
         VectorFence();
         AscendC::Cast(result, y, AscendC::RoundMode::CAST_NONE, rows * dim_);
-        VectorFence();
     }
 
     __aicore__ inline void Attend(int32_t token, int32_t tokens) {
@@ -299,7 +294,6 @@ private:
                           static_cast<uint64_t>(Least(LANES, n - c)), matrixRows_,
                           UnaryRepeatParams(1, 1, keys_ / FRACTAL, keys_ / BLOCK));
         }
-        VectorFence();
         matrixQueue_.FreeTensor(scores);
         halfQueue_.EnQue(weights);
         weights = halfQueue_.DeQue<half>();
@@ -331,7 +325,6 @@ private:
         const int32_t width = ratio_ * dim_;
         AscendC::LocalTensor<half> result = halfQueue_.AllocTensor<half>();
         AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, tokens * width);
-        VectorFence();
         halfQueue_.EnQue(result);
         result = halfQueue_.DeQue<half>();
         AscendC::DataCopy(out_[OutAt(token)], result,
