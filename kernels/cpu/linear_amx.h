@@ -45,16 +45,19 @@ static inline void unpack_panel(Format format, const uint8_t* panel, long k, lon
   const uint8_t* data = panel + scale_bytes(format, k);
   for (long g = first; g < last; ++g, tiles += 2 * kTileBytes) {
     if (format == Format::bf16) {
+      prefetch(data + g * kTileBytes, kTileBytes);
       for (int i = 0; i < 16; ++i) _mm512_store_si512(tiles + 64 * i, _mm512_loadu_si512(data + g * kTileBytes + 64 * i));
       continue;
     }
     F d, offset;
     if (format == Format::int8) {
+      prefetch(data + g * 512, 512);
       d = load_f16(scales + g * kPanel);
       offset = d * broadcast(128.0f);
       for (int q = 0; q < 8; ++q) unpack_quad(load_quad(data + g * 512 + 64 * q).w, d, offset, tiles + 128 * q);
       continue;
     }
+    prefetch(data + g * 256, 256);
     if (format == Format::int4) {
       F z;
       load_int4_scales(scales + g * kPanel, &d, &z);
