@@ -50,7 +50,7 @@ class Chooser:
             self.logits.append(logits.copy())
         normalisers = [log_normaliser(logits[row]) for row in rows] if self.config.output_logprobs else []
         untouched = logits.copy() if normalisers else logits
-        processed = self._processed(texts, logits, rows)
+        processed = self.processed(texts, logits, rows)
         kept = np.zeros_like(logits) if self.config.output_scores else None
         picked = np.full(len(texts), -1, np.int64)
         if not self.config.do_sample:
@@ -72,7 +72,7 @@ class Chooser:
             self.logprobs.append(logprobs)
         return picked
 
-    def _processed(self, texts: Texts, logits: np.ndarray, rows: list[int]) -> np.ndarray:
+    def processed(self, texts: Texts, logits: np.ndarray, rows: list[int]) -> np.ndarray:
         """Scores [live rows, V] before the warpers."""
         scores = logits if len(rows) == len(logits) else logits[rows]
         few_yet = texts.steps < self.config.min_new_tokens and self.config.eos_token_id

@@ -164,6 +164,12 @@ class Engine:
             offset += count
         return logits
 
+    def reorder(self, source: np.ndarray, tokens: int) -> None:
+        """Give row b what row source[b] has in the cache, its first `tokens` positions. Beam search needs it."""
+        began = time.perf_counter()
+        self.cache.reorder(source, tokens)
+        self.timings.cache += time.perf_counter() - began
+
     def _run(self, bucket: int, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
         ready = self._ready[bucket]
         ready.step.fill(tokens, start, length)

@@ -37,6 +37,10 @@ class GenerationConfig:
     typical_p shape the distribution, in this order. seed: the same seed, prompt and settings give the same tokens, each
     row on its own; the numbers are numpy's, so not those that torch draws. num_return_sequences: answers a prompt.
 
+    num_beams: above 1, beam search: the texts of highest total log-probability divided by length ** length_penalty, of
+    which the best num_return_sequences are returned. early_stopping: True ends it when num_beams texts have ended,
+    False when a better one is unlikely, "never" when none can come.
+
     Also when not sampling: sequence_bias ({(id, ...): added to the last id's score where the others precede it}),
     repetition_penalty, no_repeat_ngram_size, bad_words_ids (sequences that must not come), stop_strings (a row ends
     where its new text holds one).
@@ -58,6 +62,9 @@ class GenerationConfig:
     typical_p: float = 1.0
     seed: int | None = None
     num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -73,6 +80,10 @@ class GenerationConfig:
             if getattr(self, name) is not None:
                 self._whole(name, 1)
         self._whole("num_return_sequences", 1)
+        self._whole("num_beams", 1)
+        self._number("length_penalty", "a number", lambda x: True)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise UserError(f'early_stopping is {self.early_stopping!r}; needed: True, False or "never"')
         for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
             self._whole(name, 0)
         if self.seed is not None:
@@ -157,12 +168,25 @@ class GenerationConfig:
         idle = [name for name in SAMPLING_ONLY if name in changes and name != "seed"]
         if idle and not config.do_sample:
             warnings.warn(f"{', '.join(idle)}: without effect, since do_sample is False", stacklevel=4)
-        if config.num_return_sequences > 1 and not config.do_sample:
+        if config.num_beams > 1:
+            config.check_beams()
+        elif config.num_return_sequences > 1 and not config.do_sample:
             raise UserError(
                 f"num_return_sequences is {config.num_return_sequences} and do_sample False: they would be equal. "
-                "Use do_sample=True"
+                "Use do_sample=True, or num_beams"
             )
         return config
+
+    def check_beams(self) -> None:
+        """Raises UserError for settings that beam search does not take."""
+        if self.num_return_sequences > self.num_beams:
+            raise UserError(
+                f"num_return_sequences is {self.num_return_sequences} and num_beams {self.num_beams}. "
+                "Raise num_beams to as many"
+            )
+        for name in ("do_sample", "stop_strings", "output_scores", "output_logits", "output_logprobs"):
+            if getattr(self, name):
+                raise UserError(f"{name} does not go with num_beams={self.num_beams}. Leave it out, or use num_beams=1")
 
     @property
     def padding(self) -> int | None:

@@ -53,3 +53,10 @@ class KVCache:
                 layer, which = divmod(index, 2)
                 cache = self.arrays[f"{'kv'[which]}_cache.{layer}"]
                 cache[row, :, first : first + count] = new[row, :, :count]
+
+    def reorder(self, source: np.ndarray, tokens: int) -> None:
+        """Row b becomes what row source[b] was, in its first `tokens` positions. source: [B] row numbers."""
+        moved = np.flatnonzero(source != np.arange(len(source)))
+        if moved.size:
+            for array in self.arrays.values():
+                array[moved, :, :tokens] = array[source[moved], :, :tokens]

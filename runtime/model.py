@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime import generation
 from runtime.artifact import Artifact
+from runtime.beam import beam_search
 from runtime.choosing import Chooser, LogitsProcessor, StoppingCriterion, listed, stops
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -46,7 +47,7 @@ class GenerateOutput:
 
     sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
     logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
-    a row had ended.
+    a row had ended. sequences_scores float32 [B]: of a beam search, what the texts were ranked by.
     """
 
     sequences: np.ndarray
@@ -55,6 +56,7 @@ class GenerateOutput:
     scores: tuple[np.ndarray, ...] | None = None
     logits: tuple[np.ndarray, ...] | None = None
     logprobs: np.ndarray | None = None
+    sequences_scores: np.ndarray | None = None
 
 
 class Streamer(Protocol):
@@ -132,6 +134,10 @@ class LlamaForCausalLM:
         arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
         call = self._call("generate", arguments, settings, logits_processor, stopping_criteria, use_cache)
         ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
+        if call.config.num_beams > 1:
+            if streamer is not None or call.stopping_criteria:
+                raise UserError("streamer and stopping_criteria do not go with num_beams. Leave them out")
+            return self._beams(call, ids, rows, limit)
         ids = np.repeat(ids, call.config.num_return_sequences, axis=0)
         rows = [row for row in rows for _ in range(call.config.num_return_sequences)]
         if streamer is not None and len(rows) > self.engine.batch:
@@ -158,6 +164,28 @@ class LlamaForCausalLM:
         sequences = generation.join(ids, new, call.config.padding)
         return output(sequences, waves, timings) if call.config.return_dict_in_generate else sequences
 
+    def _beams(self, call: Call, ids: np.ndarray, rows: list[np.ndarray], limit: int) -> np.ndarray | GenerateOutput:
+        config, timings = call.config, Timings()
+        at_once = self.engine.batch // config.num_beams
+        if at_once == 0:
+            raise UserError(
+                f"num_beams is {config.num_beams}; this artifact has {self.engine.batch} rows (batch), one a beam. "
+                f"Export with `make export MODEL={self.artifact.manifest.source.model} BATCH={config.num_beams}`"
+            )
+        chooser = Chooser(config, self.engine.vocab_size, (), call.logits_processors)
+        found = []
+        with self._my_turn():
+            for first in range(0, len(rows), at_once):
+                found += beam_search(self.engine, rows[first : first + at_once], limit, chooser, timings)
+        kept = [beams.take(np.arange(config.num_return_sequences)) for beams in found]
+        new = [row[row >= 0] for beams in kept for row in beams.tokens]
+        sequences = generation.join(np.repeat(ids, config.num_return_sequences, axis=0), new, config.padding)
+        if not config.return_dict_in_generate:
+            return sequences
+        reasons = tuple("eos" if row[-1] in config.eos_token_id else "length" for row in new)
+        scores = np.concatenate([beams.scores for beams in kept])
+        return GenerateOutput(sequences, reasons, timings, sequences_scores=scores)
+
     def stream(
         self,
         prompt: str | Any,
@@ -174,10 +202,11 @@ class LlamaForCausalLM:
         call = self._call("stream", arguments, settings, logits_processor, stopping_criteria, use_cache)
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = generation.prompt_ids(given, self.engine.vocab_size)
-        if len(ids) != 1 or call.config.num_return_sequences != 1:
+        config = call.config
+        if len(ids) != 1 or config.num_return_sequences != 1 or config.num_beams != 1:
             raise UserError(
-                f"stream() gives one answer to one prompt; {len(ids)} prompts and num_return_sequences "
-                f"{call.config.num_return_sequences} given. Use generate() for a batch"
+                f"stream() gives one answer to one prompt, token by token; {len(ids)} prompts, num_return_sequences "
+                f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
         _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
         return self._stream(Wave(self, call, rows, 0, limit))

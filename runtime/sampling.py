@@ -70,7 +70,7 @@ def top_k(candidates: Candidates, k: int) -> Candidates:
     scores = candidates.scores
     if k >= scores.size:
         return candidates
-    bound = _bound(scores, k)
+    bound = bound_of_top(scores, k)
     index = None if bound is None else np.flatnonzero(scores >= bound)
     few = scores if index is None else scores[index]
     last = np.partition(few, few.size - k)[few.size - k]
@@ -142,7 +142,7 @@ def _weights(scores: np.ndarray) -> tuple[np.ndarray, float]:
     return weights, float(weights.sum(dtype=np.float64))
 
 
-def _bound(values: np.ndarray, k: int) -> np.float32 | None:
+def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
     """A value that at least k values reach, and few others; None where finding it would not pay.
 
     It is the k-th largest of the maxima of groups.
@@ -163,7 +163,7 @@ def _heaviest(keys: np.ndarray, weights: np.ndarray, mass: float, at_least: int)
     index = np.arange(keys.size)
     inside: list[np.ndarray] = []
     last = keys.max()
-    pivot = _bound(keys, FIRST_LOOK)
+    pivot = bound_of_top(keys, FIRST_LOOK)
     while keys.size > SORTED:
         if pivot is None:
             sample = keys[:: keys.size // 64]

@@ -106,6 +106,33 @@ def test_processors_give_transformers_tokens() -> None:
         assert not np.array_equal(got[:, 9:], free)  # each changes something
 
 
+@TARGETS
+def test_beam_search_gives_transformers_tokens(target: str) -> None:
+    """More prompts than go at once, beams that end at different steps, and every rule for when to stop."""
+    sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
+    wide = export(f"wide-{target}", "--target", target, "--weights", "fp32", "--cache", "float32", *sizes)
+    ids, mask = left_padded(prompts(5, 11, 1, 8))
+    base = {"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD, "max_new_tokens": 14}
+    free = expected(**base, num_beams=3, num_return_sequences=3, eos_token_id=-1)[:, ids.shape[1] :]
+    eos = [int(free[0, 4]), int(free[4, 7]), int(free[7, 2])]
+    choices: list[dict[str, Any]] = [
+        {"num_beams": 2, "eos_token_id": -1},
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 2.0},
+        {"num_beams": 6, "num_return_sequences": 2, "length_penalty": -1.0, "early_stopping": True},
+        {"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never", "num_return_sequences": 2},
+        {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.5},
+        {"num_beams": 3, "early_stopping": True, "eos_token_id": eos[0]},
+        {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 6},
+    ]
+    calls = [{**base, "eos_token_id": eos, **choice} for choice in choices]
+    lengths = set()
+    for call, got in zip(calls, generate(wide, *calls), strict=True):
+        np.testing.assert_array_equal(got, expected(**call))
+        lengths.update((got[:, ids.shape[1] :] != PAD).sum(axis=1).tolist())
+    assert len(lengths) > 4  # texts that end early are among them
+
+
 TUTORIAL = """
 import json, sys
 import numpy as np
