@@ -49,9 +49,12 @@ class Case:
             caches[:, row, :, start:] = np.nan
         return {
             "qkv": (self.size * random.standard_normal((rows, self.tokens, width))).astype(np.float16),
-            "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
-            "start": np.array(self.start, np.int32), "length": np.array(self.length, np.int32),
-            "k_cache": caches[0], "v_cache": caches[1],
+            "cos": np.cos(angles).astype(np.float32),
+            "sin": np.sin(angles).astype(np.float32),
+            "start": np.array(self.start, np.int32),
+            "length": np.array(self.length, np.int32),
+            "k_cache": caches[0],
+            "v_cache": caches[1],
         }
 
     @property
@@ -177,7 +180,12 @@ def test_any_shape(data: st.DataObject) -> None:
     length = tuple(data.draw(st.lists(st.integers(0, tokens), min_size=1, max_size=3)))
     start = tuple(data.draw(st.integers(0, capacity - n)) if n else 0 for n in length)
     case = Case(
-        start, length, tokens, capacity, groups=data.draw(st.integers(1, 3)), ratio=data.draw(st.integers(1, 9)),
+        start,
+        length,
+        tokens,
+        capacity,
+        groups=data.draw(st.integers(1, 3)),
+        ratio=data.draw(st.integers(1, 9)),
         head_dim=data.draw(st.sampled_from([16, 32, 48, 64, 80, 144])),
         window=data.draw(st.sampled_from([0, 0, 3, 20])),
     )
@@ -186,8 +194,17 @@ def test_any_shape(data: st.DataObject) -> None:
 
 # --- tiling ---
 
-SHAPE = {"rows": 1, "tokens": 32, "width": 5 * 64, "heads": 3, "groups": 1, "head_dim": 64, "capacity": 128,
-         "positions": 128, "window": 0}
+SHAPE = {
+    "rows": 1,
+    "tokens": 32,
+    "width": 5 * 64,
+    "heads": 3,
+    "groups": 1,
+    "head_dim": 64,
+    "capacity": 128,
+    "positions": 128,
+    "window": 0,
+}
 
 
 @pytest.mark.parametrize(

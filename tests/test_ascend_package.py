@@ -92,8 +92,11 @@ def add_tool(folder: Path, name: str, script: str) -> None:
 def build(tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ASCEND", "CXX"))}
     return subprocess.run(
-        [str(tools / "bash"), str(PACKAGE / "build.sh"), *arguments], capture_output=True, text=True,
-        env={**clean, "PATH": str(tools), **environment}, check=False,
+        [str(tools / "bash"), str(PACKAGE / "build.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, "PATH": str(tools), **environment},
+        check=False,
     )
 
 
@@ -121,14 +124,21 @@ def test_build_installs_the_package_it_built(tools: Path, tmp_path: Path) -> Non
     add_tool(tools, "g++", "true")
     run_file = out / "custom_opp_linux_x86_64.run"
     add_tool(
-        tools, "cmake",
+        tools,
+        "cmake",
         f'if [ "$1" = --version ]; then echo cmake version 3.28.1; exit; fi\necho "cmake $*" >> {log}\n'
         f'[ "$1" = --build ] || exit 0\n'
-        f'printf \'#!%s\\necho "package $*" >> {log}\\n\' {shutil.which("bash")} > {run_file}\n'
+        f"printf '#!%s\\necho \"package $*\" >> {log}\\n' {shutil.which('bash')} > {run_file}\n"
         f"/bin/chmod +x {run_file}",
     )
     done = build(
-        tools, "--chips", "ascend310b", "--install-path", str(tmp_path / "opp"), "--build-dir", str(out),
+        tools,
+        "--chips",
+        "ascend310b",
+        "--install-path",
+        str(tmp_path / "opp"),
+        "--build-dir",
+        str(out),
         ASCEND_HOME_PATH=str(cann),
     )
     assert done.returncode == 0, done.stderr

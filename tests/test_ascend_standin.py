@@ -109,7 +109,8 @@ def run(library: ctypes.CDLL, kernel: str, blocks: int = 1) -> np.ndarray:
     """Runs a kernel of tests/ascend on 256 floats; returns its output."""
     data, out = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
     arguments = [
-        standin.Argument("in", data), standin.Argument("out", out, writable=True),
+        standin.Argument("in", data),
+        standin.Argument("out", out, writable=True),
         standin.Argument("workspace", np.zeros(256, np.float32), writable=True, fresh=True),
         standin.Argument("tiling", None),
     ]
@@ -134,7 +135,9 @@ def test_wrong_kernel_is_caught_on_its_chips_alone(wrong_kernels, kernel: str, c
 @pytest.mark.parametrize("kernel", RIGHT)
 def test_right_kernel_runs(wrong_kernels, kernel: str, chip: str) -> None:
     expected = {
-        "right": np.arange(256) + 1, "right_through_the_scalar_pipe": np.ones(256), "right_matmul": np.full(256, 16)
+        "right": np.arange(256) + 1,
+        "right_through_the_scalar_pipe": np.ones(256),
+        "right_matmul": np.full(256, 16),
     }
     np.testing.assert_array_equal(run(wrong_kernels[chip], kernel), expected[kernel])
 
@@ -152,7 +155,9 @@ def test_cores_that_exchange_data_must_meet(wrong_kernels) -> None:
 def test_every_wrong_kernel_is_in_the_table() -> None:
     written = {
         line.split("(")[1].split(")")[0]
-        for source in SOURCES for line in source.read_text().splitlines() if line.startswith("KERNEL(")
+        for source in SOURCES
+        for line in source.read_text().splitlines()
+        if line.startswith("KERNEL(")
     }
     elsewhere = {"right_with_syncall", "reads_what_another_core_writes", "one_core_skips_syncall"}
     assert written == set(FOUND) | set(RIGHT) | elsewhere

@@ -79,8 +79,15 @@ class Argument:
     fresh: bool = False  # uninitialised memory: reading what the kernel did not write is an error
 
 
-def launch(library: ctypes.CDLL, kernel: str, arguments: list[Argument], *, blocks: int = 1, workers: int | None = None,
-           key: int = 0) -> int:
+def launch(
+    library: ctypes.CDLL,
+    kernel: str,
+    arguments: list[Argument],
+    *,
+    blocks: int = 1,
+    workers: int | None = None,
+    key: int = 0,
+) -> int:
     """Runs a kernel on `workers` cores (default: `blocks`). Returns the most bytes of unified buffer a core took."""
     count = len(arguments)
     pointers = (ctypes.c_void_p * count)(*(a.array.ctypes.data if a.array is not None else None for a in arguments))
@@ -91,8 +98,19 @@ def launch(library: ctypes.CDLL, kernel: str, arguments: list[Argument], *, bloc
     peak, message = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
     entry = ctypes.cast(getattr(library, kernel), ctypes.c_void_p)
     failed = library.standin_run(
-        entry, count, pointers, names, sizes, writable, fresh, blocks, workers or blocks, ctypes.c_uint64(key),
-        ctypes.byref(peak), message, ctypes.c_size_t(len(message)),
+        entry,
+        count,
+        pointers,
+        names,
+        sizes,
+        writable,
+        fresh,
+        blocks,
+        workers or blocks,
+        ctypes.c_uint64(key),
+        ctypes.byref(peak),
+        message,
+        ctypes.c_size_t(len(message)),
     )
     if failed:
         raise StandInError(message.value.decode())
@@ -134,14 +152,24 @@ def plan(chip: str, operator: str, shape: list[int], scale: float, chip_limits: 
     summary, message = _Summary(), ctypes.create_string_buffer(512)
     tiling = np.zeros(2048, np.uint8)
     failed = getattr(load(chip), f"plan_{operator}")(
-        (ctypes.c_int64 * 9)(*shape), ctypes.c_float(scale), (ctypes.c_int64 * 8)(*(chip_limits or limits(chip))),
-        tiling.ctypes.data_as(ctypes.c_void_p), ctypes.byref(summary), message, ctypes.c_size_t(len(message)),
+        (ctypes.c_int64 * 9)(*shape),
+        ctypes.c_float(scale),
+        (ctypes.c_int64 * 8)(*(chip_limits or limits(chip))),
+        tiling.ctypes.data_as(ctypes.c_void_p),
+        ctypes.byref(summary),
+        message,
+        ctypes.c_size_t(len(message)),
     )
     if failed:
         raise TilingError(message.value.decode())
     return Plan(
-        summary.key, summary.blocks, summary.workers, summary.workspace_bytes, summary.ub_bytes,
-        tuple(summary.details), tiling[: summary.tiling_bytes],
+        summary.key,
+        summary.blocks,
+        summary.workers,
+        summary.workspace_bytes,
+        summary.ub_bytes,
+        tuple(summary.details),
+        tiling[: summary.tiling_bytes],
     )
 
 
@@ -163,8 +191,13 @@ def fused_attention(
 ) -> Array:
     """kernels.reference.fused_attention on the stand-in of `chip`. float16 data, caches mutated, float16 result."""
     for name, array, dtype in (
-        ("qkv", qkv, np.float16), ("k_cache", k_cache, np.float16), ("v_cache", v_cache, np.float16),
-        ("cos", cos, np.float32), ("sin", sin, np.float32), ("start", start, np.int32), ("length", length, np.int32),
+        ("qkv", qkv, np.float16),
+        ("k_cache", k_cache, np.float16),
+        ("v_cache", v_cache, np.float16),
+        ("cos", cos, np.float32),
+        ("sin", sin, np.float32),
+        ("start", start, np.int32),
+        ("length", length, np.int32),
     ):
         if array.dtype != dtype or not array.flags.c_contiguous:
             raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
@@ -175,17 +208,28 @@ def fused_attention(
     out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
     workspace = np.zeros(decided.workspace_bytes, np.uint8) if decided.workspace_bytes else None
     peak = launch(
-        load(chip), operator,
+        load(chip),
+        operator,
         [
-            Argument("qkv", qkv), Argument("cos", cos), Argument("sin", sin), Argument("start", start),
-            Argument("length", length), Argument("k_cache", k_cache, writable=True),
-            Argument("v_cache", v_cache, writable=True), Argument("out", out, writable=True),
-            Argument("k_cache", k_cache, writable=True), Argument("v_cache", v_cache, writable=True),
-            Argument("workspace", workspace, writable=True, fresh=True), Argument("tiling", decided.tiling),
+            Argument("qkv", qkv),
+            Argument("cos", cos),
+            Argument("sin", sin),
+            Argument("start", start),
+            Argument("length", length),
+            Argument("k_cache", k_cache, writable=True),
+            Argument("v_cache", v_cache, writable=True),
+            Argument("out", out, writable=True),
+            Argument("k_cache", k_cache, writable=True),
+            Argument("v_cache", v_cache, writable=True),
+            Argument("workspace", workspace, writable=True, fresh=True),
+            Argument("tiling", decided.tiling),
         ],
-        blocks=decided.blocks, workers=decided.workers, key=decided.key,
+        blocks=decided.blocks,
+        workers=decided.workers,
+        key=decided.key,
     )
     if peak != decided.ub_bytes:
-        raise StandInError(f"[capacity] the kernel took {peak} bytes of unified buffer, its tiling planned "
-                           f"{decided.ub_bytes}")
+        raise StandInError(
+            f"[capacity] the kernel took {peak} bytes of unified buffer, its tiling planned {decided.ub_bytes}"
+        )
     return out
