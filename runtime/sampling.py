@@ -139,7 +139,7 @@ def log_normaliser(scores: np.ndarray) -> float:
 def _weights(scores: np.ndarray) -> tuple[np.ndarray, float]:
     """exp(scores - max) [n] float32, and their sum."""
     weights = np.exp(scores - scores.max())
-    return weights, float(weights.sum(dtype=np.float64))
+    return weights, float(weights.sum())
 
 
 def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
@@ -160,7 +160,7 @@ def _heaviest(keys: np.ndarray, weights: np.ndarray, mass: float, at_least: int)
     A quickselect by weight: what lies surely inside or outside is never sorted. Of equal keys the last index counts
     as the largest.
     """
-    index = np.arange(keys.size)
+    index: np.ndarray | None = None  # of `keys` among those given; None: all of them
     inside: list[np.ndarray] = []
     last = keys.max()
     pivot = bound_of_top(keys, FIRST_LOOK)
@@ -178,10 +178,10 @@ def _heaviest(keys: np.ndarray, weights: np.ndarray, mass: float, at_least: int)
         if weight < mass or upper.size < at_least:
             mass -= weight
             at_least -= upper.size
-            inside.append(index[upper])
+            inside.append(upper if index is None else index[upper])
             last = keys[upper].min()
             upper = np.flatnonzero(~above)
-        index, keys, weights = index[upper], keys[upper], weights[upper]
+        index, keys, weights = upper if index is None else index[upper], keys[upper], weights[upper]
         pivot = None
     order = np.argsort(keys, kind="stable")[::-1]
     sums = np.cumsum(weights[order], dtype=np.float64)
@@ -189,4 +189,4 @@ def _heaviest(keys: np.ndarray, weights: np.ndarray, mass: float, at_least: int)
     kept = order[: max(size, at_least)]
     if kept.size:
         last = keys[kept[-1]]
-    return np.concatenate([*inside, index[kept]]), last
+    return np.concatenate([*inside, kept if index is None else index[kept]]), last
