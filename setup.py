@@ -25,12 +25,16 @@ class BuildKernels(build_ext):
         if shutil.which(compiler) is None:
             sys.exit(f"error: no C++ compiler ({compiler}) was found; install one, on Debian: apt-get install g++")
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / "kernels"
-        for command in (
-            ["cmake", "-G", "Ninja", "-S", "kernels/cpu", "-B", str(build), f"-DEDGELLAMA_OUTPUT={output}"],
-            ["cmake", "--build", str(build)],
-        ):
-            subprocess.run(command, check=True)
+        build = Path("build/kernels-pip")  # kept, so that installing again compiles only what changed
+        # pip brings another copy of Ninja every time, which the folder must not remember.
+        options = [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", f"-DEDGELLAMA_OUTPUT={output}"]
+        subprocess.run(["cmake", "-G", "Ninja", "-S", "kernels/cpu", "-B", build, *options], check=True)
+        subprocess.run(["cmake", "--build", build], check=True)
 
 
-setup(ext_modules=[Extension("kernels.cpu.edgellama_cpu", sources=[])], cmdclass={"build_ext": BuildKernels})
+LIBRARIES = ("edgellama_cpu", "edgellama_lite")  # the kernels, and what registers them with MindSpore Lite
+
+setup(
+    ext_modules=[Extension(f"kernels.cpu.{name}", sources=[]) for name in LIBRARIES],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -98,7 +98,9 @@ def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shap
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
     buckets = tuple(sorted({1, *buckets}))
     weights = _choice("WEIGHTS", options.weights, ops.WEIGHTS, options.target)
-    cache = _choice("CACHE", options.cache, ops.CACHES, options.target)
+    # float32 weights are for exactness: rounding keys and values to float16 moves the logits by a thousandth.
+    exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
+    cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
     return Shape(options.batch, buckets[-1], context, weights, cache), buckets
 
 

@@ -17,7 +17,9 @@ ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of 
 def library(path: Path = PATH) -> ctypes.CDLL:
     """The loaded library; raises UserError when it has not been built."""
     if not path.exists():
-        raise UserError(f"{path} is missing: the CPU kernels are not built. Build them with `make kernels`.")
+        raise UserError(
+            f"{path} is missing: the CPU kernels are not built. Build them with `pip install .` in the checkout."
+        )
     return ctypes.CDLL(str(path))
 
 

@@ -22,12 +22,16 @@ def load() -> None:
     """
     found = library().edgellama_abi()
     if found != ABI:
-        raise UserError(f"{PLUGIN.parent}: kernels of ABI {found}, needed: {ABI}. Build them with `make kernels`")
+        raise UserError(
+            f"{PLUGIN.parent}: kernels of ABI {found}, needed: {ABI}. Build them with `pip install .` in the checkout"
+        )
     try:
         lite = Path(str(sys.modules["mindspore_lite"].__file__)).parent
         # RTLD_GLOBAL: the plugin finds MindSpore Lite's symbols in what the process has loaded.
         ctypes.CDLL(str(lite / "lib" / LITE), mode=ctypes.RTLD_GLOBAL)
         plugin = ctypes.CDLL(str(PLUGIN), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise UserError(f"the CPU kernels cannot be loaded ({error}). Build them with `make kernels`") from error
+        raise UserError(
+            f"the CPU kernels cannot be loaded ({error}). Build them with `pip install .` in the checkout"
+        ) from error
     plugin.edgellama_register()
