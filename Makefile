@@ -2,6 +2,8 @@
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
+# make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 10 GB)
+# make kernels      build and install the Ascend operator package (needs CANN)
 # make lint         ruff and mypy
 # make clean        remove the environment and the build folder (not the artifacts)
 
@@ -22,7 +24,7 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
   $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
 
 .DELETE_ON_ERROR:
-.PHONY: run export bench test test-fast lint clean
+.PHONY: run export bench bench-peers kernels test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
@@ -35,6 +37,18 @@ $(ARTIFACT)/manifest.json: | $(VENV)/ready
 
 bench: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime bench $(ARTIFACT)
+
+bench-peers: $(VENV)/ready
+	@for weights in int8 int4; do \
+	  $(MAKE) --no-print-directory build/peers/ours-$$weights/manifest.json || exit; \
+	done
+	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --rounds 5 --json build/peers/peers.json
+
+build/peers/ours-%/manifest.json: | $(VENV)/ready
+	@$(PYTHON) -m exporter export smollm2-135m-instruct --target cpu --weights $* --context 8192 --batch 8 --out $(@D)
+
+kernels:
+	@kernels/ascend/build.sh
 
 test: $(VENV)/ready-test
 	$(PYTHON) -m pytest
