@@ -42,6 +42,7 @@ bench-peers: $(VENV)/ready
 	@for weights in int8 int4; do \
 	  $(MAKE) --no-print-directory build/peers/ours-$$weights/manifest.json || exit; \
 	done
+	@$(PYTHON) tests/peers/install.py .venv-peers
 	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --rounds 5 --json build/peers/peers.json
 
 build/peers/ours-%/manifest.json: | $(VENV)/ready
@@ -62,7 +63,7 @@ lint: $(VENV)/ready-test
 	$(PYTHON) -m mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-peers build *.egg-info
 
 $(PYTHON):
 	@echo "Setting up $(VENV): about 4 GB of disk (mindspore alone is 2.8 GB installed) and a few minutes,"

@@ -20,8 +20,8 @@ ABSENT = "absent.json"
 PEERS = {
     "llama.cpp": (["llama-cpp-python==0.3.36"], "import llama_cpp"),
     "openvino": (["openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers<5.6"], "import openvino_genai"),
-    "onnxruntime": (["onnxruntime-genai==0.18.0", "onnx-ir", "torch", "transformers<5.6"], "import onnxruntime_genai"),
-    "pytorch": (["torch", "transformers<5.6"], "import torch, transformers"),
+    "onnxruntime": (["onnxruntime-genai==0.18.0", "onnx-ir", "torch==2.13.0", "transformers<5.6"], "import onnxruntime_genai"),
+    "pytorch": (["torch==2.13.0", "transformers<5.6"], "import torch, transformers"),
 }
 CLANGS = ("clang++", *(f"clang++-{version}" for version in range(22, 15, -1)))
 
