@@ -46,7 +46,7 @@ bench-peers: $(VENV)/ready
 	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --rounds 5 --json build/peers/peers.json
 
 build/peers/ours-%/manifest.json: | $(VENV)/ready
-	@$(PYTHON) -m exporter export smollm2-135m-instruct --target cpu --weights $* --context 8192 --batch 8 --out $(@D)
+	@$(PYTHON) -m exporter export smollm2-135m-instruct --target cpu --weights $* --context 8192 --out $(@D)
 
 kernels:
 	@kernels/ascend/build.sh
