@@ -24,7 +24,7 @@ from runtime.errors import UserError
 DECODE_STEPS = 64
 SEED = 0
 # max |d logits| over the range of the reference's logits that an artifact may show, by its weight format.
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.05, "int4": 0.2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.05, "int4": 0.2, "q4_0": 0.05}
 
 
 def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:

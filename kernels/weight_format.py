@@ -11,6 +11,8 @@ q4_0   value d * (q - 8), q in 0..15, float16 d: GGUF's Q4_0, only repacked, nev
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -158,7 +160,7 @@ def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
     return np.ascontiguousarray(w.reshape(panels * PANEL, depth)[:n, :k])
 
 
-def interleave_gate_up(gate: Floats, up: Floats) -> Floats:
+def interleave_gate_up(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
     """[N, K] gate and up as one [2N', K] matrix of alternating panels, N' = N filled up to a multiple of 16."""
     gate, up = (np.pad(m, ((0, -m.shape[0] % PANEL), (0, 0))) for m in (gate, up))
     both = np.stack([gate.reshape(-1, PANEL, gate.shape[1]), up.reshape(-1, PANEL, up.shape[1])], axis=1)

@@ -30,7 +30,7 @@ from kernels.weight_format import PANEL, panel_bytes, panel_count
 
 CACHE_POLICY = "in_place"
 CACHES = ("float16", "int8", "float32")
-WEIGHTS = ("int8", "int4", "bf16", "fp32")
+WEIGHTS = ("int8", "int4", "bf16", "fp32", "q4_0")
 WEIGHTS_ARE = "inputs"
 KERNEL_ABI = ABI
 CACHE_KINDS = {"float32": "f32", "float16": "f16", "int8": "s8"}  # numpy name -> the kernel's
