@@ -2,7 +2,7 @@
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
-# make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 10 GB)
+# make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
 # make lint         ruff and mypy
 # make clean        remove the environment and the build folder (not the artifacts)

@@ -18,7 +18,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from accuracy import compare  # noqa: E402
-from install import install, not_installed  # noqa: E402
+from install import not_installed  # noqa: E402
 from pool import Worker, measure  # noqa: E402
 from prepare import AbsentError, Models, Peer  # noqa: E402
 from report import build_report, show  # noqa: E402
@@ -26,17 +26,13 @@ from report import build_report, show  # noqa: E402
 from exporter.source import resolve  # noqa: E402
 from runtime.artifact import Artifact  # noqa: E402
 
-ENVIRONMENT = ROOT / ".venv-peers"
-PYTHON = ENVIRONMENT / "bin" / "python"
 SPARE = 64  # positions behind the deepest context, for the steps measured there
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python tests/peers", description=__doc__)
     parser.add_argument("artifacts", nargs="+", type=Path, help="artifacts of one model, exported from a GGUF file")
-    parser.add_argument(
-        "--python", type=Path, default=PYTHON, help="the peers' interpreter (default: .venv-peers, made here)"
-    )
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers/bin/python", help="the peers' interpreter")
     parser.add_argument("--models", type=Path, default=ROOT / "build/peers", help="where converted models are kept")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -79,9 +75,6 @@ def main() -> int:
     if gguf.suffix != ".gguf":
         sys.exit(f"error: {gguf} is no GGUF file, which llama.cpp needs")
     models = Models(asked.models, asked.python, gguf)
-    if asked.python == PYTHON:
-        print(f"setting up {ENVIRONMENT.name}: about 10 GB; llama.cpp is compiled for this CPU", file=sys.stderr)
-        install(ENVIRONMENT)
     absent = not_installed(asked.python)
     keep = [part for part in asked.only.split(",") if part]
     context = max(asked.depths + asked.prompts) + SPARE

@@ -16,13 +16,20 @@ import venv
 from pathlib import Path
 
 ABSENT = "absent.json"
+# This release has a build without CUDA, and the newest brings gigabytes of it.
+TORCH = ["torch==2.13.0", "transformers<5.6"]
 # engine -> (what pip installs, what is tried to see that it works)
 PEERS = {
     "llama.cpp": (["llama-cpp-python==0.3.36"], "import llama_cpp"),
-    "openvino": (["openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers<5.6"], "import openvino_genai"),
-    "onnxruntime": (["onnxruntime-genai==0.18.0", "onnx-ir", "torch==2.13.0", "transformers<5.6"], "import onnxruntime_genai"),
-    "pytorch": (["torch==2.13.0", "transformers<5.6"], "import torch, transformers"),
+    "openvino": (
+        ["openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", *TORCH],
+        "import openvino_genai, optimum.intel, importlib.util as u; assert not u.find_spec('torchvision')",
+    ),
+    "onnxruntime": (["onnxruntime-genai==0.18.0", "onnx-ir", *TORCH], "import onnxruntime_genai, onnx_ir, torch"),
+    "pytorch": (TORCH, "import torch, transformers"),
 }
+# Required by optimum-intel, unused for a text model, and not importable beside a torch built without CUDA.
+UNWANTED = "torchvision"
 CLANGS = ("clang++", *(f"clang++-{version}" for version in range(22, 15, -1)))
 
 
@@ -45,6 +52,7 @@ def install(folder: Path) -> dict[str, str]:
             lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             absent[engine] = (lines or done.stderr.splitlines() or ["pip failed"])[-1].strip()
             print(f"{engine} is absent: {absent[engine]}", file=sys.stderr)
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", UNWANTED], capture_output=True, check=False)
     (folder / ABSENT).write_text(json.dumps(absent, indent=1) + "\n")
     return absent
 
