@@ -1,155 +1,28 @@
-"""python -m runtime generate ARTIFACT --prompt TEXT: answer a prompt from the command line.
+"""python -m runtime COMMAND ARTIFACT: what an exported artifact can do, from the command line.
 
-The answer goes to standard output, everything else to standard error. Exit status: 0; 2 for what the user can mend (one
+Answers go to standard output, everything else to standard error. Exit status: 0; 2 for what the user can mend (one
 clear message, with --debug a traceback too); 130 after Ctrl-C; 141 when nobody reads the answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from runtime.bench.command import add_parser as add_bench
+from runtime import generate_command
+from runtime.bench import command as bench_command
 from runtime.errors import UserError
-from runtime.model import LlamaForCausalLM, Piece
-from runtime.progress import progress
-
-NEW_TOKENS = 256  # generous for an answer, short enough to wait for
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported artifact.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    generate = commands.add_parser(
-        "generate",
-        help="answer one prompt",
-        description="Answer one prompt, streaming the text. An artifact with a chat template gets the prompt as a user "
-        "message; --raw continues the text as it is.",
-    )
-    generate.add_argument("artifact", help="folder written by `make export`")
-    generate.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
-    generate.add_argument("--system", help="a system message for the chat template")
-    generate.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
-    generate.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
-    add_sampling(generate)
-    generate.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
-    generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
-    generate.set_defaults(run=run_generate)
-    add_bench(commands)
+    for command in (generate_command, bench_command):
+        command.add_parser(commands)
     return top
-
-
-def add_sampling(command: argparse.ArgumentParser) -> None:
-    """Options that become settings of stream(); one that is left out leaves the artifact's default."""
-    group = command.add_argument_group(
-        "sampling", "Defaults are those of the artifact's generation_config.json. Naming one of these samples."
-    )
-    group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens, or take the likeliest")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token")
-    group.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens of total probability P")
-    group.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens; 0 turns it off")
-    group.add_argument("--min-p", type=float, metavar="P", help="from tokens at least P times as likely as the first")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
-    command.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: less of what was there before")
-    command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be given again")
-
-
-def sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the options ask for. Naming how to sample is asking to sample; temperature 0 asks not to."""
-    names = ("temperature", "top_p", "top_k", "min_p", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    do_sample = options.do_sample
-    if given.get("temperature") == 0:
-        if do_sample:
-            raise UserError("--temperature 0 takes the likeliest token, and --do-sample draws. Drop one of them")
-        do_sample = False
-    elif given and do_sample is None:
-        do_sample = True
-    if do_sample is False:
-        given = {}
-    return {
-        **given,
-        "do_sample": do_sample,
-        "repetition_penalty": options.repetition_penalty,
-        "stop_strings": options.stop,
-    }
-
-
-def run_generate(options: argparse.Namespace) -> None:
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    if not prompt.strip():
-        raise UserError("the prompt is empty. Give some text: --prompt TEXT")
-    began = time.perf_counter()
-    model = LlamaForCausalLM.from_pretrained(
-        options.artifact, threads=options.threads, show_progress=True, show_native_log=options.debug
-    )
-    loaded = time.perf_counter() - began
-    ids = prompt_ids(model, prompt, options.system, options.raw)
-    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, **sampling(options))
-    if options.json:
-        print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
-    else:
-        show(pieces, loaded, len(ids))
-
-
-def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bool) -> list[int]:
-    """Token ids of the prompt: through the chat template where there is one, unless `raw`."""
-    if raw or (model.tokenizer.chat_template is None and system is None):
-        if system is not None:
-            raise UserError("--system goes with a chat template, and --raw leaves it out. Drop one of them")
-        return model.tokenizer.encode(prompt)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return model.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
-
-
-def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:
-    """Print the text as it comes, then one line of figures on standard error."""
-    with progress(f"Reading the prompt ({prompt_tokens:,} tokens)", plain=False):
-        first = next(pieces)
-    for piece in itertools.chain([first], pieces):
-        print(piece.text, end="", flush=True)
-    print(flush=True)
-    times = figures(piece, loaded)
-    print(
-        f"[{piece.finish_reason}; load {times['load_s']:.1f} s; prefill {times['prompt_tokens']} tokens in "
-        f"{times['prefill_ms']:.0f} ms; decode {times['decode_ms_per_token'] or 0:.1f} ms/token]",
-        file=sys.stderr,
-    )
-
-
-def report(pieces: Sequence[Piece], prompt: Sequence[int], loaded: float) -> dict[str, Any]:
-    """What --json prints. `ids` are the new tokens, the eos that ended them included; `text` leaves it out."""
-    last = pieces[-1]
-    return {
-        "prompt_ids": list(prompt),
-        "ids": [piece.id for piece in pieces],
-        "text": "".join(piece.text for piece in pieces),
-        "finish_reason": last.finish_reason,
-        "timings": figures(last, loaded),
-    }
-
-
-def figures(last: Piece, loaded: float) -> dict[str, float | int | None]:
-    """Timings of a finished stream; decode_ms_per_token is null where the prefill's token was the only one."""
-    timings = last.timings
-    if timings is None:
-        raise ValueError("the stream has not ended")
-    steps = timings.decode_steps
-    return {
-        "load_s": round(loaded, 3),
-        "prompt_tokens": timings.prompt_tokens,
-        "prefill_ms": round(timings.prefill * 1e3, 3),
-        "decode_tokens": steps,
-        "decode_ms_per_token": round(timings.decode / steps * 1e3, 3) if steps else None,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,66 +4,29 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from runtime import generation
 from runtime.artifact import Artifact
 from runtime.beam import beam_search
-from runtime.choosing import Chooser, LogitsProcessor, StoppingCriterion, listed, stops
+from runtime.choosing import Chooser, listed
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.generation import Texts, Timings
+from runtime.generation import Timings
 from runtime.generation_config import GenerationConfig
+from runtime.output import GenerateOutput, Piece, Streamer
 from runtime.progress import progress
 from runtime.text import Tokenizer
+from runtime.wave import Call, Wave, output
 
 ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what generate() and stream() take beside settings
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
-    model's, before sampling settings. The last piece has a finish_reason ("eos", "stop_string", "stopping_criteria" or
-    "length") and the timings."""
-
-    id: int
-    text: str
-    logprob: float
-    finish_reason: str | None = None
-    timings: Timings | None = None
-
-
-@dataclass(frozen=True)
-class GenerateOutput:
-    """What generate() returns with return_dict_in_generate.
-
-    sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
-    logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
-    a row had ended. sequences_scores float32 [B]: of a beam search, what the texts were ranked by.
-    """
-
-    sequences: np.ndarray
-    finish_reasons: tuple[str, ...]
-    timings: Timings
-    scores: tuple[np.ndarray, ...] | None = None
-    logits: tuple[np.ndarray, ...] | None = None
-    logprobs: np.ndarray | None = None
-    sequences_scores: np.ndarray | None = None
-
-
-class Streamer(Protocol):
-    """What transformers' TextStreamer and TextIteratorStreamer are: given the prompts, then each step's tokens."""
-
-    def put(self, value: Any) -> Any: ...
-    def end(self) -> Any: ...
 
 
 class LlamaForCausalLM:
@@ -152,7 +115,7 @@ class LlamaForCausalLM:
                 if streamer is not None:
                     streamer.put(ids)
                 for first in range(0, len(rows), self.engine.batch):
-                    wave = Wave(self, call, rows[first : first + self.engine.batch], first, limit)
+                    wave = self._wave(call, rows[first : first + self.engine.batch], first, limit)
                     waves.append(wave)
                     for picked in wave.decode(timings):
                         if streamer is not None:
@@ -209,7 +172,7 @@ class LlamaForCausalLM:
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
         _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
-        return self._stream(Wave(self, call, rows, 0, limit))
+        return self._stream(self._wave(call, rows, 0, limit))
 
     def _stream(self, wave: Wave) -> Iterator[Piece]:
         timings = Timings()
@@ -243,6 +206,9 @@ class LlamaForCausalLM:
             seed,
         )
 
+    def _wave(self, call: Call, rows: list[np.ndarray], first: int, limit: int) -> Wave:
+        return Wave(self.engine, lambda: self.tokenizer, call, rows, first, limit)
+
     def _prepare(
         self, input_ids: Any, attention_mask: Any, config: GenerationConfig
     ) -> tuple[np.ndarray, list[np.ndarray], int]:
@@ -263,50 +229,3 @@ class LlamaForCausalLM:
                 yield
             finally:
                 self._turn_of = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call's settings and callables."""
-
-    config: GenerationConfig
-    logits_processors: list[LogitsProcessor]
-    stopping_criteria: list[StoppingCriterion]
-    seed: int
-
-
-class Wave:
-    """Rows that run together: their texts, what chooses their tokens and what ends them. Made before anything runs, so
-    that settings which do not fit are told first."""
-
-    def __init__(self, model: LlamaForCausalLM, call: Call, rows: list[np.ndarray], first: int, limit: int) -> None:
-        """first: the place of rows[0] among all rows of the call, by which each has a random stream of its own."""
-        self.engine = model.engine
-        self.texts = Texts(rows, limit)
-        generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
-        self.chooser = Chooser(call.config, model.engine.vocab_size, generators, call.logits_processors)
-        self.stops = stops(call.config, lambda: model.tokenizer, len(rows), self.chooser, call.stopping_criteria)
-
-    def decode(self, timings: Timings) -> Iterator[np.ndarray]:
-        return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops)
-
-
-def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> GenerateOutput:
-    """Put the waves' rows together again, step by step."""
-    config = waves[0].chooser.config
-    steps = max(wave.texts.steps for wave in waves)
-
-    def joined(of: Callable[[Wave], list[np.ndarray]]) -> tuple[np.ndarray, ...]:
-        return tuple(
-            np.concatenate([of(w)[step] if step < w.texts.steps else np.zeros_like(of(w)[0]) for w in waves])
-            for step in range(steps)
-        )
-
-    return GenerateOutput(
-        sequences,
-        tuple(reason or "length" for wave in waves for reason in wave.texts.finish_reasons),
-        timings,
-        scores=joined(lambda wave: wave.chooser.scores) if config.output_scores else None,
-        logits=joined(lambda wave: wave.chooser.logits) if config.output_logits else None,
-        logprobs=np.stack(joined(lambda wave: wave.chooser.logprobs), axis=1) if config.output_logprobs else None,
-    )

@@ -1,0 +1,48 @@
+"""What generate() and stream() give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.generation import Timings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
+    model's, before sampling settings. The last piece has a finish_reason ("eos", "stop_string", "stopping_criteria" or
+    "length") and the timings."""
+
+    id: int
+    text: str
+    logprob: float
+    finish_reason: str | None = None
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class GenerateOutput:
+    """What generate() returns with return_dict_in_generate.
+
+    sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
+    logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
+    a row had ended. sequences_scores float32 [B]: of a beam search, what the texts were ranked by.
+    """
+
+    sequences: np.ndarray
+    finish_reasons: tuple[str, ...]
+    timings: Timings
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    logprobs: np.ndarray | None = None
+    sequences_scores: np.ndarray | None = None
+
+
+class Streamer(Protocol):
+    """What transformers' TextStreamer and TextIteratorStreamer are: given the prompts, then each step's tokens."""
+
+    def put(self, value: Any) -> Any: ...
+    def end(self) -> Any: ...
