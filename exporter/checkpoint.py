@@ -1,4 +1,4 @@
-"""A checkpoint: a Llama's config and its tensors by Hugging Face name, read one at a time.
+"""A checkpoint: a Llama's config and its tensors by Hugging Face name, read some rows at a time.
 
 `open_checkpoint` takes a Hugging Face folder (safetensors) or a .gguf file. Opening reads headers only, and accounts
 for every tensor: what is missing, surplus or misshapen is one error that lists it, before any work is done.
@@ -54,12 +54,17 @@ class Checkpoint(ABC):
         """How the file stores the tensor: "F32", "BF16", "Q4_0", ..."""
 
     @abstractmethod
+    def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
+        """Rows first .. first + count - 1 of a weight (elements of a vector) as float32 [count, ...], dequantized where
+        it has to be. Reads and holds no more than them. May be called from several threads at once."""
+
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """One weight as float32, dequantized where it has to be. Nothing is kept."""
+        """One weight whole, as float32. Of a large model's tables that is gigabytes: prefer `rows`. Nothing is kept."""
+        return self.rows(name, 0, self.shape(name)[0])
 
     @abstractmethod
-    def raw(self, name: str) -> RawBlocks | None:
-        """A block-quantized weight untouched, its rows in the same order as `tensor`'s; None for other weights."""
+    def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
+        """Rows of a block-quantized weight untouched, in the order of `rows`; None for other weights."""
 
     @property
     @abstractmethod

@@ -138,9 +138,9 @@ def _write_graphs(
     if not weights:
         return tuple(graphs), None
     specs = list(weights.values())
-    with progress.bytes("Writing weights", sum(_nbytes(spec) for spec in specs)) as done:
+    with progress.bytes("Writing weights", sum(spec.nbytes for spec in specs)) as done:
         return tuple(graphs), write_weights(
-            folder, "weights.safetensors", specs, lambda name: ops.value(name, checkpoint, shape), done
+            folder, "weights.safetensors", specs, lambda name: ops.pieces(name, checkpoint, shape), done
         )
 
 
@@ -159,13 +159,9 @@ def _write_constants(
             model,
             folder,
             str(Path(graph).with_suffix(".data")),
-            lambda name: ops.value(name, checkpoint, shape),
+            lambda name: ops.pieces(name, checkpoint, shape),
             done,
         )
-
-
-def _nbytes(spec: Input) -> int:
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
 
 
 def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:

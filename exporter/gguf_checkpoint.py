@@ -42,7 +42,7 @@ QUANTIZED = (_T.Q8_0, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q2_K, _T.Q3_K, _T.Q
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A memory-mapped GGUF file; a tensor is read and dequantized when it is asked for."""
+    """A memory-mapped GGUF file; rows are read and dequantized when they are asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,13 +62,17 @@ class GGUFCheckpoint(Checkpoint):
     def dtype(self, name: str) -> str:
         return self._kind(name).name
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        return self._to_hf_rows(name, self.file.tensor(self._stored[name]))
+    def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
+        stored, order = self._stored[name], self._stored_order(name, first, count)
+        if len(self.shape(name)) == 1:  # a vector is one row of blocks
+            return self.file.tensor(stored)[order]
+        return self.file.dequantized(stored, self.file.blocks(stored)[order])
 
-    def raw(self, name: str) -> RawBlocks | None:
+    def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         if self._kind(name) in FLOATS or len(self.shape(name)) == 1:
             return None
-        return RawBlocks(self.dtype(name), self._to_hf_rows(name, self.file.blocks(self._stored[name])))
+        order = self._stored_order(name, first, self.shape(name)[0] - first if count is None else count)
+        return RawBlocks(self.dtype(name), self.file.blocks(self._stored[name])[order])
 
     @cached_property
     def revision(self) -> str:
@@ -83,17 +87,17 @@ class GGUFCheckpoint(Checkpoint):
     def _kind(self, name: str) -> GGMLQuantizationType:
         return self.file.tensors[self._stored[name]].kind
 
-    def _to_hf_rows(self, name: str, rows: NDArray[np.generic]) -> NDArray:
-        """Undo the row order of q and k, which GGUF stores for interleaved rotary pairs (2i, 2i+1).
+    def _stored_order(self, name: str, first: int, count: int) -> slice | NDArray[np.int64]:
+        """Where the file has rows first .. first + count - 1.
 
-        Hugging Face pairs row i of a head with row i + head_dim/2. Blocks run along columns, so whole rows move.
+        It stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head); Hugging Face pairs row i of a head
+        with row i + head_dim/2. Blocks run along columns, so whole rows move.
         """
-        heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
-        projection = name.split(".")[-2]
-        if projection not in heads:
-            return rows
-        pairs = rows.reshape(heads[projection], self.config.head_dim // 2, 2, *rows.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(rows.shape)
+        if name.split(".")[-2] not in ("q_proj", "k_proj"):
+            return slice(first, first + count)
+        head, row = np.divmod(np.arange(first, min(first + count, self.shape(name)[0])), self.config.head_dim)
+        half, pair = np.divmod(row, self.config.head_dim // 2)
+        return head * self.config.head_dim + 2 * pair + half
 
 
 def to_hf_name(name: str) -> str:

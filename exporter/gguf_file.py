@@ -98,7 +98,11 @@ class GGUFFile:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A tensor dequantized to float32, of its numpy shape, in memory of its own."""
         info = self.tensors[name]
-        values = dequantize(self.blocks(name), info.kind).reshape(info.shape)
+        return self.dequantized(name, self.blocks(name)).reshape(info.shape)
+
+    def dequantized(self, name: str, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Some rows of the tensor's blocks as float32 [rows, columns], in memory of their own."""
+        values = dequantize(blocks, self.tensors[name].kind)
         return values if values.flags.writeable else values.copy()  # of F32 it is a view of the map
 
     def _read_header(self, cursor: _Cursor) -> None:

@@ -35,6 +35,12 @@ def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32
     return (np.cos(angle) * factor).astype(np.float32), (np.sin(angle) * factor).astype(np.float32)
 
 
+def rope_table(name: str, config: LlamaConfig, positions: int) -> NDArray[np.float32]:
+    """The table that graphs call rope.cos or rope.sin."""
+    cos, sin = rope_tables(config, positions)
+    return {"rope.cos": cos, "rope.sin": sin}[name]
+
+
 def rope_frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
     """(frequencies in radians per position, float64 [head_dim/2]; factor on cos and sin)."""
     base = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)

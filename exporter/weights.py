@@ -1,4 +1,4 @@
-"""weights.safetensors: the weights that graphs take as inputs, written one tensor at a time.
+"""weights.safetensors: the weights that graphs take as inputs, written piece by piece.
 
 The safetensors library writes from a dictionary of every tensor; a model must not be in memory at once, so the file's
 header (8 bytes of length, JSON, https://github.com/huggingface/safetensors#format) is written here. Tensors start at
@@ -7,15 +7,12 @@ multiples of 64 bytes from the start of the file, for the kernels' loads.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from exporter.opsets import Input
+from exporter.pieces import HashedFile, Piece, write_tensors
 from runtime.artifact import FileEntry
 
 ALIGNMENT = 64
@@ -26,45 +23,31 @@ def write_weights(
     folder: Path,
     name: str,
     specs: Sequence[Input],
-    value: Callable[[str], NDArray[np.generic]],
+    pieces: Callable[[str], Iterable[Piece]],
     done: Callable[[int], None] = lambda _: None,
 ) -> FileEntry:
-    """Write folder/name with the tensors of `specs` in order; value(name) gives one. done(bytes) after each."""
+    """Write folder/name with the tensors of `specs` in order; the arguments are those of `write_tensors`."""
+    with HashedFile(folder / name) as file:
+        text = _header(specs)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        write_tensors(file, specs, pieces, ALIGNMENT, done)
+    return FileEntry(name, file.sha256, file.size)
+
+
+def _header(specs: Sequence[Input]) -> bytes:
     header: dict[str, dict[str, object]] = {}
     offset = 0
-    for spec in specs:
-        size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
-        header[spec.name] = {
-            "dtype": DTYPES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + size],
-        }
+
+    def add(name: str, dtype: str, shape: Sequence[int], size: int) -> None:
+        nonlocal offset
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
-        if size % ALIGNMENT:
+
+    for spec in specs:
+        add(spec.name, DTYPES[spec.dtype], spec.shape, spec.nbytes)
+        if filler := -spec.nbytes % ALIGNMENT:
             # The format allows no holes, so what fills one is a tensor too.
-            filler = -size % ALIGNMENT
-            header[f"{spec.name}.alignment"] = {
-                "dtype": "U8",
-                "shape": [filler],
-                "data_offsets": [offset, offset + filler],
-            }
-            offset += filler
+            add(f"{spec.name}.alignment", "U8", [filler], filler)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    state = hashlib.sha256()
-    with (folder / name).open("wb") as file:
-
-        def write(data: bytes | memoryview) -> None:
-            file.write(data)
-            state.update(data)
-
-        write(len(text).to_bytes(8, "little"))
-        write(text)
-        for spec in specs:
-            array = np.ascontiguousarray(value(spec.name))
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise ValueError(f"{spec.name}: {array.dtype} {array.shape} for a {spec.dtype} of {spec.shape}")
-            write(array.reshape(-1).view(np.uint8).data)
-            write(bytes(-array.nbytes % ALIGNMENT))
-            done(array.nbytes)
-    return FileEntry(name, state.hexdigest(), (folder / name).stat().st_size)
+    return text + b" " * (-(len(text) + 8) % ALIGNMENT)

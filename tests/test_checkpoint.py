@@ -63,6 +63,9 @@ def test_every_tensor_reads_back_exactly(tmp_path: Path, dtype: torch.dtype, con
         assert tensor.dtype == np.float32
         assert tensor.shape == checkpoint.shape(name) == tuple(parameter.shape)
         np.testing.assert_array_equal(tensor, parameter.detach().float().numpy())
+        rows = checkpoint.rows(name, 3, 10)
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, tensor[3:13])
         assert checkpoint.dtype(name) == stored
         assert checkpoint.raw(name) is None
 

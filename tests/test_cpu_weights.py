@@ -9,8 +9,9 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
+from exporter import pieces
 from exporter.checkpoint import RawBlocks
-from exporter.opsets.cpu_weights import bias_value, format_of, weight_value
+from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
 from kernels import weight_format as wf
 from runtime.errors import UserError
 
@@ -24,6 +25,12 @@ class Fake:
     def __init__(self, kind: Kind | None):
         self.kind = kind
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensor(name).shape
+
+    def rows(self, name: str, first: int, count: int) -> np.ndarray:
+        return self.tensor(name)[first : first + count]
+
     def tensor(self, name: str) -> np.ndarray:
         part = name.split(".")[-2]
         w = np.random.default_rng(len(name) + ord(part[0])).standard_normal((SIZES[part], 64)).astype(np.float32)
@@ -31,21 +38,26 @@ class Fake:
             return w[:, 0]
         return w if self.kind is None else dequantize(quantize(w, self.kind), self.kind)
 
-    def raw(self, name: str) -> RawBlocks | None:
+    def raw(self, name: str, first: int, count: int) -> RawBlocks | None:
         if self.kind is None:
             return None
-        plain: Any = Fake(None)
-        return RawBlocks(self.kind.name, quantize(plain.tensor(name), self.kind))
+        plain = Fake(None)
+        return RawBlocks(self.kind.name, quantize(plain.rows(name, first, count), self.kind))
 
 
 def values(name: str, kind: Kind | None, fmt: str, rows: int) -> np.ndarray:
     checkpoint: Any = Fake(kind)
-    return wf.unpack(weight_value(name, checkpoint, fmt).reshape(-1), fmt, rows, 64)
+    packed = np.concatenate([piece() for piece in weight_pieces(name, checkpoint, fmt)])
+    return wf.unpack(packed.reshape(-1), fmt, rows, 64)
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 32 * 64 * 4, 1 << 20])
 @pytest.mark.parametrize(("kind", "fmt"), [(None, "f32"), (Kind.Q8_0, "int8"), (Kind.Q4_0, "q4_0")])
-def test_matrices_are_the_checkpoints(kind: Kind | None, fmt: str) -> None:
-    """Exactly, where the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0."""
+def test_matrices_are_the_checkpoints(
+    kind: Kind | None, fmt: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly, where the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0; in pieces or whole."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
     attention, mlp, source = f"{LAYER}.self_attn", f"{LAYER}.mlp", Fake(kind)
     qkv = np.concatenate([source.tensor(f"{attention}.{x}_proj.weight") for x in "qkv"])
     np.testing.assert_array_equal(values(f"{attention}.qkv_proj.weight", kind, fmt, 80), qkv)

@@ -57,11 +57,16 @@ def test_every_type_dequantizes_in_hugging_face_order(tmp_path: Path, small: Lla
         quant = kind if len(shape) == 2 else Kind.F32
         assert checkpoint.dtype(name) == quant.name
         np.testing.assert_array_equal(tensor, dequantize(data, quant).reshape(shape))
+        for first, count in ((3, 10), (shape[0] - 1, 1)):
+            np.testing.assert_array_equal(checkpoint.rows(name, first, count), tensor[first : first + count])
         if kind in QUANTS and len(shape) == 2:
             raw = checkpoint.raw(name)
             assert raw is not None
             assert raw.kind == kind.name
             np.testing.assert_array_equal(raw.blocks, data)
+            some = checkpoint.raw(name, 5, 7)
+            assert some is not None
+            np.testing.assert_array_equal(some.blocks, data[5:12])
         else:
             assert checkpoint.raw(name) is None
 

@@ -4,7 +4,7 @@ inputs(config, shape) -> list[Input]   the graph's inputs before the caches
 caches(config, shape) -> list[Input]   the graph's caches, layer by layer
 outputs(config, shape) -> list[Input]  the graph's outputs
 graphs(buckets) -> list[tuple[int, ...]]        the buckets that each graph file serves; it is traced at the largest
-value(name, checkpoint, shape)         the array of one weight of the graph
+pieces(name, checkpoint, shape)        what makes one weight of the graph, block by block (exporter.pieces)
 CACHE_POLICY, CACHES                   "returned" or "in_place"; the cache dtypes it takes, its default first
 WEIGHTS, WEIGHTS_ARE                   the weight formats it takes, its default first; "constants" or "inputs"
 Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cells that exporter.llama is made of
@@ -12,7 +12,10 @@ Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cell
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from exporter.config import LlamaConfig
 
@@ -35,6 +38,10 @@ class Input:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def cache_inputs(config: LlamaConfig, shape: Shape, dtype: str) -> list[Input]:

@@ -11,20 +11,20 @@ Letters: B rows, S tokens per row, H query heads, G key/value heads, D head size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mindspore
-import numpy as np
 from mindspore import Parameter, nn
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
-from numpy.typing import NDArray
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, linear_sizes
-from exporter.opsets.cpu_weights import bias_value, format_of, rope_value, weight_value
+from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
+from exporter.pieces import Piece, tensor_pieces
+from exporter.rope import rope_table
 from kernels.cpu.library import ABI
 from kernels.weight_format import PANEL, panel_bytes, panel_count
 
@@ -67,15 +67,15 @@ def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:
     return [(bucket,) for bucket in buckets]
 
 
-def value(name: str, checkpoint: Checkpoint, shape: Shape) -> NDArray[np.generic]:
-    """The weight `name` of the graphs, packed."""
+def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
+    """The weight `name` of the graphs, packed, block by block."""
     if name.startswith("rope."):
-        return rope_value(name, checkpoint, shape.context)
+        return iter([lambda: rope_table(name, checkpoint.config, shape.context)])
     if name.endswith(".bias"):
-        return bias_value(name, checkpoint)
+        return iter([lambda: bias_value(name, checkpoint)])
     if "norm" in name:
-        return checkpoint.tensor(name)
-    return weight_value(name, checkpoint, format_of(name, shape.weights))
+        return tensor_pieces(name, checkpoint)
+    return weight_pieces(name, checkpoint, format_of(name, shape.weights))
 
 
 def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:

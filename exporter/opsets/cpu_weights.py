@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint import Checkpoint
-from exporter.rope import rope_tables
+from exporter.pieces import Piece, row_blocks
 from kernels.cpu.packing import pack, pack_quantized
-from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes
+from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
 from runtime.errors import UserError
 
 # --weights -> the packed format of the layers' matrices
@@ -25,53 +26,85 @@ def format_of(name: str, weights: str) -> str:
     return "int8" if weights in ("int4", "q4_0") and name in TABLES else FORMATS[weights]
 
 
-def rope_value(name: str, checkpoint: Checkpoint, context: int) -> NDArray[np.float32]:
-    cos, sin = rope_tables(checkpoint.config, context)
-    return cos if name == "rope.cos" else sin
-
-
-def weight_value(name: str, checkpoint: Checkpoint, fmt: str) -> NDArray[np.uint8]:
-    """The packed matrix `name`, uint8 [panels, bytes of a panel].
+def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece]:
+    """What makes the packed matrix `name`, uint8 [panels, bytes of a panel], some panels at a time.
 
     GGUF's Q8_0 comes out of int8 as it went in: each group's largest is 127 steps of its scale, so rounding again finds
     the same scale and the same steps. Q4_0 would not, hence the format q4_0, which is never made of other weights.
     """
-    threads = os.cpu_count() or 1
-    if fmt == "q4_0":
-        scales = _merged(name, lambda part: _q4_0_blocks(part, checkpoint)[0])
-        q = _merged(name, lambda part: _q4_0_blocks(part, checkpoint)[1])
-        return pack_quantized(fmt, scales, q, threads).reshape(-1, panel_bytes(fmt, q.shape[1]))
-    w = _merged(name, checkpoint.tensor)
-    return pack(w, fmt, threads).reshape(-1, panel_bytes(fmt, w.shape[1]))
+    matrix = Merged.of(name, checkpoint)
+    inner = checkpoint.shape(matrix.parts[0])[1]
+    make = _repacked if fmt == "q4_0" else _packed
+    for first, count in row_blocks(matrix.rows, 4 * inner, multiple=2 * PANEL):
+        yield partial(make, matrix, checkpoint, fmt, first, count)
+
+
+def _packed(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, count: int) -> NDArray[np.uint8]:
+    w = matrix.read(checkpoint.rows, first, count)
+    return pack(w, fmt, threads=1).reshape(-1, panel_bytes(fmt, w.shape[1]))
+
+
+def _repacked(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, count: int) -> NDArray[np.uint8]:
+    def read(name: str, first: int, count: int) -> NDArray[np.uint8]:
+        raw = checkpoint.raw(name, first, count)
+        if raw is None or raw.kind != "Q4_0":
+            found = "plain" if raw is None else raw.kind
+            raise UserError(f"WEIGHTS=q4_0 takes GGUF files of type Q4_0; {name} is {found}. Use WEIGHTS=int4")
+        return raw.blocks
+
+    scales, q = _q4_0_groups(matrix.read(read, first, count))
+    return pack_quantized(fmt, scales, q, threads=1).reshape(-1, panel_bytes(fmt, q.shape[1]))
+
+
+def _q4_0_groups(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """Scales [N, K/32] (float16 bits) and q [N, K], 0..15, of rows of GGUF's Q4_0 blocks."""
+    blocks = rows.reshape(len(rows), -1, 18)  # float16 d, then 16 bytes: steps 0..15 below, 16..31 above
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.uint16).reshape(len(rows), -1)
+    q = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1).reshape(len(rows), -1)
+    return scales, q
 
 
 def bias_value(name: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
     """The bias `name` in the order of the packed columns, filled up to whole panels."""
-    bias = _merged(name, checkpoint.tensor)
+    matrix = Merged.of(name, checkpoint)
+    bias = matrix.read(lambda *rows: checkpoint.rows(*rows)[:, None], 0, matrix.rows)[:, 0]
     return np.pad(bias, (0, -len(bias) % PANEL))
 
 
-def _q4_0_blocks(name: str, checkpoint: Checkpoint) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Scales [N, K/32] (float16 bits) and q [N, K], 0..15, of a GGUF matrix whose blocks are Q4_0."""
-    raw = checkpoint.raw(name)
-    if raw is None or raw.kind != "Q4_0":
-        found = "plain" if raw is None else raw.kind
-        raise UserError(f"WEIGHTS=q4_0 takes GGUF files of type Q4_0; {name} is {found}. Use WEIGHTS=int4")
-    rows = len(raw.blocks)
-    blocks = raw.blocks.reshape(rows, -1, 18)  # float16 d, then 16 bytes: steps 0..15 below, 16..31 above
-    scales = np.ascontiguousarray(blocks[..., :2]).view(np.uint16).reshape(rows, -1)
-    q = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1).reshape(rows, -1)
-    return scales, q
+Read = Callable[[str, int, int], NDArray[Any]]  # name, first, count -> rows [count, ...]
 
 
-def _merged(name: str, read: Callable[[str], NDArray[Any]]) -> NDArray[Any]:
-    """The checkpoint's tensor, or those that the kernels take as one: q, k, v under another; gate and up by panels."""
-    layer, _, kind = name.rpartition(".")
-    if layer.endswith("qkv_proj"):
-        return np.concatenate([read(f"{layer[:-8]}{x}_proj.{kind}") for x in "qkv"])
-    if layer.endswith("gate_up_proj"):
-        gate, up = (read(f"{layer[:-12]}{x}_proj.{kind}") for x in ("gate", "up"))
-        if kind == "bias":
-            return interleave_gate_up(gate[:, None], up[:, None])[:, 0]
-        return interleave_gate_up(gate, up)
-    return read(name)
+@dataclass(frozen=True)
+class Merged:
+    """Checkpoint tensors that the kernels take as one: q, k, v under another; gate and up by alternating panels."""
+
+    parts: tuple[str, ...]
+    sizes: tuple[int, ...]  # rows of each
+    alternating: bool
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint) -> Merged:
+        layer, _, kind = name.rpartition(".")
+        parts: tuple[str, ...] = (name,)
+        if layer.endswith("qkv_proj"):
+            parts = tuple(f"{layer[:-8]}{x}_proj.{kind}" for x in "qkv")
+        if layer.endswith("gate_up_proj"):
+            parts = tuple(f"{layer[:-12]}{x}_proj.{kind}" for x in ("gate", "up"))
+        return cls(parts, tuple(checkpoint.shape(part)[0] for part in parts), layer.endswith("gate_up_proj"))
+
+    @property
+    def rows(self) -> int:
+        return 2 * PANEL * panel_count(self.sizes[0]) if self.alternating else sum(self.sizes)
+
+    def read(self, read: Read, first: int, count: int) -> NDArray[Any]:
+        """Rows first .. first + count - 1 [count, ...]; where panels alternate, both of 2 * PANEL."""
+        if self.alternating:
+            first, count = first // 2, min(count // 2, self.sizes[0] - first // 2)
+            return interleave_gate_up(*(read(part, first, count) for part in self.parts))
+        rows, begin = [], 0
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            low, high = max(first - begin, 0), min(first + count - begin, size)
+            if low < high:
+                rows.append(read(part, low, high - low))
+            begin += size
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -10,18 +10,19 @@ capacity, E hidden size. A Reshape says -1 where tokens are, so that the runtime
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
-from numpy.typing import NDArray
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, cache_inputs, linear_sizes
-from exporter.rope import rope_tables
+from exporter.pieces import Piece, tensor_pieces
+from exporter.rope import rope_table
 
 CACHE_POLICY, CACHES = "returned", ("float32",)
 WEIGHTS, WEIGHTS_ARE = ("fp32",), "constants"
@@ -54,12 +55,11 @@ def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     return [Input("logits", (shape.rows, config.vocab_size), "float32"), *new]
 
 
-def value(name: str, checkpoint: Checkpoint, shape: Shape) -> NDArray[np.float32]:
-    """The weight `name` of the graph: a rotary table, or the checkpoint's tensor as it is."""
+def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
+    """The weight `name` of the graph, block by block: a rotary table, or the checkpoint's tensor as it is."""
     if name.startswith("rope."):
-        cos, sin = rope_tables(checkpoint.config, shape.context)
-        return cos if name == "rope.cos" else sin
-    return checkpoint.tensor(name)
+        return iter([lambda: rope_table(name, checkpoint.config, shape.context)])
+    return tensor_pieces(name, checkpoint)
 
 
 def weight(name: str, *shape: int) -> Parameter:

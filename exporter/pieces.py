@@ -1,0 +1,125 @@
+"""Tensors made piece by piece, on several cores, and written in order: no tensor is ever whole in memory.
+
+A piece is a function that makes some rows of a tensor. Pieces are made ahead of the writer, a few at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.checkpoint import Checkpoint
+from exporter.opsets import Input
+
+Piece = Callable[[], NDArray[Any]]
+T = TypeVar("T")
+
+PIECE_BYTES = 32 << 20  # of float32 rows, before they are packed
+
+
+def row_blocks(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """(first, count) of blocks that cover `rows` rows, each of a multiple of `multiple` rows (the last of what is
+    left) and of at most PIECE_BYTES where one multiple fits in them."""
+    step = max(1, PIECE_BYTES // (row_bytes * multiple)) * multiple
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def tensor_pieces(name: str, checkpoint: Checkpoint) -> Iterator[Piece]:
+    """The checkpoint's tensor as it is, float32."""
+    rows, *rest = checkpoint.shape(name)
+    for first, count in row_blocks(rows, 4 * math.prod(rest)):
+        yield partial(checkpoint.rows, name, first, count)
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def made_in_order(pieces: Iterable[tuple[T, Piece]], threads: int | None = None) -> Iterator[tuple[T, NDArray[Any]]]:
+    """The keys with what their pieces make, in the order given; at most threads + 1 pieces are made ahead."""
+    threads = threads or cores()
+    waiting: deque[tuple[T, Future[NDArray[Any]]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for key, piece in pieces:
+            waiting.append((key, pool.submit(piece)))
+            if len(waiting) > threads + 1:
+                key, future = waiting.popleft()
+                yield key, future.result()
+        while waiting:
+            key, future = waiting.popleft()
+            yield key, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class HashedFile:
+    """A new file and the SHA-256 of what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._state, self._file = hashlib.sha256(), path.open("wb")
+        self.size = 0
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes | NDArray[Any]) -> None:
+        """Bytes, or an array's in row-major order."""
+        plain = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data
+        self._file.write(plain)
+        self._state.update(plain)
+        self.size += len(plain)
+
+    def align(self, to: int) -> None:
+        self.write(bytes(-self.size % to))
+
+    @property
+    def sha256(self) -> str:
+        return self._state.hexdigest()
+
+
+def write_tensors(
+    file: HashedFile,
+    specs: Sequence[Input],
+    pieces: Callable[[str], Iterable[Piece]],
+    alignment: int,
+    done: Callable[[int], None] = lambda _: None,
+) -> dict[str, tuple[int, int]]:
+    """Write the tensors of `specs` in order, each filled up to a multiple of `alignment` bytes.
+
+    pieces(name): what makes the tensor's rows, block by block; they must come to its dtype and shape (ValueError).
+    done(bytes) is called after each piece. Returns where each tensor lies: name -> (offset, bytes).
+    """
+    found: dict[str, tuple[int, int]] = {}
+    work = ((spec, piece) for spec in specs for piece in pieces(spec.name))
+    for spec, made in groupby(made_in_order(work), key=lambda pair: pair[0]):
+        offset, rows = file.size, 0
+        for _, array in made:
+            rows += len(array)
+            if array.dtype != spec.dtype or rows > spec.shape[0] or array.shape[1:] != spec.shape[1:]:
+                raise ValueError(f"{spec.name}: {array.dtype} {array.shape} for a {spec.dtype} of {spec.shape}")
+            file.write(array)
+            done(array.nbytes)
+        if rows != spec.shape[0]:
+            raise ValueError(f"{spec.name}: {rows} rows for a {spec.dtype} of {spec.shape}")
+        found[spec.name] = offset, file.size - offset
+        file.align(alignment)
+    if missing := [spec.name for spec in specs if spec.name not in found]:
+        raise ValueError(f"{missing[0]}: nothing was written")
+    return found
