@@ -13,15 +13,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from runtime.choosing import Chooser
-from runtime.generation import Steps, Texts, Timings
+from runtime.generation import Forward, Steps, Texts, Timings
 from runtime.generation_config import GenerationConfig
+from runtime.prefix_cache import PrefixCache
 from runtime.sampling import bound_of_top, log_normaliser
+from runtime.turn import Cancelled
 
 NEVER = np.float32(-1e9)  # what transformers adds to scores that must not win
 
 
 class BeamSteps(Steps, Protocol):
     """An engine whose cache rows can change places."""
+
+    prefixes: PrefixCache
 
     def reorder(self, source: np.ndarray, tokens: int) -> None: ...
 
@@ -91,6 +95,12 @@ class Search:
         self.hopeful = self.hopeful and bool((possible > worst).any())
         return source[next_index]
 
+    def cancel(self) -> None:
+        """End here: where no text has ended, the running ones are the result."""
+        if not self.finished.ended.any():
+            penalty = np.float32(max(self.step, 1) ** self.config.length_penalty)
+            self.finished = self.running._replace(scores=self.running.scores / penalty)
+
     @property
     def closed(self) -> bool:
         """Nothing better can come, or, with early_stopping, as many texts have ended as there are beams."""
@@ -98,26 +108,42 @@ class Search:
 
 
 def beam_search(
-    engine: BeamSteps, prompts: Sequence[np.ndarray], limit: int, chooser: Chooser, timings: Timings
+    engine: BeamSteps,
+    prompts: Sequence[np.ndarray],
+    limit: int,
+    chooser: Chooser,
+    timings: Timings,
+    forward: Forward | None = None,
 ) -> list[Beams]:
     """The best num_beams texts of each prompt, best first; -1 follows the end of one that is shorter than another.
 
     prompts: ids without padding, at most engine.batch // num_beams of them. A prompt is prefilled once, in the row of
-    its first beam; the cache rows follow their beams.
+    its first beam; the cache rows follow their beams. forward: stands for engine.forward; where it raises Cancelled,
+    the search ends with what there is.
     """
+    forward = forward or engine.forward
     config = chooser.config
     beams, rows = config.num_beams, len(prompts) * config.num_beams
     texts = Texts([prompt for prompt in prompts for _ in range(beams)], limit)
     searches = [Search(config, limit) for _ in prompts]
     start = np.zeros(engine.batch, np.int64)
     length = np.zeros(engine.batch, np.int64)
-    length[:rows:beams] = texts.length[::beams]
-    tokens = np.zeros((engine.batch, int(length.max())), np.int64)
-    tokens[:rows] = texts.ids[:, : tokens.shape[1]]
-    timings.prompt_tokens += int(length.sum())
+    tokens = np.zeros((engine.batch, int(texts.length.max())), np.int64)
+    for row, prompt in zip(range(0, rows, beams), prompts, strict=True):
+        start[row] = engine.prefixes.bring(prompt, row)
+        length[row] = len(prompt) - start[row]
+        tokens[row, : length[row]] = prompt[start[row] :]
+    tokens = tokens[:, : int(length.max())]
+    timings.cached_tokens += int(start.sum())
+    timings.prompt_tokens += int((start + length).sum())
     for step in range(limit):
         began = time.perf_counter()
-        logits = engine.forward(tokens, start, length)[:rows]
+        try:
+            logits = forward(tokens, start, length)[:rows]
+        except Cancelled:
+            for search in searches:
+                search.cancel()
+            break
         if np.isnan(logits.max(axis=1)).any():
             raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
         spent = time.perf_counter() - began

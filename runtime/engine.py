@@ -19,8 +19,10 @@ from runtime.artifact import Artifact, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES, KVCache
 from runtime.lite_graph import LiteGraph, available_threads, import_lite
+from runtime.prefix_cache import PrefixCache
 from runtime.resident import release_library_pages
 from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
+from runtime.turn import Cancelled, Turn
 from runtime.weights import MappedWeights
 
 OPSETS = ("portable", "cpu")
@@ -93,7 +95,8 @@ def _first_buckets(buckets: tuple[int, ...]) -> list[int]:
 
 
 class Engine:
-    """Runs an artifact's step graphs. Not for several threads at once: the caches are its state."""
+    """Runs an artifact's step graphs. The caches are its state: `turn` says whose they are, and `prefixes` which tokens
+    they hold. Several threads may use one engine, each within `with engine.turn.take():`."""
 
     def __init__(
         self,
@@ -125,6 +128,8 @@ class Engine:
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = Timings()
         self.cache = KVCache(manifest.cache)
+        self.prefixes = PrefixCache(self.cache, self.batch, self.context)
+        self.turn = Turn()
         self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
         began = time.perf_counter()
         if build is None:
@@ -144,21 +149,31 @@ class Engine:
         release_library_pages()
         self.timings.load = time.perf_counter() - began
 
-    def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    def forward(
+        self,
+        tokens: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
         """Feed `length[b]` tokens of each row at positions `start[b]` on, and return logits [B, V] float32.
 
         tokens [B, n] integers, n >= 1, row b valid up to length[b]; start [B], length [B] (0..n). Row b of the result
         belongs to its last valid token; a row of length 0 takes no part and keeps zeros. K/V of the valid tokens are in
-        the cache afterwards. Raises UserError where a row would leave the cache; nothing has run then.
+        the cache afterwards. Raises UserError where a row would leave the cache; nothing has run then. cancelled is
+        asked before each chunk: where it says so, Cancelled is raised, and the cache holds the chunks before.
         """
         tokens, start, length = self._checked(tokens, start, length)
         logits = np.zeros((self.batch, self.vocab_size), np.float32)
         offset = 0
+        self.prefixes.overwrite(start, length)
         for bucket, count in plan_chunks(int(length.max()), self.buckets):
+            if cancelled():
+                raise Cancelled
             here = np.clip(length - offset, 0, count)
-            step_logits = self._run(
-                bucket, tokens[:, offset : offset + count], start + np.minimum(offset, length), here
-            )
+            chunk, first = tokens[:, offset : offset + count], start + np.minimum(offset, length)
+            step_logits = self._run(bucket, chunk, first, here)
+            self.prefixes.written(chunk, first, here)
             ends_here = (here > 0) & (length <= offset + count)
             logits[ends_here] = step_logits[ends_here]
             offset += count
@@ -167,7 +182,7 @@ class Engine:
     def reorder(self, source: np.ndarray, tokens: int) -> None:
         """Give row b what row source[b] has in the cache, its first `tokens` positions. Beam search needs it."""
         began = time.perf_counter()
-        self.cache.reorder(source, tokens)
+        self.prefixes.reorder(source, tokens)
         self.timings.cache += time.perf_counter() - began
 
     def _run(self, bucket: int, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -175,6 +190,7 @@ class Engine:
         ready.step.fill(tokens, start, length)
         began = time.perf_counter()
         if self._current[ready.graph.file] != bucket:
+            self._current[ready.graph.file] = 0  # none, should the switch be interrupted
             ready.built.resize(ready.shapes)
             self._current[ready.graph.file] = bucket
         switched = time.perf_counter()

@@ -86,7 +86,7 @@ def report(pieces: Sequence[Piece], prompt: Sequence[int], loaded: float) -> dic
     last = pieces[-1]
     return {
         "prompt_ids": list(prompt),
-        "ids": [piece.id for piece in pieces],
+        "ids": [piece.id for piece in pieces if piece.id is not None],
         "text": "".join(piece.text for piece in pieces),
         "finish_reason": last.finish_reason,
         "timings": figures(last, loaded),

@@ -16,6 +16,8 @@ import numpy as np
 from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
+from runtime.prefix_cache import Placement
+from runtime.turn import Cancelled
 
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
 
@@ -30,9 +32,11 @@ class Steps(Protocol):
 
 @dataclass
 class Timings:
-    """Counts and seconds of one generation. Decode steps exclude the prefill, which yields the first token."""
+    """Counts and seconds of one generation. cached_tokens of the prompt_tokens were in the cache already, so that only
+    the others were computed. Decode steps exclude the prefill, which yields the first token."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     prefill: float = 0.0
     decode_steps: int = 0
     decode: float = 0.0
@@ -178,6 +182,7 @@ class Texts:
         self.live &= ~ended
 
 
+Forward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # Engine.forward
 Choose = Callable[[Texts, np.ndarray], np.ndarray]  # texts, logits [rows, V] -> tokens [rows]; ended rows: any
 Stop = Callable[[Texts], np.ndarray]  # -> boolean [rows]: ends with its last token
 
@@ -193,29 +198,44 @@ def decode(
     timings: Timings,
     choose: Choose = lambda texts, logits: greedy(logits),
     stops: Sequence[tuple[str, Stop]] = (),
+    placement: Placement | None = None,
+    forward: Forward | None = None,
 ) -> Iterator[np.ndarray]:
     """Prefill the prompts of `texts` (at most engine.batch) together, then add a token to each row, step by step.
 
     Yields the new tokens int64 [rows], -1 for rows that ended before; `texts` holds them then. A row ends where one of
-    `stops` (finish reason, stop) says so; all end after texts.limit tokens ("length"). Nothing is computed beyond the
-    token last asked for.
+    `stops` (finish reason, stop) says so; all end after texts.limit tokens ("length"), or where `forward` raises
+    Cancelled ("cancelled", without a token). Nothing is computed beyond the token last asked for.
+    placement: the texts' cache rows, and how much of them is there; the first rows, nothing, when None.
+    forward: stands for engine.forward.
     """
-    rows = len(texts)
+    forward = forward or engine.forward
+    rows, cached = placement or Placement(np.arange(len(texts)), np.zeros(len(texts), np.int64))
+    together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+    mine = slice(rows[0], rows[0] + len(rows)) if together else rows  # a slice of the logits is no copy
+    start = np.zeros(engine.batch, np.int64)
     length = np.zeros(engine.batch, np.int64)
-    length[:rows] = texts.length
+    start[rows] = cached
+    length[rows] = texts.length - cached
     tokens = np.zeros((engine.batch, int(length.max())), np.int64)
-    tokens[:rows] = texts.ids[:, : tokens.shape[1]]
-    start = np.zeros_like(length)
-    timings.prompt_tokens += int(length.sum())
+    for index, row in enumerate(rows):
+        tokens[row, : length[row]] = texts.row(index)[cached[index] :]
+    timings.prompt_tokens += int(texts.length.sum())
+    timings.cached_tokens += int(cached.sum())
     for step in range(texts.limit):
         began = time.perf_counter()
-        logits = engine.forward(tokens, start, length)[:rows]
-        spent = time.perf_counter() - began
-        if step == 0:
-            timings.prefill += spent
-        else:
-            timings.decode += spent
-            timings.decode_steps += 1
+        try:
+            logits = forward(tokens, start, length)[mine]
+        except Cancelled:
+            texts.finish(texts.live, "cancelled")
+            return
+        finally:
+            spent = time.perf_counter() - began
+            if step == 0:
+                timings.prefill += spent
+            else:
+                timings.decode += spent
+        timings.decode_steps += step > 0
         if np.isnan(logits.max(axis=1)).any():
             raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
         picked = np.where(texts.live, choose(texts, logits), -1)
@@ -229,9 +249,9 @@ def decode(
             return
         start = start + length
         length = np.zeros_like(length)
-        length[:rows] = texts.live
+        length[rows] = texts.live
         tokens = np.zeros((engine.batch, 1), np.int64)
-        tokens[:rows, 0] = np.maximum(picked, 0)
+        tokens[rows, 0] = np.maximum(picked, 0)
 
 
 def join(ids: np.ndarray, new: Sequence[np.ndarray], padding: int | None) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +21,9 @@ from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Timings
 from runtime.generation_config import GenerationConfig
-from runtime.output import GenerateOutput, Piece, Streamer
+from runtime.output import GenerateOutput, Streamer
 from runtime.progress import progress
+from runtime.stream import Stream
 from runtime.text import Tokenizer
 from runtime.wave import Call, Wave, output
 
@@ -30,14 +31,17 @@ ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what gener
 
 
 class LlamaForCausalLM:
-    """A loaded artifact. One generation runs at a time; other threads wait their turn."""
+    """A loaded artifact. One generation runs at a time; other threads wait their turn.
+
+    A prompt that begins with what the cache still holds, of the generations before, is computed from there on only.
+    The tokens are those of a fresh start, up to how float arithmetic rounds: the same prompt cut elsewhere into passes
+    may round otherwise in the last digits. `forget` makes the next one start afresh.
+    """
 
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
         self.artifact = artifact
         self.engine = engine
         self.generation_config = GenerationConfig.of(artifact)
-        self._turn = threading.Lock()
-        self._turn_of: int | None = None  # the thread whose generation is running
 
     @classmethod
     def from_pretrained(
@@ -91,7 +95,7 @@ class LlamaForCausalLM:
 
         streamer: `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. logits_processor,
         stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
-        by wave. use_cache can only be True.
+        by wave. use_cache can only be True. `cancel` ends it early, with what there is.
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
         arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
@@ -110,7 +114,7 @@ class LlamaForCausalLM:
             )
         timings = Timings()
         waves = []
-        with self._my_turn():
+        with self.engine.turn.take(call.cancelled):
             try:
                 if streamer is not None:
                     streamer.put(ids)
@@ -136,18 +140,33 @@ class LlamaForCausalLM:
                 f"Export with `make export MODEL={self.artifact.manifest.source.model} BATCH={config.num_beams}`"
             )
         chooser = Chooser(config, self.engine.vocab_size, (), call.logits_processors)
+        forward = functools.partial(self.engine.forward, cancelled=call.cancelled.is_set)
         found = []
-        with self._my_turn():
+        with self.engine.turn.take(call.cancelled):
             for first in range(0, len(rows), at_once):
-                found += beam_search(self.engine, rows[first : first + at_once], limit, chooser, timings)
+                found += beam_search(self.engine, rows[first : first + at_once], limit, chooser, timings, forward)
         kept = [beams.take(np.arange(config.num_return_sequences)) for beams in found]
         new = [row[row >= 0] for beams in kept for row in beams.tokens]
         sequences = generation.join(np.repeat(ids, config.num_return_sequences, axis=0), new, config.padding)
         if not config.return_dict_in_generate:
             return sequences
-        reasons = tuple("eos" if row[-1] in config.eos_token_id else "length" for row in new)
+        early = "cancelled" if call.cancelled.is_set() else "length"
+        reasons = tuple("eos" if row.size and row[-1] in config.eos_token_id else early for row in new)
         scores = np.concatenate([beams.scores for beams in kept])
         return GenerateOutput(sequences, reasons, timings, sequences_scores=scores)
+
+    def cancel(self) -> None:
+        """End the generation that is running, if any, before its next pass; from any thread, or a signal handler.
+
+        stream() then yields a last piece with finish_reason "cancelled"; generate() returns what it has. Ctrl-C raises
+        KeyboardInterrupt out of either, as everywhere in Python. The model stays usable each time.
+        """
+        self.engine.turn.cancel()
+
+    def forget(self) -> None:
+        """Drop what the cache holds, so that the next generation computes its whole prompt."""
+        with self.engine.turn.take():
+            self.engine.prefixes.forget()
 
     def stream(
         self,
@@ -157,9 +176,9 @@ class LlamaForCausalLM:
         stopping_criteria: Any = None,
         use_cache: bool = True,
         **settings: Any,
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Continue one prompt (text, or its token ids), yielding a Piece per new token. Arguments as in `generate`,
-        and checked before the first piece is asked for. Closing the iterator ends the generation."""
+        and checked before the first piece is asked for. The stream's cancel() ends the generation, from any thread."""
         arguments = ("prompt", *ARGUMENTS)
         settings = {**settings, "output_logprobs": True}
         call = self._call("stream", arguments, settings, logits_processor, stopping_criteria, use_cache)
@@ -172,19 +191,7 @@ class LlamaForCausalLM:
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
         _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
-        return self._stream(self._wave(call, rows, 0, limit))
-
-    def _stream(self, wave: Wave) -> Iterator[Piece]:
-        timings = Timings()
-        text = self.tokenizer.text_stream()
-        with self._my_turn():
-            for (token,) in wave.decode(timings):
-                piece, reason = text.push(token), wave.texts.finish_reasons[0]
-                logprob = float(wave.chooser.logprobs.pop()[0])
-                if reason is None:
-                    yield Piece(int(token), piece, logprob)
-                else:
-                    yield Piece(int(token), piece + text.flush(), logprob, reason, timings)
+        return Stream(self._wave(call, rows, 0, limit), self.engine.turn, self.tokenizer)
 
     def _call(
         self,
@@ -216,16 +223,3 @@ class LlamaForCausalLM:
         rows = generation.prompt_rows(ids, generation.prompt_mask(ids, attention_mask, config))
         limit = generation.new_token_limit(config, ids.shape[1], max(len(row) for row in rows), self.artifact)
         return ids, rows, limit
-
-    @contextmanager
-    def _my_turn(self) -> Iterator[None]:
-        """The caches hold one generation at a time."""
-        me = threading.get_ident()
-        if self._turn_of == me:
-            raise UserError("another stream() of this thread is not finished. Finish it, or close() it")
-        with self._turn:
-            self._turn_of = me
-            try:
-                yield
-            finally:
-                self._turn_of = None

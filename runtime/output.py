@@ -13,12 +13,12 @@ from runtime.generation import Timings
 @dataclass(frozen=True)
 class Piece:
     """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
-    model's, before sampling settings. The last piece has a finish_reason ("eos", "stop_string", "stopping_criteria" or
-    "length") and the timings."""
+    model's, before sampling settings. The last piece has a finish_reason and the timings: "eos", "stop_string",
+    "stopping_criteria", "length", or "cancelled", and then it has no token: id and logprob are None."""
 
-    id: int
+    id: int | None
     text: str
-    logprob: float
+    logprob: float | None
     finish_reason: str | None = None
     timings: Timings | None = None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,12 +20,13 @@ from runtime.text import Tokenizer
 
 @dataclass(frozen=True)
 class Call:
-    """One call's settings and callables."""
+    """One call's settings and callables, and the event that cancels it."""
 
     config: GenerationConfig
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Wave:
@@ -42,31 +45,43 @@ class Wave:
         """rows: prompts without padding, at most engine.batch; first: the place of rows[0] among all rows of the call,
         by which each has a random stream of its own; limit: new tokens; tokenizer: asked for where settings need it."""
         self.engine = engine
+        self.call = call
         self.texts = Texts(rows, limit)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
         self.chooser = Chooser(call.config, engine.vocab_size, generators, call.logits_processors)
         self.stops = stops(call.config, tokenizer, len(rows), self.chooser, call.stopping_criteria)
 
     def decode(self, timings: Timings) -> Iterator[np.ndarray]:
-        return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops)
+        """Run, with the engine's turn taken; what the cache holds of the prompts is not computed again."""
+        placement = self.engine.prefixes.place([self.texts.row(index) for index in range(len(self.texts))])
+        forward = functools.partial(self.engine.forward, cancelled=self.call.cancelled.is_set)
+        return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops, placement, forward)
 
 
 def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> GenerateOutput:
-    """Put the waves' rows together again, step by step."""
+    """Put the waves' rows together again, step by step; zeros where a wave had ended."""
     config = waves[0].chooser.config
     steps = max(wave.texts.steps for wave in waves)
 
     def joined(of: Callable[[Wave], list[np.ndarray]]) -> tuple[np.ndarray, ...]:
+        shape = next((of(wave)[0].shape[1:] for wave in waves if wave.texts.steps), ())
+        blanks = [np.zeros((len(wave.texts), *shape), np.float32) for wave in waves]
         return tuple(
-            np.concatenate([of(w)[step] if step < w.texts.steps else np.zeros_like(of(w)[0]) for w in waves])
+            np.concatenate(
+                [of(w)[step] if step < w.texts.steps else blank for w, blank in zip(waves, blanks, strict=True)]
+            )
             for step in range(steps)
         )
 
+    logprobs = np.zeros((len(sequences), steps), np.float32)
+    if config.output_logprobs:
+        for step, column in enumerate(joined(lambda wave: wave.chooser.logprobs)):
+            logprobs[:, step] = column
     return GenerateOutput(
         sequences,
         tuple(reason or "length" for wave in waves for reason in wave.texts.finish_reasons),
         timings,
         scores=joined(lambda wave: wave.chooser.scores) if config.output_scores else None,
         logits=joined(lambda wave: wave.chooser.logits) if config.output_logits else None,
-        logprobs=np.stack(joined(lambda wave: wave.chooser.logprobs), axis=1) if config.output_logprobs else None,
+        logprobs=logprobs if config.output_logprobs else None,
     )

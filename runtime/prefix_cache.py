@@ -1,0 +1,102 @@
+"""Which tokens lie in the KV cache, so that a text which begins like one of its rows is not computed again.
+
+The engine tells it of every token that it writes, whoever asked for them. So what it knows is true also where a
+generation was cancelled, interrupted or failed, and it serves generations, sessions and servers alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.kv_cache import KVCache
+
+CONTINUED = 0.5  # a text that shares this much of a row continues it, one that shares less gets a row of its own
+
+
+class Placement(NamedTuple):
+    """rows [n]: the cache row of each text; cached [n]: how many of its tokens lie there already."""
+
+    rows: np.ndarray
+    cached: np.ndarray
+
+
+class PrefixCache:
+    """The token ids whose keys and values each row holds, from position 0 on: ids int32 [B, C], length int64 [B]."""
+
+    def __init__(self, cache: KVCache, batch: int, context: int) -> None:
+        self._cache = cache
+        self.ids = np.zeros((batch, context), np.int32)
+        self.length = np.zeros(batch, np.int64)
+        self._used = np.zeros(batch, np.int64)  # the latest call that wrote the row
+        self._calls = 0
+
+    def row(self, index: int) -> np.ndarray:
+        """The tokens that row `index` holds."""
+        return self.ids[index, : self.length[index]]
+
+    def overwrite(self, start: np.ndarray, length: np.ndarray) -> None:
+        """Row b is about to be written from start[b] on, if length[b] is not 0; what it held there is lost."""
+        np.minimum(self.length, start, out=self.length, where=length > 0)
+        self._calls += 1
+        self._used[length > 0] = self._calls
+
+    def written(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
+        """tokens [B, n] lie in the cache now, length[b] of them from start[b] on."""
+        for row in np.flatnonzero(length):
+            first, count = int(start[row]), int(length[row])
+            if first == self.length[row]:  # else the tokens before are not known
+                self.ids[row, first : first + count] = tokens[row, :count]
+                self.length[row] += count
+
+    def forget(self, rows: Sequence[int] | np.ndarray | slice = slice(None)) -> None:
+        """Take these rows as empty."""
+        self.length[rows] = 0
+
+    def reorder(self, source: np.ndarray, tokens: int) -> None:
+        """Row b becomes what row source[b] was, in its first `tokens` positions; source: [B] row numbers."""
+        moved = np.flatnonzero(source != np.arange(len(source)))
+        ids, length = self.ids[source[moved], :tokens], np.minimum(self.length[source[moved]], tokens)
+        self.forget(moved)  # an interruption may leave the copy half done
+        self._cache.reorder(source, tokens)
+        self.ids[moved, :tokens], self.length[moved] = ids, length
+
+    def shared(self, text: np.ndarray) -> np.ndarray:
+        """How many tokens each row has in common with the beginning of `text`, [B]. Its last token never counts: the
+        logits behind it are what a generation begins with."""
+        return np.array([self._common(row, text[:-1]) for row in range(len(self.ids))])
+
+    def bring(self, text: np.ndarray, row: int) -> int:
+        """Have in `row` as much of the beginning of `text` as any row holds, and return how many tokens that is."""
+        shared = self.shared(text)
+        best = int(shared.argmax())
+        if shared[best] > shared[row]:
+            source = np.arange(len(self.ids))
+            source[row] = best
+            self.reorder(source, int(shared[best]))
+        return int(shared[best])
+
+    def place(self, texts: Sequence[np.ndarray]) -> Placement:
+        """Rows for texts that will run together, at most B of them.
+
+        A text gets the row that it continues. Any other gets the row that has not been written for longest, and what
+        another row holds of it is copied there: a copy costs far less than computing it, and the other text stays.
+        """
+        shared = np.array([self.shared(text) for text in texts])  # [n, B]
+        continues = np.where(shared >= np.maximum(1, CONTINUED * self.length), shared, 0)
+        rows = np.full(len(texts), -1)
+        for index in np.argsort(-continues.max(axis=1), kind="stable"):
+            free = continues[index].copy()
+            free[rows[rows >= 0]] = 0
+            if free.max() > 0:
+                rows[index] = free.argmax()
+        oldest = [row for row in np.argsort(self._used, kind="stable") if row not in rows]
+        rows[rows < 0] = oldest[: np.count_nonzero(rows < 0)]
+        return Placement(rows, np.array([self.bring(text, int(row)) for text, row in zip(texts, rows, strict=True)]))
+
+    def _common(self, row: int, text: np.ndarray) -> int:
+        held = self.row(row)[: len(text)]
+        differs = np.flatnonzero(held != text[: len(held)])
+        return int(differs[0]) if differs.size else len(held)

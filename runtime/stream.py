@@ -1,0 +1,57 @@
+"""One answer as it comes: pieces of text, token by token, and the means to stop it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from types import TracebackType
+
+from runtime.generation import Timings
+from runtime.output import Piece
+from runtime.text import Tokenizer
+from runtime.turn import Turn
+from runtime.wave import Wave
+
+
+class Stream(Iterator[Piece]):
+    """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
+
+    `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
+    """
+
+    def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
+        self._cancelled = wave.call.cancelled
+        self._pieces = _pieces(wave, turn, tokenizer, self._cancelled)
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Stop before the next pass of the model: a last Piece with finish_reason "cancelled" follows. From any thread,
+        or a signal handler; at any time, also before the first piece and after the last."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """End here. By the thread that iterates over it; another one calls `cancel`."""
+        self._pieces.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer, cancelled: threading.Event) -> Generator[Piece, None, None]:
+    timings = Timings()
+    text = tokenizer.text_stream()
+    with turn.take(cancelled):
+        for (token,) in wave.decode(timings):
+            piece, reason = text.push(token), wave.texts.finish_reasons[0]
+            logprob = float(wave.chooser.logprobs.pop()[0])
+            if reason is None:
+                yield Piece(int(token), piece, logprob)
+            else:
+                yield Piece(int(token), piece + text.flush(), logprob, reason, timings)
+        if wave.texts.finish_reasons[0] == "cancelled":
+            yield Piece(None, text.flush(), None, "cancelled", timings)

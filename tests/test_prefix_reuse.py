@@ -1,0 +1,162 @@
+"""What the cache already holds is not computed again, and the result is that of a fresh start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_generation import PROMPTS, continuation, load, padded
+
+from runtime.kv_cache import KVCache
+from runtime.model import LlamaForCausalLM
+from runtime.prefix_cache import PrefixCache
+
+LONG = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> LlamaForCausalLM:
+    return load(tmp_path, eos_token_id=())
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> LlamaForCausalLM:
+    return load(tmp_path, batch=3, eos_token_id=())
+
+
+def fed(model: LlamaForCausalLM, call: Callable[[], Any]) -> list[list[int]]:
+    """What `call` gives the engine, pass by pass: the number of tokens of each row."""
+    counts: list[list[int]] = []
+    forward = type(model.engine).forward
+
+    def counting(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *rest: Any, **named: Any) -> np.ndarray:
+        counts.append(np.asarray(length).tolist())
+        return forward(model.engine, tokens, start, length, *rest, **named)
+
+    model.engine.forward = counting  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        del model.engine.forward
+    return counts
+
+
+def new(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
+    return model.generate([prompt], max_new_tokens=count)[0, len(prompt) :].tolist()
+
+
+def test_the_next_turn_of_a_text_is_all_that_is_computed(single: LlamaForCausalLM) -> None:
+    first = new(single, LONG, 4)
+    longer = [*LONG, *first, 20, 21]
+    # 13 tokens lie in the cache: the prompt, and the new ones but the last, which nothing followed
+    counts = fed(single, lambda: new(single, longer, 3))
+    assert counts == [[3], [1], [1]]
+    assert new(single, longer, 3) == continuation(longer, 3)
+
+
+def test_another_text_is_computed_whole_and_a_forgotten_one_too(single: LlamaForCausalLM) -> None:
+    new(single, LONG, 4)
+    assert fed(single, lambda: new(single, [30, 31, 32], 1)) == [[3]]
+    assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
+    assert fed(single, lambda: new(single, LONG, 1)) == [[1]]
+    single.forget()
+    assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
+
+
+def test_timings_tell_how_many_tokens_were_there(single: LlamaForCausalLM) -> None:
+    new(single, LONG, 1)
+    *_, last = single.stream([*LONG, 3], max_new_tokens=2)
+    assert last.timings is not None
+    assert (last.timings.prompt_tokens, last.timings.cached_tokens) == (11, 10)
+
+
+def test_each_row_reuses_its_own(three: LlamaForCausalLM) -> None:
+    ids, mask = padded(PROMPTS[:3], "left", 0)
+    before = three.generate(ids, mask, max_new_tokens=5)[:, ids.shape[1] :]
+    turns = [[*prompt, *row, 40 + i] for i, (prompt, row) in enumerate(zip(PROMPTS[:3], before.tolist(), strict=True))]
+    ids, mask = padded(turns[::-1], "right", 0)  # in another order: rows are found by what they hold
+    got: list[np.ndarray] = []
+    counts = fed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4)[:, ids.shape[1] :]))
+    assert counts[0] == [2, 2, 2]
+    assert got[0].tolist() == [continuation(turn, 4) for turn in turns[::-1]]
+
+
+def test_conversations_keep_rows_of_their_own(three: LlamaForCausalLM) -> None:
+    one, two = LONG, [30, 31, 32, 33]
+    for _ in range(3):
+        one = [*one, *new(three, one, 2), 41]
+        two = [*two, *new(three, two, 2), 42]
+    assert [sum(row) for row in fed(three, lambda: new(three, one, 1))] == [2]
+    assert [sum(row) for row in fed(three, lambda: new(three, two, 1))] == [2]
+    assert new(three, two, 5) == continuation(two, 5)
+
+
+def test_a_common_beginning_is_copied_to_another_row(three: LlamaForCausalLM) -> None:
+    system = [20, 21, 22, 23]
+    one, two = [*system, *LONG, 3], [*system, 44, 45]
+    new(three, one, 1)
+    assert [sum(row) for row in fed(three, lambda: new(three, two, 1))] == [2]
+    assert new(three, two, 6) == continuation(two, 6)
+    assert [sum(row) for row in fed(three, lambda: new(three, [*one, 4], 1))] == [1]  # the first text is still there
+    assert new(three, [*one, 4], 6) == continuation([*one, 4], 6)
+
+
+def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> None:
+    fresh = three.generate([LONG], num_beams=3, max_new_tokens=5).tolist()
+    assert fed(three, lambda: three.generate([LONG], num_beams=3, max_new_tokens=5))[0] == [1, 0, 0]
+    assert three.generate([LONG], num_beams=3, max_new_tokens=5).tolist() == fresh
+    three.forget()
+    new(three, [1, 2, 3], 1)
+    new(three, LONG, 1)  # in the second row: the beams' first one gets a copy
+    out = three.generate([LONG], num_beams=3, max_new_tokens=5, return_dict_in_generate=True)
+    assert out.sequences.tolist() == fresh and out.timings.cached_tokens == 9
+    longer = fresh[0] + [7]
+    assert new(three, longer, 4) == continuation(longer, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_sequence_of_calls_gives_fresh_results(data: st.DataObject) -> None:
+    """Texts over few ids, so that they often begin alike, on one model throughout."""
+    model = data.draw(st.sampled_from(MODELS))
+    texts = st.lists(st.integers(3, 4), min_size=1, max_size=12)
+    for _ in range(data.draw(st.integers(1, 5))):
+        prompts = data.draw(st.lists(texts, min_size=1, max_size=4))
+        count = data.draw(st.integers(1, 4))
+        ids, mask = padded(prompts, "left", 0)
+        got = model.generate(ids, mask, max_new_tokens=count)[:, ids.shape[1] :].tolist()
+        assert got == [continuation(prompt, count) for prompt in prompts]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    MODELS[:] = [load(tmp_path_factory.mktemp("toy"), batch=batch, eos_token_id=()) for batch in (1, 3)]
+
+
+MODELS: list[LlamaForCausalLM] = []
+
+
+def test_what_is_not_known_is_not_reused(single: LlamaForCausalLM) -> None:
+    prefixes = PrefixCache(KVCache(single.engine.cache.spec), 1, 8)
+
+    def write(tokens: list[int], start: int) -> None:
+        begin, count = np.array([start]), np.array([len(tokens)])
+        prefixes.overwrite(begin, count)
+        prefixes.written(np.array([tokens]), begin, count)
+
+    write([1, 2, 3], 0)
+    write([4], 5)  # behind a gap
+    assert prefixes.row(0).tolist() == [1, 2, 3]
+    write([9], 1)
+    assert prefixes.row(0).tolist() == [1, 9]
+    write([7, 7], 0)
+    assert prefixes.row(0).tolist() == [7, 7]
+    prefixes.overwrite(np.array([1]), np.array([1]))  # and the pass that was to write it failed
+    assert prefixes.row(0).tolist() == [7]
+    assert prefixes.shared(np.array([7])).tolist() == [0]  # a text's last token has to be computed
+    assert prefixes.shared(np.array([7, 7])).tolist() == [1]
