@@ -6,7 +6,7 @@ generation was cancelled, interrupted or failed, and it serves generations, sess
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,22 @@ class PrefixCache:
             source[row] = best
             self.reorder(source, int(shared[best]))
         return int(shared[best])
+
+    def fill(self, ids: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give the row that has not been written for longest these tokens, with their keys and values: every array of
+        the cache by name, as `held` gives them."""
+        row = int(self._used.argmin())
+        self.forget([row])
+        for name, mine in self._cache.arrays.items():
+            mine[row, :, : len(ids)] = arrays[name]
+        self.ids[row, : len(ids)], self.length[row] = ids, len(ids)
+        self._calls += 1
+        self._used[row] = self._calls
+
+    def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
+        """Views of the first `tokens` positions of `row`, by the names of the cache's arrays: [G, tokens, D], and
+        [G, tokens] of an int8 scale."""
+        return {name: array[row, :, :tokens] for name, array in self._cache.arrays.items()}
 
     def place(self, texts: Sequence[np.ndarray]) -> Placement:
         """Rows for texts that will run together, at most B of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
 from runtime.generation import Timings
@@ -17,14 +17,19 @@ class Stream(Iterator[Piece]):
     """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
 
     `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
+    on_piece is called with each Piece before it is handed out.
     """
 
     def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
+        self.on_piece: Callable[[Piece], None] | None = None
         self._cancelled = wave.call.cancelled
         self._pieces = _pieces(wave, turn, tokenizer, self._cancelled)
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        if self.on_piece is not None:
+            self.on_piece(piece)
+        return piece
 
     def cancel(self) -> None:
         """Stop before the next pass of the model: a last Piece with finish_reason "cancelled" follows. From any thread,
