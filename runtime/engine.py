@@ -160,14 +160,25 @@ class Engine:
 
         tokens [B, n] integers, n >= 1, row b valid up to length[b]; start [B], length [B] (0..n). Row b of the result
         belongs to its last valid token; a row of length 0 takes no part and keeps zeros. K/V of the valid tokens are in
-        the cache afterwards. Raises UserError where a row would leave the cache; nothing has run then. cancelled is
-        asked before each chunk: where it says so, Cancelled is raised, and the cache holds the chunks before.
+        the cache afterwards. The result may be the graph's own memory, which the next call overwrites. Raises UserError
+        where a row would leave the cache; nothing has run then. cancelled is asked before each chunk: where it says so,
+        Cancelled is raised, and the cache holds the chunks before.
         """
         tokens, start, length = self._checked(tokens, start, length)
+        lengths = length.tolist()
+        chunks = plan_chunks(max(lengths), self.buckets)
+        self.prefixes.overwrite(start, length)
+        if len(chunks) == 1:  # every decode step: kept short, as its code comes out of memory behind all the weights
+            if cancelled():
+                raise Cancelled
+            logits = self._run(chunks[0][0], tokens[:, : chunks[0][1]], start, length)
+            self.prefixes.written(tokens, start, length)
+            if 0 in lengths:
+                logits[length == 0] = 0
+            return logits
         logits = np.zeros((self.batch, self.vocab_size), np.float32)
         offset = 0
-        self.prefixes.overwrite(start, length)
-        for bucket, count in plan_chunks(int(length.max()), self.buckets):
+        for bucket, count in chunks:
             if cancelled():
                 raise Cancelled
             here = np.clip(length - offset, 0, count)
@@ -240,15 +251,17 @@ class Engine:
             raise UserError(f"tokens have shape {tokens.shape}; this artifact takes ({self.batch}, n >= 1)")
         if start.shape != (self.batch,) or length.shape != (self.batch,):
             raise UserError(f"start and length have shapes {start.shape} and {length.shape}; needed: ({self.batch},)")
-        if length.min() < 0 or length.max() > tokens.shape[1] or start.min() < 0:
+        # Of a few numbers Python's own minimum is cheaper than numpy's, in a decode step above all.
+        starts, lengths = start.tolist(), length.tolist()
+        if min(lengths) < 0 or max(lengths) > tokens.shape[1] or min(starts) < 0:
             raise UserError(f"start {start}, length {length}: needed start >= 0 and length in 0..{tokens.shape[1]}")
-        end = int((start + length).max())
+        end = max(first + count for first, count in zip(starts, lengths, strict=True))
         if end > self.context:
             raise UserError(f"{end:,} tokens; this artifact holds {self.context:,} (context)")
-        valid = tokens[np.arange(tokens.shape[1]) < length[:, None]]
-        if valid.size and (valid.min() < 0 or valid.max() >= self.vocab_size):
-            bad = valid.max() if valid.max() >= self.vocab_size else valid.min()
-            raise UserError(f"token id {bad}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
+        for row, count in zip(tokens, lengths, strict=True):
+            bad = [token for token in row[:count].tolist() if not 0 <= token < self.vocab_size]
+            if bad:
+                raise UserError(f"token id {bad[0]}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, start, length
 
 

@@ -39,15 +39,16 @@ class PrefixCache:
 
     def overwrite(self, start: np.ndarray, length: np.ndarray) -> None:
         """Row b is about to be written from start[b] on, if length[b] is not 0; what it held there is lost."""
-        np.minimum(self.length, start, out=self.length, where=length > 0)
         self._calls += 1
-        self._used[length > 0] = self._calls
+        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+            if count:
+                self.length[row] = min(self.length[row], first)
+                self._used[row] = self._calls
 
     def written(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
         """tokens [B, n] lie in the cache now, length[b] of them from start[b] on."""
-        for row in np.flatnonzero(length):
-            first, count = int(start[row]), int(length[row])
-            if first == self.length[row]:  # else the tokens before are not known
+        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+            if count and first == self.length[row]:  # else the tokens before are not known
                 self.ids[row, first : first + count] = tokens[row, :count]
                 self.length[row] += count
 
