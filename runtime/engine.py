@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.artifact import Artifact, Graph, Manifest, TensorSpec
+from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES, KVCache
 from runtime.lite_graph import LiteGraph, available_threads, import_lite
@@ -25,7 +26,7 @@ from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
 from runtime.turn import Cancelled, Turn
 from runtime.weights import MappedWeights
 
-OPSETS = ("portable", "cpu")
+OPSETS = ("portable", "cpu", "ascend")
 # What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
 # where memory is slower against arithmetic it is more.
 PASS_COST = 32
@@ -37,7 +38,7 @@ class BuiltGraph(Protocol):
     inputs: list[str]
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None: ...
-    def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]: ...
+    def bind(self, arrays: Sequence[Any]) -> list[Any]: ...
     def run(self, bound: list[Any]) -> list[np.ndarray]: ...
 
 
@@ -103,12 +104,14 @@ class Engine:
         artifact: Artifact,
         threads: int | None = None,
         *,
+        device_id: int | None = None,
         show_native_log: bool = False,
         build: Callable[[Path], BuiltGraph] | None = None,
     ) -> None:
         """Load every graph and allocate the KV cache.
 
-        threads: for the host CPU; all processors that this process may use when None.
+        threads: for the host CPU; all processors that this process may use when None. device_id: the NPU, for an
+        artifact of an Ascend target; the first when None.
         build: how a graph file is loaded; MindSpore Lite unless a test says otherwise.
         Raises UserError for an artifact that this runtime cannot run.
         """
@@ -120,6 +123,8 @@ class Engine:
             )
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}; needed: at least 1")
+        if device_id is not None and manifest.opset != "ascend":
+            raise UserError(f"device_id is {device_id}, and {artifact.path} runs on the host CPU. Leave device_id out")
         self.threads = threads or available_threads()
         self.manifest = manifest
         self.batch = manifest.batch
@@ -127,23 +132,26 @@ class Engine:
         self.buckets = manifest.buckets
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = Timings()
-        self.cache = KVCache(manifest.cache)
-        self.prefixes = PrefixCache(self.cache, self.batch, self.context)
+        self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
         self.turn = Turn()
         self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
         began = time.perf_counter()
-        if build is None:
+        if build is None and manifest.opset == "ascend":
+            self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
+        elif build is None:
             if manifest.opset == "cpu":
                 _load_cpu_kernels(manifest)
 
             def build(path: Path) -> BuiltGraph:
                 return LiteGraph(path, self.threads, show_native_log=show_native_log)
 
+        self.prefixes = PrefixCache(self.cache, self.batch, self.context)
         self._ready: dict[int, _Bucket] = {}
         self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
         for graph in manifest.graphs:
             built = build(artifact.file(graph.file))
-            self._current[graph.file] = graph.bucket
+            # a model with gears begins in none of them
+            self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
             for bucket in graph.buckets:
                 self._ready[bucket] = self._prepare(graph, built, bucket)
         release_library_pages()
@@ -232,7 +240,7 @@ class Engine:
                 )
         return _Bucket(graph, built, step, shapes, built.bind(arrays))
 
-    def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray:
+    def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray | DeviceTensor:
         """What a graph input is bound to: this call's inputs, a cache, or a weight."""
         if spec.name in STEP_INPUTS:
             return step.arrays[spec.name]
@@ -263,6 +271,17 @@ class Engine:
             if bad:
                 raise UserError(f"token id {bad[0]}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, start, length
+
+
+def _on_device(
+    artifact: Artifact, device_id: int, show_native_log: bool
+) -> tuple[DeviceCache, Callable[[Path], BuiltGraph]]:
+    """The cache on an NPU, and how a graph is loaded there."""
+    from runtime.ascend.graph import AscendGraph, open_device
+
+    _, cache = open_device(artifact, device_id)
+    graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
+    return cache, lambda path: AscendGraph(artifact, graphs[path], device_id, show_native_log=show_native_log)
 
 
 def _load_cpu_kernels(manifest: Manifest) -> None:

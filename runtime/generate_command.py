@@ -35,6 +35,9 @@ def add_parser(commands: Any) -> None:
     add_sampling(generate)
     add_grammar(generate)
     generate.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
+    generate.add_argument(
+        "--device-id", type=int, metavar="N", help="NPU, for an artifact of an Ascend target; default: 0"
+    )
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     generate.set_defaults(run=run_generate)
@@ -46,7 +49,11 @@ def run_generate(options: argparse.Namespace) -> None:
         raise UserError("the prompt is empty. Give some text: --prompt TEXT")
     began = time.perf_counter()
     model = LlamaForCausalLM.from_pretrained(
-        options.artifact, threads=options.threads, show_progress=True, show_native_log=options.debug
+        options.artifact,
+        threads=options.threads,
+        device_id=options.device_id,
+        show_progress=True,
+        show_native_log=options.debug,
     )
     loaded = time.perf_counter() - began
     ids = prompt_ids(model, prompt, options.system, options.raw)

@@ -51,12 +51,14 @@ class LlamaForCausalLM:
         path: str | Path,
         *,
         threads: int | None = None,
+        device_id: int | None = None,
         show_progress: bool = False,
         show_native_log: bool = False,
     ) -> LlamaForCausalLM:
         """Load an artifact folder, as `make export` writes it.
 
-        threads: CPU threads, all available ones when None. show_progress: a line on standard error while it loads.
+        threads: CPU threads, all available ones when None. device_id: the NPU, for artifacts of Ascend targets; the
+        first when None. show_progress: a line on standard error while it loads.
         show_native_log: let through what MindSpore Lite logs while loading, which otherwise shows on failure only.
         Raises UserError for a folder that is not a whole, unchanged artifact which this runtime can run.
         """
@@ -64,7 +66,7 @@ class LlamaForCausalLM:
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6
         what = f"Loading {artifact.manifest.name} ({size:,.0f} MB)"
         with progress(what) if show_progress else nullcontext():
-            return cls(artifact, Engine(artifact, threads, show_native_log=show_native_log))
+            return cls(artifact, Engine(artifact, threads, device_id=device_id, show_native_log=show_native_log))
 
     @property
     def config(self) -> SimpleNamespace:

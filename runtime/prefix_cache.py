@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime.ascend.cache import DeviceCache
 from runtime.kv_cache import KVCache
 
 CONTINUED = 0.5  # a text that shares this much of a row continues it, one that shares less gets a row of its own
@@ -26,7 +27,7 @@ class Placement(NamedTuple):
 class PrefixCache:
     """The token ids whose keys and values each row holds, from position 0 on: ids int32 [B, C], length int64 [B]."""
 
-    def __init__(self, cache: KVCache, batch: int, context: int) -> None:
+    def __init__(self, cache: KVCache | DeviceCache, batch: int, context: int) -> None:
         self._cache = cache
         self.ids = np.zeros((batch, context), np.int32)
         self.length = np.zeros(batch, np.int64)
@@ -84,16 +85,15 @@ class PrefixCache:
         the cache by name, as `held` gives them."""
         row = int(self._used.argmin())
         self.forget([row])
-        for name, mine in self._cache.arrays.items():
-            mine[row, :, : len(ids)] = arrays[name]
+        self._cache.fill(row, len(ids), arrays)
         self.ids[row, : len(ids)], self.length[row] = ids, len(ids)
         self._calls += 1
         self._used[row] = self._calls
 
     def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
-        """Views of the first `tokens` positions of `row`, by the names of the cache's arrays: [G, tokens, D], and
-        [G, tokens] of an int8 scale."""
-        return {name: array[row, :, :tokens] for name, array in self._cache.arrays.items()}
+        """The first `tokens` positions of `row`, by the names of the cache's arrays: [G, tokens, D], and [G, tokens] of
+        an int8 scale. Views, where the cache is in the host's memory."""
+        return self._cache.held(row, tokens)
 
     def place(self, texts: Sequence[np.ndarray]) -> Placement:
         """Rows for texts that will run together, at most B of them.
