@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,15 @@ from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Timings
 from runtime.generation_config import GenerationConfig
-from runtime.output import GenerateOutput, Streamer
+from runtime.output import Answer, GenerateOutput, Streamer
 from runtime.progress import progress
 from runtime.session import Session
 from runtime.stream import Stream
 from runtime.text import Tokenizer
+from runtime.transcript import Transcript, Transcripts
 from runtime.wave import Call, Wave, output
 
+Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what generate() and stream() take beside settings
 
 
@@ -44,6 +46,7 @@ class LlamaForCausalLM:
         self.artifact = artifact
         self.engine = engine
         self.generation_config = GenerationConfig.of(artifact)
+        self.transcripts = Transcripts()
 
     @classmethod
     def from_pretrained(
@@ -203,6 +206,48 @@ class LlamaForCausalLM:
             )
         _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
         return Stream(self._wave(call, rows, 0, limit), self.engine.turn, self.tokenizer)
+
+    def chat(self, messages: Messages, **settings: Any) -> Answer:
+        """As `stream_chat`, at once. `messages.append(answer.message)` makes the conversation go on."""
+        pieces = list(self.stream_chat(messages, **settings))
+        last = pieces[-1]
+        if last.finish_reason is None or last.timings is None:
+            raise RuntimeError("the stream has not ended")
+        return Answer("".join(piece.text for piece in pieces), last.finish_reason, last.timings)
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Answer a conversation, yielding a Piece per new token.
+
+        messages: [{"role": "user", "content": "..."}, ...], the whole conversation, the oldest first; the artifact's
+        chat template writes them as text, with `tools` and further variables (chat_template_kwargs) where it knows
+        them. settings: as of `generate`, and checked before the first piece is asked for; where nothing limits the
+        answer it may fill the context. Of a conversation that goes on from an earlier answer only the rest is computed.
+        Raises UserError for messages that are none, that the template refuses, or that leave no room for an answer.
+        """
+        return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
+
+    def turn(
+        self, messages: Messages, tools: Sequence[Any] | None = None, variables: Mapping[str, Any] | None = None
+    ) -> Transcript:
+        """What `stream_chat` makes of its messages: their tokens, as they lie in the cache where they do."""
+        return self.transcripts.begin(self.tokenizer, messages, {"tools": tools, **(variables or {})})
+
+    def stream_turn(self, turn: Transcript, **settings: Any) -> Stream:
+        """Stream the answer to a turn, which takes it down."""
+        limits = ("max_new_tokens", "max_length")
+        if all(settings.get(name) is None and getattr(self.generation_config, name) is None for name in limits):
+            settings["max_new_tokens"] = self.engine.context
+        stream = self.stream(turn.ids, **settings)
+        stream.listeners.append(turn.heard)
+        self.transcripts.keep(turn)
+        return stream
 
     def _call(
         self,

@@ -24,6 +24,23 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What chat() returns: the text, why it ended (as of Piece), and the timings. str() of it is the text."""
+
+    content: str
+    finish_reason: str
+    timings: Timings
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be appended to the conversation."""
+        return {"role": "assistant", "content": self.content}
+
+    def __str__(self) -> str:
+        return self.content
+
+
+@dataclass(frozen=True)
 class GenerateOutput:
     """What generate() returns with return_dict_in_generate.
 

@@ -30,7 +30,7 @@ class Session:
         `more` and each new token then belong to the text. Raises UserError where it leaves no room in the context."""
         given = self._encoded(more) if isinstance(more, str) else [int(i) for i in more]
         stream = self.model.stream([*self.ids, *given], **settings)
-        stream.on_piece = self._heard
+        stream.listeners.append(self._heard)
         self.ids += given
         return stream
 

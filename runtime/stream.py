@@ -17,18 +17,18 @@ class Stream(Iterator[Piece]):
     """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
 
     `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
-    on_piece is called with each Piece before it is handed out.
+    Each of `listeners` is called with a Piece before it is handed out.
     """
 
     def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
-        self.on_piece: Callable[[Piece], None] | None = None
+        self.listeners: list[Callable[[Piece], None]] = []
         self._cancelled = wave.call.cancelled
         self._pieces = _pieces(wave, turn, tokenizer, self._cancelled)
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
-        if self.on_piece is not None:
-            self.on_piece(piece)
+        for listener in self.listeners:
+            listener(piece)
         return piece
 
     def cancel(self) -> None:
