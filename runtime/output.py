@@ -12,7 +12,7 @@ from runtime.generation import Timings
 
 @dataclass(frozen=True)
 class Piece:
-    """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
+    """One new token of a stream. `text` is what it completes (whole graphemes only, often empty); `logprob` is the
     model's, before sampling settings. The last piece has a finish_reason and the timings: "eos", "stop_string",
     "stopping_criteria", "length", or "cancelled", and then it has no token: id and logprob are None."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
 from runtime.generation import Timings
+from runtime.graphemes import Graphemes
 from runtime.output import Piece
 from runtime.text import Tokenizer
 from runtime.turn import Turn
@@ -49,14 +50,16 @@ class Stream(Iterator[Piece]):
 
 def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer, cancelled: threading.Event) -> Generator[Piece, None, None]:
     timings = Timings()
-    text = tokenizer.text_stream()
+    characters, graphemes = tokenizer.text_stream(), Graphemes()
     with turn.take(cancelled):
         for (token,) in wave.decode(timings):
-            piece, reason = text.push(token), wave.texts.finish_reasons[0]
+            text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
             logprob = float(wave.chooser.logprobs.pop()[0])
             if reason is None:
-                yield Piece(int(token), piece, logprob)
+                yield Piece(int(token), text, logprob)
             else:
-                yield Piece(int(token), piece + text.flush(), logprob, reason, timings)
+                text += graphemes.push(characters.flush()) + graphemes.flush()
+                yield Piece(int(token), text, logprob, reason, timings)
         if wave.texts.finish_reasons[0] == "cancelled":
-            yield Piece(None, text.flush(), None, "cancelled", timings)
+            text = graphemes.push(characters.flush()) + graphemes.flush()
+            yield Piece(None, text, None, "cancelled", timings)
