@@ -64,6 +64,11 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
         "Convert the exported artifact again: `make convert ARTIFACT=...`",
     ),
     (
+        r"Get ascend path failed",
+        "MindSpore Lite looks for CANN in a folder called latest, and the one that is loaded lies elsewhere",
+        "Source the set_env.sh beside the folder latest of the CANN installation",
+    ),
+    (
         r"recover ir outputs failed",
         "a custom operator's definition is not found, or not the one that the graph was written for",
         "Build and install the operator package of this release: `make kernels`",
