@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from runtime.candidates import Candidates, draw, log_normaliser
 from runtime.errors import UserError
 from runtime.generation import Stop, Texts, greedy
 from runtime.generation_config import GenerationConfig
 from runtime.processors import processors, without_eos
-from runtime.sampling import Candidates, draw, log_normaliser, warpers
+from runtime.sampling import warpers
 from runtime.text import Tokenizer
 
 # A caller's own, called as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
