@@ -1,6 +1,7 @@
 # make run          set up, export a small Llama and let it answer PROMPT
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
+# make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN)
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
@@ -14,7 +15,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 MODEL ?= smollm2-135m-instruct
 TARGET ?= cpu
-WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,$(if $(filter ascend%,$(TARGET)),fp16,int8))
+WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,int8)
 PROMPT ?= Why is the sky blue?
 ARTIFACT ?= artifacts/$(notdir $(MODEL))-$(TARGET)-$(WEIGHTS)
 
@@ -24,13 +25,17 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
   $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
 
 .DELETE_ON_ERROR:
-.PHONY: run export bench bench-peers kernels test test-fast lint clean
+.PHONY: run export convert bench bench-peers kernels test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
 
 export: $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS)
+
+# With the Python that has MindSpore Lite for Ascend, not with .venv: kernels/ascend/BOARD.md.
+convert:
+	@$(PYTHON3) -m exporter convert $(ARTIFACT) $(call option,soc,SOC) $(call option,out,OUT)
 
 $(ARTIFACT)/manifest.json: | $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS) --out $(ARTIFACT)

@@ -1,4 +1,4 @@
-"""python -m exporter export|inspect|verify|evaluate: checkpoints into artifacts, and what is in one."""
+"""python -m exporter export|convert|inspect|verify|evaluate: checkpoints into artifacts, and what is in one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exporter.progress import Progress
-from exporter.targets import TARGETS
 from runtime.errors import UserError
 
 
@@ -37,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", parents=[common], help="write an artifact")
     export.add_argument("model", help="a preset, a Hugging Face folder, a hub id or a .gguf file")
-    export.add_argument("--target", default="cpu", help=f"{', '.join(TARGETS)} (default: %(default)s)")
+    export.add_argument("--target", default="cpu", help="what it shall run on (default: %(default)s)")
     export.add_argument("--weights", help="weight format (default: the target's first)")
     export.add_argument("--cache", help="dtype of the KV cache (default: the target's first)")
     export.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")
@@ -46,6 +45,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, help="folder (default: artifacts/<model>-<target>-<weights>)")
     export.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison at the end")
     export.set_defaults(run=_export)
+
+    convert = commands.add_parser(
+        "convert",
+        parents=[common],
+        help="have CANN compile an artifact of an Ascend target",
+        description="Needs a host with CANN, our operator package and MindSpore Lite for Ascend; no NPU. Writes a "
+        "folder beside the artifact.",
+    )
+    convert.add_argument("artifact", type=Path)
+    convert.add_argument("--soc", help="the chip, as Ascend310B4 (default: this host's NPU, or the commonest)")
+    convert.add_argument("--out", type=Path, help="folder (default: <artifact>-<chip>)")
+    convert.set_defaults(run=_convert)
 
     inspect = commands.add_parser("inspect", parents=[common], help="show what is in an artifact")
     inspect.add_argument("artifact", type=Path)
@@ -80,6 +91,13 @@ def _export(arguments: argparse.Namespace, progress: Progress) -> None:
     names = ("model", "target", "weights", "cache", "context", "buckets", "batch", "out", "verify")
     out = export(Options(**{name: getattr(arguments, name) for name in names}), progress)
     progress.console.print(f"wrote {out}", highlight=False)
+
+
+def _convert(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.convert import Options, convert
+
+    out = convert(Options(arguments.artifact, arguments.soc, arguments.out), progress)
+    progress.console.print(f"wrote {out}; on the board: python -m runtime generate {out} --prompt ...", highlight=False)
 
 
 def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:

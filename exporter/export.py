@@ -16,15 +16,15 @@ from exporter import verify
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.config import LlamaConfig
 from exporter.constants import write_constants
-from exporter.opsets import Input, Shape, declared_inputs
+from exporter.opsets import Input, Shape
 from exporter.progress import Progress
 from exporter.source import Source, resolve
-from exporter.targets import TARGETS
 from exporter.weights import write_weights
 from runtime import artifact
 from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 
+TARGETS = ("cpu", "portable")  # the first is the default
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
@@ -35,7 +35,7 @@ class Options:
     """What `make export` takes. None means the default of the target, or the one that fits the model."""
 
     model: str
-    target: str = next(iter(TARGETS))
+    target: str = TARGETS[0]
     weights: str | None = None
     cache: str | None = None
     context: int | None = None
@@ -55,7 +55,7 @@ def export(options: Options, progress: Progress) -> Path:
     """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
     source = resolve(options.model)
     checkpoint = open_checkpoint(source.path)
-    ops = import_module(f"exporter.opsets.{TARGETS[options.target].opset}")
+    ops = import_module(f"exporter.opsets.{options.target}")
     shape, buckets = _shape(options, checkpoint.config, ops)
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     _check_disk(out, checkpoint)
@@ -101,9 +101,7 @@ def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shap
     # float32 weights are for exactness: rounding keys and values to float16 moves the logits by a thousandth.
     exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
     cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
-    shape = Shape(options.batch, buckets[-1], context, weights, cache, TARGETS[options.target].chip)
-    ops.check(config, shape, buckets)
-    return shape, buckets
+    return Shape(options.batch, buckets[-1], context, weights, cache), buckets
 
 
 def _write_graphs(
@@ -115,7 +113,7 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[tuple[Graph, ...], FileEntry | None]:
     """Every graph file, and the file of the weights where they are inputs of the graphs."""
-    from exporter import chips, mindir, trace
+    from exporter import mindir, trace
 
     config = checkpoint.config
     graphs: list[Graph] = []
@@ -123,15 +121,9 @@ def _write_graphs(
     for served in ops.graphs(buckets):
         traced = replace(shape, tokens=served[-1])
         inputs = ops.inputs(config, traced) + ops.caches(config, traced)
-        declared = declared_inputs(config, traced, ops)
         with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
-            model = mindir.lower(trace.trace(config, traced, ops), declared)
+            model = mindir.lower(trace.trace(config, traced, ops), inputs)
         name = f"graphs/{traced.tokens}.mindir"
-        if shape.chip is not None:
-            chip = chips.CHIPS[shape.chip]
-            chips.check_operators(model, chip)
-            config_file = folder / "graphs" / chips.CONFIG
-            config_file.write_text(chips.conversion_config(chip, declared, served), encoding="utf-8")
         data: tuple[FileEntry, ...] = ()
         if ops.WEIGHTS_ARE == "constants":
             data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
@@ -161,10 +153,7 @@ def _write_constants(
     graph: str,
     progress: Progress,
 ) -> FileEntry:
-    from exporter.mindir import DTYPES
-
-    sizes = {number: np.dtype(name).itemsize for name, number in DTYPES.items()}
-    total = sum(sizes[p.data_type] * int(np.prod(p.dims)) for p in model.graph.parameter)
+    total = sum(4 * int(np.prod(p.dims)) for p in model.graph.parameter)
     with progress.bytes("Writing weights", total) as done:
         return write_constants(
             model,
@@ -196,7 +185,7 @@ def _manifest(
         source=artifact.Source(options.model, source.origin, checkpoint.revision, source.licence),
         config=config.to_dict(),
         target=options.target,
-        opset=TARGETS[options.target].opset,
+        opset=options.target,
         weights_format=shape.weights,
         batch=shape.rows,
         context=shape.context,

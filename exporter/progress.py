@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -21,6 +22,14 @@ class Progress:
         began = time.monotonic()
         with self.console.status(what):
             yield
+        self.console.print(f"{what}: {time.monotonic() - began:.1f} s", highlight=False)
+
+    @contextmanager
+    def running(self, what: str) -> Iterator[Callable[[str], None]]:
+        """As stage, for another program: the function it yields shows the latest line that it printed."""
+        began = time.monotonic()
+        with self.console.status(what) as status:
+            yield lambda line: status.update(f"{what}\n{escape(line.strip()[: self.console.width - 1])}")
         self.console.print(f"{what}: {time.monotonic() - began:.1f} s", highlight=False)
 
     @contextmanager

@@ -11,14 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runtime.chat import Chat
     from runtime.errors import UserError
     from runtime.generation_config import GenerationConfig
     from runtime.model import LlamaForCausalLM
     from runtime.text import Tokenizer
 
-__all__ = ["GenerationConfig", "LlamaForCausalLM", "Tokenizer", "UserError"]
+__all__ = ["Chat", "GenerationConfig", "LlamaForCausalLM", "Tokenizer", "UserError"]
 
 _HOME = {
+    "Chat": "runtime.chat",
     "GenerationConfig": "runtime.generation_config",
     "LlamaForCausalLM": "runtime.model",
     "Tokenizer": "runtime.text",

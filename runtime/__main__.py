@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from runtime import generate_command
+from runtime import chat_command, generate_command
 from runtime.bench import command as bench_command
 from runtime.errors import UserError
 
@@ -20,7 +20,7 @@ from runtime.errors import UserError
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported artifact.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate_command, bench_command):
+    for command in (generate_command, chat_command, bench_command):
         command.add_parser(commands)
     return top
 

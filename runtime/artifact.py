@@ -117,6 +117,16 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """For which chip (socVersion) and with which gears CANN compiled the graph (Ascend only), and the versions."""
+
+    soc: str
+    buckets: tuple[int, ...]
+    cann: str
+    mindspore_lite: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json. Field names are the file's keys; `digest` is added on writing and checked on reading."""
 
@@ -138,6 +148,7 @@ class Manifest:
     tools: dict[str, str]
     kernel_abi: int | None
     parity: Parity | None
+    converted: Conversion | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

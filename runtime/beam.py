@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from runtime.candidates import log_normaliser
 from runtime.choosing import Chooser
 from runtime.generation import Forward, Steps, Texts, Timings
 from runtime.generation_config import GenerationConfig
 from runtime.prefix_cache import PrefixCache
-from runtime.sampling import bound_of_top, log_normaliser
+from runtime.sampling import bound_of_top
 from runtime.turn import Cancelled
 
 NEVER = np.float32(-1e9)  # what transformers adds to scores that must not win

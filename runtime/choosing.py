@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from runtime.candidates import Candidates, draw, log_normaliser
 from runtime.errors import UserError
 from runtime.generation import Stop, Texts, greedy
 from runtime.generation_config import GenerationConfig
 from runtime.processors import processors, without_eos
-from runtime.sampling import Candidates, draw, log_normaliser, warpers
+from runtime.sampling import warpers
 from runtime.text import Tokenizer
 
 # A caller's own, called as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
@@ -45,32 +46,34 @@ class Chooser:
 
     def __call__(self, texts: Texts, logits: np.ndarray) -> np.ndarray:
         """texts, logits [rows, V] -> tokens [rows]."""
-        rows = np.flatnonzero(texts.live).tolist()
+        rows = [row for row, live in enumerate(texts.live.tolist()) if live]
         if self.config.output_logits:
             self.logits.append(logits.copy())
         normalisers = [log_normaliser(logits[row]) for row in rows] if self.config.output_logprobs else []
-        untouched = logits.copy() if normalisers else logits
         processed = self.processed(texts, logits, rows)
         kept = np.zeros_like(logits) if self.config.output_scores else None
-        picked = np.full(len(texts), -1, np.int64)
-        if not self.config.do_sample:
-            picked[rows] = greedy(processed)
-        for row, scores in zip(rows, processed, strict=True):
-            if self.config.do_sample:
+        picked = [-1] * len(texts)
+        if self.config.do_sample:
+            for row, scores in zip(rows, processed, strict=True):
                 candidates = Candidates(scores)
                 for warper in self.warpers:
                     candidates = warper(candidates)
                 picked[row] = draw(candidates, self.generators[row].random())
-                scores = candidates.dense(scores.size) if kept is not None else scores
+                if kept is not None:
+                    kept[row] = candidates.dense(scores.size)
+        else:
+            for row, token in zip(rows, greedy(processed).tolist(), strict=True):
+                picked[row] = token
             if kept is not None:
-                kept[row] = scores
+                kept[rows] = processed
         if kept is not None:
             self.scores.append(kept)
         if self.config.output_logprobs:
             logprobs = np.zeros(len(texts), np.float32)
-            logprobs[rows] = untouched[rows, picked[rows]] - np.array(normalisers, np.float32)
+            for row, normaliser in zip(rows, normalisers, strict=True):
+                logprobs[row] = logits[row, picked[row]] - normaliser
             self.logprobs.append(logprobs)
-        return picked
+        return np.array(picked, np.int64)
 
     def processed(self, texts: Texts, logits: np.ndarray, rows: list[int]) -> np.ndarray:
         """Scores [live rows, V] before the warpers."""
@@ -107,7 +110,8 @@ def stops(
     """(finish reason, stop) of all that may end one of `rows` rows beside the length."""
     made: list[tuple[str, Stop]] = []
     if config.eos_token_id:
-        made.append(("eos", lambda texts: np.isin(texts.last(), config.eos_token_id)))
+        eos = frozenset(config.eos_token_id)
+        made.append(("eos", lambda texts: np.array([token in eos for token in texts.last().tolist()])))
     if config.stop_strings:
         made.append(("stop_string", StopStrings(config.stop_strings, tokenizer(), rows)))
     for criterion in criteria:

@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
 from runtime.output import Piece
 from runtime.progress import progress
-from runtime.sampling_options import add_sampling, sampling
+from runtime.sampling_options import add_grammar, add_sampling, grammar, sampling
 
 NEW_TOKENS = 256  # generous for an answer, short enough to wait for
 
@@ -33,7 +33,11 @@ def add_parser(commands: Any) -> None:
     generate.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
     generate.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
     add_sampling(generate)
+    add_grammar(generate)
     generate.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
+    generate.add_argument(
+        "--device-id", type=int, metavar="N", help="NPU, for an artifact of an Ascend target; default: 0"
+    )
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     generate.set_defaults(run=run_generate)
@@ -45,11 +49,16 @@ def run_generate(options: argparse.Namespace) -> None:
         raise UserError("the prompt is empty. Give some text: --prompt TEXT")
     began = time.perf_counter()
     model = LlamaForCausalLM.from_pretrained(
-        options.artifact, threads=options.threads, show_progress=True, show_native_log=options.debug
+        options.artifact,
+        threads=options.threads,
+        device_id=options.device_id,
+        show_progress=True,
+        show_native_log=options.debug,
     )
     loaded = time.perf_counter() - began
     ids = prompt_ids(model, prompt, options.system, options.raw)
-    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, **sampling(options))
+    constraint = grammar(options, model)
+    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, logits_processor=constraint, **sampling(options))
     if options.json:
         print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
     else:

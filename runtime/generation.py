@@ -5,6 +5,7 @@ Reference for the conventions: transformers' `GenerationMixin.generate` (padding
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +158,7 @@ class Texts:
 
     def last(self) -> np.ndarray:
         """Each row's last token, [rows]."""
-        return self.ids[np.arange(len(self)), self.length - 1]
+        return np.array([self.ids[row, length - 1] for row, length in enumerate(self.length.tolist())])
 
     def left_padded(self, filler: int) -> np.ndarray:
         """All texts as Hugging Face's callables see them, [rows, longest prompt + steps]; ended rows are filled up."""
@@ -170,13 +171,16 @@ class Texts:
 
     def push(self, picked: np.ndarray) -> None:
         """Add a token to each live row; picked: [rows]."""
-        rows = np.flatnonzero(self.live)
-        self.ids[rows, self.length[rows]] = picked[rows]
-        self.length[rows] += 1
+        for row, (token, live) in enumerate(zip(picked.tolist(), self.live.tolist(), strict=True)):
+            if live:
+                self.ids[row, self.length[row]] = token
+                self.length[row] += 1
         self.steps += 1
 
     def finish(self, ended: np.ndarray, reason: str) -> None:
         """Rows of `ended` (boolean [rows]) that still live end now."""
+        if not ended.any():
+            return
         for index in np.flatnonzero(ended & self.live):
             self.finish_reasons[index] = reason
         self.live &= ~ended
@@ -236,9 +240,11 @@ def decode(
             else:
                 timings.decode += spent
         timings.decode_steps += step > 0
-        if np.isnan(logits.max(axis=1)).any():
+        if math.isnan(logits.max()):
             raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
-        picked = np.where(texts.live, choose(texts, logits), -1)
+        picked = choose(texts, logits)
+        if False in texts.live.tolist():
+            picked = np.where(texts.live, picked, -1)
         texts.push(picked)
         for reason, stop in stops:
             texts.finish(stop(texts), reason)
@@ -248,7 +254,7 @@ def decode(
         if not texts.live.any():
             return
         start = start + length
-        length = np.zeros_like(length)
+        length = np.zeros(engine.batch, np.int64)
         length[rows] = texts.live
         tokens = np.zeros((engine.batch, 1), np.int64)
         tokens[rows, 0] = np.maximum(picked, 0)

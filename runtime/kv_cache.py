@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -60,3 +60,12 @@ class KVCache:
         if moved.size:
             for array in self.arrays.values():
                 array[moved, :, :tokens] = array[source[moved], :, :tokens]
+
+    def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
+        """Views of the first `tokens` positions of `row`, by the arrays' names."""
+        return {name: array[row, :, :tokens] for name, array in self.arrays.items()}
+
+    def fill(self, row: int, tokens: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give `row` the first `tokens` positions that `held` gave."""
+        for name, mine in self.arrays.items():
+            mine[row, :, :tokens] = arrays[name]

@@ -44,20 +44,19 @@ class LiteGraph:
         """Build the model on the host CPU. Raises UserError, with the end of the native log, where that fails."""
         self.path = path
         self._show = show_native_log
-        with native_log_on_failure(f"{path}: MindSpore Lite could not load it", show=show_native_log):
+        with native_log_on_failure(
+            f"{path}: MindSpore Lite could not load it", show=show_native_log, explain=self._explain
+        ):
             self._lite = import_lite()
-            context = self._lite.Context()
-            context.target = ["cpu"]
-            context.cpu.thread_num = threads
-            context.cpu.precision_mode = "enforce_fp32"
             self._model = self._lite.Model()
-            self._model.build_from_file(str(path), self._lite.ModelType.MINDIR, context)
+            self._model.build_from_file(str(path), self._lite.ModelType.MINDIR, self._context(threads))
             self._own_inputs = self._model.get_inputs()
         self.inputs: list[str] = [tensor.name for tensor in self._own_inputs]
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
         """Switch every input to these shapes (in the order of `inputs`)."""
-        with native_log_on_failure(f"{self.path}: MindSpore Lite could not resize it", show=self._show):
+        what = f"{self.path}: MindSpore Lite could not switch it to {self.inputs[0]} {tuple(shapes[0])}"
+        with native_log_on_failure(what, show=self._show, explain=self._explain):
             self._model.resize(self._own_inputs, [list(shape) for shape in shapes])
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
@@ -82,3 +81,14 @@ class LiteGraph:
         """Run on tensors from `bind`; the arrays returned are views that the next run overwrites."""
         # not caught as in the other calls: a run that succeeds prints nothing, and this is the hot path
         return [tensor.get_data_to_numpy() for tensor in self._model.predict(bound)]
+
+    def _context(self, threads: int) -> Any:
+        context = self._lite.Context()
+        context.target = ["cpu"]
+        context.cpu.thread_num = threads
+        context.cpu.precision_mode = "enforce_fp32"
+        return context
+
+    def _explain(self, log: str) -> str | None:
+        """What a native log means, in a sentence; None where that is not known."""
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,15 @@ from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Timings
 from runtime.generation_config import GenerationConfig
-from runtime.output import GenerateOutput, Streamer
+from runtime.output import Answer, GenerateOutput, Streamer
 from runtime.progress import progress
+from runtime.session import Session
 from runtime.stream import Stream
 from runtime.text import Tokenizer
+from runtime.transcript import Transcript, Transcripts
 from runtime.wave import Call, Wave, output
 
+Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what generate() and stream() take beside settings
 
 
@@ -34,14 +37,16 @@ class LlamaForCausalLM:
     """A loaded artifact. One generation runs at a time; other threads wait their turn.
 
     A prompt that begins with what the cache still holds, of the generations before, is computed from there on only.
-    The tokens are those of a fresh start, up to how float arithmetic rounds: the same prompt cut elsewhere into passes
-    may round otherwise in the last digits. `forget` makes the next one start afresh.
+    The tokens are those of a fresh start, up to rounding: a prompt cut elsewhere into passes gives logits that differ
+    by about 1e-6 of their range in float32, and 4e-3 where kernels quantize activations (int8 weights), as they do
+    between prefill buckets too. `forget` makes the next generation start afresh.
     """
 
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
         self.artifact = artifact
         self.engine = engine
         self.generation_config = GenerationConfig.of(artifact)
+        self.transcripts = Transcripts()
 
     @classmethod
     def from_pretrained(
@@ -49,12 +54,14 @@ class LlamaForCausalLM:
         path: str | Path,
         *,
         threads: int | None = None,
+        device_id: int | None = None,
         show_progress: bool = False,
         show_native_log: bool = False,
     ) -> LlamaForCausalLM:
         """Load an artifact folder, as `make export` writes it.
 
-        threads: CPU threads, all available ones when None. show_progress: a line on standard error while it loads.
+        threads: CPU threads, all available ones when None. device_id: the NPU, for artifacts of Ascend targets; the
+        first when None. show_progress: a line on standard error while it loads.
         show_native_log: let through what MindSpore Lite logs while loading, which otherwise shows on failure only.
         Raises UserError for a folder that is not a whole, unchanged artifact which this runtime can run.
         """
@@ -62,7 +69,7 @@ class LlamaForCausalLM:
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6
         what = f"Loading {artifact.manifest.name} ({size:,.0f} MB)"
         with progress(what) if show_progress else nullcontext():
-            return cls(artifact, Engine(artifact, threads, show_native_log=show_native_log))
+            return cls(artifact, Engine(artifact, threads, device_id=device_id, show_native_log=show_native_log))
 
     @property
     def config(self) -> SimpleNamespace:
@@ -168,6 +175,13 @@ class LlamaForCausalLM:
         with self.engine.turn.take():
             self.engine.prefixes.forget()
 
+    def session(self, path: str | Path | None = None) -> Session:
+        """A text that goes on from turn to turn: a new one, or one that `Session.save` wrote to `path`."""
+        session = Session(self)
+        if path is not None:
+            session.load(path)
+        return session
+
     def stream(
         self,
         prompt: str | Any,
@@ -192,6 +206,48 @@ class LlamaForCausalLM:
             )
         _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
         return Stream(self._wave(call, rows, 0, limit), self.engine.turn, self.tokenizer)
+
+    def chat(self, messages: Messages, **settings: Any) -> Answer:
+        """As `stream_chat`, at once. `messages.append(answer.message)` makes the conversation go on."""
+        pieces = list(self.stream_chat(messages, **settings))
+        last = pieces[-1]
+        if last.finish_reason is None or last.timings is None:
+            raise RuntimeError("the stream has not ended")
+        return Answer("".join(piece.text for piece in pieces), last.finish_reason, last.timings)
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Answer a conversation, yielding a Piece per new token.
+
+        messages: [{"role": "user", "content": "..."}, ...], the whole conversation, the oldest first; the artifact's
+        chat template writes them as text, with `tools` and further variables (chat_template_kwargs) where it knows
+        them. settings: as of `generate`, and checked before the first piece is asked for; where nothing limits the
+        answer it may fill the context. Of a conversation that goes on from an earlier answer only the rest is computed.
+        Raises UserError for messages that are none, that the template refuses, or that leave no room for an answer.
+        """
+        return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
+
+    def turn(
+        self, messages: Messages, tools: Sequence[Any] | None = None, variables: Mapping[str, Any] | None = None
+    ) -> Transcript:
+        """What `stream_chat` makes of its messages: their tokens, as they lie in the cache where they do."""
+        return self.transcripts.begin(self.tokenizer, messages, {"tools": tools, **(variables or {})})
+
+    def stream_turn(self, turn: Transcript, **settings: Any) -> Stream:
+        """Stream the answer to a turn, which takes it down."""
+        limits = ("max_new_tokens", "max_length")
+        if all(settings.get(name) is None and getattr(self.generation_config, name) is None for name in limits):
+            settings["max_new_tokens"] = self.engine.context
+        stream = self.stream(turn.ids, **settings)
+        stream.listeners.append(turn.heard)
+        self.transcripts.keep(turn)
+        return stream
 
     def _call(
         self,

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -22,12 +22,15 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def native_log_on_failure(what: str, *, show: bool = False) -> Iterator[None]:
+def native_log_on_failure(
+    what: str, *, show: bool = False, explain: Callable[[str], str | None] = lambda log: None
+) -> Iterator[None]:
     """Catch what native code writes to standard error in the block; it is dropped when the block succeeds.
 
     Any RuntimeError of the block becomes a UserError "<what>: <error>" that ends with the last lines caught; with any
     other exception all of it is written to standard error. Python's own `sys.stderr` keeps reaching the terminal
-    (progress lines). `show` lets everything through as it comes, for looking into a crash of native code.
+    (progress lines). `show` lets everything through as it comes, for looking into a crash of native code. explain:
+    gives the log's meaning in a sentence, to stand before it, or None.
     """
     if show:
         yield
@@ -37,10 +40,11 @@ def native_log_on_failure(what: str, *, show: bool = False) -> Iterator[None]:
             with _stderr_into(caught.fileno()):
                 yield
         except RuntimeError as error:
-            raise UserError(f"{what}: {error}{_tail(caught)}") from error
+            log = _text(caught)
+            meaning = explain(log)
+            raise UserError(f"{what}: {meaning or error}{_tail(log)}") from error
         except BaseException:
-            caught.seek(0)
-            sys.stderr.write(caught.read().decode("utf-8", "replace"))
+            sys.stderr.write(_text(caught))
             raise
 
 
@@ -76,9 +80,13 @@ def _is_descriptor_2(stream: object) -> bool:
         return False
 
 
-def _tail(caught: IO[bytes]) -> str:
+def _text(caught: IO[bytes]) -> str:
     caught.seek(0)
-    lines = caught.read().decode("utf-8", "replace").strip().splitlines()
+    return caught.read().decode("utf-8", "replace")
+
+
+def _tail(log: str) -> str:
+    lines = log.strip().splitlines()
     if not lines:
         return ""
     left_out = len(lines) - TAIL_LINES

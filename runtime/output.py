@@ -12,7 +12,7 @@ from runtime.generation import Timings
 
 @dataclass(frozen=True)
 class Piece:
-    """One new token of a stream. `text` is what it completes (whole characters only, often empty); `logprob` is the
+    """One new token of a stream. `text` is what it completes (whole graphemes only, often empty); `logprob` is the
     model's, before sampling settings. The last piece has a finish_reason and the timings: "eos", "stop_string",
     "stopping_criteria", "length", or "cancelled", and then it has no token: id and logprob are None."""
 
@@ -21,6 +21,23 @@ class Piece:
     logprob: float | None
     finish_reason: str | None = None
     timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What chat() returns: the text, why it ended (as of Piece), and the timings. str() of it is the text."""
+
+    content: str
+    finish_reason: str
+    timings: Timings
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be appended to the conversation."""
+        return {"role": "assistant", "content": self.content}
+
+    def __str__(self) -> str:
+        return self.content
 
 
 @dataclass(frozen=True)

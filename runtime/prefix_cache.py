@@ -6,11 +6,12 @@ generation was cancelled, interrupted or failed, and it serves generations, sess
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from runtime.ascend.cache import DeviceCache
 from runtime.kv_cache import KVCache
 
 CONTINUED = 0.5  # a text that shares this much of a row continues it, one that shares less gets a row of its own
@@ -26,7 +27,7 @@ class Placement(NamedTuple):
 class PrefixCache:
     """The token ids whose keys and values each row holds, from position 0 on: ids int32 [B, C], length int64 [B]."""
 
-    def __init__(self, cache: KVCache, batch: int, context: int) -> None:
+    def __init__(self, cache: KVCache | DeviceCache, batch: int, context: int) -> None:
         self._cache = cache
         self.ids = np.zeros((batch, context), np.int32)
         self.length = np.zeros(batch, np.int64)
@@ -39,15 +40,16 @@ class PrefixCache:
 
     def overwrite(self, start: np.ndarray, length: np.ndarray) -> None:
         """Row b is about to be written from start[b] on, if length[b] is not 0; what it held there is lost."""
-        np.minimum(self.length, start, out=self.length, where=length > 0)
         self._calls += 1
-        self._used[length > 0] = self._calls
+        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+            if count:
+                self.length[row] = min(self.length[row], first)
+                self._used[row] = self._calls
 
     def written(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
         """tokens [B, n] lie in the cache now, length[b] of them from start[b] on."""
-        for row in np.flatnonzero(length):
-            first, count = int(start[row]), int(length[row])
-            if first == self.length[row]:  # else the tokens before are not known
+        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+            if count and first == self.length[row]:  # else the tokens before are not known
                 self.ids[row, first : first + count] = tokens[row, :count]
                 self.length[row] += count
 
@@ -77,6 +79,21 @@ class PrefixCache:
             source[row] = best
             self.reorder(source, int(shared[best]))
         return int(shared[best])
+
+    def fill(self, ids: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give the row that has not been written for longest these tokens, with their keys and values: every array of
+        the cache by name, as `held` gives them."""
+        row = int(self._used.argmin())
+        self.forget([row])
+        self._cache.fill(row, len(ids), arrays)
+        self.ids[row, : len(ids)], self.length[row] = ids, len(ids)
+        self._calls += 1
+        self._used[row] = self._calls
+
+    def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
+        """The first `tokens` positions of `row`, by the names of the cache's arrays: [G, tokens, D], and [G, tokens] of
+        an int8 scale. Views, where the cache is in the host's memory."""
+        return self._cache.held(row, tokens)
 
     def place(self, texts: Sequence[np.ndarray]) -> Placement:
         """Rows for texts that will run together, at most B of them.

@@ -1,45 +1,28 @@
-"""From scores to a token: temperature, top_k, top_p, min_p, typical_p, and the draw.
+"""Which tokens may be drawn: temperature, top_k, top_p, min_p, typical_p.
 
-The meaning and the order are those of transformers' logits warpers. They work on one row's candidates, so what a filter
-drops costs the next one nothing, and none sorts the vocabulary: a filter narrows it down to where its limit lies.
+The meaning and the order are those of transformers' logits warpers. They work on one row's candidates, and none sorts
+the vocabulary: a filter narrows it down to where its limit lies.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
+from runtime.candidates import Candidates
 from runtime.generation_config import GenerationConfig
 
 GROUP = 32  # values that are looked at as one, through their maximum
 SORTED = 2048  # so many are sorted at once, more are narrowed down first
 FIRST_LOOK = 256  # likely tokens that hold most nuclei
-BLOCK = 256  # weights summed at once by a draw
-
-
-class Candidates(NamedTuple):
-    """Tokens still in question: scores float32 [n], and their ids int64 [n], None where they are 0..n-1."""
-
-    scores: np.ndarray
-    ids: np.ndarray | None = None
-
-    def keep(self, index: np.ndarray) -> Candidates:
-        """Only those at `index`."""
-        return Candidates(self.scores[index], index if self.ids is None else self.ids[index])
-
-    def dense(self, vocab_size: int) -> np.ndarray:
-        """Scores [vocab_size] as transformers has them: -inf for what was dropped."""
-        if self.ids is None:
-            return self.scores
-        scores = np.full(vocab_size, -np.inf, np.float32)
-        scores[self.ids] = self.scores
-        return scores
-
+BINS = 2048  # into which distances are counted to narrow them down
+BINS_A_UNIT = 64.0  # of distances between log-probabilities: beyond 32 units the weights are below 1e-13
+FLOOR = np.float32(-200.0)  # stands for a score of -inf where it is multiplied with its weight of 0
 
 Warper = Callable[[Candidates], Candidates]
+Distance = Callable[[np.ndarray], np.ndarray]  # relative scores [n] -> at least 0 [n]
 
 
 def warpers(config: GenerationConfig, min_tokens_to_keep: int = 1) -> list[Warper]:
@@ -62,84 +45,84 @@ def _warpers(config: GenerationConfig, keep: int) -> Iterator[Warper]:
 
 
 def temperature(candidates: Candidates, value: float) -> Candidates:
-    return candidates._replace(scores=candidates.scores / np.float32(value))
+    return candidates._replace(temperature=candidates.temperature * value, edges=None)
 
 
 def top_k(candidates: Candidates, k: int) -> Candidates:
     """The k highest scores, and what equals the last of them."""
-    scores = candidates.scores
-    if k >= scores.size:
-        return candidates
-    bound = bound_of_top(scores, k)
-    index = None if bound is None else np.flatnonzero(scores >= bound)
-    few = scores if index is None else scores[index]
-    last = np.partition(few, few.size - k)[few.size - k]
-    kept = np.flatnonzero(few >= last)
-    return candidates.keep(kept if index is None else index[kept])
+    few = candidates if candidates.ids is not None else _likeliest(candidates, k)
+    if k < few.scores.size:
+        ascending = few.scores[::-1]
+        few = few.first(few.scores.size - int(ascending.searchsorted(few.scores[k - 1])))
+    return few
 
 
 def top_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """The highest scores whose probabilities add up to p: the nucleus. Of equal scores the later ids go first."""
-    weights, total = _weights(candidates.scores)
-    kept, _ = _heaviest(candidates.scores, weights, p * total, min_tokens_to_keep)
-    return candidates.keep(np.sort(kept))
+    few = _likeliest(candidates, FIRST_LOOK).summed()  # most nuclei are small
+    assert few.edges is not None
+    whole = few.scores.size == candidates.scores.size
+    mass = p * float(few.edges[-1] if whole else candidates.run_sums().sum())
+    if whole or mass <= few.edges[-1]:
+        return few.first(max(int(few.edges.searchsorted(mass)) + 1, min_tokens_to_keep))
+    return _within(candidates, np.negative, mass, ties=False)
 
 
 def min_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """What is at least p times as likely as the likeliest."""
-    scores = candidates.scores
-    kept = np.flatnonzero(scores >= scores.max() + (np.log(np.float32(p)) if p > 0 else -np.inf))
-    if kept.size < min_tokens_to_keep:
+    lowest = candidates.peak() + np.float32(candidates.temperature * math.log(p) if p > 0 else -math.inf)
+    if candidates.ids is not None:
+        count = candidates.scores.size - int(candidates.scores[::-1].searchsorted(lowest))
+        return candidates.first(max(count, min_tokens_to_keep))
+    kept = candidates.scores >= lowest
+    if candidates.kept is not None:
+        kept &= candidates.kept
+    count = int(np.count_nonzero(kept))
+    if count < min_tokens_to_keep:
         return top_k(candidates, min_tokens_to_keep)
-    return candidates.keep(kept)
+    kept_ones = candidates._replace(kept=kept)
+    return kept_ones.ranked() if count <= SORTED else kept_ones
 
 
 def typical_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """Locally typical sampling (Meister et al., 2022): the tokens whose surprise is nearest to the entropy, up to
     probability p in all, and what is as near as the last of them."""
+    total = moment = 0.0
+    for where, relative in candidates.blocks():
+        bounded = np.maximum(relative, FLOOR)
+        weights = candidates.weights(where, relative)
+        total += float(weights.sum())
+        moment += float(np.multiply(weights, bounded, out=bounded).sum())
+    expected = np.float32(moment / total)  # of log-probabilities; less the normaliser's logarithm that is -entropy
+
+    def distance(relative: np.ndarray) -> np.ndarray:
+        off = relative - expected
+        return np.abs(off, out=off)
+
+    few = _likeliest(candidates, FIRST_LOOK)
+    relative = few.relative(slice(None))
+    distances, weights = distance(relative), np.exp(relative)
+    whole = few.scores.size == candidates.scores.size
+    if whole or float(weights.sum()) >= p * total:
+        last = distances[_nearest(distances, weights, p * total)[-1]]
+        if whole or last < expected - relative[-1]:  # what lies below the few is farther away
+            kept = few.ranked(np.flatnonzero(distances <= last))
+            return kept if kept.scores.size >= min_tokens_to_keep else few.first(min_tokens_to_keep)
+    return _within(candidates, distance, p * total, ties=True)
+
+
+def _likeliest(candidates: Candidates, count: int) -> Candidates:
+    """At least `count` of the highest scores and what equals the last of them, sorted; all where that is cheap."""
+    if candidates.ids is not None:
+        return candidates
+    if candidates.kept is not None or candidates.scores.size <= SORTED:
+        return candidates.ranked()
     scores = candidates.scores
-    weights, total = _weights(scores)
-    surprise = (scores.max() + np.float32(math.log(total))) - scores  # [n], inf where the score is -inf
-    possible = weights > 0
-    entropy = np.float32((weights[possible] * surprise[possible]).sum(dtype=np.float64) / total)
-    nearness = -np.abs(surprise - entropy)
-    _, last = _heaviest(nearness, weights, p * total, min_tokens_to_keep)
-    return candidates.keep(np.flatnonzero(nearness >= last))
-
-
-def draw(candidates: Candidates, uniform: float) -> int:
-    """The token id that a number in [0, 1) picks: each with its probability, the softmax of the scores."""
-    weights, _ = _weights(candidates.scores)
-    first = 0
-    if weights.size > 4 * BLOCK:  # find the block first
-        whole = weights.size // BLOCK * BLOCK
-        sums = weights[:whole].reshape(-1, BLOCK).sum(axis=1, dtype=np.float64)
-        edges = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
-        target = uniform * edges[-1]
-        block = int(np.searchsorted(edges, target, side="right"))
-        first = block * BLOCK
-        target -= edges[block - 1] if block else 0.0
-        weights = weights[first : first + BLOCK]
-        edges = np.cumsum(weights, dtype=np.float64)
-    else:
-        edges = np.cumsum(weights, dtype=np.float64)
-        target = uniform * edges[-1]
-    index = int(np.searchsorted(edges, target, side="right"))
-    if index >= weights.size:  # the two sums of a block differ by rounding
-        index = int(np.flatnonzero(weights)[-1])
-    return first + index if candidates.ids is None else int(candidates.ids[first + index])
-
-
-def log_normaliser(scores: np.ndarray) -> float:
-    """log(sum(exp(scores))): a score minus this is its log-probability."""
-    _, total = _weights(scores)
-    return float(scores.max()) + math.log(total)
-
-
-def _weights(scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """exp(scores - max) [n] float32, and their sum."""
-    weights = np.exp(scores - scores.max())
-    return weights, float(weights.sum())
+    bound = bound_of_top(scores, count)
+    if bound is None:
+        count = min(count, scores.size)
+        bound = np.partition(scores, scores.size - count)[scores.size - count]
+    return candidates.ranked((scores >= bound).nonzero()[0])
 
 
 def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
@@ -150,43 +133,55 @@ def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
     groups = values.size // GROUP
     if groups < 2 * k:
         return None
-    maxima = values[: groups * GROUP].reshape(GROUP, groups).max(axis=0)
-    return np.partition(maxima, groups - k)[groups - k]
+    maxima = np.maximum.reduce(values[: groups * GROUP].reshape(GROUP, groups))
+    maxima.partition(groups - k)
+    return maxima[groups - k]
 
 
-def _heaviest(keys: np.ndarray, weights: np.ndarray, mass: float, at_least: int) -> tuple[np.ndarray, np.float32]:
-    """The largest keys, one by one until their weights reach `mass`: (their indices, the last one's key).
+def _within(candidates: Candidates, distance: Distance, mass: float, ties: bool) -> Candidates:
+    """The candidates of least distance, one by one until their weights reach `mass`; with `ties` also those that are as
+    far as the last one.
 
-    A quickselect by weight: what lies surely inside or outside is never sorted. Of equal keys the last index counts
-    as the largest.
+    Weights are added up by distance in bins, and only the bin in which the mass is reached is looked into.
     """
-    index: np.ndarray | None = None  # of `keys` among those given; None: all of them
-    inside: list[np.ndarray] = []
-    last = keys.max()
-    pivot = bound_of_top(keys, FIRST_LOOK)
-    while keys.size > SORTED:
-        if pivot is None:
-            sample = keys[:: keys.size // 64]
-            pivot = np.partition(sample, sample.size // 2)[sample.size // 2]
-        above = keys >= pivot
-        if above.all():
-            above = keys > pivot
-            if not above.any():  # nothing but equal keys
-                break
-        upper = np.flatnonzero(above)
-        weight = float(weights[upper].sum(dtype=np.float64))
-        if weight < mass or upper.size < at_least:
-            mass -= weight
-            at_least -= upper.size
-            inside.append(upper if index is None else index[upper])
-            last = keys[upper].min()
-            upper = np.flatnonzero(~above)
-        index, keys, weights = upper if index is None else index[upper], keys[upper], weights[upper]
-        pivot = None
-    order = np.argsort(keys, kind="stable")[::-1]
+    bins = np.empty(candidates.scores.size, np.uint16)
+    heavy = np.zeros(BINS)
+    for where, relative in candidates.blocks():
+        scaled = distance(relative)
+        scaled *= BINS_A_UNIT
+        bins[where] = np.minimum(scaled, BINS - 1, out=scaled)
+        heavy += np.bincount(bins[where], weights=candidates.weights(where, relative), minlength=BINS)
+    reached, before = _reached(heavy, mass)
+    kept = bins < reached
+    index = np.flatnonzero(bins == reached)
+    relative = candidates.relative(index)
+    distances, weights = distance(relative), np.exp(relative)
+    mass -= before
+    while index.size > SORTED:
+        low, high = float(distances.min()), float(distances[weights > 0].max())
+        if low == high:
+            break
+        finer = np.minimum((distances - low) * ((BINS - 1) / (high - low)), BINS - 1).astype(np.intp)
+        reached, before = _reached(np.bincount(finer, weights=weights, minlength=BINS), mass)
+        kept[index[finer < reached]] = True
+        mass -= before
+        inside = np.flatnonzero(finer == reached)
+        index, distances, weights = index[inside], distances[inside], weights[inside]
+    nearest = _nearest(distances, weights, mass)
+    kept[index[distances <= distances[nearest[-1]] if ties else nearest]] = True
+    return candidates._replace(kept=kept)
+
+
+def _reached(heavy: np.ndarray, mass: float) -> tuple[int, float]:
+    """The bin in which the sum of the bins' weights reaches `mass`, the last that has any weight where it does not; and
+    the sum of those before it."""
+    sums = np.cumsum(heavy)
+    reached = int(np.searchsorted(sums, min(mass, float(sums[-1]))))
+    return reached, float(sums[reached - 1]) if reached else 0.0
+
+
+def _nearest(distances: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
+    """Indices by distance, until their weights reach `mass`: at least one. Of equal distances the last goes first."""
+    order = distances.size - 1 - np.argsort(distances[::-1], kind="stable")
     sums = np.cumsum(weights[order], dtype=np.float64)
-    size = int(np.searchsorted(sums, mass)) + 1 if mass > 0 else 0  # the one that reaches it is the last
-    kept = order[: max(size, at_least)]
-    if kept.size:
-        last = keys[kept[-1]]
-    return np.concatenate([*inside, kept if index is None else index[kept]]), last
+    return order[: int(np.searchsorted(sums, mass)) + 1]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from runtime.grammar import Grammar
+    from runtime.model import LlamaForCausalLM
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
@@ -42,3 +47,27 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
         "repetition_penalty": options.repetition_penalty,
         "stop_strings": options.stop,
     }
+
+
+def add_grammar(command: argparse.ArgumentParser) -> None:
+    """Options that become a logits processor."""
+    group = command.add_argument_group("constrained output", "Needs the extra: pip install 'edgellama[grammar]'")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--json-schema", metavar="FILE", help="answer in JSON that this schema describes")
+    either.add_argument("--regex", metavar="PATTERN", help="answer with text that matches the whole PATTERN")
+
+
+def grammar(options: argparse.Namespace, model: LlamaForCausalLM) -> Grammar | None:
+    """The logits processor that the options ask for. Raises UserError for a file or a pattern that is none."""
+    if options.json_schema is None and options.regex is None:
+        return None
+    from runtime.grammar import JsonSchema, Regex
+
+    if options.regex is not None:
+        return Regex(options.regex, model, "--regex")
+    path = Path(options.json_schema)
+    try:
+        schema = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--json-schema {path}: cannot be read ({error})") from error
+    return JsonSchema(schema, model, f"--json-schema {path}")

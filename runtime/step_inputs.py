@@ -12,13 +12,15 @@ from runtime.artifact import Graph, TensorSpec
 from runtime.errors import UserError
 
 MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
-STEP_INPUTS = ("tokens", "start", "length", "positions", "last", "cache_mask", "self_mask")
+STEP_INPUTS = ("tokens", "tokens_by_step", "start", "length", "positions", "last", "cache_mask", "self_mask")
 
 
 def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
     """Shape of a graph input at `bucket` tokens, given its shape at the traced bucket."""
     if spec.name in ("tokens", "positions"):  # [B, S]
         return (spec.shape[0], bucket)
+    if spec.name == "tokens_by_step":  # [S, B]: a gear of a model for Ascend is its first dimension
+        return (bucket, spec.shape[1])
     if spec.name == "self_mask":  # [B, 1, R*S, S], R query heads a KV head
         rows, one, grouped, _ = spec.shape
         return (rows, one, grouped // traced * bucket, bucket)
@@ -48,13 +50,17 @@ class StepInputs:
                 self.arrays[spec.name] = (
                     causal_mask(shape) if spec.name == "self_mask" else np.zeros(shape, np.dtype(spec.dtype))
                 )
-        if "tokens" not in self.arrays:
+        if "tokens_by_step" in self.arrays:
+            self._tokens = self.arrays["tokens_by_step"].T  # a view, [B, S]
+        elif "tokens" in self.arrays:
+            self._tokens = self.arrays["tokens"]
+        else:
             raise UserError(f"{graph.file}: no input called tokens, so it is not a step graph. Export again")
 
     def fill(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
         """tokens [B, n] with n <= bucket, start [B], length [B] (0..n): this call's tokens and their places."""
         given = tokens.shape[1]
-        padded = self.arrays["tokens"]
+        padded = self._tokens
         padded[:, :given] = tokens
         padded[:, given:] = 0
         padded[np.arange(self.bucket) >= length[:, None]] = 0  # a valid id, whatever the caller padded with

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
 from runtime.generation import Timings
+from runtime.graphemes import Graphemes
 from runtime.output import Piece
 from runtime.text import Tokenizer
 from runtime.turn import Turn
@@ -17,14 +18,19 @@ class Stream(Iterator[Piece]):
     """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
 
     `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
+    Each of `listeners` is called with a Piece before it is handed out.
     """
 
     def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
+        self.listeners: list[Callable[[Piece], None]] = []
         self._cancelled = wave.call.cancelled
         self._pieces = _pieces(wave, turn, tokenizer, self._cancelled)
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        for listener in self.listeners:
+            listener(piece)
+        return piece
 
     def cancel(self) -> None:
         """Stop before the next pass of the model: a last Piece with finish_reason "cancelled" follows. From any thread,
@@ -44,14 +50,16 @@ class Stream(Iterator[Piece]):
 
 def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer, cancelled: threading.Event) -> Generator[Piece, None, None]:
     timings = Timings()
-    text = tokenizer.text_stream()
+    characters, graphemes = tokenizer.text_stream(), Graphemes()
     with turn.take(cancelled):
         for (token,) in wave.decode(timings):
-            piece, reason = text.push(token), wave.texts.finish_reasons[0]
+            text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
             logprob = float(wave.chooser.logprobs.pop()[0])
             if reason is None:
-                yield Piece(int(token), piece, logprob)
+                yield Piece(int(token), text, logprob)
             else:
-                yield Piece(int(token), piece + text.flush(), logprob, reason, timings)
+                text += graphemes.push(characters.flush()) + graphemes.flush()
+                yield Piece(int(token), text, logprob, reason, timings)
         if wave.texts.finish_reasons[0] == "cancelled":
-            yield Piece(None, text.flush(), None, "cancelled", timings)
+            text = graphemes.push(characters.flush()) + graphemes.flush()
+            yield Piece(None, text, None, "cancelled", timings)

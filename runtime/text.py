@@ -55,16 +55,27 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.model.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
+    def is_added_token(self, token: int) -> bool:
+        """Whether this is a token apart (a special one, most often), which text is split at before anything else."""
+        return token in self._added
+
+    @functools.cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.model.get_added_tokens_decoder())
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The conversation as the model's chat template writes it: the text to encode without special tokens.
 
         messages: {"role": ..., "content": ...}. variables: further ones the template knows (tools, documents, ...).
-        Raises UserError where the artifact has no template, or the template refuses the messages.
+        Raises UserError where the artifact has no template, or the messages are none or refused by the template.
         """
+        check_messages(messages)
         if self.chat_template is None:
-            raise UserError("this artifact has no chat template. Give the prompt as plain text (--raw)")
+            raise UserError(
+                "this artifact has no chat template. Give the prompt as plain text (generate --raw, or stream())"
+            )
         names = {"tools": None, "documents": None, **self.special_tokens, **variables}
         try:
             return _compile(self.chat_template).render(
@@ -115,6 +126,23 @@ class TextStream:
         piece = text[len(self._text) :]
         self._ids, self._shown, self._text = [], 0, ""
         return piece
+
+
+def check_messages(messages: Any) -> None:
+    """Raises UserError for what is no list of messages."""
+    shape = '[{"role": "user", "content": "..."}, ...]'
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise UserError(f"messages is a {type(messages).__name__}; needed: a list, {shape}")
+    if not messages:
+        raise UserError(f"messages is empty; needed: at least one, {shape}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise UserError(f"messages[{index}] is a {type(message).__name__}; needed: {shape}")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise UserError(f"messages[{index}] has the role {role!r}; needed: a string, as in {shape}")
+        if not isinstance(content, (str, list)) and not (content is None and "tool_calls" in message):
+            raise UserError(f"messages[{index}] has the content {content!r}; needed: a string, as in {shape}")
 
 
 def _compile(template: str) -> jinja2.Template:

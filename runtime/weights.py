@@ -32,20 +32,29 @@ REMEDY = "Copy the whole folder again or export again"
 class MappedWeights:
     """The tensors of a safetensors file as read-only views of the mapped file."""
 
-    def __init__(self, path: Path) -> None:
-        """Map the file and check its header. Raises UserError for a file that is damaged."""
+    def __init__(self, path: Path, remedy: str = REMEDY) -> None:
+        """Map the file and check its header. Raises UserError for a file that is damaged, which ends in `remedy`."""
         self.path = path
+        self._remedy = remedy
         with path.open("rb") as file:
             try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as error:  # an empty file
-                raise UserError(f"{path}: 0 bytes. {REMEDY}") from error
+                raise UserError(f"{path}: 0 bytes. {remedy}") from error
         size = int.from_bytes(self._map[:8], "little")
         self._data = 8 + size
         try:
             self._header: dict[str, dict] = json.loads(self._map[8 : self._data])
         except ValueError as error:
-            raise UserError(f"{path}: its header is not valid JSON ({error}). {REMEDY}") from error
+            raise UserError(f"{path}: its header is not valid JSON ({error}). {remedy}") from error
+        if not isinstance(self._header, dict):
+            raise UserError(f"{path}: its header is a JSON {type(self._header).__name__}, not an object. {remedy}")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the writer noted beside the tensors."""
+        metadata = self._header.get("__metadata__")
+        return metadata if isinstance(metadata, dict) else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._header
@@ -53,11 +62,14 @@ class MappedWeights:
     def array(self, name: str) -> np.ndarray:
         """The tensor of this name; reading it reads the file. Raises UserError where it is missing or out of bounds."""
         if name not in self._header:
-            raise UserError(f"{self.path}: holds no tensor {name!r}, which the graph needs. {REMEDY}")
+            raise UserError(f"{self.path}: holds no tensor {name!r}, which is needed. {self._remedy}")
         entry = self._header[name]
-        begin, end = entry["data_offsets"]
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        count = math.prod(entry["shape"])
+        try:
+            begin, end = entry["data_offsets"]
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            count = math.prod(entry["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path}: what its header says of {name!r} is not valid. {self._remedy}") from error
         if count * dtype.itemsize != end - begin or self._data + end > len(self._map):
-            raise UserError(f"{self.path}: tensor {name!r} lies outside the file or has another size. {REMEDY}")
+            raise UserError(f"{self.path}: tensor {name!r} lies outside the file or has another size. {self._remedy}")
         return np.frombuffer(self._map, dtype, count, self._data + begin).reshape(entry["shape"])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
+from runtime.candidates import Candidates, draw, log_normaliser
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
 from runtime.processors import processors, without_eos
-from runtime.sampling import Candidates, draw, log_normaliser, warpers
+from runtime.sampling import warpers
 
 ROWS = 3
 EOS = (1, 5)
@@ -129,6 +130,14 @@ def test_warpers_take_banned_tokens_and_equal_scores(settings: dict[str, Any]) -
         np.testing.assert_allclose(np.sort(softmax(ours)), np.sort(softmax(expected)), atol=2e-3, rtol=0)
 
 
+def test_a_nucleus_among_nearly_equal_scores() -> None:
+    row = (np.random.default_rng(0).normal(size=30_000) * 0.005).astype(np.float32)
+    config = GenerationConfig(do_sample=True, top_p=0.6, top_k=0)
+    order = np.argsort(row)[::-1]
+    size = np.searchsorted(np.cumsum(softmax(row)[order]), 0.6) + 1
+    np.testing.assert_array_equal(np.sort(order[:size]), np.flatnonzero(np.isfinite(warped(config, row))))
+
+
 def test_equal_scores_alone_are_no_endless_search() -> None:
     for value in (0.0, 3.0):
         kept = warped(GenerationConfig(do_sample=True, top_p=0.5, top_k=0), np.full(10_000, value, np.float32))
@@ -208,9 +217,29 @@ def test_draws_follow_the_distribution(size: int, count: int) -> None:
     assert chi_square(counts, skewed) > 4  # the test can tell
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.7}, {"temperature": 1.4, "top_p": 0.6}, {"typical_p": 0.5}, {"min_p": 0.02}, {"top_k": 700}],
+    ids=str,
+)
+def test_draws_follow_what_the_warpers_leave(settings: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=5003).astype(np.float32)
+    config = GenerationConfig(do_sample=True, **{"top_k": 0, **settings})
+    candidates = Candidates(scores)
+    for warper in warpers(config):
+        candidates = warper(candidates)
+    expected = their_warpers(config)(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None])).numpy()[0]
+    counts = np.bincount([draw(candidates, u) for u in rng.random(20_000)], minlength=scores.size)
+    assert chi_square(counts, softmax(expected)) < 4
+    kept = np.flatnonzero(np.isfinite(expected))
+    ends = {draw(candidates, 0.0), draw(candidates, np.nextafter(1.0, 0.0))}
+    assert ends <= set(kept.tolist()) and len(ends) == 2
+
+
 def test_a_draw_gives_ids_and_never_a_banned_token() -> None:
-    scores = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf], np.float32)
-    ids = np.array([10, 11, 12, 13, 14])
+    scores = np.array([0.0, 0.0, -np.inf, -np.inf], np.float32)
+    ids = np.array([11, 13, 12, 10])
     edge = np.nextafter(1.0, 0.0)
     assert [draw(Candidates(scores, ids), u) for u in (0.0, 0.49, 0.5, edge)] == [11, 11, 13, 13]
     wide = np.full(4000, -np.inf, np.float32)

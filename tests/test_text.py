@@ -185,7 +185,7 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     assert save(tmp_path / "none", byte_level()).chat_template is None
     assert save(tmp_path / "listed", byte_level(), chat_template=named).chat_template == "listed"
     (tmp_path / "listed" / "chat_template.jinja").write_text("filed")
-    assert Tokenizer.from_folder(tmp_path / "listed").render_chat([]) == "filed"
+    assert Tokenizer.from_folder(tmp_path / "listed").render_chat(CHAT) == "filed"
 
 
 def test_padding_and_truncation_of_the_file_do_not_apply(tmp_path: Path) -> None:

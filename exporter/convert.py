@@ -1,0 +1,237 @@
+"""python -m exporter convert: an artifact's graph, compiled by CANN for one chip through MindSpore Lite's converter.
+
+The result is a folder of its own, beside the exported one, which can be converted again for another chip.
+"""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from exporter.convert_host import Host, check_room, inspect_host
+from exporter.progress import Progress
+from runtime import artifact
+from runtime.artifact import Artifact, Conversion, FileEntry, Graph
+from runtime.ascend import npu_smi
+from runtime.ascend.cann_log import explain
+from runtime.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
+from runtime.errors import UserError
+
+CONFIG = "convert.ini"  # beside the graph, written by the export
+COMPILED = b"CustomAscend"  # the one node of a graph that was compiled
+TAIL_LINES = 12
+KEPT_LINES = 4000  # of the log, to look for the cause in
+
+
+@dataclass(frozen=True)
+class Options:
+    """soc: CANN's name of the chip (Ascend310B4); None takes this host's NPU, else the export's default."""
+
+    artifact: Path
+    soc: str | None = None
+    out: Path | None = None
+
+
+def convert(options: Options, progress: Progress) -> Path:
+    """Write the converted artifact and return its folder. Nothing half-written is left where it fails; the log is.
+
+    Raises UserError: what is missing on this host, or what failed: the operator, CANN's code, the end of the log.
+    """
+    source = Artifact.open(options.artifact)
+    chip = _chip(source)
+    graph = source.manifest.graphs[0]
+    config = source.file(graph.file).parent / CONFIG
+    if not config.is_file():
+        raise UserError(f"{config}: missing. Copy the whole folder again or export again")
+    soc = _soc(options, config, chip)
+    out = options.out or source.path.with_name(f"{source.path.name}-{soc.removeprefix('Ascend').lower()}")
+    if out.resolve() == source.path.resolve():
+        raise UserError(f"OUT is {out}, the artifact itself. Choose another folder: it can be converted again then")
+    host = inspect_host(chip)
+    check_room(out, sum(entry.bytes for entry in source.manifest.files()))
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
+    log = out.with_name(f"{out.name}.convert.log")
+    (partial / "graphs").mkdir(parents=True)
+    try:
+        ini = partial / CONFIG
+        write_config(config, ini, soc)
+        target = partial / "graphs" / Path(graph.file).stem
+        run(command(host, source.file(graph.file), target, ini), log, soc, progress)
+        compiled = check_output(target.with_suffix(".mindir"), log)
+        ini.unlink()
+        _copy_rest(source, partial)
+        conversion = Conversion(soc, graph.buckets, host.cann_version, host.lite)
+        manifest = replace(source.manifest, graphs=(_entry(graph, partial, compiled),), converted=conversion)
+        artifact.write_manifest(partial, manifest)
+        _replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _chip(source: Artifact) -> Chip:
+    manifest = source.manifest
+    chip = chip_of_target(manifest.target)
+    if chip is None:
+        raise UserError(
+            f"{source.path}: target is {manifest.target!r}, which needs no conversion. Export with TARGET="
+            + " or ".join(chip.target for chip in CHIPS)
+        )
+    if manifest.converted is not None:
+        raise UserError(
+            f"{source.path} is converted already, for {manifest.converted.soc}. Convert the folder that was exported"
+        )
+    return chip
+
+
+def _soc(options: Options, config: Path, chip: Chip) -> str:
+    if options.soc is not None:
+        soc, said = options.soc, "SOC"
+    elif (here := _npu_here(chip)) is not None:
+        soc, said = here, "this host's NPU"
+    else:
+        soc, said = read_config(config).get("acl_init_options", "ge.socVersion", fallback=""), str(config)
+    if chip_of_soc(soc) != chip:
+        raise UserError(
+            f"the chip to convert for is {soc!r} ({said}); this artifact is for {chip.target}, so it needs "
+            f"{chip.soc!r}. `npu-smi info` on the board prints the name: set SOC=Ascend<name>"
+        )
+    return soc
+
+
+def _npu_here(chip: Chip) -> str | None:
+    table = npu_smi.read()
+    socs = {npu.soc for npu in table.npus} if table else set()
+    return next((soc for soc in sorted(socs) if chip_of_soc(soc) == chip), None)
+
+
+def read_config(path: Path) -> configparser.ConfigParser:
+    """The converter's configuration: keys in their own case, "=" alone ends them (a value holds colons)."""
+    config = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
+    config.optionxform = str  # type: ignore[assignment, method-assign]
+    try:
+        config.read_string(path.read_text(encoding="utf-8"))
+    except configparser.Error as error:
+        raise UserError(f"{path}: {error}. Copy the whole folder again or export again") from error
+    return config
+
+
+def write_config(source: Path, target: Path, soc: str) -> None:
+    """The export's configuration with the chip that is converted for."""
+    config = read_config(source)
+    if not config.has_section("acl_init_options"):
+        config.add_section("acl_init_options")
+    config.set("acl_init_options", "ge.socVersion", soc)
+    with target.open("w", encoding="utf-8") as file:
+        config.write(file, space_around_delimiters=False)
+
+
+def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:
+    """The converter's command line; both forms add .mindir to the output's name."""
+    if host.converter == "python":
+        child = [sys.executable, "-m", "exporter.convert_child"]
+        return [*child, *(str(path.absolute()) for path in (model, output, config))]
+    return [
+        host.converter,
+        "--fmk=MINDIR",
+        f"--modelFile={model.absolute()}",
+        f"--outputFile={output.absolute()}",
+        "--saveType=MINDIR",
+        "--optimize=ascend_oriented",
+        f"--configFile={config.absolute()}",
+    ]
+
+
+def run(arguments: list[str], log: Path, soc: str, progress: Progress) -> None:
+    """Run the converter, its output into `log` as it comes. Raises UserError where it fails or says that it did."""
+    what = f"Converting for {soc} (log: {log})"
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    with progress.running(what) as show, log.open("w", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(arguments)}\n")
+
+        def take(line: str) -> None:
+            file.write(line)
+            file.flush()  # who waits for it can look into the log
+            kept.append(line)
+            show(line)
+
+        status = _stream(arguments, take)
+    text = "".join(kept)
+    if status != 0 or "CONVERT RESULT FAILED" in text:
+        raise UserError(f"converting for {soc} failed{_status(status)}: {_cause(text)}\nThe whole log is {log}")
+
+
+def _stream(arguments: list[str], take: Callable[[str], None]) -> int:
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    )
+    try:
+        for line in process.stdout or ():
+            take(line)
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _status(status: int) -> str:
+    if status < 0:  # killed, most often for want of memory
+        return f" (killed by signal {-status})"
+    return f" (status {status})" if status else ""
+
+
+def _cause(text: str) -> str:
+    found = explain(text)
+    tail = "\n".join("  " + line for line in text.strip().splitlines()[-TAIL_LINES:]) or "  (it printed nothing)"
+    return f"{found or 'the log names no cause that is known here'}\nIt ends:\n{tail}"
+
+
+def check_output(path: Path, log: Path) -> Path:
+    """The converted file. Raises UserError where there is none, or where CANN did not compile it."""
+    if not path.is_file():
+        raise UserError(f"the converter ended well but wrote no {path.name}. The whole log is {log}")
+    with path.open("rb") as file:
+        before = b""
+        while piece := file.read(1 << 24):
+            if COMPILED in before + piece:
+                return path
+            before = piece[-len(COMPILED) :]
+    raise UserError(
+        f"the converter wrote a graph that CANN did not compile (no {COMPILED.decode()} node): this MindSpore Lite has "
+        f"no Ascend support. Install the release for Ascend. The whole log is {log}"
+    )
+
+
+def _entry(graph: Graph, folder: Path, compiled: Path) -> Graph:
+    """The converted graph, with whatever files the converter put beside it (weights, where they exceed 2 GB)."""
+    main = artifact.file_entry(folder, str(compiled.relative_to(folder)))
+    others = sorted(path for path in compiled.parent.rglob("*") if path.is_file() and path != compiled)
+    data: tuple[FileEntry, ...] = tuple(artifact.file_entry(folder, str(path.relative_to(folder))) for path in others)
+    return replace(graph, file=main.file, sha256=main.sha256, bytes=main.bytes, data=data)
+
+
+def _copy_rest(source: Artifact, folder: Path) -> None:
+    """The tokenizer and the like: what the manifest does not list as graph or weights."""
+    left_out = {artifact.MANIFEST, CONFIG, *(entry.file for entry in source.manifest.files())}
+    for path in source.path.iterdir():
+        if path.is_file() and path.name not in left_out:
+            shutil.copy2(path, folder / path.name)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""What a host needs to convert an artifact for Ascend: CANN, our operator package, a converter, disk and memory.
+
+Everything missing is found at once and told together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from runtime.ascend.chips import Chip
+from runtime.errors import UserError
+from runtime.lite_graph import import_lite
+
+VENDOR = "edgellama"
+SET_ENV = "`source /usr/local/Ascend/ascend-toolkit/set_env.sh`"
+PAGE = "kernels/ascend/BOARD.md"
+# MindSpore Lite holds the weights as its own graph, as CANN's, and as the compiled model, one made from the other
+# (its model_converter.cc); not measured on a host with CANN.
+WEIGHT_COPIES = 3
+
+
+@dataclass(frozen=True)
+class Host:
+    """cann: its folder and version. converter: "python" or the path of converter_lite; lite: its version."""
+
+    cann: Path
+    cann_version: str
+    converter: str
+    lite: str
+
+
+def inspect_host(chip: Chip, environment: Mapping[str, str] | None = None) -> Host:
+    """Raises UserError with everything that is missing and how to get it."""
+    environment = os.environ if environment is None else environment
+    missing: list[str] = []
+    cann = _cann(environment, missing)
+    if cann is None:
+        missing.append(f"the operator package {VENDOR}: build and install it with `make kernels` once CANN is there")
+    else:
+        _operator_package(chip, cann, environment, missing)
+    converter = _converter(environment, missing)
+    if missing or cann is None or converter is None:
+        listed = "\n".join(f"  - {line}" for line in missing)
+        raise UserError(f"this host cannot convert for {chip.target}. Missing:\n{listed}\n{PAGE} has the steps")
+    return Host(cann, cann_version(cann), *converter)
+
+
+def cann_version(cann: Path) -> str:
+    """The version in CANN's version.info (Version=8.2...), "unknown" without one."""
+    for name in ("compiler/version.info", "runtime/version.info", "version.cfg", "ascend_toolkit_install.info"):
+        path = cann / name
+        if path.is_file() and (found := re.search(r"(?im)^\s*version\s*=\s*\[?([\w.:]+)", path.read_text())):
+            return found[1].rpartition(":")[2]
+    return "unknown"
+
+
+def packages(cann: Path, environment: Mapping[str, str]) -> list[Path]:
+    """The folders in which an operator package of our vendor name is installed, in the order in which CANN looks."""
+    named = [Path(entry) for entry in environment.get("ASCEND_CUSTOM_OPP_PATH", "").split(":") if entry]
+    opp = Path(environment.get("ASCEND_OPP_PATH") or cann / "opp")
+    return [folder for folder in [*named, opp / "vendors" / VENDOR] if folder.name == VENDOR and folder.is_dir()]
+
+
+def package_chips(package: Path) -> list[str]:
+    """The chips that an installed operator package was built for."""
+    config = package / "op_impl/ai_core/tbe/config"
+    return sorted(folder.name for folder in config.iterdir() if folder.is_dir()) if config.is_dir() else []
+
+
+def check_room(folder: Path, weights: int, meminfo: Path = Path("/proc/meminfo")) -> None:
+    """Raises UserError where disk or memory cannot hold a conversion of this many bytes of weights."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free, wanted = (
+        shutil.disk_usage(parent).free,
+        2 * weights,
+    )  # the compiled model, while it is written beside its copy
+    if free < wanted:
+        raise UserError(
+            f"{parent} has {free / 1e9:.1f} GB free; converting needs {wanted / 1e9:.1f} GB there. Set OUT= to a "
+            "folder on another disk"
+        )
+    if not meminfo.is_file():
+        return
+    sizes = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB", meminfo.read_text()))
+    memory = 1024 * (int(sizes.get("MemAvailable", 0)) + int(sizes.get("SwapFree", 0)))
+    wanted = WEIGHT_COPIES * weights
+    if memory < wanted:
+        raise UserError(
+            f"{memory / 1e9:.1f} GB of memory and swap are free; converting needs about {wanted / 1e9:.1f} GB "
+            f"({WEIGHT_COPIES} copies of the weights). Add swap, or convert on a larger host: it needs no NPU"
+        )
+
+
+def _cann(environment: Mapping[str, str], missing: list[str]) -> Path | None:
+    named = environment.get("ASCEND_HOME_PATH") or environment.get("ASCEND_TOOLKIT_HOME")
+    if not named:
+        missing.append(
+            f"CANN: neither ASCEND_HOME_PATH nor ASCEND_TOOLKIT_HOME is set. Install the CANN toolkit and run {SET_ENV}"
+        )
+        return None
+    cann = Path(named)
+    if not cann.is_dir():
+        missing.append(f"CANN: {cann} does not exist (from the environment). Run {SET_ENV} of the installed version")
+        return None
+    if not (cann / "compiler").is_dir():
+        missing.append(f"CANN: {cann} has no folder compiler. Install the toolkit, not the runtime (nnrt) alone")
+    return cann
+
+
+def _operator_package(chip: Chip, cann: Path, environment: Mapping[str, str], missing: list[str]) -> None:
+    found = packages(cann, environment)
+    if not found:
+        missing.append(
+            f"the operator package {VENDOR}: not under CANN's opp/vendors nor in ASCEND_CUSTOM_OPP_PATH. Build and "
+            "install it with `make kernels`; where it was installed elsewhere, source its bin/set_env.bash"
+        )
+    elif chip.target not in (chips := package_chips(found[0])):
+        missing.append(
+            f"the operator package for {chip.target}: {found[0]} was built for {', '.join(chips) or 'no chip'}. "
+            f'Build it again: `kernels/ascend/build.sh --chips "{chip.target}"`'
+        )
+
+
+def _converter(environment: Mapping[str, str], missing: list[str]) -> tuple[str, str] | None:
+    found = "neither the Python package mindspore_lite nor converter_lite is there"
+    if find_spec("mindspore_lite") is not None:
+        lite = import_lite()
+        if "fmk_type" in inspect.signature(lite.Converter.convert).parameters:
+            return "python", lite_version()
+        found = (
+            f"mindspore_lite {lite_version()} is too old (its convert() takes no fmk_type), converter_lite not there"
+        )
+    if tool := shutil.which("converter_lite", path=environment.get("PATH")):
+        return tool, "converter_lite"
+    missing.append(f"MindSpore Lite's converter: {found}. Install the release for Ascend, 2.4.1 or later")
+    return None
+
+
+def lite_version() -> str:
+    """The installed mindspore_lite's, "unknown" where it was not installed as a package."""
+    try:
+        return metadata.version("mindspore-lite")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,130 @@
+"""What CANN's and MindSpore Lite's logs say went wrong, in a sentence, with what mends it.
+
+CANN reports "EZ3003: [PID: 1] 2025-02-25-14:07:19 No supported Ops kernel ... [name], optype [type]." (an error code,
+then the text; the parts in brackets come and go with the release). MindSpore Lite's lines have no codes: they are
+recognised by the texts of its sources, 2.7.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+CODE = re.compile(r"\b(E[A-Z]?\d{4,5}): (?:\[PID: \d+\] )?(?:\d{4}-\d\d-\d\d-[\d:.]+ )?(.+)")
+OPERATOR = (
+    re.compile(r"\[(?P<name>[^\[\],]+)\], optype \[(?P<type>[^\[\]]+)\]"),  # EZ3003, EZ9010
+    re.compile(r"Op \[(?P<name>[^\[\],]+), ?optype \[(?P<type>[^\[\]]+)\]"),  # E19010, EZ0501
+    re.compile(r"Optype \[(?P<type>[^\[\]]+)\] of Ops kernel"),  # EZ3002
+    re.compile(r"OP TYPE: (?P<type>[\w:]+)"),  # MindSpore Lite's list of operators that it cannot parse
+)
+OURS = re.compile(r"\[ERROR\] edgellama: (.+)")  # the operator package's own refusal
+OPERATORS_OF_OURS = ("FusedAttention", "FusedAttentionDecode")
+
+# (pattern, cause, remedy); \1 in the cause is the pattern's group. The first that matches counts.
+CAUSES: tuple[tuple[str, str, str], ...] = (
+    (r"Acl open device (\d+) failed", r"device \1 cannot be opened", "See its health with `npu-smi info`"),
+    (
+        r"(?:lib(?:ascendcl|acl\w*|graph|ge_\w+)\.so[\w.]*): cannot open shared object",
+        "CANN's libraries are not found",
+        "Run `source /usr/local/Ascend/ascend-toolkit/set_env.sh`",
+    ),
+    (
+        r"Malloc (?:device|host) buffer failed ?, buffer size (\d+)",
+        r"no memory for \1 bytes on the device",
+        "Free some (`npu-smi info` lists processes), or export with a smaller CONTEXT or BATCH",
+    ),
+    (
+        r"(?:aclrtMalloc\w* failed|malloc device data failed|207001|EL0004)",
+        "the device has no memory left",
+        "Free some (`npu-smi info` lists processes), or export with a smaller CONTEXT or BATCH",
+    ),
+    (
+        r"Current batch size (\d+) is invalid",
+        r"the gear of \1 tokens was not converted",
+        "Convert the exported artifact again: `make convert ARTIFACT=...`",
+    ),
+    (
+        r"Not support dynamic input",
+        "the model was converted without gears",
+        "Convert the exported artifact again: `make convert ARTIFACT=...`",
+    ),
+    (
+        r"Only support Custom\w*, but got (\w+)",
+        r"the graph is not converted (it still holds \1)",
+        "Convert it on a host with CANN: `make convert ARTIFACT=...`",
+    ),
+    (
+        r"aclmdlLoadFromMem\w* failed, ret = (\d+)",
+        r"CANN cannot load the compiled model (status \1): compiled by another CANN release, or for another chip",
+        "Convert the exported artifact with this host's CANN: `make convert ARTIFACT=...`",
+    ),
+    (
+        r"Byte size of input (\d+) != the size expected",
+        r"input \1 has another size than the compiled model's",
+        "Convert the exported artifact again: `make convert ARTIFACT=...`",
+    ),
+    (
+        r"Get ascend path failed",
+        "MindSpore Lite looks for CANN in a folder called latest, and the one that is loaded lies elsewhere",
+        "Source the set_env.sh beside the folder latest of the CANN installation",
+    ),
+    (
+        r"recover ir outputs failed",
+        "a custom operator's definition is not found, or not the one that the graph was written for",
+        "Build and install the operator package of this release: `make kernels`",
+    ),
+    (
+        r"maximum mind ir version",
+        "this MindSpore Lite cannot read the graph's MindIR version",
+        "Install a later MindSpore Lite, or export again with this release",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """cause: what failed, with the operator and CANN's error code where the log has them; remedy: what mends it."""
+
+    cause: str
+    remedy: str
+    operator: str | None = None
+    code: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.cause}. {self.remedy}"
+
+
+def explain(log: str) -> Finding | None:
+    """The first thing in the log that is known; None where nothing is."""
+    if ours := OURS.search(log):
+        return Finding(f"the attention operator refused its shapes: {ours[1]}", "Export again with this release")
+    code = CODE.search(log)
+    for pattern in OPERATOR:
+        if found := pattern.search(log):
+            return _operator(found, code)
+    for text, cause, remedy in CAUSES:
+        if match := re.search(text, log):
+            return Finding(match.expand(cause), remedy, code=code[1] if code else None)
+    if code:
+        return Finding(
+            f"{code[1]}: {code[2].strip().rstrip('.')}", f"CANN's documentation explains {code[1]}", code=code[1]
+        )
+    return None
+
+
+def _operator(found: re.Match[str], code: re.Match[str] | None) -> Finding:
+    kind, name = found["type"], found.groupdict().get("name")
+    where = f"operator {kind}" + (f" (node {name})" if name else "")
+    number = f"{code[1]}: " if code else ""
+    if kind in OPERATORS_OF_OURS:
+        remedy = (
+            "It is this project's: build and install its package with `make kernels`, and source its set_env.bash "
+            "where it was installed outside CANN"
+        )
+    else:
+        remedy = (
+            "This CANN has no kernel of it for the chip: install the matching CANN kernels package, or a later CANN"
+        )
+    reason = re.search(r"Reason: (.{1,300}?)(?:\n|\.\[|$)", found.string[found.start() :])
+    said = f", because: {reason[1]}" if reason else ""
+    return Finding(f"{number}{where} is not supported{said}", remedy, kind, code[1] if code else None)
