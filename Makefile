@@ -1,6 +1,7 @@
 # make run          set up, export a small Llama and let it answer PROMPT
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
+#             with SYNTHETIC=1 [SEED=] random weights, where a preset or a config.json is all there is
 # make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN)
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
@@ -17,12 +18,14 @@ MODEL ?= smollm2-135m-instruct
 TARGET ?= cpu
 WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,int8)
 PROMPT ?= Why is the sky blue?
-ARTIFACT ?= artifacts/$(notdir $(MODEL))-$(TARGET)-$(WEIGHTS)
+RANDOM := $(filter-out 0,$(SYNTHETIC))
+ARTIFACT ?= artifacts/$(notdir $(MODEL))$(if $(RANDOM),-synthetic)-$(TARGET)-$(WEIGHTS)
 
 # name=value of the command line -> --name value; the default of what is not given is the exporter's.
 option = $(if $(filter-out undefined default,$(origin $(2))),--$(1) "$($(2))")
 EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,CONTEXT) \
-  $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT)
+  $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT) \
+  $(if $(RANDOM),--synthetic) $(call option,seed,SEED)
 
 .DELETE_ON_ERROR:
 .PHONY: run export convert bench bench-peers kernels test test-fast lint clean

@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--buckets", type=_numbers, help="prefill lengths, as 32,128,512 (the default)")
     export.add_argument("--batch", type=int, default=1, help="rows (default: %(default)s)")
     export.add_argument("--out", type=Path, help="folder (default: artifacts/<model>-<target>-<weights>)")
+    export.add_argument("--synthetic", action="store_true", help="random weights; MODEL gives the config only")
+    export.add_argument("--seed", type=int, help="of the random weights (default: 0)")
     export.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison at the end")
     export.set_defaults(run=_export)
 
@@ -88,7 +90,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _export(arguments: argparse.Namespace, progress: Progress) -> None:
     from exporter.export import Options, export
 
-    names = ("model", "target", "weights", "cache", "context", "buckets", "batch", "out", "verify")
+    names = (
+        *("model", "target", "weights", "cache", "context", "buckets", "batch", "out", "verify"),
+        *("synthetic", "seed"),
+    )
     out = export(Options(**{name: getattr(arguments, name) for name in names}), progress)
     progress.console.print(f"wrote {out}", highlight=False)
 
@@ -107,14 +112,13 @@ def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def _verify(arguments: argparse.Namespace, progress: Progress) -> None:
-    from exporter.checkpoint import open_checkpoint
-    from exporter.source import resolve
+    from exporter.synthetic import opened_for
     from exporter.verify import prove
     from runtime.artifact import Artifact
 
     with progress.stage("Hashing every file"):
         artifact = Artifact.open(arguments.artifact, check_data=True)
-    checkpoint = open_checkpoint(resolve(arguments.checkpoint or artifact.manifest.source.model).path)
+    checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
     if checkpoint.config.to_dict() != artifact.manifest.config:
         raise UserError(f"{checkpoint.path} is another model than {arguments.artifact} was exported from")
     prove(artifact.path, artifact.manifest, checkpoint, progress)

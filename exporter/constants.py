@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from exporter.mindir import DTYPES
 from exporter.opsets import Input
 from exporter.pieces import HashedFile, Piece, write_tensors
 from runtime.artifact import FileEntry
@@ -30,15 +31,17 @@ def write_constants(
 
     pieces and done are those of `write_tensors`. Returns the file's entry, `location` relative to `folder`.
     """
-    from exporter.mindir import DTYPES
-
-    dtypes = {number: name for name, number in DTYPES.items()}
-    specs = [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]
     path = folder / location
     with HashedFile(path) as file:
         file.write(HEADER)
-        places = write_tensors(file, specs, pieces, ALIGNMENT, done)
+        places = write_tensors(file, parameters(model), pieces, ALIGNMENT, done)
     for parameter in model.graph.parameter:
         parameter.external_data.location = path.name  # relative to the graph file
         parameter.external_data.offset, parameter.external_data.length = places[parameter.name]
     return FileEntry(location, file.sha256, file.size)
+
+
+def parameters(model: Model) -> list[Input]:
+    """The graph's weights, in its order."""
+    dtypes = {number: name for name, number in DTYPES.items()}
+    return [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.checkpoint import Checkpoint
 from exporter.progress import Progress
 from exporter.reference import reference_model
-from exporter.source import resolve
+from exporter.synthetic import opened_for
 from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.text import Tokenizer
@@ -163,7 +163,7 @@ def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats
 def main(folder: Path, checkpoint: str | None, text: Path, tokens: int, as_json: bool, progress: Progress) -> None:
     """python -m exporter evaluate: print the figures, as text or as one JSON object."""
     artifact = Artifact.open(folder)
-    opened = open_checkpoint(resolve(checkpoint or artifact.manifest.source.model).path)
+    opened = opened_for(artifact.manifest, checkpoint)
     if opened.config.to_dict() != artifact.manifest.config:
         raise UserError(f"{opened.path} is another model than {folder} was exported from")
     found = evaluate(artifact, opened, text, tokens, progress)

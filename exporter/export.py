@@ -10,15 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from exporter import verify
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
-from exporter.constants import write_constants
+from exporter.constants import parameters, write_constants
 from exporter.opsets import Input, Shape
 from exporter.progress import Progress
-from exporter.source import Source, resolve
+from exporter.synthetic import open_model
 from exporter.weights import write_weights
 from runtime import artifact
 from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
@@ -43,22 +41,25 @@ class Options:
     batch: int = 1
     out: Path | None = None
     verify: bool = True
+    synthetic: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UserError(f"TARGET {self.target!r} is unknown; choose from {', '.join(TARGETS)}")
         if self.batch < 1:
             raise UserError(f"BATCH is {self.batch}; an artifact has at least 1 row")
+        if self.seed is not None and not self.synthetic:
+            raise UserError(f"SEED is {self.seed}, which is for random weights. Give SYNTHETIC=1 too, or no SEED")
 
 
 def export(options: Options, progress: Progress) -> Path:
     """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
-    source = resolve(options.model)
-    checkpoint = open_checkpoint(source.path)
+    seed = (options.seed or 0) if options.synthetic else None
+    source, checkpoint = open_model(options.model, seed)
     ops = import_module(f"exporter.opsets.{options.target}")
     shape, buckets = _shape(options, checkpoint.config, ops)
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
-    _check_disk(out, checkpoint)
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
     partial = out.with_name(f".{out.name}.partial")
@@ -70,7 +71,8 @@ def export(options: Options, progress: Progress) -> Path:
             (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
-        manifest = _manifest(options, source, checkpoint, shape, buckets, ops, graphs, weights)
+        origin = artifact.Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
+        manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, ops, graphs, weights)
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         artifact.write_manifest(partial, manifest)
@@ -138,7 +140,9 @@ def _write_graphs(
     if not weights:
         return tuple(graphs), None
     specs = list(weights.values())
-    with progress.bytes("Writing weights", sum(spec.nbytes for spec in specs)) as done:
+    total = sum(spec.nbytes for spec in specs)
+    _check_disk(folder, total)
+    with progress.bytes("Writing weights", total) as done:
         return tuple(graphs), write_weights(
             folder, "weights.safetensors", specs, lambda name: ops.pieces(name, checkpoint, shape), done
         )
@@ -153,7 +157,8 @@ def _write_constants(
     graph: str,
     progress: Progress,
 ) -> FileEntry:
-    total = sum(4 * int(np.prod(p.dims)) for p in model.graph.parameter)
+    total = sum(spec.nbytes for spec in parameters(model))
+    _check_disk(folder, total)
     with progress.bytes("Writing weights", total) as done:
         return write_constants(
             model,
@@ -169,8 +174,9 @@ def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:
 
 
 def _manifest(
-    options: Options,
-    source: Source,
+    target: str,
+    name: str,
+    source: artifact.Source,
     checkpoint: Checkpoint,
     shape: Shape,
     buckets: tuple[int, ...],
@@ -181,11 +187,11 @@ def _manifest(
     config = checkpoint.config
     cache = ops.caches(config, shape)
     return Manifest(
-        name=source.name,
-        source=artifact.Source(options.model, source.origin, checkpoint.revision, source.licence),
+        name=name,
+        source=source,
         config=config.to_dict(),
-        target=options.target,
-        opset=options.target,
+        target=target,
+        opset=target,
         weights_format=shape.weights,
         batch=shape.rows,
         context=shape.context,
@@ -202,12 +208,13 @@ def _manifest(
     )
 
 
-def _check_disk(out: Path, checkpoint: Checkpoint) -> None:
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
-    needed = sum(4 * int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
-    free = shutil.disk_usage(parent).free
+def _check_disk(folder: Path, needed: int) -> None:
+    """Raise UserError where the weights (`needed` bytes) do not fit beside what is on the disk."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{parent} has {free / 1e9:.1f} GB free; the artifact needs {needed / 1e9:.1f} GB. Set OUT=")
+        raise UserError(
+            f"{folder.parent.absolute()} has {free / 1e9:.1f} GB free; the weights need {needed / 1e9:.1f} GB. Set OUT="
+        )
 
 
 def _replace(partial: Path, out: Path) -> None:

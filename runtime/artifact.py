@@ -27,12 +27,15 @@ DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int3
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: the name asked for, the place it was found, its revision and its licence."""
+    """Where the weights came from: the name asked for, the place it was found, its revision and its licence.
+
+    seed: of random weights, which have the network's sizes and no meaning; None where they are a checkpoint's."""
 
     model: str
     origin: str
     revision: str | None
     licence: str | None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

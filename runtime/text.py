@@ -37,7 +37,10 @@ class Tokenizer:
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise UserError(f"{path}: missing. Pass token ids instead of text, or export again")
+            raise UserError(
+                f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
+                "token ids to generate(), measure it with `python -m runtime bench`, or export a whole checkpoint"
+            )
         try:
             model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot read

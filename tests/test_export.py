@@ -82,8 +82,9 @@ def test_verify_refuses_another_checkpoint(
 
 # Each runs `main` in one process of its own; what it prints is read back.
 RUN = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, shutil, sys
 from pathlib import Path
+from types import SimpleNamespace
 from exporter import verify
 from exporter.__main__ import main
 
@@ -96,10 +97,13 @@ for job in json.loads(sys.argv[1]):
     if job.get("prove"):
         verify.prove = {"interrupt": interrupt, "kill": kill}[job["prove"]]
     verify.TOLERANCE.update(job.get("tolerance", {}))
+    usage = shutil.disk_usage
+    if "free" in job:
+        shutil.disk_usage = lambda path: SimpleNamespace(free=job["free"])
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         status = main(job["argv"])
-    verify.prove = prove
+    verify.prove, shutil.disk_usage = prove, usage
     verify.TOLERANCE.update(limit)
     results.append([status, err.getvalue()])
 print(json.dumps(results))
@@ -107,7 +111,8 @@ print(json.dumps(results))
 
 
 def run_exporter(*jobs: dict[str, Any]) -> list[tuple[int, str]]:
-    """(exit status, standard error) of `python -m exporter argv` for each job; `prove` replaces the proof."""
+    """(exit status, standard error) of `python -m exporter argv` for each job; `prove` replaces the proof, `free` is
+    what the disk has free in bytes."""
     command = [sys.executable, "-c", RUN, json.dumps(jobs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 9), done.stderr
@@ -152,6 +157,21 @@ def test_a_failed_or_interrupted_export_leaves_nothing(tiny_checkpoint: Callable
     assert (failed, interrupted) == (2, 130)
     assert "the exported graph differs from transformers float32" in why
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--target", "portable"], ["--weights", "int4"]], ids=" ".join)
+def test_the_disk_must_hold_the_weights_in_their_own_format(
+    options: list[str], tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    argv = ["export", str(tiny_checkpoint()), "--out", str(tmp_path / "x"), "--context", "32", "--no-verify", *options]
+    assert run_exporter({"argv": argv})[0][0] == 0
+    manifest = Artifact.open(tmp_path / "x").manifest
+    (entry,) = (manifest.weights,) if manifest.weights else manifest.graphs[0].data
+    (short, why), (enough, _) = run_exporter(
+        {"argv": argv, "free": entry.bytes // 2}, {"argv": argv, "free": entry.bytes}
+    )
+    assert (short, enough) == (2, 0)
+    assert f"{tmp_path} has 0.0 GB free; the weights need 0.0 GB. Set OUT=" in why
 
 
 def test_what_was_there_stays_until_the_new_one_is_whole(

@@ -154,7 +154,7 @@ def edited(folder: Path) -> None:
         (edited, [], "edited after export"),
         (lambda folder: (folder / "step.mindir").write_bytes(b"to"), [], "2 bytes; manifest.json says 3"),
         (lambda folder: (folder / "step.mindir").unlink(), [], "step.mindir: missing"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), [], "tokenizer.json: missing"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no tokenizer (tokenizer.json)"),
         (None, ["--prompt", ""], "the prompt is empty"),
         (None, ["--prompt", "a" * 513], "prompt has 513 tokens; this artifact holds 512 (context)"),
         (None, ["--max-new-tokens", "0"], "max_new_tokens is 0"),
