@@ -3,6 +3,8 @@
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
 #             with SYNTHETIC=1 [SEED=] random weights, where a preset or a config.json is all there is
 # make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN)
+# make board-check [PROBE= DEVICE=]       the first thing to run on a board; exits 2 where there is none
+# make board-probe TARGET=ascend310b      the tiny model for it, where the board cannot export
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
@@ -28,7 +30,7 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
   $(if $(RANDOM),--synthetic) $(call option,seed,SEED)
 
 .DELETE_ON_ERROR:
-.PHONY: run export convert bench bench-peers kernels test test-fast lint clean
+.PHONY: run export convert board-check board-probe bench bench-peers kernels test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
@@ -39,6 +41,12 @@ export: $(VENV)/ready
 # With the Python that has MindSpore Lite for Ascend, not with .venv: kernels/ascend/BOARD.md.
 convert:
 	@$(PYTHON3) -m exporter convert $(ARTIFACT) $(call option,soc,SOC) $(call option,out,OUT)
+
+board-check:
+	@$(PYTHON3) -m exporter board-check $(call option,probe,PROBE) $(call option,device-id,DEVICE)
+
+board-probe: $(VENV)/ready
+	@$(PYTHON) -m exporter board-probe --target $(TARGET)
 
 $(ARTIFACT)/manifest.json: | $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS) --out $(ARTIFACT)

@@ -1,4 +1,4 @@
-"""python -m exporter export|convert|inspect|verify|evaluate: checkpoints into artifacts, and what is in one."""
+"""python -m exporter COMMAND: checkpoints into artifacts, what is in one, and what a board says to one."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--out", type=Path, help="folder (default: <artifact>-<chip>)")
     convert.set_defaults(run=_convert)
 
+    board = commands.add_parser(
+        "board-check",
+        parents=[common],
+        help="the first thing to run on a board: versions, and a tiny model through everything",
+    )
+    board.add_argument("--device-id", type=int, default=0, metavar="N", help="NPU (default: %(default)s)")
+    board.add_argument("--probe", type=Path, metavar="DIR", help="what board-probe made (default: make it here)")
+    board.add_argument("--json", type=Path, default=Path("build/board-check.json"), help="default: %(default)s")
+    board.set_defaults(run=_board_check)
+
+    board_probe = commands.add_parser("board-probe", parents=[common], help="make the tiny model of board-check")
+    board_probe.add_argument("--target", required=True, help="ascend310p, ascend310b or ascend910b")
+    board_probe.add_argument("--out", type=Path, help="folder (default: build/board-probe-<target>)")
+    board_probe.set_defaults(run=_board_probe)
+
     inspect = commands.add_parser("inspect", parents=[common], help="show what is in an artifact")
     inspect.add_argument("artifact", type=Path)
     inspect.add_argument("--onnx", type=Path, metavar="DIR", help="write each graph as ONNX, for Netron")
@@ -103,6 +118,20 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> None:
 
     out = convert(Options(arguments.artifact, arguments.soc, arguments.out), progress)
     progress.console.print(f"wrote {out}; on the board: python -m runtime generate {out} --prompt ...", highlight=False)
+
+
+def _board_check(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.board.check import check
+
+    check(arguments.device_id, arguments.probe, arguments.json, progress)
+
+
+def _board_probe(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.board.probe import make
+
+    out = arguments.out or Path(f"build/board-probe-{arguments.target}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    progress.console.print(f"wrote {make(arguments.target, out, progress)}; copy it to the board", highlight=False)
 
 
 def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:

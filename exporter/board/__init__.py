@@ -1,0 +1,1 @@
+"""make board-check: what a board answers to the questions that no host without an NPU can."""

@@ -1,0 +1,198 @@
+"""python -m exporter board-check: look at the board, convert and run the probe, answer what could only be guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from exporter.board.answers import Answer, answers
+from exporter.convert_host import cann_version, lite_version, package_chips, packages
+from exporter.progress import Progress
+from runtime.ascend import npu_smi
+from runtime.ascend.cann_log import explain
+from runtime.ascend.chips import Chip, chip_of_soc
+from runtime.ascend.device import Device, find
+from runtime.ascend.requirements import missing_features
+from runtime.errors import UserError
+from runtime.lite_graph import import_lite
+
+TIMEOUT = 1800  # seconds for the probe's run: a first run compiles nothing, but a hung driver must end
+OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"
+
+
+def check(device_id: int, probe: Path | None, report: Path, progress: Progress) -> None:
+    """Print the board's answers as a table and write them, with all that was measured, to `report`.
+
+    probe: the probe's folder; None makes it here, which needs the exporter. Raises UserError where there is no board,
+    after the report of what there is.
+    """
+    found = versions(os.environ)
+    device, problem = None, ""
+    try:
+        device = find(device_id)
+    except UserError as error:
+        problem = str(error)
+    chip = chip_of_soc(device.soc) if device else None
+    found["device"] = vars(device) if device else problem
+    kernels = listed_kernels(os.environ, chip) if chip else None
+    conversion: dict[str, Any] | None = None
+    stages: dict[str, Any] = {}
+    if device and chip:
+        conversion, stages = measure(device, chip, probe, progress)
+    results = answers(kernels, conversion, stages)
+    show(found, results, progress)
+    write_report(report, found, kernels, conversion, stages, results)
+    progress.console.print(f"wrote {report}: attach it to an issue, whatever it says", highlight=False)
+    if device is None:
+        raise UserError(f"nothing was answered here: {problem}")
+    if chip is None:
+        raise UserError(f"device {device_id} is an {device.soc}, which no target of this release is for")
+
+
+def versions(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What is installed, in words; a part that is missing says so."""
+    cann = environment.get("ASCEND_HOME_PATH") or environment.get("ASCEND_TOOLKIT_HOME")
+    try:
+        table = npu_smi.read()
+        driver = table.version if table else "npu-smi is not installed"
+    except UserError as error:
+        driver = str(error)
+    package = packages(Path(cann), environment) if cann else []
+    return {
+        "host": f"{platform.machine()}, {platform.platform()}",
+        "python": platform.python_version(),
+        "driver": driver,
+        "cann": f"{cann_version(Path(cann))} at {cann}" if cann else "not found: ASCEND_HOME_PATH is not set",
+        "mindspore lite": _lite(),
+        "operator package": f"{package[0]} for {', '.join(package_chips(package[0]))}" if package else "not installed",
+    }
+
+
+def _lite() -> str:
+    if find_spec("mindspore_lite") is None:
+        return "not installed"
+    try:
+        missing = missing_features(import_lite())
+    except UserError as error:
+        return str(error)
+    return lite_version() + (f", lacks {', '.join(missing)}" if missing else ", with device tensors")
+
+
+def listed_kernels(environment: Mapping[str, str], chip: Chip) -> set[str] | None:
+    """The operators that CANN's own lists name for the chip; None without lists."""
+    cann = environment.get("ASCEND_OPP_PATH") or environment.get("ASCEND_HOME_PATH", "")
+    folder = Path(cann) / OPERATOR_LISTS.removeprefix("opp/" if environment.get("ASCEND_OPP_PATH") else "")
+    files = sorted((folder / chip.target).glob(f"aic-{chip.target}-ops-info*.json"))
+    names: set[str] = set()
+    for file in files:
+        names |= set(json.loads(file.read_text(encoding="utf-8")))
+    return names if files else None
+
+
+def measure(
+    device: Device, chip: Chip, probe: Path | None, progress: Progress
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(what became of the conversion, measure.py's stages). What fails is told in them, and the rest goes on."""
+    from exporter.convert import Options, convert
+
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.monotonic()
+        try:
+            folder = probe or make_probe(chip, Path(scratch) / "probe", progress)
+            converted = convert(Options(folder, device.soc, Path(scratch) / "converted"), progress)
+        except UserError as error:
+            finding = explain(str(error))
+            operator = finding.operator if finding else None
+            conversion = {"ok": False, "cause": str(error), "operator": operator}
+            return conversion, {"stopped": {"cause": "its conversion failed"}}
+        conversion = {"ok": True, "seconds": time.monotonic() - began}
+        with progress.stage("Running the probe on the device"):
+            return conversion, run_probe(converted, device.id)
+
+
+def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
+    """Export the probe here. Raises UserError where the exporter's packages are missing."""
+    if find_spec("mindspore") is None:
+        raise UserError(
+            "the probe cannot be made here: mindspore is not installed. Make it on the host that exports, with "
+            f"`make board-probe TARGET={chip.target}`, copy build/board-probe-{chip.target} here, and run "
+            f"`make board-check PROBE=build/board-probe-{chip.target}`"
+        )
+    # in a process of its own: mindspore's libraries and MindSpore Lite's do not share one
+    command = [sys.executable, "-m", "exporter", "board-probe", "--target", chip.target, "--out", str(out)]
+    with progress.stage("Exporting the probe"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"the probe could not be exported: {done.stderr.strip()[-2000:]}")
+    return out
+
+
+def run_probe(folder: Path, device: int | None) -> dict[str, Any]:
+    """measure.py's stages by name; one called "stopped" where it did not come to its end."""
+    command = [
+        sys.executable,
+        "-m",
+        "exporter.board.measure",
+        str(folder),
+        *([str(device)] if device is not None else []),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        out, log, status = done.stdout, done.stderr, done.returncode
+    except subprocess.TimeoutExpired as error:
+        out, log, status = _text(error.stdout), _text(error.stderr), -1
+    stages = {}
+    for line in out.splitlines():
+        if line.startswith("{"):
+            stage = json.loads(line)
+            stages[stage.pop("stage")] = stage
+    if status != 0:
+        found = explain(log)
+        cause = str(found) if found else (log.strip().splitlines()[-1:] or [f"status {status}"])[0]
+        stages["stopped"] = {"status": status, "cause": cause, "log": log[-20_000:]}
+    return stages
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def show(found: Mapping[str, Any], results: list[Answer], progress: Progress) -> None:
+    console = progress.console
+    for name, value in found.items():
+        console.print(f"{name}: {value}", highlight=False, markup=False)
+    table = Table("question", "answer", "evidence", show_lines=True)
+    for result in results:
+        table.add_row(result.question, result.answer, result.evidence)
+    console.print(table)
+
+
+def write_report(
+    path: Path,
+    found: Mapping[str, Any],
+    kernels: set[str] | None,
+    conversion: Mapping[str, Any] | None,
+    stages: Mapping[str, Any],
+    results: list[Answer],
+) -> None:
+    report = {
+        "format_version": 1,
+        "answers": [vars(result) for result in results],
+        "versions": dict(found),
+        "kernels": sorted(kernels) if kernels is not None else None,
+        "conversion": conversion,
+        "stages": stages,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,94 @@
+"""The probe: an artifact of a tiny random Llama for one Ascend target, and the logits that it must give.
+
+It is made on any host that can export, and goes through everything a real artifact goes through: conversion, the
+operator package, gears, caches in place, the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from exporter.checkpoint import open_checkpoint
+from exporter.export import Options, export
+from exporter.progress import Progress
+from exporter.reference import reference_logits
+
+EXPECTED = "probe.npz"  # in the artifact's folder
+ROWS, CONTEXT, BUCKETS = 2, 64, (4, 16)
+PROMPTS, STEPS = (21, 5), 6  # row 0 takes both gears of the prefill and decodes beside a shorter row
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make(target: str, out: Path, progress: Progress, weights: str | None = None) -> Path:
+    """Export the probe for `target` into the folder `out`; weights: the format, the target's first when None.
+
+    Raises UserError as export does.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = write_checkpoint(Path(scratch) / "board-probe")
+        options = Options(str(checkpoint), target, weights, context=CONTEXT, buckets=BUCKETS, batch=ROWS, out=out)
+        export(options, progress)
+        tokens, logits = expected(checkpoint)
+        np.savez(out / EXPECTED, tokens=tokens, prompts=np.array(PROMPTS), logits=logits)
+    return out
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A Hugging Face folder with seeded random weights, large enough that every earlier token sways the logits."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(310)
+    hidden, inner, dim = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["head_dim"]
+    heads, groups = CONFIG["num_attention_heads"] * dim, CONFIG["num_key_value_heads"] * dim  # type: ignore[operator]
+    shapes: dict[str, tuple] = {"model.embed_tokens": (64, hidden), "lm_head": (64, hidden)}
+    for layer in range(CONFIG["num_hidden_layers"]):  # type: ignore[call-overload]
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.{x}_proj": (groups, hidden) for x in "kv"}
+        shapes |= {f"{name}.self_attn.q_proj": (heads, hidden), f"{name}.self_attn.o_proj": (hidden, heads)}
+        shapes |= {f"{name}.mlp.{x}_proj": (inner, hidden) for x in ("gate", "up")}
+        shapes |= {f"{name}.mlp.down_proj": (hidden, inner)}
+    tensors = {
+        f"{name}.weight": (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    norms = [f"model.layers.{i}.{x}_layernorm" for i in (0, 1) for x in ("input", "post_attention")]
+    tensors |= {f"{name}.weight": np.ones(hidden, np.float32) for name in (*norms, "model.norm")}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    vocab = {f"t{i}": i for i in range(64)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}
+    tokenizer = {"version": "1.0", "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def expected(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
+    """tokens int32 [B, longest + steps]; logits float32 [B, 1 + steps, V]: after the prompt and after each step."""
+    opened = open_checkpoint(checkpoint)
+    tokens = np.random.default_rng(0).integers(3, 64, (ROWS, max(PROMPTS) + STEPS), dtype=np.int32)
+    logits = [
+        reference_logits(opened, tokens[row, : length + STEPS], [length - 1 + i for i in range(STEPS + 1)])[0]
+        for row, length in enumerate(PROMPTS)
+    ]
+    return tokens, np.stack(logits)
