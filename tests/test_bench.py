@@ -15,7 +15,7 @@ import tiny
 
 from runtime.__main__ import main
 from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
-from runtime.bench import command, fresh, machine, report, workload
+from runtime.bench import command, fresh, machine, overhead, report, workload
 from runtime.bench.workload import Settings, Workload
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -50,7 +50,7 @@ def toy_engine(folder: Path, **changes: Any) -> tuple[Engine, tiny.Weights]:
 
 def test_the_report_has_the_documented_keys(found: dict[str, Any]) -> None:
     assert found["schema_version"] == 1
-    assert set(found) == {"schema_version", "prefill", "decode", *KEYS}
+    assert set(found) == {"schema_version", "prefill", "decode", "step_overhead", *KEYS}
     for name, keys in KEYS.items():
         assert set(found[name]) == keys, name
     for key in [*found, *(key for keys in KEYS.values() for key in keys)]:
@@ -79,6 +79,40 @@ def test_figures_follow_from_the_samples(found: dict[str, Any]) -> None:
         assert entry["tokens_per_second"] == pytest.approx(entry["rows"] / median)
         assert entry["rate"] == pytest.approx(entry["bytes_per_step"] / median)
         assert entry["bandwidth_share"] == pytest.approx(entry["rate"] / found["bandwidth"]["rate"]["max"])
+
+
+def test_overhead_is_what_a_step_takes_beside_the_graph(found: dict[str, Any]) -> None:
+    entries = {entry["name"]: entry for entry in found["step_overhead"]}
+    assert list(entries) == list(overhead.SETTINGS)
+    documented = importlib.import_module("runtime.bench").__doc__ or ""
+    for name, entry in entries.items():
+        assert entry["settings"] == overhead.SETTINGS[name] and all(key in documented for key in entry)
+        assert len(entry["seconds"]["samples"]) == 2 and len(entry["large_vocabulary_seconds"]["samples"]) == 2
+        for beside, step in zip(entry["seconds"]["samples"], entry["step_seconds"]["samples"], strict=True):
+            assert 0 < beside < step
+        assert entry["share"] == entry["seconds"]["median"] / entry["step_seconds"]["median"]
+        assert entry["large_vocabulary_seconds"]["min"] > 0
+
+
+def test_overhead_counts_what_the_loop_adds_and_not_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the parts move: the graph takes 100 ms, choosing a token 10."""
+    engine, _ = toy_engine(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    graph = engine._ready[1].built
+    run, choose = graph.run, overhead.Chooser.__call__
+
+    def passing(inner: Any, seconds: float) -> Any:
+        def call(*arguments: Any) -> Any:
+            now[0] += seconds
+            return inner(*arguments)
+
+        return call
+
+    monkeypatch.setattr(graph, "run", passing(run, 0.1))
+    monkeypatch.setattr(overhead.Chooser, "__call__", passing(choose, 0.01))
+    beside, step = overhead.Overhead(Workload(engine), np.arange(8), steps=6).step("top_p")
+    assert (beside, step) == pytest.approx((0.01, 0.11))
 
 
 def test_load_and_memory_are_those_of_a_fresh_process(found: dict[str, Any]) -> None:

@@ -17,6 +17,10 @@ decode     a list: depth (tokens in the cache before the first of the steps), ro
            all rows: graph, inputs, picking the greedy token), model_seconds (statistic; of that the graph alone),
            tokens_per_second, bytes_per_step (weights once, and the rows' filled cache), rate, bandwidth_share (rate
            over bandwidth.rate.max: what else runs on the machine lowers both, and the limit is what it could do)
+step_overhead  what a decode step of one row costs beside the graph (inputs, checks, choosing the token, ends), a list
+           by setting: name, settings (of generate()), seconds (statistic), step_seconds (statistic; the whole step),
+           share (of the medians), large_vocabulary_seconds (statistic; choosing alone among 128,256 scores by Zipf's
+           law, behind reading as much as a step reads)
 loop       what surrounds the model, seconds a token: encode, detokenize (streaming), greedy; null without a tokenizer
 load       of fresh processes whose files are in the page cache: process (statistic; interpreter start to a first token
            being possible), engine (statistic; of that opening the artifact and building the graphs)

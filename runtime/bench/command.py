@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.artifact import Artifact, Manifest
 from runtime.bench import fresh, machine, report
+from runtime.bench.overhead import Overhead, statistic
 from runtime.bench.workload import (
+    TEXT,
     Settings,
     Workload,
     bytes_per_step,
@@ -98,8 +101,9 @@ def bench(path: Path, settings: Settings) -> dict[str, Any]:
         engine = Engine(artifact, threads)
     workload = Workload(engine)
     output = workload.output()
-    prefill, decode, bandwidth = rounds(workload, settings)
-    has_tokenizer = artifact.file("tokenizer.json").is_file()
+    tokenizer = Tokenizer.from_folder(path) if artifact.file("tokenizer.json").is_file() else None
+    overhead = Overhead(workload, prompt(workload, tokenizer, settings.depths[0]), settings.steps)
+    prefill, decode, bandwidth = rounds(workload, settings, overhead)
     return {
         "schema_version": SCHEMA_VERSION,
         "artifact": about(artifact),
@@ -116,16 +120,29 @@ def bench(path: Path, settings: Settings) -> dict[str, Any]:
         "bandwidth": bandwidth,
         "prefill": prefill,
         "decode": decode,
-        "loop": loop_times(Tokenizer.from_folder(path), engine.vocab_size) if has_tokenizer else None,
+        "step_overhead": overhead.entries(),
+        "loop": loop_times(tokenizer, engine.vocab_size) if tokenizer else None,
         "load": load,
         "memory": memory,
         "output": output,
     }
 
 
-def rounds(workload: Workload, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """The prefill, decode and bandwidth objects. Everything is measured once a round, in turns, so that a slow moment
-    of the machine does not fall on one figure alone; the first round warms up and is dropped."""
+def prompt(workload: Workload, tokenizer: Tokenizer | None, length: int) -> np.ndarray:
+    """Token ids [length] of a text, for scores as peaked as they usually are; random ones without one."""
+    if tokenizer is None:
+        return workload.tokens[0, :length]
+    return np.resize(tokenizer.encode(TEXT), length)
+
+
+def rounds(
+    workload: Workload, settings: Settings, overhead: Overhead
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """The prefill, decode and bandwidth objects; `overhead` keeps its own.
+
+    Everything is measured once a round, in turns, so that a slow moment of the machine does not fall on one figure
+    alone; the first round warms up and is dropped.
+    """
     manifest, steps = workload.engine.manifest, settings.steps
     batches = settings.batches or (1,)
     prompts = cases(settings.prompt_lengths, batches)
@@ -145,6 +162,7 @@ def rounds(workload: Workload, settings: Settings) -> tuple[list[dict[str, Any]]
                 prefill[case].append(workload.prefill(*case))
             for case in depths:
                 decode[case].append(workload.decode(*case, steps))
+            overhead.measure()
     rate = statistic(rates[1:])
     return (
         [prefill_entry(*case, samples[1:]) for case, samples in prefill.items()],
@@ -159,15 +177,6 @@ def rounds(workload: Workload, settings: Settings) -> tuple[list[dict[str, Any]]
 def cases(lengths: Sequence[int], batches: Sequence[int]) -> list[tuple[int, int]]:
     """(length, rows): every length with the smallest batch, and the shortest with every other batch."""
     return [(length, batches[0]) for length in lengths] + [(lengths[0], rows) for rows in batches[1:]]
-
-
-def statistic(samples: Sequence[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(samples),
-        "min": min(samples),
-        "max": max(samples),
-        "samples": list(samples),
-    }
 
 
 def prefill_entry(tokens: int, rows: int, samples: Sequence[float]) -> dict[str, Any]:

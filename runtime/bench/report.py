@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import UserError
 
-MS, MB, GB = 1e-3, 1e6, 1e9
+US, MS, MB, GB = 1e-6, 1e-3, 1e6, 1e9
 
 
 def table(found: dict[str, Any]) -> str:
@@ -30,6 +30,11 @@ def table(found: dict[str, Any]) -> str:
         columns(
             ["decode at", "rows", "ms/step", "min..max", "of it graph", "tokens/s", "GB/s", "of bandwidth"],
             [decode_row(entry) for entry in found["decode"]],
+        ),
+        "",
+        columns(
+            ["beside the graph, a step", "us", "min..max", "of a step", "of 128,256 scores, us"],
+            [overhead_row(entry) for entry in found["step_overhead"]],
         ),
         "",
         *closing(found),
@@ -59,6 +64,17 @@ def decode_row(entry: dict[str, Any]) -> list[str]:
         f"{entry['tokens_per_second']:,.1f}",
         f"{entry['rate'] / GB:.1f}",
         f"{entry['bandwidth_share']:.0%}",
+    ]
+
+
+def overhead_row(entry: dict[str, Any]) -> list[str]:
+    times = entry["seconds"]
+    return [
+        entry["name"],
+        f"{times['median'] / US:.0f}",
+        f"{times['min'] / US:.0f}..{times['max'] / US:.0f}",
+        f"{entry['share']:.1%}",
+        f"{entry['large_vocabulary_seconds']['median'] / US:.0f}",
     ]
 
 

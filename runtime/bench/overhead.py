@@ -1,0 +1,127 @@
+"""What a decode step costs beside the graph: the loop's Python, and choosing the token by the usual settings.
+
+Measured where it happens, behind a step that has read all the weights: the caches then hold neither the scores nor the
+code that handles them, and the same work costs several times what a loop over it alone would show.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime import generation
+from runtime.bench.machine import ReadBandwidth
+from runtime.bench.workload import SEED, Workload, step_weight_bytes
+from runtime.choosing import Chooser, stops
+from runtime.generation import Texts
+from runtime.generation_config import GenerationConfig
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sample": {"top_k": 0},
+    "top_k": {"top_k": 50},
+    "top_k, top_p, temperature": {"top_k": 50, "top_p": 0.95, "temperature": 0.7},
+    "top_p, temperature": {"top_k": 0, "top_p": 0.9, "temperature": 0.6},
+    "top_p": {"top_k": 0, "top_p": 0.95},
+    "min_p": {"top_k": 0, "min_p": 0.05},
+    "typical_p": {"top_k": 0, "typical_p": 0.95},
+    "penalties": {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3},
+}
+LARGE = 128_256  # Llama 3's vocabulary
+WARM_UP = 2  # steps that do not count
+LONGEST = 0.2  # seconds: a slower model gets fewer steps a sample
+READ = 256 << 20  # bytes: enough to drive everything else out of the caches
+
+
+class Overhead:
+    """The decode loop of one row by each of SETTINGS, behind a prompt."""
+
+    def __init__(self, workload: Workload, prompt: np.ndarray, steps: int) -> None:
+        """prompt: token ids [n]; steps: at most so many a sample."""
+        engine = workload.engine
+        self.engine = engine
+        self.prompt = np.asarray(prompt, np.int64)
+        self.steps = min(steps, engine.context - len(prompt))
+        self.reading = ReadBandwidth(min(step_weight_bytes(engine.manifest), READ), engine.threads)
+        self.large_scores = _zipf(LARGE)
+        self.samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SETTINGS}
+
+    def measure(self) -> None:
+        """Take a sample of each setting."""
+        for name in SETTINGS:
+            seconds, step = self.step(name)
+            self.samples[name].append((seconds, step, self.large(name)))
+            self.steps = min(self.steps, max(WARM_UP + 2, int(LONGEST / step)))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The step_overhead object of the report; the first sample is dropped."""
+        return [self._entry(name, taken[1:]) for name, taken in self.samples.items()]
+
+    def _entry(self, name: str, samples: list[tuple[float, float, float]]) -> dict[str, Any]:
+        seconds, step, large = (statistic(column) for column in zip(*samples, strict=True))
+        return {
+            "name": name,
+            "settings": SETTINGS[name],
+            "seconds": seconds,
+            "step_seconds": step,
+            "share": seconds["median"] / step["median"],
+            "large_vocabulary_seconds": large,
+        }
+
+    def step(self, name: str) -> tuple[float, float]:
+        """Mean seconds of a step: (beside the graph, in all). The first steps, which warm up, do not count."""
+        engine = self.engine
+        texts = Texts([self.prompt], self.steps)
+        config = _config(name, engine.vocab_size)
+        chooser = Chooser(config, engine.vocab_size, [np.random.default_rng(SEED)])
+        ends = stops(config, _no_tokenizer, 1, chooser)
+        placement = engine.prefixes.place([self.prompt])
+        run = generation.decode(engine, texts, generation.Timings(), chooser, ends, placement)
+        for _ in range(min(WARM_UP, self.steps - 1)):
+            next(run)
+        in_graph, began = engine.timings.run, time.perf_counter()
+        count = sum(1 for _ in run)
+        seconds = time.perf_counter() - began
+        return (seconds - (engine.timings.run - in_graph)) / count, seconds / count
+
+    def large(self, name: str, samples: int = 3) -> float:
+        """Mean seconds of choosing among LARGE scores, each time behind reading what a step reads."""
+        texts = Texts([self.prompt], samples)
+        chooser = Chooser(_config(name, LARGE), LARGE, [np.random.default_rng(SEED)])
+        spent = 0.0
+        for _ in range(samples):
+            scores = self.large_scores.copy()
+            self.reading.measure(passes=1)
+            began = time.perf_counter()
+            picked = chooser(texts, scores)
+            spent += time.perf_counter() - began
+            texts.push(picked)
+        return spent / samples
+
+
+def statistic(samples: Sequence[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(samples),
+        "min": min(samples),
+        "max": max(samples),
+        "samples": list(samples),
+    }
+
+
+def _config(name: str, vocab_size: int) -> GenerationConfig:
+    """An eos id is looked for in each step, and one beyond the vocabulary never ends a text."""
+    return GenerationConfig(**{"do_sample": True, **SETTINGS[name]}, eos_token_id=(vocab_size,))
+
+
+def _no_tokenizer() -> Any:
+    raise AssertionError("no setting of these asks for one")
+
+
+def _zipf(size: int) -> np.ndarray:
+    """Scores [1, size] of a distribution by Zipf's law, 1 / rank, in a random order: as flat as words in a text."""
+    ranks = np.random.default_rng(SEED).permutation(size) + 1.0
+    return -np.log(ranks)[None].astype(np.float32)
