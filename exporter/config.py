@@ -1,6 +1,6 @@
 """LlamaConfig: what the exporter knows of a network. The Hugging Face config.json is the schema.
 
-Field names are those of `transformers.LlamaConfig`. A key that changes the mathematics and is not supported is an
+Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py says how they differ). A key that changes the mathematics and is not supported is an
 error that names it; keys known to be neutral are listed in config_keys.py.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from exporter.config_keys import refusal
+from exporter.family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
 from runtime.errors import UserError
 
 REQUIRED = (
@@ -78,7 +79,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama network. Sizes in elements, ids in the checkpoint's vocabulary.
+    """A network of the Llama family. Sizes in elements, ids in the checkpoint's vocabulary.
 
     Raises UserError where the values contradict one another; nothing else is checked later.
     """
@@ -95,8 +96,10 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False  # q, k, v and o projections
-    mlp_bias: bool = False  # gate, up and down projections
+    attention_bias: bool = False  # q, k, v and o projections; Llama's only
+    mlp_bias: bool = False  # gate, up and down projections; Llama's only
+    sliding_window: int | None = None  # how many of the latest positions (its own included) a token sees
+    layer_types: tuple[str, ...] = ()  # which layers that holds for, one name each; empty without a window
     hidden_act: str = "silu"
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()  # any of them ends a sequence
@@ -104,8 +107,8 @@ class LlamaConfig:
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
-        if self.model_type != "llama":
-            raise UserError(f"model_type {self.model_type!r} is not supported; this release exports 'llama'")
+        if self.model_type not in FAMILIES:
+            raise UserError(f"model_type {self.model_type!r} is not supported; this release exports {known_families()}")
         for name in (*REQUIRED[:-1], "num_key_value_heads", "head_dim"):
             _positive_integer(name, getattr(self, name))
         _positive("rms_norm_eps", self.rms_norm_eps)
@@ -113,6 +116,8 @@ class LlamaConfig:
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} = {getattr(self, name)!r} in the config must be true or false")
+        if self.sliding_window is not None:
+            _positive_integer("sliding_window", self.sliding_window)
         if self.hidden_act != "silu":
             raise UserError(f"hidden_act {self.hidden_act!r} is not supported; Llama's MLP is exported with 'silu'")
         _multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
@@ -123,18 +128,36 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even one")
 
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the q, k and v projections have biases; the o projection has one with attention_bias only."""
+        return self.attention_bias or FAMILIES[self.model_type].qkv_bias
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each layer's sliding window: position i sees i - window + 1 .. i; 0 where it sees all before it."""
+        if self.sliding_window is None:
+            return (0,) * self.num_hidden_layers
+        return tuple(self.sliding_window if kind == SLIDING else 0 for kind in self.layer_types)
+
     @classmethod
     def from_dict(cls, hf: dict[str, Any]) -> LlamaConfig:
         """From the contents of a config.json, of transformers 4 or 5."""
-        _check_architecture(hf)
-        values = {key: value for key, value in hf.items() if value is not None}
+        family = family_of(hf)
+        values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}
         if missing := [key for key in REQUIRED if key not in values]:
             raise UserError(f"config.json lacks {', '.join(missing)}; take the one that was published with the model")
-        problems = [why for key in hf if key not in _KNOWN if (why := refusal(key, hf[key]))]
+        known = _KNOWN | family.keys
+        problems = [why for key in hf if key not in known if (why := refusal(key, hf[key]))]
         if problems:
             raise UserError("config.json: " + "; ".join(problems))
 
         fields = {key: values[key] for key in _PLAIN_FIELDS if key in values}
+        for key in _OF_SOME - family.keys:  # refused above unless they say nothing
+            fields.pop(key, None)
+        if "sliding_window" in family.keys:
+            _positive_integer("num_hidden_layers", fields["num_hidden_layers"])
+            fields["sliding_window"], fields["layer_types"] = read_windows(values)
         heads = fields["num_attention_heads"]
         _positive_integer("num_attention_heads", heads)
         _positive_integer("hidden_size", fields["hidden_size"])
@@ -150,25 +173,20 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers (4 and 5) reads back to the same network."""
-        out = asdict(self)
-        out["architectures"] = ["LlamaForCausalLM"]
+        family = FAMILIES[self.model_type]
+        out = {key: value for key, value in asdict(self).items() if key not in _OF_SOME or key in family.keys}
+        out |= windows_as_hf(self.model_type, self.sliding_window, self.layer_types, self.num_hidden_layers)
+        out["architectures"] = [family.architecture]
         out["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
         eos = self.eos_token_id
         out["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
         return out
 
 
+_OF_SOME = frozenset().union(*(family.keys for family in FAMILIES.values()))  # keys that not every family has
 _PLAIN_FIELDS = frozenset(LlamaConfig.__dataclass_fields__) - {"rope_theta", "rope_scaling", "eos_token_id"}
-_KNOWN = frozenset(LlamaConfig.__dataclass_fields__) | {"rope_parameters", "original_max_position_embeddings"}
-
-
-def _check_architecture(hf: dict[str, Any]) -> None:
-    kind = hf.get("model_type")
-    if kind != "llama":
-        raise UserError(f"config.json: model_type {kind!r} is not supported; this release exports 'llama'")
-    for name in hf.get("architectures") or ():
-        if name.lower() != "llamaforcausallm":
-            raise UserError(f"config.json: architecture {name!r} is not supported; needed is 'LlamaForCausalLM'")
+_SHARED = {"rope_parameters", "original_max_position_embeddings"}
+_KNOWN = (frozenset(LlamaConfig.__dataclass_fields__) | _SHARED) - _OF_SOME
 
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:

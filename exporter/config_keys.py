@@ -29,13 +29,15 @@ NEUTRAL_PREFIXES = ("_", "transformers.", "unsloth_")
 # Keys that change the mathematics unless they hold one of these values (null always means "not set").
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
+    "attention_bias": (False,),  # where it is no field of the architecture: Mistral, Qwen2
     "embedding_multiplier": (1, 1.0),
     "attention_multiplier": (),
     "cross_attention_hidden_size": (),
     "is_decoder": (False, True),  # Llama is causal either way
     "is_encoder_decoder": (False,),
-    "layer_types": (),  # judged by `all_full_attention`
+    "layer_types": (),  # judged by `refusal`
     "logits_scaling": (1, 1.0),
+    "mlp_bias": (False,),
     "partial_rotary_factor": (1, 1.0),
     "pruned_heads": ({},),
     "qk_layernorm": (False,),
@@ -47,6 +49,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "rope_traditional": (False,),
     "sliding_window": (),
     "tie_encoder_decoder": (False,),
+    "use_mrope": (False,),
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
 }
@@ -59,7 +62,7 @@ REMEDIES: dict[str, str] = {
 
 
 def refusal(key: str, value: Any) -> str | None:
-    """Why a key that is no field of LlamaConfig is refused, with the remedy; None where it may be passed over."""
+    """Why a key that the architecture does not have is refused, with the remedy; None where it may be passed over."""
     if value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES):
         return None
     if key == "auto_map":

@@ -11,7 +11,7 @@ from typing import Any
 from mindspore import nn
 
 from exporter.config import LlamaConfig
-from exporter.opsets import Shape
+from exporter.opsets import Shape, windows
 
 
 class DecoderLayer(nn.Cell):
@@ -21,7 +21,7 @@ class DecoderLayer(nn.Cell):
         super().__init__(auto_prefix=False)
         name = f"model.layers.{layer}"
         self.norm_qkv = ops.NormQKV(config, shape, f"{name}.input_layernorm", f"{name}.self_attn")
-        self.attention = ops.Attention(config, shape, f"{name}.self_attn")
+        self.attention = ops.Attention(config, shape, f"{name}.self_attn", windows(config, shape.context)[layer])
         self.o_proj = ops.LinearAdd(config, shape, f"{name}.self_attn.o_proj")
         self.norm_swiglu = ops.NormSwiGLU(config, shape, f"{name}.post_attention_layernorm", f"{name}.mlp")
         self.down_proj = ops.LinearAdd(config, shape, f"{name}.mlp.down_proj")

@@ -98,6 +98,43 @@ def _smollm2(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, thet
     )
 
 
+def _mistral_7b(vocabulary: int, theta: float, window: int | None) -> dict[str, Any]:
+    sizes = _config(4096, 14336, 32, 32, 8, vocabulary, 32768, rope_theta=theta, bos_token_id=1, eos_token_id=2)
+    return sizes | {"model_type": "mistral", "sliding_window": window}
+
+
+_MISTRAL_7B = {
+    "v0.1": _mistral_7b(32000, 10000.0, 4096),
+    "v0.2": _mistral_7b(32000, 1000000.0, None),
+    "v0.3": _mistral_7b(32768, 1000000.0, None),
+}
+# Size -> hidden, MLP, layers, heads, KV heads, vocabulary; max_window_layers, which has no effect: no window is in use.
+_QWEN25 = {
+    "0.5b": ((896, 4864, 24, 14, 2, 151936), 21),
+    "1.5b": ((1536, 8960, 28, 12, 2, 151936), 21),
+    "3b": ((2048, 11008, 36, 16, 2, 151936), 70),
+    "7b": ((3584, 18944, 28, 28, 4, 152064), 28),
+    "14b": ((5120, 13824, 48, 40, 8, 152064), 70),
+    "32b": ((5120, 27648, 64, 40, 8, 152064), 70),
+}
+
+
+def _qwen25(size: str) -> Preset:
+    """The instruct models; 3B is the one whose licence differs."""
+    sizes, window_layers = _QWEN25[size]
+    config = _config(*sizes, 32768, rope_theta=1000000.0, bos_token_id=151643, eos_token_id=151645)
+    config |= {
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": size in ("0.5b", "1.5b", "3b"),
+        "use_sliding_window": False,
+        "sliding_window": 32768 if size in ("0.5b", "1.5b", "3b") else 131072,
+        "max_window_layers": window_layers,
+    }
+    licence = "Qwen Research License" if size == "3b" else _APACHE
+    return Preset(f"qwen2.5-{size}-instruct", f"Qwen/Qwen2.5-{size.upper()}-Instruct", licence, config)
+
+
 _LLAMA2, _LLAMA3 = "Llama 2 Community License", "Meta Llama 3 Community License"
 _LLAMA31, _LLAMA32 = "Llama 3.1 Community License", "Llama 3.2 Community License"
 _APACHE = "Apache-2.0"
@@ -144,5 +181,10 @@ _TABLE = (
         _APACHE,
         _smollm2(2048, 8192, 24, 32, 32, 130000.0),
     ),
+    *(
+        Preset(f"mistral-7b-instruct-{version}", f"mistralai/Mistral-7B-Instruct-{version}", _APACHE, config)
+        for version, config in _MISTRAL_7B.items()
+    ),
+    *(_qwen25(size) for size in _QWEN25),
 )
 PRESETS = {preset.name: preset for preset in _TABLE}

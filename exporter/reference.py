@@ -43,10 +43,10 @@ def reference_model(checkpoint: Checkpoint) -> tuple[Model, str]:
 
 def _transformers(checkpoint: Checkpoint) -> Model:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**checkpoint.config.to_dict()))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**checkpoint.config.to_dict()))
     state = {name: torch.from_numpy(np.array(checkpoint.tensor(name))) for name in checkpoint.names()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
@@ -74,12 +74,13 @@ def _numpy(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[in
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         x = _rms_norm(h, read(f"{layer}.input_layernorm.weight"), config.rms_norm_eps)
-        bias = config.attention_bias
-        qkv = np.concatenate([linear(x, f"{layer}.self_attn.{p}_proj", bias) for p in "qkv"], axis=-1)
+        qkv = np.concatenate([linear(x, f"{layer}.self_attn.{p}_proj", config.qkv_bias) for p in "qkv"], axis=-1)
         caches = (np.zeros((1, groups, count, dim), np.float32) for _ in range(2))
         start, length = np.zeros(1, np.int32), np.full(1, count, np.int32)
-        attended = fused_attention(qkv[None], cos, sin, start, length, *caches, heads=heads, scale=dim**-0.5)[0]
-        h = h + linear(attended, f"{layer}.self_attn.o_proj", bias)
+        attended = fused_attention(
+            qkv[None], cos, sin, start, length, *caches, heads=heads, scale=dim**-0.5, window=config.windows[i]
+        )[0]
+        h = h + linear(attended, f"{layer}.self_attn.o_proj", config.attention_bias)
         x = _rms_norm(h, read(f"{layer}.post_attention_layernorm.weight"), config.rms_norm_eps)
         bias = config.mlp_bias
         gate, up = (linear(x, f"{layer}.mlp.{p}_proj", bias) for p in ("gate", "up"))

@@ -22,6 +22,7 @@ from runtime.errors import UserError
 
 # Of a hub's repository: what an export reads. Sub-folders hold other formats of the same weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+HUB_NOT = ("*/*", "consolidated*")  # consolidated.safetensors: Mistral's own layout of the same weights
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def fetch_hub(hub_id: str, model: str) -> Path:
     # The error of the HTTP client underneath, which differs from one release of huggingface_hub to the next.
     client_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns="*/*"))
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
     except errors.GatedRepoError as error:
         raise UserError(
             f"{hub_id} is gated: accept its licence on its page on the hub, then log in with `hf auth login` "

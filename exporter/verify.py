@@ -28,7 +28,10 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.05, "int4": 0.2, "q4_0": 0.05
 
 
 def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:
-    """Compare at each bucket's edge -1, edge and edge +1, and over 64 decode steps. Raises UserError past TOLERANCE."""
+    """Compare at each edge (bucket, sliding window) -1, edge and edge +1, and over 64 decode steps.
+
+    Raises UserError past TOLERANCE.
+    """
     edges, prefix, steps = plan(manifest)
     tokens = sequence(manifest, max([*edges, prefix + steps]))
     positions = [n - 1 for n in edges] + [prefix + i for i in range(steps)]
@@ -61,9 +64,12 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
 
 def plan(manifest: Manifest) -> tuple[list[int], int, int]:
     """(prompt lengths to prefill, prompt length before decoding, decode steps), as the context allows."""
-    wanted = {b + d for b in manifest.buckets[1:] for d in (-1, 0, 1)} | {1}
+    window = manifest.config.get("sliding_window") or 0
+    wanted = {n + d for n in (*manifest.buckets[1:], window) for d in (-1, 0, 1)} | {1}
     edges = sorted(n for n in wanted if 1 <= n <= manifest.context)
     prefix = min(manifest.buckets[min(1, len(manifest.buckets) - 1)] + 1, max(1, manifest.context // 2))
+    if DECODE_STEPS < window < manifest.context:
+        prefix = window - DECODE_STEPS // 2  # so that decoding passes the window's edge
     return edges, prefix, min(DECODE_STEPS, manifest.context - prefix)
 
 

@@ -230,7 +230,7 @@ class Engine:
                 f"{graph.file}: its inputs are {', '.join(sorted(built.inputs)[:4])} ...; "
                 f"the manifest lists {', '.join(sorted(specs)[:4])} .... Export again"
             )
-        step = StepInputs(graph, bucket, self.context)
+        step = StepInputs(graph, bucket, self.context, self.manifest.config.get("sliding_window") or 0)
         arrays = [self._array(specs[name], step, graph) for name in built.inputs]
         shapes = [shape_at(specs[name], graph.bucket, bucket) for name in built.inputs]
         for name, array, shape in zip(built.inputs, arrays, shapes, strict=True):

@@ -2,6 +2,8 @@
 
 The custom attention kernels take `start` and `length` themselves; a graph of built-in operators is given positions, the
 index of each row's last token, and two additive masks instead (one over the cache, one over the tokens of this call).
+Layers with a sliding window have two masks of their own: there the part of the cache that is seen differs from token to
+token.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from runtime.artifact import Graph, TensorSpec
 from runtime.errors import UserError
 
 MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
-STEP_INPUTS = ("tokens", "tokens_by_step", "start", "length", "positions", "last", "cache_mask", "self_mask")
+SELF_MASKS = ("self_mask", "window_self_mask")
+CACHE_MASKS = ("cache_mask", "window_cache_mask")
+STEP_INPUTS = ("tokens", "tokens_by_step", "start", "length", "positions", "last", *CACHE_MASKS, *SELF_MASKS)
 
 
 def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
@@ -21,35 +25,41 @@ def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
         return (spec.shape[0], bucket)
     if spec.name == "tokens_by_step":  # [S, B]: a gear of a model for Ascend is its first dimension
         return (bucket, spec.shape[1])
-    if spec.name == "self_mask":  # [B, 1, R*S, S], R query heads a KV head
-        rows, one, grouped, _ = spec.shape
-        return (rows, one, grouped // traced * bucket, bucket)
+    if spec.name in (*SELF_MASKS, "window_cache_mask"):  # [B, 1, R*S, S or C], R query heads a KV head
+        rows, one, grouped, columns = spec.shape
+        return (rows, one, grouped // traced * bucket, bucket if spec.name in SELF_MASKS else columns)
     return spec.shape
 
 
-def causal_mask(shape: tuple[int, ...]) -> np.ndarray:
+def causal_mask(shape: tuple[int, ...], window: int = 0) -> np.ndarray:
     """self_mask [B, 1, R*S, S] float32: token s of the call sees tokens 0..s of the call; row order is r*S + s.
 
-    It does not depend on length: the padding lies behind the valid tokens, so causality hides it from them.
+    With a window it sees the latest `window` of them. It does not depend on length: the padding lies behind the valid
+    tokens, so causality hides it from them.
     """
     rows, _, grouped, bucket = shape
     causal = np.triu(np.full((bucket, bucket), MASKED, np.float32), k=1)
+    if window:
+        causal += np.tril(np.full((bucket, bucket), MASKED, np.float32), k=-window)
     return np.ascontiguousarray(np.broadcast_to(np.tile(causal, (grouped // bucket, 1)), (rows, 1, grouped, bucket)))
 
 
 class StepInputs:
     """Arrays for every per-call input of one graph at one bucket, allocated once and refilled by `fill`."""
 
-    def __init__(self, graph: Graph, bucket: int, context: int) -> None:
+    def __init__(self, graph: Graph, bucket: int, context: int, window: int = 0) -> None:
+        """window: the model's sliding window, 0 without one; some or all of its layers have it."""
         self.bucket = bucket
         self.context = context
+        self.window = window
         self.arrays: dict[str, np.ndarray] = {}
         for spec in graph.inputs:
             if spec.name in STEP_INPUTS:
                 shape = shape_at(spec, graph.bucket, bucket)
-                self.arrays[spec.name] = (
-                    causal_mask(shape) if spec.name == "self_mask" else np.zeros(shape, np.dtype(spec.dtype))
-                )
+                if spec.name in SELF_MASKS:
+                    self.arrays[spec.name] = causal_mask(shape, window if spec.name == "window_self_mask" else 0)
+                else:
+                    self.arrays[spec.name] = np.zeros(shape, np.dtype(spec.dtype))
         if "tokens_by_step" in self.arrays:
             self._tokens = self.arrays["tokens_by_step"].T  # a view, [B, S]
         elif "tokens" in self.arrays:
@@ -78,5 +88,13 @@ class StepInputs:
             rows = np.arange(len(start)) * self.bucket
             self.arrays["last"][:] = (rows + np.maximum(length - 1, 0)).reshape(self.arrays["last"].shape)
         if "cache_mask" in self.arrays:
-            visible = np.arange(self.context) < start[:, None]
-            self.arrays["cache_mask"][:, 0, 0, :] = np.where(visible, np.float32(0), MASKED)
+            self.arrays["cache_mask"][:, 0, 0, :] = np.where(self._cached(start), np.float32(0), MASKED)
+        if "window_cache_mask" in self.arrays:
+            first = start[:, None] + np.arange(self.bucket) - self.window + 1  # [B, S]: the earliest that is seen
+            near = self._cached(start)[:, None] & (np.arange(self.context) >= first[..., None])  # [B, S, C]
+            mask = self.arrays["window_cache_mask"].reshape(len(start), -1, self.bucket, self.context)
+            mask[:] = np.where(near, np.float32(0), MASKED)[:, None]
+
+    def _cached(self, start: np.ndarray) -> np.ndarray:
+        """Boolean [B, C]: the positions that the cache holds before this call."""
+        return np.arange(self.context) < start[:, None]

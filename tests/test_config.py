@@ -1,10 +1,11 @@
-"""LlamaConfig against real published configs, and against transformers' own LlamaConfig."""
+"""LlamaConfig against real published configs, and against transformers' own configs of the same model types."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -87,6 +88,54 @@ SMOLLM2_135M: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 49152,
 }
+MISTRAL_7B_V01: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+QWEN25_7B: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
 ROPES: list[dict[str, Any]] = [
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 4.0},
@@ -118,6 +167,69 @@ def test_published_smollm2() -> None:
     assert LlamaConfig.from_dict(SMOLLM2_135M) == PRESETS["smollm2-135m-instruct"].config
 
 
+def test_published_mistral_and_qwen2() -> None:
+    mistral, qwen2 = LlamaConfig.from_dict(MISTRAL_7B_V01), LlamaConfig.from_dict(QWEN25_7B)
+    assert mistral == PRESETS["mistral-7b-instruct-v0.1"].config
+    assert qwen2 == PRESETS["qwen2.5-7b-instruct"].config
+    assert (mistral.windows, mistral.qkv_bias, mistral.attention_bias) == ((4096,) * 32, False, False)
+    assert (qwen2.windows, qwen2.qkv_bias, qwen2.attention_bias) == ((0,) * 28, True, False)
+    assert PRESETS["mistral-7b-instruct-v0.2"].config.windows == (0,) * 32
+
+
+QWEN2: dict[str, Any] = {**SMALL, "model_type": "qwen2", "num_key_value_heads": 2, "num_hidden_layers": 4}
+MISTRAL: dict[str, Any] = {**SMALL, "model_type": "mistral", "num_key_value_heads": 2}
+MIXED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({**MISTRAL, "sliding_window": 9}, (9, 9)),
+    ({**MISTRAL, "sliding_window": None}, (0, 0)),
+    (MISTRAL, (4096, 4096)),  # what transformers takes where the config is silent
+    ({**QWEN2, "sliding_window": 9, "max_window_layers": 1}, (0, 0, 0, 0)),
+    ({**QWEN2, "sliding_window": 9, "max_window_layers": 1, "use_sliding_window": True}, (0, 9, 9, 9)),
+    ({**QWEN2, "sliding_window": 9, "max_window_layers": 0, "use_sliding_window": True}, (9, 9, 9, 9)),
+    ({**QWEN2, "sliding_window": 9, "use_sliding_window": True}, (0, 0, 0, 0)),  # from layer 28 on
+    ({**QWEN2, "sliding_window": None, "max_window_layers": 0, "use_sliding_window": True}, (0, 0, 0, 0)),
+    ({**QWEN2, "sliding_window": 9, "layer_types": MIXED, "use_sliding_window": True}, (9, 0, 0, 9)),
+    ({**QWEN2, "max_window_layers": 2, "use_sliding_window": True}, (0, 0, 4096, 4096)),
+]
+
+
+@pytest.mark.parametrize(("hf", "windows"), WINDOWS)
+def test_windows_are_those_of_transformers_layers(hf: dict[str, Any], windows: tuple[int, ...]) -> None:
+    config, theirs = LlamaConfig.from_dict(hf), AutoConfig.for_model(**hf)
+    assert config.windows == windows
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 2
+    assert tuple((theirs.sliding_window or 0) * (kind == "sliding_attention") for kind in kinds) == windows
+    assert LlamaConfig.from_dict(config.to_dict()) == config
+    again = AutoConfig.for_model(**config.to_dict())
+    if any(windows):
+        assert again.sliding_window == theirs.sliding_window
+        assert getattr(again, "layer_types", None) == getattr(theirs, "layer_types", None)
+
+
+@pytest.mark.parametrize(
+    ("hf", "told"),
+    [
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window = 0"),
+        ({**MISTRAL, "sliding_window": "wide"}, "sliding_window = 'wide'"),
+        ({**MISTRAL, "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({**MISTRAL, "attention_bias": True}, "attention_bias = True"),
+        ({**MISTRAL, "use_sliding_window": True}, "use_sliding_window = True"),
+        ({**MISTRAL, "architectures": ["LlamaForCausalLM"]}, "'LlamaForCausalLM'.*needed is 'MistralForCausalLM'"),
+        ({**QWEN2, "mlp_bias": True}, "mlp_bias = True"),
+        ({**QWEN2, "use_mrope": True}, "use_mrope = True"),
+        ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window = 'no'"),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers = 'all'"),
+        ({**QWEN2, "layer_types": ["full_attention"]}, "layer_types.*each of 4 layers"),
+        ({**QWEN2, "layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "chunked_attention"),
+        ({**QWEN2, "layer_types": MIXED}, "no sliding_window is in use"),
+        ({**QWEN2, "model_type": ["qwen2"]}, "'llama', 'mistral', 'qwen2'"),
+    ],
+)
+def test_what_the_others_of_the_family_refuse(hf: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        LlamaConfig.from_dict(hf)
+
+
 def test_earliest_llama_config_has_no_rope_and_no_kv_heads() -> None:
     config = LlamaConfig.from_dict({**SMALL, "pad_token_id": -1, "bos_token_id": 1, "eos_token_id": 2})
     assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
@@ -127,7 +239,9 @@ def test_earliest_llama_config_has_no_rope_and_no_kv_heads() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_read_back_through_transformers(name: str) -> None:
     config = PRESETS[name].config
-    assert LlamaConfig.from_dict(HFLlamaConfig(**config.to_dict()).to_dict()) == config
+    theirs = AutoConfig.for_model(**config.to_dict())
+    assert LlamaConfig.from_dict(theirs.to_dict()) == config
+    assert (theirs.architectures, theirs.model_type) == (config.to_dict()["architectures"], config.model_type)
 
 
 @pytest.mark.parametrize("rope", ROPES)

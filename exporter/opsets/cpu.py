@@ -207,7 +207,7 @@ class NormQKV(nn.Cell):
 class Attention(nn.Cell):
     """kernels.reference.fused_attention"""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
         super().__init__(auto_prefix=False)
         heads, dim = config.num_attention_heads, config.head_dim
         self.attention = operator(
@@ -216,7 +216,7 @@ class Attention(nn.Cell):
             lambda qkv, *rest: [qkv[0], qkv[1], heads * dim],
             heads=heads,
             scale=dim**-0.5,
-            window=0,
+            window=window,
             cache=CACHE_KINDS[shape.cache],
         )
 

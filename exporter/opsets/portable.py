@@ -2,7 +2,8 @@
 
 Built-in operators can write nothing in place, so the graph returns the new K/V rows of every layer and the runtime
 writes them. Positions and masks are inputs: the runtime derives them from start and length. The cache and the call's
-own tokens are scored apart, so that the cache is never copied to be joined with the new rows.
+own tokens are scored apart, so that the cache is never copied to be joined with the new rows. Without a sliding window
+every token of a call sees the whole cache, so one row of the cache's mask serves all; with one each token has a row.
 
 Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, R = H / G, D head size, C cache
 capacity, E hidden size. A Reshape says -1 where tokens are, so that the runtime can resize the graph to any bucket.
@@ -20,7 +21,7 @@ from mindspore.common.initializer import initializer
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, cache_inputs, linear_sizes
+from exporter.opsets import Input, Shape, cache_inputs, linear_sizes, windows
 from exporter.pieces import Piece, tensor_pieces
 from exporter.rope import rope_table
 
@@ -34,14 +35,20 @@ def graphs(buckets: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     rows, tokens = shape.rows, shape.tokens
-    groups = config.num_attention_heads // config.num_key_value_heads
-    return [
+    queries = config.num_attention_heads // config.num_key_value_heads * tokens  # heads of a group one after another
+    found = [
         Input("tokens", (rows, tokens), "int32"),
         Input("positions", (rows, tokens), "int32"),
         Input("last", (rows,), "int32"),  # index of each row's last valid token in [T]
-        Input("cache_mask", (rows, 1, 1, shape.context), "float32"),  # 0 or -1e30, added to the scores
-        Input("self_mask", (rows, 1, groups * tokens, tokens), "float32"),  # query heads of a group one after another
     ]
+    kinds = windows(config, shape.context)
+    if not all(kinds):
+        found.append(Input("cache_mask", (rows, 1, 1, shape.context), "float32"))  # 0 or -1e30, added to the scores
+        found.append(Input("self_mask", (rows, 1, queries, tokens), "float32"))
+    if any(kinds):
+        found.append(Input("window_cache_mask", (rows, 1, queries, shape.context), "float32"))
+        found.append(Input("window_self_mask", (rows, 1, queries, tokens), "float32"))
+    return found
 
 
 def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
@@ -110,10 +117,10 @@ class Prepare(nn.Cell):
         self.table_shape = (shape.rows, 1, -1, half)
 
     def construct(self, step: Any) -> Any:
-        tokens, positions, last, cache_mask, self_mask = step
+        tokens, positions, last = step[:3]
         cos = self.reshape(self.gather(self.cos, positions, 0), self.table_shape)  # [B, 1, S, D/2]
         sin = self.reshape(self.gather(self.sin, positions, 0), self.table_shape)
-        return tokens, cos, sin, last, cache_mask, self_mask
+        return (tokens, cos, sin, last, *step[3:])
 
 
 class Embedding(nn.Cell):
@@ -140,8 +147,10 @@ class NormQKV(nn.Cell):
 class Attention(nn.Cell):
     """Grouped-query attention (arXiv:2305.13245) over the cache and over the call's own tokens."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
         super().__init__(auto_prefix=False)
+        # The windowed masks come last in the step, after the others where some layers have no window.
+        self.masks = -2 if window else 4
         rows, heads, groups, dim = shape.rows, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.q_shape, self.kv_shape = (rows, -1, heads, dim), (rows, -1, groups, dim)
         self.grouped, self.flat = (rows, groups, -1, dim), (-1, heads * dim)
@@ -169,7 +178,8 @@ class Attention(nn.Cell):
 
     def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
         q, k, v = qkv
-        _, cos, sin, _, cache_mask, self_mask = step
+        cos, sin = step[1], step[2]
+        cache_mask, self_mask = step[self.masks], step[self.masks + 1]
         k_cache, v_cache = caches
         q = self.mul(self.rope(self.heads(q, self.q_shape), cos, sin), self.scale)
         q = self.reshape(q, self.grouped)  # [B, G, R * S, D]

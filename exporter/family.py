@@ -1,0 +1,99 @@
+"""What sets the architectures of the Llama family apart: names, biases, sliding windows, and defaults of their configs.
+
+Defaults are those that transformers takes where a config.json is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.errors import UserError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. keys: what its config.json holds beside the keys that all have."""
+
+    architecture: str
+    keys: frozenset[str]
+    qkv_bias: bool = False  # always; Llama's config says, for the o projection too
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", frozenset({"attention_bias", "mlp_bias"})),
+    "mistral": Family(
+        "MistralForCausalLM",
+        frozenset({"sliding_window"}),
+        defaults={"sliding_window": 4096, "num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}),
+        qkv_bias=True,
+        defaults={"sliding_window": 4096, "num_key_value_heads": 32, "max_window_layers": 28},
+    ),
+}
+
+
+def family_of(hf: Mapping[str, Any]) -> Family:
+    """The architecture that a config.json names. Raises UserError for one that is not of the family."""
+    kind = hf.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise UserError(f"config.json: model_type {kind!r} is not supported; this release exports {known_families()}")
+    for name in hf.get("architectures") or ():
+        if name.lower() != family.architecture.lower():
+            raise UserError(f"config.json: architecture {name!r} is not supported; needed is {family.architecture!r}")
+    return family
+
+
+def known_families() -> str:
+    return ", ".join(map(repr, FAMILIES))
+
+
+def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+    """(sliding_window, the kind of each layer's attention) of a config.json; (None, ()) where no layer has a window.
+
+    Mistral's window is every layer's. Qwen2's counts where use_sliding_window says so, in the layers that layer_types
+    names, or without it from max_window_layers on.
+    """
+    layers, window, kinds = values["num_hidden_layers"], values.get("sliding_window"), None
+    first = 0
+    if values["model_type"] == "qwen2":
+        first, kinds = values["max_window_layers"], values.get("layer_types")
+        if not isinstance(used := values.get("use_sliding_window", False), bool):
+            raise UserError(f"use_sliding_window = {used!r} in the config must be true or false")
+        if not isinstance(first, int):
+            raise UserError(f"max_window_layers = {first!r} in the config must be a whole number")
+        window = window if used else None
+    if kinds is None and window is not None:
+        kinds = [SLIDING if layer >= first else FULL for layer in range(layers)]
+    if kinds is None:
+        return None, ()
+    if not isinstance(kinds, list | tuple) or len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
+        raise UserError(
+            f"layer_types = {kinds!r} in the config must name {FULL!r} or {SLIDING!r} for each of {layers} layers"
+        )
+    if SLIDING not in kinds:
+        return None, ()
+    if window is None:
+        raise UserError(f"layer_types in the config names {SLIDING!r}, but no sliding_window is in use")
+    return window, tuple(kinds)
+
+
+def windows_as_hf(model_type: str, window: int | None, kinds: tuple[str, ...], layers: int) -> dict[str, Any]:
+    """What `read_windows` reads, as the architecture's config.json says it."""
+    if model_type != "qwen2":
+        return {"sliding_window": window} if model_type == "mistral" else {}
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        # For readers that know no layer_types.
+        "max_window_layers": kinds.index(SLIDING) if kinds else layers,
+        "layer_types": list(kinds) or [FULL] * layers,
+    }
