@@ -1,7 +1,8 @@
 """LlamaConfig: what the exporter knows of a network. The Hugging Face config.json is the schema.
 
-Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py says how they differ). A key that changes the mathematics and is not supported is an
-error that names it; keys known to be neutral are listed in config_keys.py.
+Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py says how they differ). A
+key that changes the mathematics and is not supported is an error that names it; keys known to be neutral are listed in
+config_keys.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A GGUF file of architecture "llama": its config, and its tensors under their Hugging Face names."""
+"""A GGUF file of architecture "llama" or "qwen2": its config, and its tensors under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ class GGUFCheckpoint(Checkpoint):
     def _stored_order(self, name: str, first: int, count: int) -> slice | NDArray[np.int64]:
         """Where the file has rows first .. first + count - 1.
 
-        It stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head); Hugging Face pairs row i of a head
-        with row i + head_dim/2. Blocks run along columns, so whole rows move.
+        A "llama" file stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head); Hugging Face, and a
+        "qwen2" file, pair row i of a head with row i + head_dim/2. Blocks run along columns, so whole rows move.
         """
-        if name.split(".")[-2] not in ("q_proj", "k_proj"):
+        if self.config.model_type == "qwen2" or name.split(".")[-2] not in ("q_proj", "k_proj"):
             return slice(first, first + count)
         head, row = np.divmod(np.arange(first, min(first + count, self.shape(name)[0])), self.config.head_dim)
         half, pair = np.divmod(row, self.config.head_dim // 2)

@@ -1,4 +1,7 @@
-"""The config of a GGUF file of architecture "llama", as LlamaConfig. Every `llama.*` key is accounted for."""
+"""The config of a GGUF file, as LlamaConfig. Every key of its architecture (`llama.*`, `qwen2.*`) is accounted for.
+
+Files of Mistral models say "llama", and none says anything of a sliding window.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from exporter.gguf_file import GGUFFile
 from exporter.rope import rope_frequencies
 from runtime.errors import UserError
 
+ARCHITECTURES = ("llama", "qwen2")
 # Keys that change nothing, and keys that change the mathematics unless they hold the value given.
 _NEUTRAL = {"tensor_data_layout", "rope.scaling.finetuned"}
 _NEUTRAL_VALUES = {
@@ -25,21 +29,22 @@ _NEUTRAL_VALUES = {
 
 
 def read_config(file: GGUFFile) -> LlamaConfig:
-    """LlamaConfig from the metadata and the tensor table. Raises UserError for anything but a plain Llama."""
+    """LlamaConfig from the metadata and the tensor table. Raises UserError for what is not plainly of the family."""
     kind = file.fields.get("general.architecture")
-    if not isinstance(kind, str) or kind != "llama":
-        raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports 'llama'")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        known = ", ".join(map(repr, ARCHITECTURES))
+        raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports {known}")
     if (parts := file.fields.get("split.count")) not in (None, 0, 1):
         raise UserError(f"{file.path} is one of {parts} parts; join them with `llama-gguf-split --merge`")
-    keys = _Keys(file)
+    keys = _Keys(file, kind)
     heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
     head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # 0 heads: told by LlamaConfig
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := keys.take(key, int)) not in (None, head_dim):
-            raise UserError(f"{file.path}: llama.{key} = {value} is not supported, only the head size {head_dim}")
+            raise UserError(f"{file.path}: {kind}.{key} = {value} is not supported, only the head size {head_dim}")
     tokens = file.fields.get("tokenizer.ggml.tokens", ())
     config = {
-        "model_type": "llama",
+        "model_type": kind,
         "vocab_size": keys.take("vocab_size", int) or len(tokens),
         "hidden_size": hidden,
         "intermediate_size": keys.need("feed_forward_length", int),
@@ -52,10 +57,11 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         "rope_theta": keys.take("rope.freq_base", float) or 10000.0,
         "rope_scaling": _rope_scaling(keys),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         **{f"{name}_token_id": file.fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()},
     }
+    if kind == "llama":  # qwen2 has its biases whatever a config says
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     keys.check_rest()
     if "rope_freqs.weight" in file.tensors:
         config["rope_scaling"] = _llama3_scaling(file, LlamaConfig.from_dict(config))
@@ -66,21 +72,22 @@ _IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 class _Keys:
-    """The `llama.*` metadata, each key taken once, so that what nobody asked for can be told."""
+    """The architecture's metadata, each key taken once, so that what nobody asked for can be told."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.path = file.path
-        self.left = {key[len("llama.") :]: value for key, value in file.fields.items() if key.startswith("llama.")}
+    def __init__(self, file: GGUFFile, kind: str) -> None:
+        self.path, self.prefix = file.path, f"{kind}."
+        fields = file.fields.items()
+        self.left = {key[len(self.prefix) :]: value for key, value in fields if key.startswith(self.prefix)}
 
     def take(self, key: str, kind: type) -> Any:
         """The value, of that type; None where the file has none."""
         value = self.left.pop(key, None)
         if isinstance(value, np.ndarray):
             if len(value) == 0 or np.any(value != value[0]):
-                raise UserError(f"{self.path}: llama.{key} differs from layer to layer, which is not supported")
+                raise UserError(f"{self.path}: {self.prefix}{key} differs from layer to layer, which is not supported")
             value = value[0].item()
         if value is not None and type(value) is not kind:
-            raise UserError(f"{self.path}: llama.{key} = {value!r} must be of type {kind.__name__}")
+            raise UserError(f"{self.path}: {self.prefix}{key} = {value!r} must be of type {kind.__name__}")
         if isinstance(value, float):
             value = float(str(np.float32(value)))  # stored as float32: 1e-05, not 9.999999747378752e-06
         return value
@@ -88,7 +95,7 @@ class _Keys:
     def need(self, key: str, kind: type) -> Any:
         value = self.take(key, kind)
         if value is None:
-            raise UserError(f"{self.path} lacks the metadata key llama.{key}; convert the model again")
+            raise UserError(f"{self.path} lacks the metadata key {self.prefix}{key}; convert the model again")
         return value
 
     def check_rest(self) -> None:
@@ -98,7 +105,7 @@ class _Keys:
             if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and value == _NEUTRAL_VALUES[key])
         }
         if unknown:
-            told = ", ".join(f"llama.{key} = {value!r}" for key, value in unknown.items())
+            told = ", ".join(f"{self.prefix}{key} = {value!r}" for key, value in unknown.items())
             raise UserError(f"{self.path}: {told} is not supported and may change the mathematics")
 
 
@@ -114,7 +121,8 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise UserError(f"{keys.path}: llama.rope.scaling.type = {kind!r} is not supported; supported: linear, yarn")
+        told = f"{keys.prefix}rope.scaling.type = {kind!r}"
+        raise UserError(f"{keys.path}: {told} is not supported; supported: linear, yarn")
     scaling = {
         "rope_type": "yarn",
         "factor": factor,

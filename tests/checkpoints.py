@@ -1,4 +1,4 @@
-"""Small random Llama checkpoints made by transformers, and artifacts exported from them.
+"""Small random checkpoints of the Llama family, made by transformers, and artifacts exported from them.
 
 Weights are drawn much wider than a fresh model's, and norms and biases at random, so that every tensor sways the
 logits: a graph that drops a bias or rotates by wrong angles is far outside any tolerance used here.
@@ -72,19 +72,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         "tie_word_embeddings": True,
     },
+    # The schedule of step_runs has a row that begins with 17 tokens, goes on with 1, and then with 15.
+    "mistral-window-17": {"model_type": "mistral", "sliding_window": 17},
+    "mistral-window-3": {"model_type": "mistral", "sliding_window": 3, "head_dim": 20, "num_key_value_heads": 4},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 1},
+    "qwen2": {"model_type": "qwen2", "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "qwen2-windows-16": {
+        **{"model_type": "qwen2", "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 16},
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "qwen2-window-18": {
+        **{"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 18, "max_window_layers": 0},
+        **{"hidden_size": 96, "num_attention_heads": 6},
+    },
 }
 
 
 def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
-    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random Llama.
+    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random model.
 
-    config: keys of transformers.LlamaConfig over DEFAULTS.
+    config: keys of transformers' LlamaConfig, or of its config for "model_type", over DEFAULTS.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = LlamaConfig(**{**DEFAULTS, **config})
-    model = LlamaForCausalLM(settings)
+    settings = AutoConfig.for_model(**{"model_type": "llama", **DEFAULTS, **config})
+    model = AutoModelForCausalLM.from_config(settings)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 Kind = GGMLQuantizationType
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
@@ -40,7 +40,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The row order of q and k in a GGUF file: row i of a head's first half, then row i of its second half."""
+    """The row order of q and k in a "llama" GGUF file: row i of a head's first half, then row i of its second half."""
     out = np.empty_like(rows)
     size = len(rows) // heads
     for head in range(heads):
@@ -70,16 +70,17 @@ def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
+    head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(config.vocab_size)
-    if config.head_dim != config.hidden_size // config.num_attention_heads:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    if head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
 
 
 def write_model(
     path: Path,
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     kind: Kind = Kind.F32,
     metadata: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
@@ -105,7 +106,7 @@ def write_model(
         data = random_blocks(kind, tensor.shape, seed) if matrix in K_QUANTS else quantize(tensor, matrix)
         stored[name] = data
         projection = name.split(".")[-2]
-        out = interleave(data, heads[projection]) if projection in heads else data
+        out = interleave(data, heads[projection]) if projection in heads and arch == "llama" else data
         if gguf_name(name) not in drop:
             writer.add_tensor(gguf_name(name), out, raw_dtype=matrix)
     for name, tensor in (extra or {}).items():

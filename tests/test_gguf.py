@@ -13,8 +13,8 @@ from gguf.quants import dequantize
 from gguf_files import K_QUANTS, Kind, gguf_name, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from transformers import LlamaConfig as HFLlamaConfig
-from transformers import LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from exporter.checkpoint import open_checkpoint
@@ -35,6 +35,14 @@ def model(**config: Any) -> LlamaForCausalLM:
     torch.manual_seed(1)
     made = LlamaForCausalLM(HFLlamaConfig(**{**CONFIG, **config}))
     for parameter in made.parameters():  # norms and biases start as constants
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made.eval()
+
+
+def qwen2(**config: Any) -> PreTrainedModel:
+    torch.manual_seed(2)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **{**CONFIG, **config}))
+    for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made.eval()
 
@@ -111,11 +119,29 @@ def test_config_and_tensors_come_back(tmp_path: Path, config: dict[str, Any]) ->
     torch.testing.assert_close(again(tokens).logits, made(tokens).logits, rtol=0, atol=0)
 
 
-def test_agrees_with_transformers_own_gguf_reader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": True, "num_key_value_heads": 8}])
+def test_qwen2_comes_back_with_its_biases_and_without_a_window(tmp_path: Path, config: dict[str, Any]) -> None:
+    made = qwen2(**config)
+    write_model(tmp_path / "m.gguf", made, arch="qwen2")
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert checkpoint.config == LlamaConfig.from_dict({**made.config.to_dict(), "bos_token_id": None})
+    assert "model.layers.0.self_attn.q_proj.bias" in checkpoint.names()
+    for name in checkpoint.names():
+        np.testing.assert_array_equal(checkpoint.tensor(name), made.get_parameter(name).detach().numpy())
+    write_model(tmp_path / "m.gguf", made, arch="qwen2", drop=("blk.1.attn_v.bias",))
+    with pytest.raises(UserError, match=r"1 missing: model\.layers\.1\.self_attn\.v_proj\.bias"):
+        open_checkpoint(tmp_path / "m.gguf")
+    write_model(tmp_path / "m.gguf", made, arch="qwen2", metadata={"qwen2.attention.sliding_window": 32})
+    with pytest.raises(UserError, match=r"qwen2\.attention\.sliding_window = 32"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_agrees_with_transformers_own_gguf_reader(tmp_path: Path, arch: str) -> None:
     """An independent mapping of names and rows, on a quantized file."""
-    made = model()
+    made = model() if arch == "llama" else qwen2()
     tokens = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": list("abcdefgh")}
-    write_model(tmp_path / "m.gguf", made, Kind.Q8_0, metadata=tokens)
+    write_model(tmp_path / "m.gguf", made, Kind.Q8_0, metadata=tokens, arch=arch)
     theirs = load_gguf_checkpoint(tmp_path / "m.gguf", return_tensors=True, model_to_load=made)["tensors"]
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
     assert set(theirs) == set(checkpoint.names())
@@ -197,8 +223,8 @@ def test_missing_and_surplus_tensors_are_listed(tmp_path: Path, small: LlamaForC
 
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path, small: LlamaForCausalLM) -> None:
-    write_model(tmp_path / "m.gguf", small, arch="qwen2")
-    with pytest.raises(UserError, match=r"architecture 'qwen2'.*'llama'"):
+    write_model(tmp_path / "m.gguf", small, arch="phi3")
+    with pytest.raises(UserError, match=r"architecture 'phi3'.*'llama', 'qwen2'"):
         open_checkpoint(tmp_path / "m.gguf")
     write_model(tmp_path / "m.gguf", small, Kind.TQ2_0)
     with pytest.raises(UserError, match=r"\(TQ2_0\); supported are F32, F16, BF16, Q8_0"):

@@ -15,7 +15,12 @@ from exporter.onnx_run import twin_engine
 from runtime.artifact import Artifact
 
 TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, through two or three layers
-MINDSPORE = ("gqa-3to1", "head-size-20", "yarn")  # it compiles each bucket of each, a second or two a time
+MINDSPORE = (
+    "gqa-3to1",
+    "head-size-20",
+    "yarn",
+    "qwen2-windows-16",
+)  # it compiles each bucket of each, a second or two a time
 # Weights and cache of the cpu target -> how far its logits may be from the definitions': activations have 16 bits with
 # integer weights, 8 where the CPU has AMX and the call enough tokens; a cache entry may round the other way.
 CPU = {

@@ -121,7 +121,9 @@ def test_an_unknown_model_suggests_the_nearest_presets(model: str, near: str) ->
 
 @pytest.mark.parametrize("model", ["zzz", "/no/such/file.gguf", "no/such.gguf", "a/b/c", ""])
 def test_what_is_nothing_lists_the_presets(model: str) -> None:
-    with pytest.raises(UserError, match=r"neither a preset.*Presets: llama2-7b.*smollm2-1\.7b-instruct.*qwen2\.5-7b-instruct"):
+    with pytest.raises(
+        UserError, match=r"neither a preset.*Presets: llama2-7b.*smollm2-1\.7b-instruct.*qwen2\.5-7b-instruct"
+    ):
         resolve(model)
 
 
