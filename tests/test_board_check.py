@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,22 @@ def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: nothing was answered here: no Ascend device was found" in done.stderr
     assert {answer["answer"] for answer in json.loads(report.read_text())["answers"]} == {"unknown"}
+
+
+# --- what a board needs ---
+
+
+def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
+    absent = ("mindspore", "transformers", "safetensors", "gguf", "onnx", "torch", "huggingface_hub", "ml_dtypes")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
+
+
+def test_the_board_page_s_commands_exist() -> None:
+    page = (REPOSITORY / "kernels/ascend/BOARD.md").read_text()
+    targets = set(re.findall(r"(?m)^([\w-]+):", (REPOSITORY / "Makefile").read_text()))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", page))
+    assert {"export", "kernels", "convert", "board-check", "board-probe"} <= named <= targets
