@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from runtime.errors import UserError
 TARGETS = ("cpu", "portable")  # the first is the default
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048
+MOST_ELEMENTS = 1 << 31
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
 
 
@@ -123,8 +125,10 @@ def _write_graphs(
     for served in ops.graphs(buckets):
         traced = replace(shape, tokens=served[-1])
         inputs = ops.inputs(config, traced) + ops.caches(config, traced)
+        _check_elements(inputs, "CONTEXT or BATCH")
         with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
             model = mindir.lower(trace.trace(config, traced, ops), inputs)
+        _check_elements(parameters(model), "WEIGHTS")
         name = f"graphs/{traced.tokens}.mindir"
         data: tuple[FileEntry, ...] = ()
         if ops.WEIGHTS_ARE == "constants":
@@ -206,6 +210,16 @@ def _manifest(
         kernel_abi=getattr(ops, "KERNEL_ABI", None),
         parity=None,
     )
+
+
+def _check_elements(specs: Sequence[Input], smaller: str) -> None:
+    """Raise UserError for a tensor that MindSpore Lite 2.0, which counts elements in 31 bits, would not bind."""
+    for spec in specs:
+        if math.prod(spec.shape) >= MOST_ELEMENTS:
+            raise UserError(
+                f"{spec.name} would have {math.prod(spec.shape):,} elements ({spec.dtype}); MindSpore Lite 2.0 takes "
+                f"fewer than {MOST_ELEMENTS:,} in one tensor. Choose a smaller {smaller}"
+            )
 
 
 def _check_disk(folder: Path, needed: int) -> None:

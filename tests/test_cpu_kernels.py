@@ -179,6 +179,33 @@ def test_embedding(isa: str, fmt: str) -> None:
         np.testing.assert_array_equal(got, reference.embedding(ids, wf.unpack(packed, fmt, 50, width), length))
 
 
+@pytest.mark.parametrize("fmt", ["f32", "int8"])
+def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
+    """Zeros, which cost no memory until they are written, and a last panel that is not: past 2^31 bytes."""
+    inner, last = 4096, packed_matrix(np.random.default_rng(0), 16, 4096, fmt)
+    panels = (1 << 31) // len(last) + 3
+    table = np.zeros((panels, len(last)), np.uint8)
+    table[-1] = last
+    outer, length = 16 * panels, np.array([1], np.int32)
+    wanted = wf.unpack(last, fmt, 16, inner)
+    ids, found = np.array([[outer - 3]], np.int32), np.empty((1, 1, inner), np.float32)
+    code = library().edgellama_embedding(
+        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 1, 1, outer, inner, pointer(ids), pointer(table), pointer(length),
+        pointer(found),
+    )  # fmt: skip
+    assert code == 0
+    np.testing.assert_array_equal(found[0, 0], wanted[-3])
+
+    x, y = np.random.default_rng(1).standard_normal((1, 1, inner), np.float32), np.empty((1, 1, outer), np.float32)
+    code = library().edgellama_linear(
+        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 0, 1, 1, inner, outer, 0, ctypes.c_float(1e-5), pointer(x),
+        pointer(table), None, None, None, pointer(length), pointer(y),
+    )  # fmt: skip
+    assert code == 0
+    assert not y[0, 0, :-16].any()
+    np.testing.assert_allclose(y[0, 0, -16:], wanted @ x[0, 0], atol=2e-4 * np.abs(wanted @ x[0, 0]).max())
+
+
 def awkward_weights() -> NDArray[np.float32]:
     """Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge or with one outlier."""
     w = np.random.default_rng(5).standard_normal((37, 100)).astype(np.float32) / 20

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import CONFIGS, ROOT
+from checkpoints import CONFIGS, DEFAULTS, ROOT
 from step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
 
 from exporter.__main__ import main
@@ -140,6 +140,32 @@ def test_bad_options_are_one_line_and_leave_nothing(tiny_checkpoint: Callable[..
         assert error.startswith("error: ") and error.count("\n") == 1
         assert words in error
     assert list(tmp_path.iterdir()) == []
+
+
+LARGE = {  # of a table, of a cache
+    "model.embed_tokens.weight would have 2,293,760,000 elements (uint8)": {"vocab_size": 70_000, "hidden_size": 8192},
+    "k_cache.0 would have 2,147,483,680 elements (int16)": {"max_position_embeddings": 1 << 30},
+}
+
+
+def test_tensors_that_mindspore_lite_cannot_count_are_refused(tmp_path: Path) -> None:
+    """With the size that would pass: bfloat16 tables, a shorter context."""
+    jobs = []
+    for words, change in LARGE.items():
+        folder = tmp_path / str(len(jobs))
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama", **change}))
+        cache = "_cache" in words
+        options = ["--cache", "float16", "--context", str((1 << 26) + 1)] if cache else ["--weights", "fp32"]
+        argv = ["export", str(folder), "--synthetic", "--out", str(tmp_path / "x"), "--buckets", "8", *options]
+        jobs.append({"argv": argv, "free": 0})
+        remedy = ["--context", "64"] if cache else ["--weights", "bf16", "--cache", "float32"]
+        jobs.append({"argv": [*argv, *remedy], "free": 0})
+    results = run_exporter(*jobs)
+    for words, (status, why), (_, passed) in zip(LARGE, results[::2], results[1::2], strict=True):
+        assert status == 2
+        assert words in why and "takes fewer than 2,147,483,648 in one tensor" in why
+        assert "GB free" in passed  # the next check
 
 
 def test_buckets_that_are_no_numbers(capsys: pytest.CaptureFixture) -> None:
