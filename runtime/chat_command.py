@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.chat import Chat
 from runtime.errors import UserError
-from runtime.model import LlamaForCausalLM
+from runtime.model_options import add_model, load
 from runtime.output import Piece
 from runtime.progress import progress
 from runtime.sampling_options import add_sampling, sampling
@@ -38,20 +38,16 @@ def add_parser(commands: Any) -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    chat.add_argument("artifact", help="folder written by `make export`")
+    add_model(chat)
     chat.add_argument("--system", help="a system message")
     chat.add_argument("--max-new-tokens", type=int, metavar="N", help="of one answer; default: what the context holds")
     add_sampling(chat)
-    chat.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
-    chat.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     chat.set_defaults(run=run_chat)
 
 
 def run_chat(options: argparse.Namespace) -> None:
     settings = {**sampling(options), "max_new_tokens": options.max_new_tokens}
-    model = LlamaForCausalLM.from_pretrained(
-        options.artifact, threads=options.threads, show_progress=True, show_native_log=options.debug
-    )
+    model = load(options)
     chat = Chat(model, options.system)
     model.turn([*chat.messages, {"role": "user", "content": "?"}])  # a missing or refusing template is told at once
     terminal = sys.stdin.isatty()

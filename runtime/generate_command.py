@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
+from runtime.model_options import add_model, load
 from runtime.output import Piece
 from runtime.progress import progress
 from runtime.sampling_options import add_grammar, add_sampling, grammar, sampling
@@ -27,19 +28,14 @@ def add_parser(commands: Any) -> None:
         description="Answer one prompt, streaming the text. An artifact with a chat template gets the prompt as a user "
         "message; --raw continues the text as it is.",
     )
-    generate.add_argument("artifact", help="folder written by `make export`")
+    add_model(generate)
     generate.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
     generate.add_argument("--system", help="a system message for the chat template")
     generate.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
     generate.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
     add_sampling(generate)
     add_grammar(generate)
-    generate.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
-    generate.add_argument(
-        "--device-id", type=int, metavar="N", help="NPU, for an artifact of an Ascend target; default: 0"
-    )
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    generate.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     generate.set_defaults(run=run_generate)
 
 
@@ -48,13 +44,7 @@ def run_generate(options: argparse.Namespace) -> None:
     if not prompt.strip():
         raise UserError("the prompt is empty. Give some text: --prompt TEXT")
     began = time.perf_counter()
-    model = LlamaForCausalLM.from_pretrained(
-        options.artifact,
-        threads=options.threads,
-        device_id=options.device_id,
-        show_progress=True,
-        show_native_log=options.debug,
-    )
+    model = load(options)
     loaded = time.perf_counter() - began
     ids = prompt_ids(model, prompt, options.system, options.raw)
     constraint = grammar(options, model)

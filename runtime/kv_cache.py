@@ -25,7 +25,10 @@ class KVCache:
     """Every cache array of an artifact, by the name of the graph input it is bound to.
 
     k_cache.{l} and v_cache.{l} are [B, G, C, D]; k_scale.{l} and v_scale.{l} [B, G, C] beside an int8 cache.
+    worth_copying: from how many tokens on copying them from one row to another costs less than computing them.
     """
+
+    worth_copying = 1
 
     def __init__(self, spec: CacheSpec) -> None:
         self.spec = spec

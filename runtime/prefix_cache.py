@@ -71,13 +71,15 @@ class PrefixCache:
         return np.array([self._common(row, text[:-1]) for row in range(len(self.ids))])
 
     def bring(self, text: np.ndarray, row: int) -> int:
-        """Have in `row` as much of the beginning of `text` as any row holds, and return how many tokens that is."""
+        """Have in `row` as much of the beginning of `text` as any row holds, where a copy is worth it, and return how
+        many tokens that is."""
         shared = self.shared(text)
         best = int(shared.argmax())
-        if shared[best] > shared[row]:
-            source = np.arange(len(self.ids))
-            source[row] = best
-            self.reorder(source, int(shared[best]))
+        if shared[best] - shared[row] < self._cache.worth_copying:
+            return int(shared[row])
+        source = np.arange(len(self.ids))
+        source[row] = best
+        self.reorder(source, int(shared[best]))
         return int(shared[best])
 
     def fill(self, ids: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:

@@ -106,6 +106,14 @@ def test_a_common_beginning_is_copied_to_another_row(three: LlamaForCausalLM) ->
     assert new(three, [*one, 4], 6) == continuation([*one, 4], 6)
 
 
+def test_a_copy_that_is_not_worth_it_is_not_made(three: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KVCache, "worth_copying", 5)
+    system = [20, 21, 22, 23]
+    new(three, [*system, *LONG], 1)
+    assert [sum(row) for row in fed(three, lambda: new(three, [*system, 44, 45], 1))] == [6]
+    assert new(three, [*system, 44, 45], 6) == continuation([*system, 44, 45], 6)
+
+
 def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> None:
     fresh = three.generate([LONG], num_beams=3, max_new_tokens=5).tolist()
     assert fed(three, lambda: three.generate([LONG], num_beams=3, max_new_tokens=5))[0] == [1, 0, 0]

@@ -48,7 +48,13 @@ class DeviceTensor:
 
 
 class DeviceCache:
-    """Every cache tensor of an artifact, by the name of the graph input it is bound to; zero at first."""
+    """Every cache tensor of an artifact, by the name of the graph input it is bound to; zero at first.
+
+    worth_copying: from how many tokens on copying them from one row to another costs less than computing them; many,
+    since every copy takes whole tensors to the host and back. An estimate: no board has been measured.
+    """
+
+    worth_copying = 256
 
     def __init__(self, spec: CacheSpec, lite: Any, device: int) -> None:
         self.spec = spec
