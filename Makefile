@@ -18,7 +18,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 MODEL ?= smollm2-135m-instruct
 TARGET ?= cpu
-WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,int8)
+WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,$(if $(filter ascend%,$(TARGET)),fp16,int8))
 PROMPT ?= Why is the sky blue?
 RANDOM := $(filter-out 0,$(SYNTHETIC))
 ARTIFACT ?= artifacts/$(notdir $(MODEL))$(if $(RANDOM),-synthetic)-$(TARGET)-$(WEIGHTS)

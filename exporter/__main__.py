@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exporter.progress import Progress
+from exporter.targets import TARGETS
 from runtime.errors import UserError
 
 
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", parents=[common], help="write an artifact")
     export.add_argument("model", help="a preset, a Hugging Face folder, a hub id or a .gguf file")
-    export.add_argument("--target", default="cpu", help="what it shall run on (default: %(default)s)")
+    export.add_argument("--target", default="cpu", help=f"{', '.join(TARGETS)} (default: %(default)s)")
     export.add_argument("--weights", help="weight format (default: the target's first)")
     export.add_argument("--cache", help="dtype of the KV cache (default: the target's first)")
     export.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")

@@ -15,15 +15,16 @@ from exporter import verify
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.constants import parameters, write_constants
-from exporter.opsets import Input, Shape
+from exporter.convert import CONFIG
+from exporter.opsets import Input, Shape, declared_inputs
 from exporter.progress import Progress
 from exporter.synthetic import open_model
+from exporter.targets import TARGETS
 from exporter.weights import write_weights
 from runtime import artifact
 from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from runtime.errors import UserError
 
-TARGETS = ("cpu", "portable")  # the first is the default
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048
 MOST_ELEMENTS = 1 << 31
@@ -35,7 +36,7 @@ class Options:
     """What `make export` takes. None means the default of the target, or the one that fits the model."""
 
     model: str
-    target: str = TARGETS[0]
+    target: str = next(iter(TARGETS))
     weights: str | None = None
     cache: str | None = None
     context: int | None = None
@@ -59,7 +60,7 @@ def export(options: Options, progress: Progress) -> Path:
     """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
-    ops = import_module(f"exporter.opsets.{options.target}")
+    ops = import_module(f"exporter.opsets.{TARGETS[options.target].opset}")
     shape, buckets = _shape(options, checkpoint.config, ops)
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
@@ -105,7 +106,9 @@ def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shap
     # float32 weights are for exactness: rounding keys and values to float16 moves the logits by a thousandth.
     exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
     cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
-    return Shape(options.batch, buckets[-1], context, weights, cache), buckets
+    shape = Shape(options.batch, buckets[-1], context, weights, cache, TARGETS[options.target].chip)
+    ops.check(config, shape, buckets)
+    return shape, buckets
 
 
 def _write_graphs(
@@ -117,7 +120,7 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[tuple[Graph, ...], FileEntry | None]:
     """Every graph file, and the file of the weights where they are inputs of the graphs."""
-    from exporter import mindir, trace
+    from exporter import chips, mindir, trace
 
     config = checkpoint.config
     graphs: list[Graph] = []
@@ -125,11 +128,17 @@ def _write_graphs(
     for served in ops.graphs(buckets):
         traced = replace(shape, tokens=served[-1])
         inputs = ops.inputs(config, traced) + ops.caches(config, traced)
+        declared = declared_inputs(config, traced, ops)
         _check_elements(inputs, "CONTEXT or BATCH")
         with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
-            model = mindir.lower(trace.trace(config, traced, ops), inputs)
+            model = mindir.lower(trace.trace(config, traced, ops), declared)
         _check_elements(parameters(model), "WEIGHTS")
         name = f"graphs/{traced.tokens}.mindir"
+        if shape.chip is not None:
+            chip = chips.CHIPS[shape.chip]
+            chips.check_operators(model, chip)
+            config_file = folder / "graphs" / CONFIG
+            config_file.write_text(chips.conversion_config(chip, declared, served), encoding="utf-8")
         data: tuple[FileEntry, ...] = ()
         if ops.WEIGHTS_ARE == "constants":
             data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
@@ -195,7 +204,7 @@ def _manifest(
         source=source,
         config=config.to_dict(),
         target=target,
-        opset=target,
+        opset=TARGETS[target].opset,
         weights_format=shape.weights,
         batch=shape.rows,
         context=shape.context,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.mindir_graph import MindIRGraph
+from exporter.mindir_graph import MindIRGraph, Value
 from runtime.artifact import Manifest
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
@@ -42,13 +42,16 @@ def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Me
         weights=constants + outside,
         copies=int(constants * (CONSTANT_COPIES - 1)) if copied else 0,
         cache=manifest.cache.nbytes,
-        activations=max(peak_activations(graph) for graph in graphs.values()),
+        activations=max(peak_activations(graphs[g.file], manifest.batch, g.bucket) for g in manifest.graphs),
         libraries=LIBRARIES,
     )
 
 
-def peak_activations(graph: MindIRGraph) -> int:
-    """The most bytes of intermediate results that are alive at once, in the graph's order and at its traced bucket."""
+def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:
+    """The most bytes of intermediate results that are alive at once, in the graph's order and at its traced bucket.
+
+    rows, tokens: what a dynamic token axis stands for.
+    """
     home: dict[str, set[str]] = {}  # a value -> the operations whose memory it lies in
     last_use: dict[str, int] = {}
     for at, op in enumerate(graph.operations):
@@ -62,7 +65,9 @@ def peak_activations(graph: MindIRGraph) -> int:
     ends: dict[int, list[str]] = {}
     for name, at in last_use.items():
         ends.setdefault(at, []).append(name)
-    sizes = {op.name: sum(value.nbytes for value in op.results) for op in graph.operations}
+    # A custom operator's results past the first are caches, written in place.
+    own = {op.name: op.results[:1] if op.operator == "Custom" else op.results for op in graph.operations}
+    sizes = {name: sum(_nbytes(value, rows, tokens) for value in values) for name, values in own.items()}
     alive = peak = 0
     for at, op in enumerate(graph.operations):
         if home[op.name] == {op.name}:
@@ -70,3 +75,11 @@ def peak_activations(graph: MindIRGraph) -> int:
             peak = max(peak, alive)
         alive -= sum(sizes[name] for name in ends.get(at, ()))
     return peak
+
+
+def _nbytes(value: Value, rows: int, tokens: int) -> int:
+    """An unknown first dimension is of all rows' tokens [B * S, ...], a later one of a row's [B, S, ...]."""
+    if -1 not in value.shape:
+        return value.nbytes
+    unknown = rows * tokens if value.shape[0] == -1 else tokens
+    return -value.nbytes * unknown

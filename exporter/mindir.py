@@ -46,6 +46,7 @@ CUSTOM = Lowering(op_type="Custom", custom=True)
 OPERATORS: dict[str, Lowering] = {
     "Add": UNCHANGED,
     "BatchMatMul": Lowering(2, TRANSPOSES),
+    "Cast": UNCHANGED,
     "Concat": Lowering(1, (("axis",),)),
     "Div": UNCHANGED,
     "EdgeEmbedding": CUSTOM,
@@ -57,6 +58,7 @@ OPERATORS: dict[str, Lowering] = {
     "Mul": UNCHANGED,
     "ReduceMean": Lowering(2, (("keep_dims",),)),
     "Reshape": UNCHANGED,
+    "RmsNorm": UNCHANGED,
     "Sigmoid": UNCHANGED,
     "Slice": UNCHANGED,
     "Softmax": Lowering(1, (("axis",),)),
@@ -66,6 +68,10 @@ OPERATORS: dict[str, Lowering] = {
     "Sub": UNCHANGED,
     "Transpose": UNCHANGED,
     "TupleGetItem": UNCHANGED,
+    # Its four optional inputs, which nothing here gives, are left out: the converter fills them in again.
+    "WeightQuantBatchMatmul": Lowering(
+        3, ((), (), (), (), ("transpose_x",), ("transpose_weight",), ("antiquant_group_size",))
+    ),
 }
 MEMORY_ORDER = {"Load", "UpdateState", "Depend"}  # order reads of parameters, which nothing here writes
 
@@ -157,7 +163,8 @@ def _lower_node(
     attributes = _attributes(primitive, rule)
     for value, aliases in zip(node.input[kept:], rule.options, strict=True):
         if value not in constants:
-            raise UserError(f"option {aliases[0]} of {primitive.op_type} ({where}) is not a constant")
+            name = aliases[0] if aliases else "left out"
+            raise UserError(f"option {name} of {primitive.op_type} ({where}) is not a constant")
         for alias in aliases:
             attributes.append(_renamed(constants[value].attribute[0], alias))
     operands = [
@@ -182,8 +189,13 @@ def _attributes(primitive: Any, rule: Lowering) -> list[Attribute]:
 
 
 def _custom_attributes(primitive: Any) -> list[Attribute]:
-    """What MindSpore Lite 2.0 wants of a custom kernel. The kernel's own attributes are text, as lists of bytes."""
+    """What MindSpore Lite 2.0 wants of a custom kernel. The kernel's own attributes are text, as lists of bytes.
+
+    An operator that names itself (reg_op_name) is Ascend's: the graph engine reads its attributes as they are.
+    """
     kind = pb.AttributeProto
+    if any(attribute.name == "reg_op_name" for attribute in primitive.attribute):
+        return sorted((a for a in primitive.attribute if a.name != "name"), key=lambda a: a.name)
     fixed = {"type": primitive.op_type, "func_name": primitive.op_type, "reg_op_name": primitive.op_type}
     # Its loader recognises only nodes that say this, on every device.
     fixed |= {"uniq_name": "CustomAscend", "func_type": "aot"}

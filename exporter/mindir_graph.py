@@ -23,7 +23,7 @@ DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor's name, numpy dtype name and shape at the traced bucket."""
+    """A tensor's name, numpy dtype name and shape at the traced bucket; -1 where the token axis is dynamic."""
 
     name: str
     dtype: str
@@ -67,12 +67,17 @@ class MindIRGraph:
 
 def read(path: Path) -> MindIRGraph:
     """Raises UserError where the file is no MindIR or holds something that no lowered file holds."""
+    return view(parse(path))
+
+
+def parse(path: Path) -> Model:
+    """The protobuf of a file. Raises UserError where it is none."""
     model = pb.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is not a MindIR file, or it was cut ({error}). Export again") from error
-    return view(model)
+    return model
 
 
 def view(model: Model) -> MindIRGraph:

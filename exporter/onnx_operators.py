@@ -1,8 +1,8 @@
 """How each MindIR operator is said in ONNX: one function an operator, in the table TRANSLATIONS.
 
-Custom operators become nodes of the domain DOMAIN, evaluated by kernels/reference.py (exporter.onnx_run). ONNX has no
-in-place writes: a custom node returns the tensors that it mutates as further outputs, and what reads them later in the
-MindIR reads those.
+Custom operators become nodes of the domain DOMAIN, evaluated by kernels/reference.py (exporter.onnx_evaluators), and so
+do those of Ascend that ONNX lacks. ONNX has no in-place writes: a custom node returns the tensors that it mutates as
+further outputs, and what reads them later in the MindIR reads those.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from exporter.mindir_graph import MindIRGraph, Operation, Value
 from runtime.errors import UserError
 
 DOMAIN = "edgellama"
+FLOATS = {42: onnx.TensorProto.FLOAT16, 43: onnx.TensorProto.FLOAT}  # MindSpore's TypeId -> ONNX's
 END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
 
 
@@ -183,6 +184,26 @@ def _batch_matmul(t: Translation, op: Operation) -> None:
     t.emit(op, "MatMul", operands)
 
 
+def _cast(t: Translation, op: Operation) -> None:
+    number = int(t.option(op, 1))
+    if number not in FLOATS:
+        raise UserError(f"Cast ({op.name}): to MindSpore's type {number}; the twin knows {', '.join(map(str, FLOATS))}")
+    t.emit(op, "Cast", [t.operand(op.inputs[0])], to=FLOATS[number])
+
+
+def _rms_norm(t: Translation, op: Operation) -> None:
+    """Results: what is normed, and 1 / sqrt(mean + epsilon). ONNX has it from opset 23 on, without the second."""
+    epsilon = float(t.option(op, 2))
+    t.emit(op, "RmsNorm", [t.operand(name) for name in op.inputs[:2]], 2, domain=DOMAIN, epsilon=epsilon)
+
+
+def _weight_quant_batch_matmul(t: Translation, op: Operation) -> None:
+    found = {name: int(op.attributes[name]) for name in ("transpose_x", "transpose_weight", "antiquant_group_size")}
+    if found != {"transpose_x": 0, "transpose_weight": 1, "antiquant_group_size": 0}:
+        raise UserError(f"WeightQuantBatchMatmul ({op.name}): the twin knows x [M, K], weight [N, K]; found {found}")
+    t.emit(op, "WeightQuantBatchMatmul", [t.operand(name) for name in op.inputs], domain=DOMAIN)
+
+
 def _make_tuple(t: Translation, op: Operation) -> None:
     t.values[op.name] = tuple(t.operand(name) for name in op.inputs)
 
@@ -231,6 +252,7 @@ def custom_attributes(op: Operation) -> dict[str, Any]:
 TRANSLATIONS: dict[str, Translator] = {
     "Add": _same("Add"),
     "BatchMatMul": _batch_matmul,
+    "Cast": _cast,
     "Concat": _concat,
     "Custom": _custom,
     "Depend": _depend,
@@ -241,6 +263,7 @@ TRANSLATIONS: dict[str, Translator] = {
     "Mul": _same("Mul"),
     "ReduceMean": _reduce_mean,
     "Reshape": _reshape,
+    "RmsNorm": _rms_norm,
     "Sigmoid": _same("Sigmoid"),
     "Slice": _slice,
     "Softmax": _softmax,
@@ -250,6 +273,7 @@ TRANSLATIONS: dict[str, Translator] = {
     "Sub": _same("Sub"),
     "Transpose": _transpose,
     "TupleGetItem": _tuple_get_item,
+    "WeightQuantBatchMatmul": _weight_quant_batch_matmul,
 }
 
 

@@ -1,4 +1,7 @@
-"""python -m exporter.probe FOLDER JOB RESULT: an artifact's logits through the runtime, for verify.py."""
+"""python -m exporter.probe FOLDER JOB RESULT: an artifact's logits, for verify.py.
+
+Through the runtime, or through the ONNX twin where the runtime needs a device that converted the graph first.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,46 @@ from runtime.engine import Engine
 from runtime.errors import UserError
 
 
+def engine_for(artifact: Artifact) -> Engine:
+    """What runs this artifact on a host."""
+    if artifact.manifest.opset == "ascend":
+        from exporter.onnx_run import twin_engine
+
+        return twin_engine(artifact)
+    return Engine(artifact)
+
+
 def logits(folder: Path, job: Path) -> np.ndarray:
-    """Row 0 prefills each length of `edges` afresh, then `decode` = (prompt length, steps); the other rows idle."""
+    """float32 [B, len(edges) + steps, V]: each row after a prefill of each length of `edges`, then after each of the
+    decode steps of `decode` = (prompt length, steps).
+
+    Every row reads the same text, at another place: in call i row b prefills edges[i + b], and its decode begins b
+    calls late. So rows of different lengths share a call, rows of no tokens among them.
+    """
     with np.load(job) as given:
         tokens, edges, decode = given["tokens"], given["edges"], given["decode"]
         manifest = Manifest.from_dict(json.loads(str(given["manifest"])))
-    engine = Engine(Artifact(folder, manifest))
-    row = np.arange(engine.batch) == 0
-
-    def forward(first: int, count: int) -> np.ndarray:
-        call = np.zeros((engine.batch, count), np.int32)
-        call[0] = tokens[first : first + count]
-        return engine.forward(call, first * row, count * row)[0].copy()
-
-    out = [forward(0, int(n)) for n in edges]
+    engine = engine_for(Artifact(folder, manifest))
+    rows = np.arange(engine.batch)
     prefix, steps = (int(n) for n in decode)
-    forward(0, prefix)
-    return np.stack(out + [forward(prefix + i, 1) for i in range(steps)])
+    out = np.empty((engine.batch, len(edges) + steps, engine.vocab_size), np.float32)
+
+    def forward(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        call = np.zeros((engine.batch, int(length.max())), np.int32)
+        for row, (first, count) in enumerate(zip(start, length, strict=True)):
+            call[row, :count] = tokens[first : first + count]
+        return engine.forward(call, start, length)
+
+    for i in range(len(edges)):
+        which = (i + rows) % len(edges)
+        out[rows, which] = forward(0 * rows, edges[which])
+    forward(0 * rows, np.full_like(rows, prefix))
+    for call_index in range(steps + engine.batch - 1 if steps else 0):
+        step = call_index - rows
+        live = (step >= 0) & (step < steps)
+        found = forward(np.where(live, prefix + step, 0), live.astype(np.int64))
+        out[rows[live], len(edges) + step[live]] = found[live]
+    return out
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from mindspore import Tensor
 
 from exporter.config import LlamaConfig
 from exporter.llama import Llama
-from exporter.opsets import Shape
+from exporter.opsets import Input, Shape, declared_inputs
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 
@@ -24,10 +24,7 @@ def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
     """
     network = Llama(config, shape, ops)
     network.set_train(False)
-    arguments = [
-        Tensor(shape=list(x.shape), dtype=getattr(mindspore, x.dtype), init="zeros")
-        for x in ops.inputs(config, shape) + ops.caches(config, shape)
-    ]
+    arguments = [_argument(x) for x in declared_inputs(config, shape, ops)]
     traced: list[Model] = []
 
     def take(model: Model) -> None:
@@ -41,3 +38,10 @@ def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
             network, *arguments, file_name=str(Path(folder) / "graph"), file_format="MINDIR", custom_func=take
         )
     return traced[0]
+
+
+def _argument(spec: Input) -> Tensor:
+    dtype = getattr(mindspore, spec.dtype)
+    if -1 in spec.shape:
+        return Tensor(shape=[None if n == -1 else n for n in spec.shape], dtype=dtype)
+    return Tensor(shape=list(spec.shape), dtype=dtype, init="zeros")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from exporter.probe import engine_for
 from runtime.artifact import Artifact
-from runtime.engine import Engine
 from runtime.errors import UserError
 
 
@@ -23,7 +23,7 @@ def write_logits(folder: Path, job: Path, result: Path) -> None:
     """
     with np.load(job) as given:
         windows, first = given["windows"], int(given["first"])
-    engine = Engine(Artifact.open(folder))
+    engine = engine_for(Artifact.open(folder))
     count, size = windows.shape
     out = open_memmap(result, "w+", np.float32, (count, size - 1 - first, engine.vocab_size))
     for begin in range(0, count, engine.batch):

@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 
 from exporter import mindir, onnx_twin
 from exporter.mindir_graph import MindIRGraph, Operation, Value, read
+from exporter.onnx_evaluators import OPERATORS
 from exporter.onnx_operators import TRANSLATIONS
-from exporter.onnx_run import OPERATORS, TwinGraph
+from exporter.onnx_run import TwinGraph
 from kernels import reference
 from runtime.artifact import Artifact, Graph, TensorSpec
 from runtime.errors import UserError

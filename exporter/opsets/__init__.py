@@ -5,15 +5,18 @@ caches(config, shape) -> list[Input]   the graph's caches, layer by layer
 outputs(config, shape) -> list[Input]  the graph's outputs
 graphs(buckets) -> list[tuple[int, ...]]        the buckets that each graph file serves; it is traced at the largest
 pieces(name, checkpoint, shape)        what makes one weight of the graph, block by block (exporter.pieces)
+check(config, shape, buckets)          raises UserError for what the op set cannot do
 CACHE_POLICY, CACHES                   "returned" or "in_place"; the cache dtypes it takes, its default first
 WEIGHTS, WEIGHTS_ARE                   the weight formats it takes, its default first; "constants" or "inputs"
+DYNAMIC_TOKENS                         whether the graph's token axis is -1, or that of the traced bucket
 Prepare, Embedding, NormQKV, Attention, LinearAdd, NormSwiGLU, Head     the cells that exporter.llama is made of
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 
@@ -22,13 +25,15 @@ from exporter.config import LlamaConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """What a graph is fixed to: rows B, tokens per row S (the bucket), cache capacity C, weight format, cache dtype."""
+    """What a graph is fixed to: rows B, tokens per row S (the bucket), cache capacity C, weight format, cache dtype;
+    and the chip it is written for (exporter.chips), for the ascend op set."""
 
     rows: int
     tokens: int
     context: int
     weights: str = "fp32"
     cache: str = "float32"
+    chip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class Input:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def declared_inputs(config: LlamaConfig, shape: Shape, ops: ModuleType) -> list[Input]:
+    """The inputs of an op set's graph as it declares them: tokens [B, -1] where its token axis is dynamic."""
+    found: list[Input] = ops.inputs(config, shape) + ops.caches(config, shape)
+    if not ops.DYNAMIC_TOKENS:
+        return found
+    return [replace(x, shape=(shape.rows, -1)) if x.name == "tokens" else x for x in found]
 
 
 def cache_inputs(config: LlamaConfig, shape: Shape, dtype: str) -> list[Input]:

@@ -32,6 +32,7 @@ CACHE_POLICY = "in_place"
 CACHES = ("float16", "int8", "float32")
 WEIGHTS = ("int8", "int4", "bf16", "fp32", "q4_0")
 WEIGHTS_ARE = "inputs"
+DYNAMIC_TOKENS = False
 KERNEL_ABI = ABI
 CACHE_KINDS = {"float32": "f32", "float16": "f16", "int8": "s8"}  # numpy name -> the kernel's
 # MindSpore Lite makes float32 of a float16 input on a CPU, so the bits travel as int16.
@@ -60,6 +61,10 @@ def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
 
 def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     return [Input("logits", (shape.rows, config.vocab_size), "float32")]
+
+
+def check(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
+    """The kernels take any shape."""
 
 
 def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:

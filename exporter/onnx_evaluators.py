@@ -1,0 +1,142 @@
+"""What the twin's operators compute, in numpy: the custom ones by kernels/reference.py, the few of ONNX that
+onnx.reference computes otherwise than devices do, or slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+from exporter.onnx_operators import DOMAIN
+from kernels import reference, weight_format
+
+Attention = Callable[..., np.ndarray]  # with the signature and meaning of kernels.reference.fused_attention
+
+
+class FusedAttention(OpRun):
+    """(qkv, cos, sin, start, length, caches ...) -> (attended, the caches after the call).
+
+    Where a cache is int16, its bits are float16 (exporter.opsets.cpu says why).
+    """
+
+    op_domain = DOMAIN
+    compute = staticmethod(reference.fused_attention)
+
+    def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
+        copies = [np.array(cache) for cache in inputs[5:]]
+        caches = [copy.view(np.float16) if copy.dtype == np.int16 else copy for copy in copies]
+        scales = dict(zip(("k_scale", "v_scale"), caches[2:], strict=False))
+        attended = self.compute(*inputs[:5], *caches[:2], heads=heads, scale=scale, window=window, **scales)
+        return (attended, *copies)
+
+
+class FusedAttentionDecode(FusedAttention):
+    """The same, where every row has at most one token."""
+
+
+class EdgeEmbedding(OpRun):
+    op_domain = DOMAIN
+
+    def _run(self, ids: Any, packed: Any, length: Any, format: str, vocabulary: int, width: int) -> tuple[np.ndarray]:
+        return (reference.embedding(ids, weight_format.unpack(packed, format, vocabulary, width), length),)
+
+
+class EdgeLinear(OpRun):
+    """Operands past the third are gamma, bias and residual, those that there are."""
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Any, packed: Any, length: Any, *rest: Any, **given: Any) -> tuple[np.ndarray]:
+        operands = iter(rest)
+        gamma = next(operands) if given["norm"] else None
+        bias = next(operands) if given["bias"] else None
+        residual = next(operands) if given["epilogue"] == "residual_add" else None
+        # Columns past `out` only fill the last panel; with swiglu they lie between gate and up.
+        swiglu = given["epilogue"] == "swiglu"
+        columns = len(packed) * weight_format.PANEL if swiglu else given["out"]
+        y = reference.linear(
+            x,
+            weight_format.unpack(packed, given["format"], columns, given["in"]),
+            length,
+            gamma=gamma,
+            eps=given["eps"],
+            bias=None if bias is None else bias[:columns],
+            residual=residual,
+            swiglu=swiglu,
+            last_only=bool(given["last_only"]),
+        )
+        return (y[..., : given["out"]],)
+
+
+class RmsNorm(OpRun):
+    """(x, gamma) -> (x / rms(x) * gamma of x's dtype, 1 / rms(x) float32), computed in float32."""
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Any, gamma: Any, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        y = x.astype(np.float32)
+        scale = 1 / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + np.float32(epsilon))
+        return (y * scale * gamma.astype(np.float32)).astype(x.dtype), scale
+
+
+class WeightQuantBatchMatmul(OpRun):
+    """(x [M, K] float16, weight [N, K] int8, antiquant_scale [N] float16) -> x (weight * scale)^T [M, N] float16.
+
+    The scaled weights are rounded to float16, for the cube's products take that.
+    """
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Any, weight: Any, scale: Any) -> tuple[np.ndarray]:
+        return (_product(x, (weight.astype(np.float16) * scale[:, None]).T),)
+
+
+class Sigmoid(OpRun):
+    """ONNX's, on whole arrays; half precision is computed in float32 and rounded."""
+
+    def _run(self, x: Any) -> tuple[np.ndarray]:
+        with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that is meant
+            return ((1 / (1 + np.exp(-x.astype(np.float32)))).astype(x.dtype),)
+
+
+class Gemm(OpRun):
+    """ONNX's, for matrices without a third term; half precision is summed in float32, as devices do."""
+
+    def _run(self, a: Any, b: Any, transA: int, transB: int, **_: Any) -> tuple[np.ndarray]:  # noqa: N803
+        return (_product(a.T if transA else a, b.T if transB else b),)
+
+
+class MatMul(OpRun):
+    def _run(self, a: Any, b: Any) -> tuple[np.ndarray]:
+        return (_product(a, b),)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype != np.float16:
+        return np.matmul(a, b)
+    return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+
+
+OPERATORS: list[type[OpRun]] = [
+    EdgeEmbedding,
+    EdgeLinear,
+    FusedAttention,
+    FusedAttentionDecode,
+    Gemm,
+    MatMul,
+    RmsNorm,
+    Sigmoid,
+    WeightQuantBatchMatmul,
+]
+
+
+def operators(attention: Attention | None) -> list[type[OpRun]]:
+    """OPERATORS, with another function in place of kernels.reference.fused_attention."""
+    if attention is None:
+        return OPERATORS
+    attentions = (FusedAttention, FusedAttentionDecode)
+    given = [type(op.__name__, (op,), {"compute": staticmethod(attention)}) for op in attentions]
+    return [*(op for op in OPERATORS if op not in attentions), *given]

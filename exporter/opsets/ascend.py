@@ -1,0 +1,250 @@
+"""The ascend op set: float16 products, our attention operators (kernels/ascend), caches written in place.
+
+Weights are float16 constants in an external data file. The residual stream and the norms are float32: a node more
+where a linear layer's result is added, and nothing overflows or is lost in the sum over the layers. Products take and
+give float16 and accumulate in float32 within the chip. Shape.chip says which built-in operators may be used
+(exporter.chips): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
+
+One graph serves every bucket, decode among them: its token axis is dynamic and each bucket becomes a gear. So attention
+is FusedAttention throughout, whose tiling takes the decode kernel at the gear of one token. A graph of its own with
+FusedAttentionDecode would be a second file, and MindSpore Lite shares no constants between files on this path: the
+weights would be in memory twice.
+
+Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, D head size, C cache capacity, E hidden
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mindspore
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import initializer
+from mindspore.ops import PrimitiveWithInfer
+
+from exporter.checkpoint import Checkpoint
+from exporter.chips import CHIPS, check_model
+from exporter.config import LlamaConfig
+from exporter.opsets import Input, Shape, cache_inputs, linear_sizes, portable
+from exporter.opsets.ascend_weights import is_quantized, weight_pieces
+from exporter.pieces import Piece
+
+CACHE_POLICY, CACHES = "in_place", ("float16",)
+WEIGHTS, WEIGHTS_ARE = ("fp16", "int8"), "constants"
+DYNAMIC_TOKENS = True
+FLOAT16, FLOAT32 = mindspore.float16, mindspore.float32
+
+
+def check(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
+    check_model(config, shape, buckets)
+
+
+def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
+    return [
+        Input("tokens", (shape.rows, shape.tokens), "int32"),
+        Input("start", (shape.rows,), "int32"),
+        Input("length", (shape.rows,), "int32"),
+        Input("last", (shape.rows,), "int32"),  # index of each row's last valid token in [T]
+    ]
+
+
+def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
+    return cache_inputs(config, shape, shape.cache)
+
+
+def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
+    return [Input("logits", (shape.rows, config.vocab_size), "float32")]
+
+
+def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:
+    return [tuple(buckets)]
+
+
+def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
+    """The weight `name` of the graph, block by block."""
+    return weight_pieces(name, checkpoint, shape)
+
+
+def weight(name: str, *shape: int, dtype: Any = FLOAT16) -> Parameter:
+    """A weight that is never materialised: tracing needs its shape only."""
+    return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
+
+
+class FusedAttention(PrimitiveWithInfer):
+    """kernels.reference.fused_attention as kernels/ascend/op_host declares it.
+
+    The graph engine finds inputs, outputs and attributes by the names given here; the caches' outputs are the inputs of
+    the same name, written in place. Each layer has its own caches, so no later node reads them: what keeps the node is
+    its first output.
+    """
+
+    def __init__(self, name: str, heads: int, scale: float, window: int):
+        super().__init__("FusedAttention")
+        attributes = {
+            "name": name,  # of the node; not passed on
+            "reg_op_name": "FusedAttention",
+            "func_type": "aot",
+            "input_names": ["qkv", "cos", "sin", "start", "length", "k_cache", "v_cache"],
+            "output_names": ["out", "k_cache", "v_cache"],
+            "heads": heads,
+            "scale": scale,
+            "window": window,
+        }
+        for name, attribute in attributes.items():
+            self.add_prim_attr(name, attribute)
+        self.heads = heads
+
+    def infer_shape(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
+        return [qkv[0], qkv[1], self.heads * k_cache[3]], k_cache, v_cache
+
+    def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
+        return qkv, k_cache, v_cache
+
+
+class RMSNorm(nn.Cell):
+    """float32 [T, E] -> float16 [T, E], arXiv:1910.07467; computed in float32."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+        super().__init__(auto_prefix=False)
+        self.cast = ops.Cast()
+        self.fused = CHIPS[str(shape.chip)].has("RmsNorm")
+        if self.fused:
+            self.weight = weight(f"{name}.weight", config.hidden_size, dtype=FLOAT32)
+            self.norm = ops.RmsNorm(config.rms_norm_eps)
+        else:
+            self.norm = portable.RMSNorm(config, name)
+
+    def construct(self, h: Any) -> Any:
+        y = self.norm(h, self.weight)[0] if self.fused else self.norm(h)
+        return self.cast(y, FLOAT16)
+
+
+class MatMul(nn.Cell):
+    """x [T, K] -> x W^T [T, N] in float16, W of float16 or of int8 with a scale a row."""
+
+    def __init__(self, shape: Shape, name: str, n: int, k: int, w: Parameter | None = None):
+        super().__init__(auto_prefix=False)
+        self.quantized = w is None and is_quantized(name, shape)
+        if self.quantized:
+            self.weight = weight(f"{name}.weight", n, k, dtype=mindspore.int8)
+            self.scale = weight(f"{name}.scale", n)
+            # transposed: the only layout of the weight that the 310P has
+            self.matmul = ops.auto_generate.WeightQuantBatchMatmul(transpose_x=False, transpose_weight=True)
+        else:
+            self.weight = weight(f"{name}.weight", n, k) if w is None else w
+            self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Any) -> Any:
+        if self.quantized:
+            return self.matmul(x, self.weight, self.scale, None, None, None, None)
+        return self.matmul(x, self.weight)
+
+
+class Linear(nn.Cell):
+    """x [T, K] -> x W^T + b [T, N], float16. `name` may join projections of one input: qkv_proj."""
+
+    def __init__(self, shape: Shape, name: str, sizes: tuple[int, int, bool]):
+        super().__init__(auto_prefix=False)
+        n, k, self.has_bias = sizes
+        self.matmul, self.add = MatMul(shape, name, n, k), ops.Add()
+        if self.has_bias:
+            self.bias = weight(f"{name}.bias", n)
+
+    def construct(self, x: Any) -> Any:
+        y = self.matmul(x)
+        return self.add(y, self.bias) if self.has_bias else y
+
+
+class Prepare(nn.Cell):
+    """The step's inputs and the rotary tables: tokens, start, length, last, cos, sin."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape):
+        super().__init__(auto_prefix=False)
+        half = config.head_dim // 2
+        self.cos, self.sin = (weight(f"rope.{kind}", shape.context, half, dtype=FLOAT32) for kind in ("cos", "sin"))
+
+    def construct(self, step: Any) -> Any:
+        return (*step, self.cos, self.sin)
+
+
+class Embedding(nn.Cell):
+    """Rows of the float16 matrix that the head multiplies with, where they are tied; float32 from here on."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape):
+        super().__init__(auto_prefix=False)
+        self.weight = weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.gather, self.reshape, self.cast = ops.Gather(), ops.Reshape(), ops.Cast()
+        self.flat = (-1, config.hidden_size)
+
+    def construct(self, step: Any) -> Any:
+        return self.cast(self.reshape(self.gather(self.weight, step[0], 0), self.flat), FLOAT32)  # [T, E]
+
+
+class NormQKV(nn.Cell):
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, shape, norm)
+        rows = sum(linear_sizes(config, f"{attention}.{x}_proj")[0] for x in "qkv")
+        _, k, bias = linear_sizes(config, f"{attention}.q_proj")
+        self.linear = Linear(shape, f"{attention}.qkv_proj", (rows, k, bias))
+        self.reshape, self.by_row = ops.Reshape(), (shape.rows, -1, rows)
+
+    def construct(self, h: Any, step: Any) -> Any:
+        return self.reshape(self.linear(self.norm(h)), self.by_row)  # [B, S, (H + 2G) * D]
+
+
+class Attention(nn.Cell):
+    """kernels.reference.fused_attention"""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+        super().__init__(auto_prefix=False)
+        heads, dim = config.num_attention_heads, config.head_dim
+        self.attention = FusedAttention(f"{name}.attention", heads, dim**-0.5, 0)
+        self.reshape, self.flat = ops.Reshape(), (-1, heads * dim)
+
+    def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
+        _, start, length, _, cos, sin = step
+        out = self.attention(qkv, cos, sin, start, length, *caches)[0]
+        return self.reshape(out, self.flat), ()  # [T, H * D]
+
+
+class LinearAdd(nn.Cell):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+        super().__init__(auto_prefix=False)
+        self.linear, self.add, self.cast = Linear(shape, name, linear_sizes(config, name)), ops.Add(), ops.Cast()
+
+    def construct(self, x: Any, h: Any, step: Any) -> Any:
+        return self.add(h, self.cast(self.linear(x), FLOAT32))
+
+
+class NormSwiGLU(nn.Cell):
+    """silu(gate) * up of the normed hidden state, arXiv:2002.05202."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, shape, norm)
+        self.gate, self.up = (
+            Linear(shape, f"{mlp}.{x}_proj", linear_sizes(config, f"{mlp}.{x}_proj")) for x in ("gate", "up")
+        )
+        self.sigmoid, self.mul = ops.Sigmoid(), ops.Mul()
+
+    def construct(self, h: Any, step: Any) -> Any:
+        x = self.norm(h)
+        gate = self.gate(x)
+        return self.mul(self.mul(gate, self.sigmoid(gate)), self.up(x))
+
+
+class Head(nn.Cell):
+    """Logits [B, V] of each row's last valid token only: float16 products, given as float32."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
+        super().__init__(auto_prefix=False)
+        self.norm = RMSNorm(config, shape, "model.norm")
+        tied = embedding if config.tie_word_embeddings else None
+        self.matmul = MatMul(shape, "lm_head", config.vocab_size, config.hidden_size, tied)
+        self.gather, self.cast = ops.Gather(), ops.Cast()
+
+    def construct(self, h: Any, step: Any) -> Any:
+        return self.cast(self.matmul(self.norm(self.gather(h, step[3], 0))), FLOAT32)
