@@ -73,8 +73,10 @@ def typed() -> Iterator[str]:
     with contextlib.suppress(ImportError):  # not on every platform
         importlib.import_module("readline")  # input() uses it from then on
     while True:
+        if not sys.stdout.isatty():  # answers that go elsewhere go there alone
+            print("> ", end="", file=sys.stderr, flush=True)
         try:
-            yield input("> ")
+            yield input("> " if sys.stdout.isatty() else "")
         except EOFError:
             print(file=sys.stderr)
             return
