@@ -18,7 +18,7 @@ from runtime.errors import UserError
 # What elementwise arithmetic, matrix products, gathers and shapes need: on every chip.
 COMMON = frozenset(
     ["Add", "Cast", "Custom", "Div", "Gather", "MakeTuple", "MatMul", "Mul", "ReduceMean", "Reshape", "Sigmoid"]
-) | {"Sqrt", "Square", "TupleGetItem"}
+) | {"Sqrt", "Square", "Transpose", "TupleGetItem"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ CHIPS = {
     "ascend910b": Chip("Ascend 910B", "Ascend910B3", COMMON | {"RmsNorm", "WeightQuantBatchMatmul"}),
 }
 CUSTOM = ("FusedAttention", "FusedAttentionDecode")  # of kernels/ascend, for each of the three
-MAX_GEARS = 100  # of ge.dynamicDims
+MAX_GEARS = 100  # of ge.dynamicBatchSize
 
 
 def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
@@ -84,11 +84,16 @@ def check_operators(model: mindir.Model, chip: Chip) -> None:
 def conversion_config(chip: Chip, inputs: Sequence[Input], buckets: Sequence[int]) -> str:
     """The converter's configuration file for a graph with these inputs, in order; -1 is the token axis.
 
-    One gear a bucket: the converter compiles each, and Model.resize switches between them. Float32 stays where the
+    One gear a bucket: the converter compiles each, and Model.resize switches between them. The token axis passes for
+    the batch: ge.dynamicDims would name it as it is, but MindSpore Lite takes that only where the ranks of all inputs
+    add up to at most 128 (converter.cc, dyn_shape_process.cc), and 16 layers' caches are more. Float32 stays where the
     graph says it (enforce_origin); left alone, the converter would make all of it float16.
     """
-    shapes = ";".join(f"{x.name}:{','.join(map(str, x.shape))}" for x in inputs)
-    gears = ";".join(map(str, buckets))
+    several = len(buckets) > 1  # CANN takes 2 gears or more; one is a static shape
+    shapes = ";".join(
+        f"{x.name}:{','.join(str(n if several or n > 0 else buckets[0]) for n in x.shape)}" for x in inputs
+    )
+    gears = ",".join(map(str, buckets))
     return (
         f"# For {chip.name}. Another version of the chip has another ge.socVersion: npu-smi info names it.\n"
         "[ascend_context]\n"
@@ -100,5 +105,4 @@ def conversion_config(chip: Chip, inputs: Sequence[Input], buckets: Sequence[int
         "[acl_build_options]\n"
         'input_format="ND"\n'
         f'input_shape="{shapes}"\n'
-        f'ge.dynamicDims="{gears}"\n'
-    )
+    ) + (f'ge.dynamicBatchSize="{gears}"\n' if several else "")

@@ -22,7 +22,7 @@ from exporter.config import LlamaConfig
 from exporter.convert import read_config
 from exporter.mindir_graph import Operation
 from exporter.onnx_run import twin_engine
-from exporter.opsets import Shape
+from exporter.opsets import Input, Shape
 from kernels.ascend import standin
 from runtime.artifact import Artifact
 from runtime.ascend.chips import chip_of_soc, chip_of_target
@@ -125,7 +125,7 @@ def test_shapes_and_dtypes(key: str, artifacts: dict[str, tuple[Artifact, Path]]
     assert (manifest.opset, manifest.target) == ("ascend", JOBS[key][1])
     assert (manifest.cache.dtype, manifest.cache.policy) == ("float16", "in_place")
     assert graph.buckets == step_runs.BUCKETS and len(manifest.graphs) == 1 and manifest.weights is None
-    assert read.inputs[0].shape == (step_runs.BATCH, -1)
+    assert (read.inputs[0].name, read.inputs[0].shape) == ("tokens_by_step", (-1, step_runs.BATCH))
     assert not any(-1 in value.shape for value in read.inputs[1:])
     assert [v.name for v in read.inputs] == [s.name for s in graph.inputs]
     # one copy of the weights: each constant once, and the file holds nothing else but a header and padding
@@ -144,12 +144,21 @@ def test_the_conversion_config(artifacts: dict[str, tuple[Artifact, Path]]) -> N
         soc = parser["acl_init_options"]["ge.socVersion"]
         assert chip_of_soc(soc) == chip_of_target(artifact.manifest.target) is not None
         build = {key: value.strip('"') for key, value in parser["acl_build_options"].items()}
-        assert build["ge.dynamicDims"].split(";") == [str(b) for b in artifact.manifest.buckets]
+        assert build["ge.dynamicBatchSize"].split(",") == [str(b) for b in artifact.manifest.buckets]
         shapes = [part.partition(":") for part in build["input_shape"].split(";")]
         read = mindir_graph.read(artifact.file(artifact.manifest.graphs[0].file))
         assert [(name, tuple(map(int, dims.split(",")))) for name, _, dims in shapes] == [
             (value.name, value.shape) for value in read.inputs
         ]
+
+
+def test_a_graph_of_one_bucket_has_no_gears() -> None:
+    """CANN refuses a single gear."""
+    inputs = [Input("tokens_by_step", (-1, 2), "int32"), Input("start", (2,), "int32")]
+    config = chips.conversion_config(chips.CHIPS["ascend310b"], inputs, (1,))
+    assert 'input_shape="tokens_by_step:1,2;start:2"' in config and "dynamic" not in config
+    config = chips.conversion_config(chips.CHIPS["ascend310b"], inputs, (1, 32))
+    assert 'input_shape="tokens_by_step:-1,2;start:2"' in config and 'ge.dynamicBatchSize="1,32"' in config
 
 
 # --- what is refused ---

@@ -50,11 +50,11 @@ class Input:
 
 
 def declared_inputs(config: LlamaConfig, shape: Shape, ops: ModuleType) -> list[Input]:
-    """The inputs of an op set's graph as it declares them: tokens [B, -1] where its token axis is dynamic."""
+    """The inputs of an op set's graph as it declares them: tokens_by_step [-1, B] where its token axis is dynamic."""
     found: list[Input] = ops.inputs(config, shape) + ops.caches(config, shape)
     if not ops.DYNAMIC_TOKENS:
         return found
-    return [replace(x, shape=(shape.rows, -1)) if x.name == "tokens" else x for x in found]
+    return [replace(x, shape=(-1, shape.rows)) if x.name == "tokens_by_step" else x for x in found]
 
 
 def cache_inputs(config: LlamaConfig, shape: Shape, dtype: str) -> list[Input]:

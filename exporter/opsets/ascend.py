@@ -43,7 +43,7 @@ def check(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
 
 def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
     return [
-        Input("tokens", (shape.rows, shape.tokens), "int32"),
+        Input("tokens_by_step", (shape.tokens, shape.rows), "int32"),  # a gear is a first dimension
         Input("start", (shape.rows,), "int32"),
         Input("length", (shape.rows,), "int32"),
         Input("last", (shape.rows,), "int32"),  # index of each row's last valid token in [T]
@@ -158,7 +158,7 @@ class Linear(nn.Cell):
 
 
 class Prepare(nn.Cell):
-    """The step's inputs and the rotary tables: tokens, start, length, last, cos, sin."""
+    """The step's inputs and the rotary tables: tokens_by_step, start, length, last, cos, sin."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -175,11 +175,12 @@ class Embedding(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
         self.weight = weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-        self.gather, self.reshape, self.cast = ops.Gather(), ops.Reshape(), ops.Cast()
-        self.flat = (-1, config.hidden_size)
+        self.gather, self.reshape, self.cast, self.transpose = ops.Gather(), ops.Reshape(), ops.Cast(), ops.Transpose()
+        self.flat, self.one_row = (-1, config.hidden_size), shape.rows == 1
 
     def construct(self, step: Any) -> Any:
-        return self.cast(self.reshape(self.gather(self.weight, step[0], 0), self.flat), FLOAT32)  # [T, E]
+        tokens = step[0] if self.one_row else self.transpose(step[0], (1, 0))  # [S, B] -> [B, S]
+        return self.cast(self.reshape(self.gather(self.weight, tokens, 0), self.flat), FLOAT32)  # [T, E]
 
 
 class NormQKV(nn.Cell):
@@ -198,10 +199,10 @@ class NormQKV(nn.Cell):
 class Attention(nn.Cell):
     """kernels.reference.fused_attention"""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
         super().__init__(auto_prefix=False)
         heads, dim = config.num_attention_heads, config.head_dim
-        self.attention = FusedAttention(f"{name}.attention", heads, dim**-0.5, 0)
+        self.attention = FusedAttention(f"{name}.attention", heads, dim**-0.5, window)
         self.reshape, self.flat = ops.Reshape(), (-1, heads * dim)
 
     def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
