@@ -14,17 +14,28 @@ if TYPE_CHECKING:
     from runtime.chat import Chat
     from runtime.errors import UserError
     from runtime.generation_config import GenerationConfig
-    from runtime.model import LlamaForCausalLM
+    from runtime.model import AutoModelForCausalLM, LlamaForCausalLM
+    from runtime.pipelines import pipeline
     from runtime.text import Tokenizer
 
-__all__ = ["Chat", "GenerationConfig", "LlamaForCausalLM", "Tokenizer", "UserError"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "Chat",
+    "GenerationConfig",
+    "LlamaForCausalLM",
+    "Tokenizer",
+    "UserError",
+    "pipeline",
+]
 
 _HOME = {
+    "AutoModelForCausalLM": "runtime.model",
     "Chat": "runtime.chat",
     "GenerationConfig": "runtime.generation_config",
     "LlamaForCausalLM": "runtime.model",
     "Tokenizer": "runtime.text",
     "UserError": "runtime.errors",
+    "pipeline": "runtime.pipelines",
 }
 
 
