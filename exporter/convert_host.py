@@ -130,17 +130,29 @@ def _operator_package(chip: Chip, cann: Path, environment: Mapping[str, str], mi
 
 
 def _converter(environment: Mapping[str, str], missing: list[str]) -> tuple[str, str] | None:
-    found = "neither the Python package mindspore_lite nor converter_lite is there"
-    if find_spec("mindspore_lite") is not None:
-        lite = import_lite()
-        if "fmk_type" in inspect.signature(lite.Converter.convert).parameters:
-            return "python", lite_version()
-        found = (
-            f"mindspore_lite {lite_version()} is too old (its convert() takes no fmk_type), converter_lite not there"
-        )
+    problem = _lite_problem()
+    if problem is None:
+        return "python", lite_version()
     if tool := shutil.which("converter_lite", path=environment.get("PATH")):
         return tool, "converter_lite"
-    missing.append(f"MindSpore Lite's converter: {found}. Install the release for Ascend, 2.4.1 or later")
+    missing.append(
+        f"MindSpore Lite's converter: {problem}, and converter_lite is not in PATH. Install the release for Ascend, "
+        "2.4.1 or later"
+    )
+    return None
+
+
+def _lite_problem() -> str | None:
+    """Why the Python package cannot convert; None where it can."""
+    if find_spec("mindspore_lite") is None:
+        return "the Python package mindspore_lite is not installed"
+    lite = import_lite()
+    if "fmk_type" not in inspect.signature(lite.Converter.convert).parameters:
+        return f"mindspore_lite {lite_version()} is too old (its convert() takes no fmk_type)"
+    try:
+        lite.Converter()
+    except RuntimeError:  # the build for Python 3.10 and later that runtime.lite installs on hosts without a wheel
+        return f"mindspore_lite {lite_version()} was built without its converter"
     return None
 
 

@@ -6,6 +6,7 @@ The gear switch is LiteGraph.resize, which test_graphs_agree and test_end_to_end
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from runtime.artifact import Artifact, Conversion, Manifest, TensorSpec, write_m
 from runtime.ascend import graph as ascend_graph
 from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.ascend.device import Device
+from runtime.ascend.graph import AscendGraph
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.lite_graph import import_lite
@@ -182,6 +184,19 @@ def test_the_mindspore_lite_that_is_installed_here_is_told_what_it_lacks(tmp_pat
     )
     with pytest.raises(UserError, match=re.escape(expected)):
         Engine(Artifact.open(tmp_path))
+
+
+def test_the_real_mindspore_lite_without_cann_is_translated(tmp_path: Path) -> None:
+    """No simulation: its Ascend plugin is asked for here, and cannot be loaded."""
+    made = ascend_manifest(tmp_path)
+    if "ASCEND_HOME_PATH" in os.environ:
+        pytest.skip("this host has CANN")
+    said = (
+        r"could not load it: CANN's libraries are not found. Run `source /usr/local/Ascend.*set_env.sh` "
+        r"\(converted for Ascend310B4 by CANN 8.2 and MindSpore Lite 2.7.0\)(?s:.)*libgraph.so: cannot open shared"
+    )
+    with pytest.raises(UserError, match=said):
+        AscendGraph(Artifact.open(tmp_path), made.graphs[0], 0)
 
 
 def test_device_id_is_refused_where_there_is_none(tmp_path: Path) -> None:

@@ -10,29 +10,25 @@ YES, NO, UNKNOWN = "yes", "no", "unknown"
 TOLERANCE = 0.02  # of the logits' range: float16 weights and cache, as exporter.verify allows
 Stages = Mapping[str, Mapping[str, Any]]
 
-# Operators of CANN that our graphs compile to: any of each group will do (older releases have the ...D forms).
-KERNELS = (
-    ("Add",),
-    ("Cast",),
-    ("Div", "RealDiv"),
-    ("GatherV2", "Gather"),
-    ("MatMulV2", "MatMul", "BatchMatMulV2"),
-    ("Mul",),
-    ("ReduceMean", "ReduceMeanD"),
-    ("Sigmoid",),
-    ("Sqrt",),
-    ("Square",),
-    ("Transpose", "TransposeD"),
-)
+# MindIR's operators in our graphs -> CANN's that they compile to: any of them will do (older releases have ...D forms).
+KERNELS = {
+    "Add": ("Add",),
+    "Cast": ("Cast",),
+    "Div": ("Div", "RealDiv"),
+    "Gather": ("GatherV2", "Gather"),
+    "MatMul": ("MatMulV2", "MatMul", "BatchMatMulV2"),
+    "Mul": ("Mul",),
+    "ReduceMean": ("ReduceMean", "ReduceMeanD"),
+    "Sigmoid": ("Sigmoid",),
+    "Sqrt": ("Sqrt",),
+    "Square": ("Square",),
+    "Transpose": ("Transpose", "TransposeD"),
+}
+# What exporter.chips uses besides, where it takes the chip to have it.
+FUSED = {"RmsNorm": ("RmsNorm",), "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",)}
+USES_FUSED = ("ascend310p", "ascend910b")
 # What would be used if it were there.
-WELCOME = (
-    "RmsNorm",
-    "SwiGlu",
-    "WeightQuantBatchMatmulV2",
-    "ApplyRotaryPosEmb",
-    "PromptFlashAttention",
-    "IncreFlashAttention",
-)
+WELCOME = ("RmsNorm", "SwiGlu", "ApplyRotaryPosEmb", "PromptFlashAttention", "IncreFlashAttention")
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,14 @@ class Answer:
     evidence: str
 
 
-def answers(kernels: set[str] | None, conversion: Mapping[str, Any] | None, stages: Stages) -> list[Answer]:
-    """kernels: the operators that CANN lists for the chip, None where its lists were not found. conversion: of the
-    probe: ok, and where it failed cause, operator; None where it did not take place. stages: of measure.py, by name."""
+def answers(
+    target: str | None, kernels: set[str] | None, conversion: Mapping[str, Any] | None, stages: Stages
+) -> list[Answer]:
+    """target: of the device's chip, None without one. kernels: the operators that CANN lists for the chip, None where
+    its lists were not found. conversion: of the probe: ok, and where it failed cause, operator; None where it did not
+    take place. stages: of measure.py, by name."""
     return [
-        kernels_exist(kernels),
+        kernels_exist(target, kernels),
         mindir_loads(conversion),
         in_place(stages),
         gears_switch(stages),
@@ -55,11 +54,12 @@ def answers(kernels: set[str] | None, conversion: Mapping[str, Any] | None, stag
     ]
 
 
-def kernels_exist(found: set[str] | None) -> Answer:
+def kernels_exist(target: str | None, found: set[str] | None) -> Answer:
     question = "CANN has a kernel for this chip of every operator in our graphs"
     if found is None:
         return Answer(question, UNKNOWN, "CANN's lists of operators for this chip were not found")
-    lacking = [" or ".join(group) for group in KERNELS if not found.intersection(group)]
+    wanted = KERNELS | (FUSED if target in USES_FUSED else {})
+    lacking = [" or ".join(group) for group in wanted.values() if not found.intersection(group)]
     extra = ", ".join(name for name in WELCOME if name in found) or "none"
     if lacking:
         return Answer(question, NO, f"missing: {', '.join(lacking)}; of the fused ones: {extra}")

@@ -50,7 +50,7 @@ def check(device_id: int, probe: Path | None, report: Path, progress: Progress) 
     stages: dict[str, Any] = {}
     if device and chip:
         conversion, stages = measure(device, chip, probe, progress)
-    results = answers(kernels, conversion, stages)
+    results = answers(chip.target if chip else None, kernels, conversion, stages)
     show(found, results, progress)
     write_report(report, found, kernels, conversion, stages, results)
     progress.console.print(f"wrote {report}: attach it to an issue, whatever it says", highlight=False)

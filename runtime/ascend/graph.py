@@ -20,7 +20,7 @@ class AscendGraph(LiteGraph):
     """A graph whose buckets are gears of the compiled model; `resize` switches them as it does on the host."""
 
     def __init__(self, artifact: Artifact, graph: Graph, device: int, *, show_native_log: bool = False) -> None:
-        self.graph, self.device = graph, device
+        self.graph, self.device, self.converted = graph, device, artifact.manifest.converted
         self._outputs: list[DeviceTensor] = []
         super().__init__(artifact.file(graph.file), threads=1, show_native_log=show_native_log)
 
@@ -63,7 +63,11 @@ class AscendGraph(LiteGraph):
 
     def _explain(self, log: str) -> str | None:
         found = explain(log)
-        return str(found) if found else None
+        if found is None:
+            return None
+        made = self.converted
+        by = f" (converted for {made.soc} by CANN {made.cann} and MindSpore Lite {made.mindspore_lite})" if made else ""
+        return f"{found}{by}"
 
 
 def open_device(artifact: Artifact, device_id: int) -> tuple[Device, DeviceCache]:
