@@ -6,73 +6,75 @@ and are divided by length ** length_penalty once a text ends.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from runtime.candidates import log_normaliser
-from runtime.choosing import Chooser
-from runtime.generation import Forward, Steps, Texts, Timings
 from runtime.generation_config import GenerationConfig
-from runtime.prefix_cache import PrefixCache
 from runtime.sampling import bound_of_top
-from runtime.turn import Cancelled
 
 NEVER = np.float32(-1e9)  # what transformers adds to scores that must not win
-
-
-class BeamSteps(Steps, Protocol):
-    """An engine whose cache rows can change places."""
-
-    prefixes: PrefixCache
-
-    def reorder(self, source: np.ndarray, tokens: int) -> None: ...
+REASONS = ("", "eos", "stop_string", "stopping_criteria", "length", "cancelled")
 
 
 class Beams(NamedTuple):
-    """Texts of one prompt: new tokens [n, steps], scores [n], whether each has ended [n]."""
+    """Texts of one prompt: new tokens [n, steps], the beam that each was added to and its log-probability by the model
+    [n, steps], the text's score [n], and why it ended [n], as an index of REASONS."""
 
     tokens: np.ndarray
+    came_from: np.ndarray
+    logprobs: np.ndarray
     scores: np.ndarray
     ended: np.ndarray
 
     def take(self, index: np.ndarray) -> Beams:
-        return Beams(self.tokens[index], self.scores[index], self.ended[index])
+        return Beams(*(field[index] for field in self))
+
+    def joined(self, others: Beams) -> Beams:
+        pairs = zip(self, others, strict=True)
+        return Beams(*(np.concatenate(pair).astype(pair[0].dtype) for pair in pairs))
 
 
 class Search:
     """The beams of one prompt."""
 
-    def __init__(self, config: GenerationConfig, limit: int) -> None:
-        self.config, self.limit = config, limit
+    def __init__(self, config: GenerationConfig, limit: int, generator: np.random.Generator | None = None) -> None:
+        """limit: new tokens. generator: draws continuations, without replacement, instead of taking the likeliest."""
+        self.config, self.limit, self.generator = config, limit, generator
         self.step = 0
         beams = config.num_beams
-        none = np.full((beams, limit), -1, np.int64)
+        none, zeros = np.full((beams, limit), -1, np.int64), np.zeros((beams, limit), np.float32)
         start = np.full(beams, NEVER, np.float32)
         start[0] = 0.0  # the first step's continuations are those of one beam, or all beams would be alike
-        self.running = Beams(none, start, np.zeros(beams, bool))
-        self.finished = Beams(none.copy(), np.full(beams, NEVER, np.float32), np.zeros(beams, bool))
+        self.running = Beams(none, none, zeros, start, np.zeros(beams, np.int8))
+        self.finished = self.running._replace(scores=np.full(beams, NEVER, np.float32))
         self.hopeful = True  # the running beams may still beat the finished ones
+        self.stuck = False  # none of them goes on
 
-    def best(self, log_probs: np.ndarray) -> tuple[np.ndarray, Beams]:
-        """The likeliest continuations of all beams: (the beam of each, texts with scores).
+    def best(self, log_probs: np.ndarray, logprobs: np.ndarray | None = None) -> tuple[np.ndarray, Beams]:
+        """The likeliest continuations of all beams, or those drawn: (the beam of each, texts with scores).
 
-        log_probs: [beams, V]. There are more than beams, so that enough remain when some of them end.
+        log_probs: [beams, V], as they count; logprobs: [beams, V], the model's own, which are noted. There are more
+        continuations than beams, so that enough remain when some of them end.
         """
         beams, vocab_size = log_probs.shape
         count = max(2, 1 + len(self.config.eos_token_id)) * beams
         total = (log_probs + self.running.scores[:, None]).reshape(-1)
-        top = _top(total, count)
+        if self.generator is None:
+            top = _top(total, count)
+        else:  # the highest of scores with Gumbel noise are a draw from their softmax, one after another
+            top = _top(total + self.generator.gumbel(size=total.size), count)
         source, token = top // vocab_size, top % vocab_size
-        tokens = self.running.tokens[source]
-        tokens[:, self.step] = token
-        return source, Beams(tokens, total[top], np.zeros(count, bool))
+        grown = self.running.take(source)  # copies
+        grown.tokens[:, self.step], grown.came_from[:, self.step] = token, source
+        if logprobs is not None:
+            grown.logprobs[:, self.step] = logprobs[source, token]
+        return source, grown._replace(scores=total[top], ended=np.zeros(count, np.int8))
 
-    def advance(self, source: np.ndarray, candidates: Beams, hits: np.ndarray) -> np.ndarray:
-        """Take the next beams from `candidates`, of which `hits` have ended; returns the beam each one continues."""
+    def advance(self, source: np.ndarray, candidates: Beams) -> np.ndarray:
+        """Take the next beams from `candidates`, some of which have ended; returns the beam each one continues."""
         config, beams = self.config, self.config.num_beams
+        hits = candidates.ended > 0
         next_index = _top(candidates.scores + hits * NEVER, beams)
         running = candidates.take(next_index)
         running = running._replace(scores=running.scores + hits[next_index] * NEVER)
@@ -82,97 +84,31 @@ class Search:
         full = self.finished.ended.all() and config.early_stopping is True
         scores = candidates.scores / penalty + NEVER * (~ended).astype(np.float32)
         scores += NEVER * (int(full) + int(not self.hopeful))
-        merged = Beams(
-            np.concatenate([self.finished.tokens, candidates.tokens]),
-            np.concatenate([self.finished.scores, scores.astype(np.float32)]),
-            np.concatenate([self.finished.ended, ended]),
-        )
+        merged = self.finished.joined(candidates._replace(scores=scores, ended=candidates.ended * ended))
         self.finished = merged.take(_top(merged.scores, beams))
         self.running = running
+        self.stuck = bool(hits.all())
         self.step += 1
         longest = config.early_stopping == "never" and config.length_penalty > 0
         possible = running.scores[0] / np.float32((self.limit if longest else self.step) ** config.length_penalty)
-        worst = np.where(self.finished.ended, self.finished.scores.min(), NEVER)
+        worst = np.where(self.finished.ended > 0, self.finished.scores.min(), NEVER)
         self.hopeful = self.hopeful and bool((possible > worst).any())
         return source[next_index]
 
     def cancel(self) -> None:
-        """End here: where no text has ended, the running ones are the result."""
-        if not self.finished.ended.any():
-            penalty = np.float32(max(self.step, 1) ** self.config.length_penalty)
-            self.finished = self.running._replace(scores=self.running.scores / penalty)
+        """End here, with the running texts behind those that have ended."""
+        penalty = np.float32(max(self.step, 1) ** self.config.length_penalty)
+        running = self.running._replace(
+            scores=self.running.scores / penalty, ended=np.full_like(self.running.ended, REASONS.index("cancelled"))
+        )
+        ended = self.finished.take(np.flatnonzero(self.finished.ended))
+        self.finished = ended.joined(running).take(np.arange(self.config.num_beams))
 
     @property
     def closed(self) -> bool:
         """Nothing better can come, or, with early_stopping, as many texts have ended as there are beams."""
-        return not self.hopeful or (bool(self.finished.ended.all()) and self.config.early_stopping is True)
-
-
-def beam_search(
-    engine: BeamSteps,
-    prompts: Sequence[np.ndarray],
-    limit: int,
-    chooser: Chooser,
-    timings: Timings,
-    forward: Forward | None = None,
-) -> list[Beams]:
-    """The best num_beams texts of each prompt, best first; -1 follows the end of one that is shorter than another.
-
-    prompts: ids without padding, at most engine.batch // num_beams of them. A prompt is prefilled once, in the row of
-    its first beam; the cache rows follow their beams. forward: stands for engine.forward; where it raises Cancelled,
-    the search ends with what there is.
-    """
-    forward = forward or engine.forward
-    config = chooser.config
-    beams, rows = config.num_beams, len(prompts) * config.num_beams
-    texts = Texts([prompt for prompt in prompts for _ in range(beams)], limit)
-    searches = [Search(config, limit) for _ in prompts]
-    start = np.zeros(engine.batch, np.int64)
-    length = np.zeros(engine.batch, np.int64)
-    tokens = np.zeros((engine.batch, int(texts.length.max())), np.int64)
-    for row, prompt in zip(range(0, rows, beams), prompts, strict=True):
-        start[row] = engine.prefixes.bring(prompt, row)
-        length[row] = len(prompt) - start[row]
-        tokens[row, : length[row]] = prompt[start[row] :]
-    tokens = tokens[:, : int(length.max())]
-    timings.cached_tokens += int(start.sum())
-    timings.prompt_tokens += int((start + length).sum())
-    for step in range(limit):
-        began = time.perf_counter()
-        try:
-            logits = forward(tokens, start, length)[:rows]
-        except Cancelled:
-            for search in searches:
-                search.cancel()
-            break
-        if np.isnan(logits.max(axis=1)).any():
-            raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
-        spent = time.perf_counter() - began
-        if step == 0:
-            timings.prefill += spent
-        else:
-            timings.decode += spent
-            timings.decode_steps += 1
-        log_probs = logits - np.array([log_normaliser(row) for row in logits], np.float32)[:, None]
-        log_probs = chooser.processed(texts, log_probs, list(range(rows)))
-        source = np.arange(engine.batch)
-        for first, search in zip(range(0, rows, beams), searches, strict=True):
-            if not search.closed:
-                mine = slice(first, first + beams)
-                came_from, candidates = search.best(log_probs[mine])
-                hits = np.isin(candidates.tokens[:, step], config.eos_token_id) | (step == limit - 1)
-                source[mine] = first + search.advance(came_from, candidates, hits)
-                texts.ids[mine, texts.prompt_length[first] :][:, :limit] = search.running.tokens
-        if step == limit - 1 or all(search.closed for search in searches):
-            break
-        engine.reorder(source, int(texts.length.max()))
-        start[:rows] = texts.length
-        texts.length += 1
-        texts.steps += 1
-        length[:rows] = np.repeat([not search.closed for search in searches], beams)
-        tokens = np.zeros((engine.batch, 1), np.int64)
-        tokens[:rows, 0] = texts.last()
-    return [search.finished for search in searches]
+        full = bool(self.finished.ended.all()) and self.config.early_stopping is True
+        return self.stuck or full or not self.hopeful
 
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:

@@ -39,7 +39,8 @@ class Chooser:
         self.custom = custom
         self.generators = generators
         self.processors = processors(config, vocab_size)
-        self.warpers = warpers(config) if config.do_sample else []
+        keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # beams must be able to go on
+        self.warpers = warpers(config, keep) if config.do_sample else []
         self.scores: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
         self.logprobs: list[np.ndarray] = []

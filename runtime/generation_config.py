@@ -38,8 +38,8 @@ class GenerationConfig:
     row on its own; the numbers are numpy's, so not those that torch draws. num_return_sequences: answers a prompt.
 
     num_beams: above 1, beam search: the texts of highest total log-probability divided by length ** length_penalty, of
-    which the best num_return_sequences are returned. early_stopping: True ends it when num_beams texts have ended,
-    False when a better one is unlikely, "never" when none can come.
+    which the best num_return_sequences are returned; do_sample draws their continuations. early_stopping:
+    True ends it when num_beams texts have ended, False when a better one is unlikely, "never" when none can come.
 
     Also when not sampling: sequence_bias ({(id, ...): added to the last id's score where the others precede it}),
     repetition_penalty, no_repeat_ngram_size, bad_words_ids (sequences that must not come), stop_strings (a row ends
@@ -184,9 +184,6 @@ class GenerationConfig:
                 f"num_return_sequences is {self.num_return_sequences} and num_beams {self.num_beams}. "
                 "Raise num_beams to as many"
             )
-        for name in ("do_sample", "stop_strings", "output_scores", "output_logits", "output_logprobs"):
-            if getattr(self, name):
-                raise UserError(f"{name} does not go with num_beams={self.num_beams}. Leave it out, or use num_beams=1")
 
     @property
     def padding(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,8 +14,8 @@ import numpy as np
 
 from runtime import generation
 from runtime.artifact import Artifact
-from runtime.beam import beam_search
-from runtime.choosing import Chooser, listed
+from runtime.beam_wave import BeamWave, beam_output
+from runtime.choosing import listed
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Timings
@@ -102,15 +101,17 @@ class LlamaForCausalLM:
 
         streamer: `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. logits_processor,
         stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
-        by wave. use_cache can only be True. `cancel` ends it early, with what there is.
+        by wave; with num_beams a criterion sees the candidates of one prompt. Beams take a row each, so num_beams is
+        at most the artifact's batch, and prompts go batch // num_beams at a time. use_cache can only be True.
+        `cancel` ends it early, with what there is.
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
         arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
         call = self._call("generate", arguments, settings, logits_processor, stopping_criteria, use_cache)
         ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
         if call.config.num_beams > 1:
-            if streamer is not None or call.stopping_criteria:
-                raise UserError("streamer and stopping_criteria do not go with num_beams. Leave them out")
+            if streamer is not None:
+                raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
             return self._beams(call, ids, rows, limit)
         ids = np.repeat(ids, call.config.num_return_sequences, axis=0)
         rows = [row for row in rows for _ in range(call.config.num_return_sequences)]
@@ -146,21 +147,13 @@ class LlamaForCausalLM:
                 f"num_beams is {config.num_beams}; this artifact has {self.engine.batch} rows (batch), one a beam. "
                 f"Export with `make export MODEL={self.artifact.manifest.source.model} BATCH={config.num_beams}`"
             )
-        chooser = Chooser(config, self.engine.vocab_size, (), call.logits_processors)
-        forward = functools.partial(self.engine.forward, cancelled=call.cancelled.is_set)
-        found = []
+        waves = [
+            BeamWave(self.engine, lambda: self.tokenizer, call, rows[first : first + at_once], first, limit)
+            for first in range(0, len(rows), at_once)
+        ]
         with self.engine.turn.take(call.cancelled):
-            for first in range(0, len(rows), at_once):
-                found += beam_search(self.engine, rows[first : first + at_once], limit, chooser, timings, forward)
-        kept = [beams.take(np.arange(config.num_return_sequences)) for beams in found]
-        new = [row[row >= 0] for beams in kept for row in beams.tokens]
-        sequences = generation.join(np.repeat(ids, config.num_return_sequences, axis=0), new, config.padding)
-        if not config.return_dict_in_generate:
-            return sequences
-        early = "cancelled" if call.cancelled.is_set() else "length"
-        reasons = tuple("eos" if row.size and row[-1] in config.eos_token_id else early for row in new)
-        scores = np.concatenate([beams.scores for beams in kept])
-        return GenerateOutput(sequences, reasons, timings, sequences_scores=scores)
+            found = [beams for wave in waves for beams in wave.run(timings)]
+        return beam_output(ids, waves, found, timings)
 
     def cancel(self) -> None:
         """End the generation that is running, if any, before its next pass; from any thread, or a signal handler.

@@ -46,7 +46,9 @@ class GenerateOutput:
 
     sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
     logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
-    a row had ended. sequences_scores float32 [B]: of a beam search, what the texts were ranked by.
+    a row had ended. Of a beam search also sequences_scores float32 [B], what the texts were ranked by, and beam_indices
+    int64 [B, new], the row of scores and logits (prompt by prompt, num_beams each) that each token was added by, -1
+    behind the end; its scores are log-probabilities.
     """
 
     sequences: np.ndarray
@@ -56,6 +58,7 @@ class GenerateOutput:
     logits: tuple[np.ndarray, ...] | None = None
     logprobs: np.ndarray | None = None
     sequences_scores: np.ndarray | None = None
+    beam_indices: np.ndarray | None = None
 
 
 class Streamer(Protocol):

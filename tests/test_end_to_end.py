@@ -133,6 +133,50 @@ def test_beam_search_gives_transformers_tokens(target: str) -> None:
     assert len(lengths) > 4  # texts that end early are among them
 
 
+BEAMS = """
+import json, sys
+from runtime import LlamaForCausalLM
+
+model = LlamaForCausalLM.from_pretrained(sys.argv[1])
+out = model.generate(**json.loads(sys.argv[2]))
+print(json.dumps({
+    "sequences": out.sequences.tolist(), "beam_indices": out.beam_indices.tolist(),
+    "sequences_scores": out.sequences_scores.tolist(), "scores": [s.tolist() for s in out.scores],
+    "logits": [s.tolist() for s in out.logits], "finish_reasons": out.finish_reasons,
+}))
+"""
+
+
+def test_what_beam_search_tells_is_what_transformers_tells() -> None:
+    """Scores, logits and indices of every step; texts that end by eos, by a stop string, and by the length."""
+    sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
+    artifact = export("wide-beams", "--target", "portable", "--weights", "fp32", *sizes)
+    tokenizer = AutoTokenizer.from_pretrained(artifact)
+    ids, mask = left_padded(prompts(5, 11))
+    call: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD, "max_new_tokens": 10}
+    call |= {"num_beams": 3, "num_return_sequences": 3, "length_penalty": -1.0, "repetition_penalty": 1.2}
+    free = expected(**call, eos_token_id=-1)[:, ids.shape[1] :]
+    call["eos_token_id"] = int(free[0, 3])
+    letters = [tokenizer.decode([int(token)]) for token in free[3]]
+    call["stop_strings"] = next(letter for letter in letters[2:] if letter.isascii())
+    asked = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in call.items()}
+    found = run_python(BEAMS, str(artifact), json.dumps({**plain, **asked}))
+    tensors = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in call.items()}
+    with torch.no_grad():
+        wanted = reference().generate(**tensors, **asked, do_sample=False, tokenizer=tokenizer)
+    np.testing.assert_array_equal(found["sequences"], wanted.sequences)
+    np.testing.assert_array_equal(found["beam_indices"], wanted.beam_indices)
+    np.testing.assert_allclose(found["sequences_scores"], wanted.sequences_scores, rtol=1e-4)
+    for name in ("scores", "logits"):
+        assert len(found[name]) == len(wanted[name])
+        for step, (ours, theirs) in enumerate(zip(found[name], wanted[name], strict=True)):
+            runs = np.ptp(found["logits"][step], axis=1) > 0  # a prompt that is done costs nothing here
+            assert runs[:3].any() or runs[3:].any() if step else runs.all()
+            np.testing.assert_allclose(np.array(ours)[runs], theirs[runs], atol=1e-3)
+    assert {"eos", "stop_string"} <= set(found["finish_reasons"])
+
+
 TUTORIAL = """
 import json, sys
 import numpy as np
