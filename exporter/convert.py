@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.convert_host import Host, check_room, inspect_host
+from exporter.folders import whole
 from exporter.progress import Progress
 from runtime import artifact
 from runtime.artifact import Artifact, Conversion, FileEntry, Graph
@@ -56,11 +57,9 @@ def convert(options: Options, progress: Progress) -> Path:
     host = inspect_host(chip)
     check_room(out, sum(entry.bytes for entry in source.manifest.files()))
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
     log = out.with_name(f"{out.name}.convert.log")
-    (partial / "graphs").mkdir(parents=True)
-    try:
+    with whole(out) as partial:
+        (partial / "graphs").mkdir()
         ini = partial / CONFIG
         write_config(config, ini, soc)
         target = partial / "graphs" / Path(graph.file).stem
@@ -71,10 +70,6 @@ def convert(options: Options, progress: Progress) -> Path:
         conversion = Conversion(soc, graph.buckets, host.cann_version, host.lite)
         manifest = replace(source.manifest, graphs=(_entry(graph, partial, compiled),), converted=conversion)
         artifact.write_manifest(partial, manifest)
-        _replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return out
 
 
@@ -226,12 +221,3 @@ def _copy_rest(source: Artifact, folder: Path) -> None:
     for path in source.path.iterdir():
         if path.is_file() and path.name not in left_out:
             shutil.copy2(path, folder / path.name)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

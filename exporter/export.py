@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter import verify
+from exporter import folders, verify
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.constants import parameters, write_constants
@@ -65,10 +65,8 @@ def export(options: Options, progress: Progress) -> Path:
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    (partial / "graphs").mkdir(parents=True)
-    try:
+    with folders.whole(out) as partial:
+        (partial / "graphs").mkdir()
         graphs, weights = _write_graphs(checkpoint, shape, buckets, ops, partial, progress)
         for name, data in tokenizer.items():
             (partial / name).write_bytes(data)
@@ -79,10 +77,6 @@ def export(options: Options, progress: Progress) -> Path:
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         artifact.write_manifest(partial, manifest)
-        _replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return out
 
 
@@ -238,13 +232,3 @@ def _check_disk(folder: Path, needed: int) -> None:
         raise UserError(
             f"{folder.parent.absolute()} has {free / 1e9:.1f} GB free; the weights need {needed / 1e9:.1f} GB. Set OUT="
         )
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Put the whole folder in place of what was there."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -95,5 +95,6 @@ LITE_UNSUPPORTED = """\
 OURS_MISSING = EZ3003.replace("aclnnAddCustom1", "Default/FusedAttention-op0").replace(
     "aclnnAddCustom", "FusedAttention"
 )
+OURS_UNKNOWN = "EZ0501: IR for Op [Default/FusedAttention-op0, optype [FusedAttention]], is not registered.\n"
 OURS_REFUSED = "[ERROR] edgellama: FusedAttention: 9 query heads are not a multiple of 2 key/value heads\n"
 UNKNOWN_CODE = "E40021: [PID: 7] 2025-02-25-14:07:19.774.362 Failed to compile Op [Cast_3].\n"

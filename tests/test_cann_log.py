@@ -29,8 +29,9 @@ def test_recorded_logs_name_the_operator(log: str, operator: str, code: str | No
 
 
 def test_our_operator_s_absence_names_our_package() -> None:
-    found = explain(texts.OURS_MISSING)  # SIMULATED
-    assert found is not None and found.operator == "FusedAttention" and "make kernels" in found.remedy
+    for log in (texts.OURS_MISSING, texts.OURS_UNKNOWN):  # SIMULATED
+        found = explain(log)
+        assert found is not None and found.operator == "FusedAttention" and "make kernels" in found.remedy
 
 
 def test_our_operator_s_own_refusal_is_passed_on() -> None:
@@ -46,6 +47,11 @@ def test_our_operator_s_own_refusal_is_passed_on() -> None:
         ("Malloc device buffer failed , buffer size 4096", "no memory for 4096 bytes", "CONTEXT"),
         ("Call aclrtMalloc failed, err_code = 207001", "no memory left", "CONTEXT"),
         ("Current batch size 128 is invalid, please check", "the gear of 128 tokens was not converted", "make convert"),
+        (
+            "The dynamic dim model supports a maximum total winput shape of 128! Current num:249",
+            "ge.dynamicDims",
+            "Export",
+        ),
         ("Not support dynamic input", "without gears", "make convert"),
         ("Only support CustomAscend, but got MatMul, node x", "still holds MatMul", "make convert"),
         ("Call aclmdlLoadFromMem failed, ret = 545005", "(status 545005)", "make convert"),

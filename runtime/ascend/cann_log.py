@@ -49,6 +49,11 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
         "Convert the exported artifact again: `make convert ARTIFACT=...`",
     ),
     (
+        r"(?:total w?input shape of 128|all inputs dims must be less than 128)",
+        "the model's inputs have more dimensions than MindSpore Lite takes with gears of the kind ge.dynamicDims",
+        "Export again with this release, whose gears are of another kind",
+    ),
+    (
         r"Only support Custom\w*, but got (\w+)",
         r"the graph is not converted (it still holds \1)",
         "Convert it on a host with CANN: `make convert ARTIFACT=...`",
