@@ -5,6 +5,8 @@
 # make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN)
 # make board-check [PROBE= DEVICE=]       the first thing to run on a board; exits 2 where there is none
 # make board-probe TARGET=ascend310b      the tiny model for it, where the board cannot export
+# make plan MODEL=llama3-8b [TARGET=ascend310p WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]   what it needs
+#             of memory, which boards hold it, how fast they can be; MEASURED= holds that against `bench --json`
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
@@ -29,14 +31,22 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
   $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT) \
   $(if $(RANDOM),--synthetic) $(call option,seed,SEED)
 
+# the same of what the caller gave alone
+given = $(if $(filter command environment,$(origin $(2))),--$(1) "$($(2))")
+
 .DELETE_ON_ERROR:
-.PHONY: run export convert board-check board-probe bench bench-peers kernels test test-fast lint clean
+.PHONY: run export plan convert board-check board-probe bench bench-peers kernels test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
 
 export: $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS)
+
+plan: $(VENV)/ready
+	@$(PYTHON) -m exporter plan $(MODEL) $(call given,target,TARGET) $(call given,weights,WEIGHTS) \
+	  $(call given,cache,CACHE) $(call given,context,CONTEXT) $(call given,buckets,BUCKETS) \
+	  $(call given,batch,BATCH) $(call given,measured,MEASURED)
 
 # With the Python that has MindSpore Lite for Ascend, not with .venv: kernels/ascend/BOARD.md.
 convert:

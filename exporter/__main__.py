@@ -76,6 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     board_probe.add_argument("--out", type=Path, help="folder (default: build/board-probe-<target>)")
     board_probe.set_defaults(run=_board_probe)
 
+    plan = commands.add_parser(
+        "plan",
+        parents=[common],
+        help="what a model needs and how fast it can be, before an export",
+        description="Memory, bytes and operations a token, the roofline's times on each board and what fits it. "
+        "`pydoc exporter.plan` describes the JSON.",
+    )
+    plan.add_argument(
+        "model", help="as for export; a preset or a folder's config.json is enough, nothing is downloaded"
+    )
+    plan.add_argument("--target", help="cpu (the default), portable, ascend310p, ascend310b or ascend910b")
+    plan.add_argument("--weights", help="weight format (default: the target's first)")
+    plan.add_argument("--cache", help="dtype of the KV cache (default: the target's first)")
+    plan.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")
+    plan.add_argument("--batch", type=int, help="rows (default: 1)")
+    plan.add_argument("--buckets", type=_numbers, help="prefill lengths, as 32,128,512 (the default)")
+    plan.add_argument(
+        "--measured", type=Path, metavar="FILE", help="hold it against what `python -m runtime bench --json` wrote"
+    )
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    plan.set_defaults(run=_plan)
+
     inspect = commands.add_parser("inspect", parents=[common], help="show what is in an artifact")
     inspect.add_argument("artifact", type=Path)
     inspect.add_argument("--onnx", type=Path, metavar="DIR", help="write each graph as ONNX, for Netron")
@@ -133,6 +155,13 @@ def _board_probe(arguments: argparse.Namespace, progress: Progress) -> None:
     out = arguments.out or Path(f"build/board-probe-{arguments.target}")
     out.parent.mkdir(parents=True, exist_ok=True)
     progress.console.print(f"wrote {make(arguments.target, out, progress)}; copy it to the board", highlight=False)
+
+
+def _plan(arguments: argparse.Namespace, progress: Progress) -> None:
+    from exporter.plan.command import Options, run
+
+    names = ("model", "target", "weights", "cache", "context", "batch", "buckets", "measured")
+    run(Options(**{name: getattr(arguments, name) for name in names}), arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:

@@ -28,20 +28,21 @@ def write_weights(
 ) -> FileEntry:
     """Write folder/name with the tensors of `specs` in order; the arguments are those of `write_tensors`."""
     with HashedFile(folder / name) as file:
-        text = _header(specs)
+        text = header(specs)
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         write_tensors(file, specs, pieces, ALIGNMENT, done)
     return FileEntry(name, file.sha256, file.size)
 
 
-def _header(specs: Sequence[Input]) -> bytes:
-    header: dict[str, dict[str, object]] = {}
+def header(specs: Sequence[Input]) -> bytes:
+    """The length-less header of a file that holds these tensors in this order."""
+    entries: dict[str, dict[str, object]] = {}
     offset = 0
 
     def add(name: str, dtype: str, shape: Sequence[int], size: int) -> None:
         nonlocal offset
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
 
     for spec in specs:
@@ -49,5 +50,5 @@ def _header(specs: Sequence[Input]) -> bytes:
         if filler := -spec.nbytes % ALIGNMENT:
             # The format allows no holes, so what fills one is a tensor too.
             add(f"{spec.name}.alignment", "U8", [filler], filler)
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     return text + b" " * (-(len(text) + 8) % ALIGNMENT)

@@ -1,0 +1,181 @@
+"""The command: MODEL and options into a Plan, and the Plan into the object that --json writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint import open_checkpoint, read_json
+from exporter.config import LlamaConfig
+from exporter.opsets import Shape
+from exporter.plan import measured, report
+from exporter.plan.boards import BOARDS, Board
+from exporter.plan.cost import Pass, Plan, roofline
+from exporter.plan.tensors import TARGETS, parameters
+from exporter.presets import PRESETS
+from exporter.source import resolve
+from runtime.errors import UserError
+
+SCHEMA_VERSION = 1
+BUCKETS, CONTEXT = (32, 128, 512), 2048  # export's defaults
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command takes; None means the default that export would take."""
+
+    model: str
+    target: str | None = None
+    weights: str | None = None
+    cache: str | None = None
+    context: int | None = None
+    batch: int | None = None
+    buckets: tuple[int, ...] | None = None
+    measured: Path | None = None
+
+
+def run(options: Options, as_json: bool) -> None:
+    """Print the plan."""
+    found = describe(options)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        report.show(found)
+
+
+def describe(options: Options) -> dict[str, Any]:
+    """The object that --json writes (see exporter.plan). Raises UserError for what does not fit together."""
+    name, config = _model(options.model)
+    given: dict[str, Any] = {
+        key: getattr(options, key) for key in ("target", "weights", "cache", "context", "batch", "buckets")
+    }
+    bench = None
+    if options.measured is not None:
+        bench = measured.read(options.measured)
+        given = measured.settings(bench, given)
+    plan = make(config, **given)
+    memory = plan.memory()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "name": name,
+            "parameters": parameters(config),
+            "layers": config.num_hidden_layers,
+            "config": config.to_dict(),
+        },
+        "target": plan.target,
+        "weights": plan.shape.weights,
+        "cache": plan.shape.cache,
+        "batch": plan.shape.rows,
+        "context": plan.shape.context,
+        "buckets": list(plan.buckets),
+        "memory": {
+            "weights": memory.weights,
+            "copies": memory.copies,
+            "cache": memory.cache,
+            "workspace": memory.activations,
+            "gears": plan.gears(),
+            "libraries": memory.libraries,
+            "total": plan.total(),
+        },
+        "files": {"weights_file": plan.weights_file()},
+        "passes": [_pass(work) for work in plan.passes()],
+        "boards": [_board(plan, board) for board in BOARDS[plan.target]],
+        "measured": measured.compare(plan, bench) if bench else None,
+    }
+
+
+def make(
+    config: LlamaConfig,
+    target: str | None = None,
+    weights: str | None = None,
+    cache: str | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    buckets: tuple[int, ...] | None = None,
+) -> Plan:
+    """A plan with export's defaults and limits."""
+    target = target or next(iter(TARGETS))
+    if target not in TARGETS:
+        raise UserError(f"TARGET {target!r} is unknown; choose from {', '.join(TARGETS)}")
+    formats = TARGETS[target]
+    weights = _choice("WEIGHTS", weights, formats.weights, target)
+    exact = "float32" if weights == "fp32" and "float32" in formats.caches else None
+    cache = _choice("CACHE", cache or exact, formats.caches, target)
+    longest = config.max_position_embeddings
+    context = min(CONTEXT, longest) if context is None else context
+    if not 1 <= context <= longest:
+        raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
+    batch = 1 if batch is None else batch
+    if batch < 1:
+        raise UserError(f"BATCH is {batch}; an artifact has at least 1 row")
+    wanted = tuple(b for b in BUCKETS if b <= context) if buckets is None else buckets
+    if bad := [b for b in wanted if not 1 <= b <= context]:
+        raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
+    found = tuple(sorted({1, *wanted}))
+    return Plan(config, target, Shape(batch, found[-1], context, weights, cache), found)
+
+
+def _choice(what: str, value: str | None, choices: tuple[str, ...], target: str) -> str:
+    if value is not None and value not in choices:
+        raise UserError(f"{what} {value!r} with TARGET {target}; choose from {', '.join(choices)}")
+    return value or choices[0]
+
+
+def _model(model: str) -> tuple[str, LlamaConfig]:
+    """Name and config; a preset's, or a folder's, without its weights."""
+    preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
+    if preset is not None:
+        return preset.name, preset.config
+    if model and (folder / "config.json").is_file():
+        return folder.resolve().name, LlamaConfig.from_dict(read_json(folder / "config.json"))
+    source = resolve(model)
+    return source.name, open_checkpoint(source.path).config
+
+
+def _pass(work: Pass) -> dict[str, int]:
+    return {
+        "bucket": work.bucket,
+        "start": work.start,
+        "weight_bytes": work.weight_bytes,
+        "cache_bytes": work.cache_bytes,
+        "bytes": work.bytes,
+        "flops": work.flops,
+    }
+
+
+def _board(plan: Plan, board: Board) -> dict[str, Any]:
+    return {
+        "name": board.name,
+        "memory_bytes": board.memory,
+        "available_bytes": board.available,
+        "bandwidth": board.bandwidth,
+        "flops": board.flops,
+        "fits": plan.total() <= board.available,
+        "largest_context": plan.largest_context(board),
+        "times": _times(plan, board),
+        "sources": list(board.sources),
+        "assumed": list(board.assumed),
+    }
+
+
+def _times(plan: Plan, board: Board) -> list[dict[str, float]] | None:
+    if board.bandwidth is None or board.flops is None:
+        return None
+    found = []
+    for work in plan.passes():
+        memory, compute = roofline(work, board.bandwidth, board.flops)
+        seconds = max(memory, compute)
+        found.append(
+            {
+                "bucket": work.bucket,
+                "start": work.start,
+                "seconds": seconds,
+                "memory_seconds": memory,
+                "compute_seconds": compute,
+                "tokens_per_second": plan.shape.rows * work.bucket / seconds,
+            }
+        )
+    return found

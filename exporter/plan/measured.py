@@ -1,0 +1,79 @@
+"""The cost model against a measurement: sizes to the byte, times from the bandwidth and rate that the bench found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.plan.cost import Plan, prompt_passes, roofline
+from runtime.engine import plan_chunks
+from runtime.errors import UserError
+
+SCHEMA_VERSION = 1
+SETTINGS = ("target", "batch", "context")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `python -m runtime bench --json` wrote. Raises UserError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}). Write it with `python -m runtime bench`") from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION or not {"artifact", "bandwidth", "prefill", "decode"} <= found.keys():
+        raise UserError(
+            f"{path}: schema_version is {version!r}; needed: a report of `python -m runtime bench --json FILE`, "
+            f"version {SCHEMA_VERSION}"
+        )
+    return found
+
+
+def settings(report: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's settings as the measured artifact has them. Raises UserError where one was given that differs."""
+    artifact = report["artifact"]
+    taken = {name: artifact[name] for name in SETTINGS}
+    taken |= {"weights": artifact["weights_format"], "cache": artifact["cache_dtype"]}
+    taken["buckets"] = tuple(artifact["buckets"])
+    for name, value in given.items():
+        other = tuple(sorted({1, *value})) if name == "buckets" and value else value
+        if other is not None and other != taken.get(name, other):
+            raise UserError(f"--{name} is {value}; the measured artifact has {taken[name]}. Leave it out")
+    return taken
+
+
+def compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The `measured` object of the report (see exporter.plan).
+
+    Decode is held against the graph's part of a step. The rate of arithmetic is that of the longest prompt, so that one
+    is met by definition; the others are predictions.
+    """
+    artifact = report["artifact"]
+    bandwidth = report["bandwidth"]["rate"]["max"]
+    sizes = [
+        ("weights file", plan.weights_file(), artifact["weights_bytes"]),
+        ("weights a step reads", plan.step_weight_bytes(), artifact["step_weights_bytes"]),
+        ("cache", plan.cache_bytes(), artifact["cache_bytes"]),
+    ]
+    prompts = [entry for entry in report["prefill"] if entry["rows"] == plan.shape.rows]
+    steps = [entry for entry in report["decode"] if entry["rows"] == plan.shape.rows]
+    if not prompts or not steps:
+        raise UserError(f"the measurement has no figures of {plan.shape.rows} rows; measure with --batches")
+    work = {n["prompt_tokens"]: prompt_passes(plan, plan_chunks(n["prompt_tokens"], plan.buckets)) for n in prompts}
+    longest = max(prompts, key=lambda entry: entry["prompt_tokens"])
+    flops = sum(w.flops for w in work[longest["prompt_tokens"]]) / longest["seconds"]["median"]
+    times = []
+    for entry in prompts:
+        predicted = sum(max(roofline(w, bandwidth, flops)) for w in work[entry["prompt_tokens"]])
+        times.append((f"prefill of {entry['prompt_tokens']:,} tokens", predicted, entry["seconds"]["median"]))
+    for entry in steps:
+        start = min(entry["depth"] + report["settings"]["steps"] // 2, plan.shape.context - 1)
+        predicted = max(roofline(plan.cost(1, start), bandwidth, flops))
+        times.append((f"decode step behind {entry['depth']:,} tokens", predicted, entry["model_seconds"]["median"]))
+    return {
+        "bandwidth": bandwidth,
+        "flops": flops,
+        "sizes": [{"what": what, "predicted": p, "found": f} for what, p, f in sizes],
+        "times": [{"what": what, "predicted": p, "found": f, "ratio": f / p} for what, p, f in times],
+    }

@@ -1,0 +1,136 @@
+"""The plan for people: tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from exporter.inspect import size
+
+MS = 1e-3
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the tables on standard output."""
+    console = Console()
+    console.print(_head(found), highlight=False)
+    for table in tables(found):
+        console.print(table)
+    for line in notes(found):
+        console.print(line, highlight=False, markup=False)
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    made = [_memory(found), _passes(found), _boards(found)]
+    return made if found["measured"] is None else [*made, *_measured(found["measured"])]
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """What the tables rest on."""
+    lines = []
+    if any(board["times"] for board in found["boards"]):
+        lines.append("Times are lower bounds from published peaks: nothing gets there, and no board has been met.")
+    else:
+        lines.append("Times of a host follow from a measurement: --measured FILE, of `python -m runtime bench --json`.")
+    sources = dict.fromkeys(source for board in found["boards"] for source in board["sources"])
+    if sources:
+        lines.append(f"Sources: {', '.join(sources)}")
+    for assumed in dict.fromkeys(text for board in found["boards"] for text in board["assumed"]):
+        names = [board["name"] for board in found["boards"] if assumed in board["assumed"]]
+        who = "all" if len(names) == len(found["boards"]) else "; ".join(names)
+        lines.append(f"Assumed ({who}): {assumed}")
+    return lines
+
+
+def _head(found: dict[str, Any]) -> str:
+    model = found["model"]
+    return escape(
+        f"{model['name']}: {model['parameters'] / 1e6:,.0f} million parameters, {model['layers']} layers; target "
+        f"{found['target']}, weights {found['weights']}, cache {found['cache']}, batch {found['batch']}, "
+        f"context {found['context']:,}"
+    )
+
+
+def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i in left else "right")
+    return table
+
+
+def _memory(found: dict[str, Any]) -> Table:
+    memory = found["memory"]
+    table = _table("Memory", "", "", "", left=(0, 2))
+    table.show_header = False
+    table.add_row("weights", size(memory["weights"]), "one copy, as on disk")
+    if memory["copies"]:
+        table.add_row("their copies", size(memory["copies"]), "MindSpore Lite 2.0 copies constants while it loads them")
+    table.add_row("cache", size(memory["cache"]), f"{found['batch']} x {found['context']:,} tokens")
+    table.add_row(
+        "workspace", size(memory["workspace"]), f"estimated, at the bucket of {found['buckets'][-1]:,} tokens"
+    )
+    if memory["gears"]:
+        table.add_row("gears", size(memory["gears"]), "the other buckets' workspace, should the device share none")
+    table.add_row("libraries", size(memory["libraries"]), "Python, numpy, MindSpore Lite")
+    table.add_row("in all", size(memory["total"]), "", style="bold")
+    return table
+
+
+def _name(work: dict[str, Any]) -> str:
+    if work["bucket"] == 1:
+        return f"decode behind {work['start']:,}"
+    return f"prefill of {work['bucket']:,}"
+
+
+def _passes(found: dict[str, Any]) -> Table:
+    table = _table("A pass of all rows", "", "weights read", "cache read", "operations", "operations a byte")
+    for work in found["passes"]:
+        table.add_row(
+            _name(work),
+            size(work["weight_bytes"]),
+            size(work["cache_bytes"]),
+            f"{work['flops'] / 1e9:,.2f} G",
+            f"{work['flops'] / work['bytes']:,.1f}",
+        )
+    return table
+
+
+def _boards(found: dict[str, Any]) -> Table:
+    timed = any(board["times"] for board in found["boards"])
+    columns = ["board", "of memory", "fits", "largest context"]
+    if timed:
+        columns += ["GB/s", "TFLOPS", *(f"{_name(work)}, ms" for work in (found["passes"][0], found["passes"][-1]))]
+        columns.append("tokens/s")
+    table = _table("Boards", *columns)
+    for board in found["boards"]:
+        cells = [
+            escape(board["name"]),
+            f"{found['memory']['total'] / board['available_bytes']:.0%}",
+            "yes" if board["fits"] else "no",
+            f"{board['largest_context']:,}" if board["largest_context"] else "none",
+        ]
+        if timed:
+            first, last = board["times"][0], board["times"][-1]
+            cells += [f"{board['bandwidth'] / 1e9:,.1f}", f"{board['flops'] / 1e12:,.0f}"]
+            cells += [f"{first['seconds'] / MS:,.1f}", f"{last['seconds'] / MS:,.1f}"]
+            cells.append(f"{first['tokens_per_second']:,.1f}")
+        table.add_row(*cells)
+    return table
+
+
+def _measured(measured: dict[str, Any]) -> list[Table]:
+    sizes = _table("Sizes, against the artifact", "", "predicted, bytes", "found, bytes")
+    for entry in measured["sizes"]:
+        sizes.add_row(entry["what"], f"{entry['predicted']:,}", f"{entry['found']:,}")
+    title = f"Times, from the measured {measured['bandwidth'] / 1e9:.1f} GB/s and {measured['flops'] / 1e9:,.0f} GFLOPS"
+    times = _table(title, "", "predicted, ms", "measured, ms", "measured / predicted")
+    for entry in measured["times"]:
+        times.add_row(
+            entry["what"], f"{entry['predicted'] / MS:.2f}", f"{entry['found'] / MS:.2f}", f"{entry['ratio']:.2f}"
+        )
+    return [sizes, times]
