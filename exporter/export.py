@@ -138,7 +138,7 @@ def _write_graphs(
             data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
         else:
             moved = mindir.parameters_to_inputs(model)
-            weights.update({spec.name: spec for spec in moved})
+            weights.update({tensor.name: tensor for spec in moved for tensor in ops.stored(spec, config, shape)})
             inputs = inputs + moved
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
         entry = artifact.file_entry(folder, name)

@@ -33,6 +33,13 @@ class DecoderLayer(nn.Cell):
         return h, written
 
 
+def decoder_layer(config: LlamaConfig, shape: Shape, ops: Any, layer: int) -> nn.Cell:
+    """The block above, or the op set's own where that has one operator for it all."""
+    if hasattr(ops, "DecoderLayer"):
+        return ops.DecoderLayer(config, shape, layer)
+    return DecoderLayer(config, shape, ops, layer)
+
+
 class Llama(nn.Cell):
     """The whole step: the op set's inputs, then each layer's caches -> logits [B, V], then what the layers return."""
 
@@ -41,7 +48,7 @@ class Llama(nn.Cell):
         self.prepare = ops.Prepare(config, shape)
         self.embed_tokens = ops.Embedding(config, shape)
         self.layers = nn.CellList(
-            [DecoderLayer(config, shape, ops, i) for i in range(config.num_hidden_layers)], auto_prefix=False
+            [decoder_layer(config, shape, ops, i) for i in range(config.num_hidden_layers)], auto_prefix=False
         )
         self.head = ops.Head(config, shape, self.embed_tokens.weight)
         self.step_inputs = len(ops.inputs(config, shape))

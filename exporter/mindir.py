@@ -49,8 +49,9 @@ OPERATORS: dict[str, Lowering] = {
     "Cast": UNCHANGED,
     "Concat": Lowering(1, (("axis",),)),
     "Div": UNCHANGED,
+    "EdgeDecoderLayer": CUSTOM,
     "EdgeEmbedding": CUSTOM,
-    "EdgeLinear": CUSTOM,
+    "EdgeHead": CUSTOM,
     "FusedAttention": CUSTOM,
     "Gather": Lowering(3, (("batch_dims",),)),
     "MakeTuple": UNCHANGED,
@@ -175,7 +176,9 @@ def _lower_node(
     out.input.extend(operands)
     out.name = names.new(node.output[0], _own_name(primitive) or f"{where}/{primitive.op_type}")
     out.output.append(out.name)
-    out.domain = out.name  # MindSpore Lite names tensors after it, so it must be unique
+    # MindSpore Lite names tensors after it, so it must be unique, also with digits put after it: of the domains
+    # "layers.1" and "layers.11" it makes one name, and then finds the inputs of neither.
+    out.domain = f"{out.name}/"
     out.attribute.extend(a for a in node.attribute if a.name == "shape")
     out.op_type = "REF::" + _intern(low, rule.op_type or primitive.op_type, attributes, primitives)
 

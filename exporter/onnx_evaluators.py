@@ -4,7 +4,7 @@ onnx.reference computes otherwise than devices do, or slowly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,15 @@ from onnx.reference.op_run import OpRun
 
 from exporter.onnx_operators import DOMAIN
 from kernels import reference, weight_format
+from runtime.weights import ALIGNMENT
 
 Attention = Callable[..., np.ndarray]  # with the signature and meaning of kernels.reference.fused_attention
+
+
+def _caches(given: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Copies to write into, and the same as the definition reads them."""
+    copies = [np.array(cache) for cache in given]
+    return copies, [copy.view(np.float16) if copy.dtype == np.int16 else copy for copy in copies]
 
 
 class FusedAttention(OpRun):
@@ -26,8 +33,7 @@ class FusedAttention(OpRun):
     compute = staticmethod(reference.fused_attention)
 
     def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
-        copies = [np.array(cache) for cache in inputs[5:]]
-        caches = [copy.view(np.float16) if copy.dtype == np.int16 else copy for copy in copies]
+        copies, caches = _caches(inputs[5:])
         scales = dict(zip(("k_scale", "v_scale"), caches[2:], strict=False))
         attended = self.compute(*inputs[:5], *caches[:2], heads=heads, scale=scale, window=window, **scales)
         return (attended, *copies)
@@ -44,31 +50,60 @@ class EdgeEmbedding(OpRun):
         return (reference.embedding(ids, weight_format.unpack(packed, format, vocabulary, width), length),)
 
 
-class EdgeLinear(OpRun):
-    """Operands past the third are gamma, bias and residual, those that there are."""
+class EdgeHead(OpRun):
+    op_domain = DOMAIN
+
+    def _run(
+        self, h: Any, packed: Any, length: Any, gamma: Any, format: str, vocabulary: int, eps: float
+    ) -> tuple[np.ndarray]:
+        weight = weight_format.unpack(packed, format, vocabulary, h.shape[-1])
+        return (reference.linear(h, weight, length, gamma=gamma, eps=eps, last_only=True),)
+
+
+class EdgeDecoderLayer(OpRun):
+    """(h, start, length, cos, sin, weights, caches ...) -> (h, the caches after the call).
+
+    weights: the layer's tensors as they follow one another in the file (exporter.opsets.cpu.layer_tensors).
+    """
 
     op_domain = DOMAIN
 
-    def _run(self, x: Any, packed: Any, length: Any, *rest: Any, **given: Any) -> tuple[np.ndarray]:
-        operands = iter(rest)
-        gamma = next(operands) if given["norm"] else None
-        bias = next(operands) if given["bias"] else None
-        residual = next(operands) if given["epilogue"] == "residual_add" else None
-        # Columns past `out` only fill the last panel; with swiglu they lie between gate and up.
-        swiglu = given["epilogue"] == "swiglu"
-        columns = len(packed) * weight_format.PANEL if swiglu else given["out"]
-        y = reference.linear(
-            x,
-            weight_format.unpack(packed, given["format"], columns, given["in"]),
-            length,
-            gamma=gamma,
-            eps=given["eps"],
-            bias=None if bias is None else bias[:columns],
-            residual=residual,
-            swiglu=swiglu,
-            last_only=bool(given["last_only"]),
+    def _run(
+        self, h: Any, start: Any, length: Any, cos: Any, sin: Any, weights: Any, *rest: Any, format: str, **given: Any
+    ) -> tuple[np.ndarray, ...]:
+        copies, caches = _caches(rest)
+        heads, hidden, inner = given["heads"], h.shape[-1], given["inner"]
+        _, groups, _, dim = caches[0].shape
+        read = 0
+
+        def take(count: int, dtype: Any) -> np.ndarray:
+            nonlocal read
+            found = weights[read : read + count * np.dtype(dtype).itemsize].view(dtype)
+            read += -(-found.nbytes // ALIGNMENT) * ALIGNMENT
+            return found
+
+        def part(outer: int, width: int, *, norm: bool, bias: int) -> reference.LinearWeights:
+            panels = weight_format.panel_count(outer)
+            packed = take(panels * weight_format.panel_bytes(format, width), np.uint8).reshape(panels, -1)
+            weight = weight_format.unpack(packed, format, outer, width)
+            gamma = take(width, np.float32) if norm else None
+            return reference.LinearWeights(
+                weight, gamma, take(panels * weight_format.PANEL, np.float32)[:outer] if bias else None
+            )
+
+        gated = weight_format.panel_count(inner) * weight_format.PANEL * 2
+        parts = (
+            part((heads + 2 * groups) * dim, hidden, norm=True, bias=given["q_bias"]),
+            part(hidden, heads * dim, norm=False, bias=given["o_bias"]),
+            part(gated, hidden, norm=True, bias=given["gate_bias"]),
+            part(hidden, inner, norm=False, bias=given["down_bias"]),
         )
-        return (y[..., : given["out"]],)
+        h = reference.decoder_layer(
+            h, start, length, cos, sin, caches[0], caches[1], *parts,
+            k_scale=caches[2] if len(caches) > 2 else None, v_scale=caches[3] if len(caches) > 2 else None,
+            heads=heads, scale=given["scale"], eps=given["eps"], window=given["window"],
+        )  # fmt: skip
+        return (h, *copies)
 
 
 class RmsNorm(OpRun):
@@ -121,8 +156,9 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 OPERATORS: list[type[OpRun]] = [
+    EdgeDecoderLayer,
     EdgeEmbedding,
-    EdgeLinear,
+    EdgeHead,
     FusedAttention,
     FusedAttentionDecode,
     Gemm,

@@ -38,21 +38,24 @@ class CustomOperator:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")  # the scales beside int8 caches only
 ATTENTION = CustomOperator(
-    ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache", "k_scale", "v_scale"),
+    ("qkv", "cos", "sin", "start", "length", *CACHES),
     {"heads": int, "scale": float, "window": int},
-    ("k_cache", "v_cache", "k_scale", "v_scale"),
+    CACHES,
     {"window": 0},
 )
 
 
 CUSTOM: dict[str, CustomOperator] = {
-    "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
-    "EdgeLinear": CustomOperator(
-        ("x", "weight", "length", "gamma, bias, residual as the attributes say"),
-        {"format": str, "epilogue": str, "norm": int, "bias": int, "last_only": int, "eps": float}
-        | {"in": int, "out": int},
+    "EdgeDecoderLayer": CustomOperator(
+        ("h", "start", "length", "cos", "sin", "weights", *CACHES),
+        {"format": str, "heads": int, "scale": float, "window": int, "inner": int, "eps": float}
+        | {f"{part}_bias": int for part in ("q", "o", "gate", "down")},
+        CACHES,
     ),
+    "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
+    "EdgeHead": CustomOperator(("h", "weight", "length", "gamma"), {"format": str, "vocabulary": int, "eps": float}),
     "FusedAttention": ATTENTION,
     "FusedAttentionDecode": ATTENTION,  # a kernel of its own on Ascend, for one token a row
 }

@@ -11,7 +11,7 @@ heads, D head size, C cache capacity.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,3 +176,55 @@ def linear(
         return np.asarray(rows, np.float32)
     y[np.arange(x.shape[1]) >= np.asarray(length)[:, None]] = np.nan
     return y.astype(np.float32)
+
+
+class LinearWeights(NamedTuple):
+    """What one linear layer of decoder_layer multiplies with; shapes as in `linear`."""
+
+    weight: Array
+    gamma: Array | None = None
+    bias: Array | None = None
+
+
+def decoder_layer(
+    h: Array,
+    start: Array,
+    length: Array,
+    cos: Array,
+    sin: Array,
+    k_cache: Array,
+    v_cache: Array,
+    qkv: LinearWeights,
+    o: LinearWeights,
+    gate_up: LinearWeights,
+    down: LinearWeights,
+    *,
+    heads: int,
+    scale: float,
+    eps: float,
+    window: int = 0,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
+) -> Array:
+    """DecoderLayer: one pre-norm block (arXiv:2302.13971) of the operators above.
+
+    h        [B, S, E] float32, row b valid up to length[b]
+    qkv, gate_up: with the norm before them; gate_up in the interleaved order that `linear` takes for swiglu
+    the rest as in fused_attention, which MUTATES the caches
+
+    Returns [B, S, E] float32. Rows at and past length[b] are unspecified: NaN here.
+
+    Tolerance: that of `linear`, relative to the largest of a row of the result less h.
+    """
+
+    def apply(x: Array, part: LinearWeights, **epilogue: Any) -> Array:
+        x = np.where(np.isnan(x), np.float32(0), x)  # padding: unspecified before, and again after
+        return linear(x, part.weight, length, gamma=part.gamma, eps=eps, bias=part.bias, **epilogue)
+
+    attended = fused_attention(
+        np.nan_to_num(apply(h, qkv)), cos, sin, start, length, k_cache, v_cache,
+        heads=heads, scale=scale, window=window, k_scale=k_scale, v_scale=v_scale,
+    )  # fmt: skip
+    h = apply(attended, o, residual=h)
+    inner = apply(h, gate_up, swiglu=True)[..., : down.weight.shape[1]]
+    return apply(inner, down, residual=h)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ DTYPES = {
     "F32": "float32",
     "I64": "int64",
 }
+ALIGNMENT = 64  # bytes: where each tensor begins, for the kernels' loads
+STRETCH = ".*"  # ends the name of a graph input that takes every tensor below a name, as one array of bytes
 REMEDY = "Copy the whole folder again or export again"
 
 
@@ -60,7 +63,12 @@ class MappedWeights:
         return name in self._header
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor of this name; reading it reads the file. Raises UserError where it is missing or out of bounds."""
+        """The tensor of this name; reading it reads the file. Raises UserError where it is missing or out of bounds.
+
+        `model.layers.0.*` is the stretch of the file that holds the tensors below that name, uint8 [bytes].
+        """
+        if name.endswith(STRETCH):
+            return self._stretch(name)
         if name not in self._header:
             raise UserError(f"{self.path}: holds no tensor {name!r}, which is needed. {self._remedy}")
         entry = self._header[name]
@@ -73,3 +81,13 @@ class MappedWeights:
         if count * dtype.itemsize != end - begin or self._data + end > len(self._map):
             raise UserError(f"{self.path}: tensor {name!r} lies outside the file or has another size. {self._remedy}")
         return np.frombuffer(self._map, dtype, count, self._data + begin).reshape(entry["shape"])
+
+    def _stretch(self, name: str) -> np.ndarray:
+        below = name.removesuffix("*")
+        places = sorted(entry["data_offsets"] for key, entry in self._header.items() if key.startswith(below))
+        if not places or any(end != begin for (_, end), (begin, _) in pairwise(places)):
+            raise UserError(f"{self.path}: its {name!r} are not one stretch, which the graph needs. {REMEDY}")
+        begin, end = places[0][0], places[-1][1]
+        if self._data + end > len(self._map):
+            raise UserError(f"{self.path}: {name!r} lie outside the file. {REMEDY}")
+        return np.frombuffer(self._map, np.uint8, end - begin, self._data + begin)

@@ -78,8 +78,8 @@ def build(graph: Path) -> subprocess.CompletedProcess[str]:
 
 
 def other_shape(model: Any) -> None:
-    weight = next(v for v in model.graph.input if v.name.endswith("1.mlp.down_proj.weight"))
-    weight.tensor[0].dims[1] -= 1
+    weight = next(v for v in model.graph.input if v.name == "model.layers.1.*")
+    weight.tensor[0].dims[0] -= 1
 
 
 def other_type(model: Any) -> None:
@@ -97,8 +97,8 @@ def other_attribute(model: Any, name: str, text: str) -> None:
 
 
 REFUSED = {
-    "shape": (other_shape, "EdgeLinear model.layers.1.mlp.down_proj: model.layers.1.mlp.down_proj.weight is uint8"),
-    "type": (other_type, "FusedAttention model.layers.1.self_attn: v_cache.1 is int8"),
+    "shape": (other_shape, "EdgeDecoderLayer model.layers.1: model.layers.1.* is uint8"),
+    "type": (other_type, "EdgeDecoderLayer model.layers.1: v_cache.1 is int8"),
     "abi": (lambda model: other_attribute(model, "abi", "99"), "the graph was exported for kernel ABI 99"),
     "format": (lambda model: other_attribute(model, "format", "int3"), "attribute format is int3"),
 }

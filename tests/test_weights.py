@@ -10,8 +10,10 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from exporter.opsets import Input
+from exporter.weights import write_weights
 from runtime.errors import UserError
-from runtime.weights import MappedWeights
+from runtime.weights import ALIGNMENT, MappedWeights
 
 TENSORS = {
     "f32": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -41,6 +43,21 @@ def test_tensors_are_what_the_library_wrote_and_share_the_file(path: Path) -> No
         np.testing.assert_array_equal(got, expected)
         assert not got.flags.owndata and not got.flags.writeable
     assert "other" not in weights
+
+
+def test_a_stretch_is_the_bytes_of_everything_below_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    tensors = [Input(f"layers.{layer}.{name}", (3,), "float32") for layer in (1, 10) for name in "ab"]
+    value = {tensor.name: np.arange(3, dtype=np.float32) + i for i, tensor in enumerate(tensors)}
+    write_weights(tmp_path, path.name, tensors, lambda name: [lambda: value[name]])
+    for layer in (1, 10):
+        found = MappedWeights(path).array(f"layers.{layer}.*")
+        assert found.shape == (2 * ALIGNMENT,) and found.ctypes.data % ALIGNMENT == 0
+        for i, name in enumerate("ab"):
+            part = found[i * ALIGNMENT :][:12].view(np.float32)
+            np.testing.assert_array_equal(part, value[f"layers.{layer}.{name}"])
+    with pytest.raises(UserError, match=r"layers.2.\*' are not one stretch"):
+        MappedWeights(path).array("layers.2.*")
 
 
 def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""The cpu op set: the custom kernels of kernels/cpu, five a layer, weights as inputs, caches written in place.
+"""The cpu op set: the custom kernels of kernels/cpu, one a layer, weights as inputs, caches written in place.
 
 Weights are packed (kernels/weight_format.py) and belong to no graph: every bucket's graph reads the one memory-mapped
 weights.safetensors. What is fused was decided by measurement: a node costs a few microseconds of dispatch and of
-thread synchronisation, the time of reading 100 KB of weights, and a layer of a small model has 3.7 MB. So the norm is
-computed where its linear layer reads it, q, k and v (gate and up) are one matrix, and the residual is added where a
-linear layer writes.
+thread synchronisation, the time of reading 100 KB of weights, and a layer of a small model has 3.7 MB. So a layer is
+one node; in it the norm is computed where its linear layer reads it, q, k and v (gate and up) are one matrix, and the
+residual is added where a linear layer writes.
 
 Letters: B rows, S tokens per row, H query heads, G key/value heads, D head size, C cache capacity, E hidden size.
 """
@@ -21,12 +21,13 @@ from mindspore.ops import PrimitiveWithInfer
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, linear_sizes
+from exporter.opsets import Input, Shape, linear_sizes, windows
 from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
 from exporter.pieces import Piece, tensor_pieces
 from exporter.rope import rope_table
 from kernels.cpu.library import ABI
 from kernels.weight_format import PANEL, panel_bytes, panel_count
+from runtime.weights import ALIGNMENT, STRETCH
 
 CACHE_POLICY = "in_place"
 CACHES = ("float16", "int8", "float32")
@@ -72,6 +73,13 @@ def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:
     return [(bucket,) for bucket in buckets]
 
 
+def stored(weight: Input, config: LlamaConfig, shape: Shape) -> list[Input]:
+    """The tensors of weights.safetensors that make up a weight of the graphs."""
+    if not weight.name.endswith(STRETCH):
+        return [weight]
+    return layer_tensors(config, shape, int(weight.name.removesuffix(STRETCH).rpartition(".")[2]))
+
+
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
     """The weight `name` of the graphs, packed, block by block."""
     if name.startswith("rope."):
@@ -113,53 +121,6 @@ def packed(name: str, outer: int, inner: int, weights: str) -> Parameter:
     return parameter(name, panel_count(outer), size, dtype=mindspore.uint8)
 
 
-class Linear(nn.Cell):
-    """kernels.reference.linear: y = epilogue(norm(x) W^T + bias), for the valid tokens."""
-
-    def __init__(
-        self,
-        config: LlamaConfig,
-        shape: Shape,
-        name: str,
-        inner: int,
-        outer: int,
-        *,
-        norm: str | None = None,
-        bias: bool = False,
-        epilogue: str = "none",
-        weight: Parameter | None = None,
-        last_only: bool = False,
-    ):
-        super().__init__(auto_prefix=False)
-        columns = panel_count(outer) * PANEL * (2 if epilogue == "swiglu" else 1)
-        self.weight = packed(f"{name}.weight", columns, inner, shape.weights) if weight is None else weight
-        self.norm, self.bias = norm is not None, bias
-        if norm is not None:
-            self.gamma = parameter(f"{norm}.weight", inner)
-        if bias:
-            self.offset = parameter(f"{name}.bias", columns)
-        self.linear = operator(
-            "EdgeLinear",
-            name,
-            lambda x, *rest: [x[0], outer] if last_only else [x[0], x[1], outer],
-            format=format_of(f"{name}.weight", shape.weights),
-            epilogue=epilogue,
-            norm=int(self.norm),
-            bias=int(bias),
-            last_only=int(last_only),
-            eps=config.rms_norm_eps,
-            **{"in": inner, "out": outer},
-        )
-
-    def construct(self, x: Any, step: Any, *residual: Any) -> Any:
-        operands: tuple[Any, ...] = (x, self.weight, step[2])
-        if self.norm:
-            operands = (*operands, self.gamma)
-        if self.bias:
-            operands = (*operands, self.offset)
-        return self.linear(*operands, *residual)
-
-
 class Prepare(nn.Cell):
     """The step's inputs and the rotary tables: tokens, start, length, cos, sin."""
 
@@ -191,65 +152,57 @@ class Embedding(nn.Cell):
         return self.embedding(step[0], self.weight, step[2])  # [B, S, E]
 
 
-class NormQKV(nn.Cell):
-    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
+def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[Input]:
+    """What weights.safetensors holds of a layer, in the order in which the kernel reads it."""
+    name = f"model.layers.{layer}"
+    found: list[Input] = []
+
+    def add(linear: str, outer: int, inner: int, bias: bool, norm: str | None = None) -> None:
+        packed_bytes = panel_bytes(format_of(f"{linear}.weight", shape.weights), inner)
+        found.append(Input(f"{name}.{linear}.weight", (panel_count(outer), packed_bytes), "uint8"))
+        if norm:
+            found.append(Input(f"{name}.{norm}.weight", (inner,), "float32"))
+        if bias:
+            found.append(Input(f"{name}.{linear}.bias", (panel_count(outer) * PANEL,), "float32"))
+
+    (q, hidden, bias), (k, _, _) = (linear_sizes(config, f"{part}_proj") for part in "qk")
+    add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm="input_layernorm")
+    add("self_attn.o_proj", *linear_sizes(config, "o_proj"))
+    gate, _, bias = linear_sizes(config, "gate_proj")
+    add("mlp.gate_up_proj", panel_count(gate) * PANEL * 2, hidden, bias, norm="post_attention_layernorm")
+    add("mlp.down_proj", *linear_sizes(config, "down_proj"))
+    return found
+
+
+class DecoderLayer(nn.Cell):
+    """kernels.reference.decoder_layer: a whole layer in one node, the caches written in place.
+
+    Its weights are one input, the stretch of weights.safetensors that holds them: MindSpore Lite takes more than a
+    microsecond over each input of a graph, in every step.
+    """
+
+    def __init__(self, config: LlamaConfig, shape: Shape, layer: int):
         super().__init__(auto_prefix=False)
-        outer = sum(linear_sizes(config, f"{attention}.{x}_proj")[0] for x in "qkv")
-        self.linear = Linear(
-            config,
-            shape,
-            f"{attention}.qkv_proj",
-            config.hidden_size,
-            outer,
-            norm=norm,
-            bias=linear_sizes(config, f"{attention}.q_proj")[2],
-        )
-
-    def construct(self, h: Any, step: Any) -> Any:
-        return self.linear(h, step)  # [B, S, (H + 2G) * D]
-
-
-class Attention(nn.Cell):
-    """kernels.reference.fused_attention"""
-
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
-        super().__init__(auto_prefix=False)
-        heads, dim = config.num_attention_heads, config.head_dim
-        self.attention = operator(
-            "FusedAttention",
+        name = f"model.layers.{layer}"
+        size = sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in layer_tensors(config, shape, layer))
+        self.weights = parameter(f"{name}{STRETCH}", size, dtype=mindspore.uint8)
+        self.layer = operator(
+            "EdgeDecoderLayer",
             name,
-            lambda qkv, *rest: [qkv[0], qkv[1], heads * dim],
-            heads=heads,
-            scale=dim**-0.5,
-            window=window,
+            lambda h, *rest: h,
+            format=format_of(f"{name}.weight", shape.weights),
+            heads=config.num_attention_heads,
+            scale=config.head_dim**-0.5,
+            window=windows(config, shape.context)[layer],
             cache=CACHE_KINDS[shape.cache],
+            inner=config.intermediate_size,
+            **{f"{part}_bias": int(linear_sizes(config, f"{part}_proj")[2]) for part in ("q", "o", "gate", "down")},
+            eps=config.rms_norm_eps,
         )
 
-    def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
+    def construct(self, h: Any, step: Any, caches: Any) -> Any:
         _, start, length, cos, sin = step
-        return self.attention(qkv, cos, sin, start, length, *caches), ()
-
-
-class LinearAdd(nn.Cell):
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
-        super().__init__(auto_prefix=False)
-        outer, inner, bias = linear_sizes(config, name)
-        self.linear = Linear(config, shape, name, inner, outer, bias=bias, epilogue="residual_add")
-
-    def construct(self, x: Any, h: Any, step: Any) -> Any:
-        return self.linear(x, step, h)
-
-
-class NormSwiGLU(nn.Cell):
-    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
-        super().__init__(auto_prefix=False)
-        outer, inner, bias = linear_sizes(config, f"{mlp}.gate_proj")
-        self.linear = Linear(
-            config, shape, f"{mlp}.gate_up_proj", inner, outer, norm=norm, bias=bias, epilogue="swiglu"
-        )
-
-    def construct(self, h: Any, step: Any) -> Any:
-        return self.linear(h, step)
+        return self.layer(h, start, length, cos, sin, self.weights, *caches), ()
 
 
 class Head(nn.Cell):
@@ -257,16 +210,18 @@ class Head(nn.Cell):
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
         super().__init__(auto_prefix=False)
-        self.linear = Linear(
-            config,
-            shape,
+        name, vocabulary, hidden = "lm_head.weight", config.vocab_size, config.hidden_size
+        tied = config.tie_word_embeddings
+        self.weight = embedding if tied else packed(name, vocabulary, hidden, shape.weights)
+        self.gamma = parameter("model.norm.weight", hidden)
+        self.head = operator(
+            "EdgeHead",
             "lm_head",
-            config.hidden_size,
-            config.vocab_size,
-            norm="model.norm",
-            weight=embedding if config.tie_word_embeddings else None,
-            last_only=True,
+            lambda h, *rest: [h[0], vocabulary],
+            format=format_of(name, shape.weights),
+            vocabulary=vocabulary,
+            eps=config.rms_norm_eps,
         )
 
     def construct(self, h: Any, step: Any) -> Any:
-        return self.linear(h, step)
+        return self.head(h, self.weight, step[2], self.gamma)

@@ -8,6 +8,7 @@
 namespace edgellama {
 
 struct AttentionArgs;
+struct DecoderLayerArgs;
 struct EmbeddingArgs;
 struct LinearArgs;
 struct PackArgs;
@@ -17,6 +18,7 @@ struct Kernels {
   void (*linear)(const LinearArgs&, Worker&);
   void (*pack)(const PackArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
+  void (*decoder_layer)(const DecoderLayerArgs&, Worker&);
 };
 
 // The table of an available variant; nullptr if this build or this CPU lacks it.

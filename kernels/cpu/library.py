@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.errors import UserError
 
 PATH = Path(__file__).parent / "libedgellama_cpu.so"
-ABI = 1  # of abi.h: what graphs and weights must agree on with the library
+ABI = 2  # of abi.h: what graphs and weights must agree on with the library
 ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa
 
 

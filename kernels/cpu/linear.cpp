@@ -142,4 +142,15 @@ void linear(const LinearArgs& a, Worker& me) {
   }
 }
 
+// Asks for the first weights that this thread will read, before it waits or does something else.
+void linear_ahead(const LinearArgs& a, const Worker& me) {
+  constexpr long kAsked = 16384;
+  if (a.count >= kTileRows) return;  // arithmetic, not memory, is what many rows wait for
+  const Range part = share(me, panel_count(a.shape.out));
+  const long panels = a.shape.epilogue == Epilogue::swiglu ? 2 : 1, size = panel_bytes(a.shape.format, a.shape.in);
+  const long bytes = (part.end - part.begin) * panels * size;
+  const uint8_t* first = a.weight + part.begin * panels * size;
+  for (long i = 0; i < (bytes < kAsked ? bytes : kAsked); i += 64) __builtin_prefetch(first + i, 0, 2);
+}
+
 }  // namespace edgellama::EDGELLAMA_ISA

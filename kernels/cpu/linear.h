@@ -33,11 +33,12 @@ struct LinearArgs {
   const int32_t* length = nullptr;  // [B], each 0..S
   float* y = nullptr;               // [B, S, out], or [B, out]
 
-  // Set by run_linear.
+  // Set by choose_rows.
   const int32_t* source = nullptr;  // of each computed row: its row in x
   const int32_t* target = nullptr;  // and in y (and residual)
   int count = 0;                    // computed rows
-  uint8_t* scratch = nullptr;        // linear_scratch_bytes, 64-byte aligned
+
+  uint8_t* scratch = nullptr;  // linear_scratch_bytes, 64-byte aligned
 };
 
 // A row of activations as the row kernels read it: floats for the float formats; else groups of 32 integers (64 bytes
@@ -76,6 +77,9 @@ struct TileScratch {
 
 // Bytes of scratch for `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
+
+// Which rows a call computes: fills args.count, source and target, which lie in `index` (2 * rows * tokens integers).
+void choose_rows(LinearArgs& args, int32_t* index);
 
 // Runs one Linear on the pool. Lengths must have been checked.
 EDGELLAMA_EXPORT void run_linear(LinearArgs args, Isa isa, int threads);

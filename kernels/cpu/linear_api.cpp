@@ -12,24 +12,30 @@ size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
       std::max(rows.shared() + threads * rows.own(), tiles.shared() + threads * tiles.own()));
 }
 
+void choose_rows(LinearArgs& args, int32_t* index) {
+  const LinearShape& shape = args.shape;
+  int32_t* const target = index + shape.rows * shape.tokens;
+  args.source = index;
+  args.target = target;
+  args.count = 0;
+  for (int b = 0; b < shape.rows; ++b) {
+    const int n = args.length[b];
+    for (int s = shape.last_only ? std::max(n - 1, 0) : 0; s < n; ++s) {
+      index[args.count] = b * shape.tokens + s;
+      target[args.count++] = shape.last_only ? b : b * shape.tokens + s;
+    }
+  }
+}
+
 void run_linear(LinearArgs args, Isa isa, int threads) {
   const LinearShape& shape = args.shape;
   const int positions = shape.rows * shape.tokens;
   const size_t index_bytes = static_cast<size_t>(round_up(2L * positions * 4, 64));
   uint8_t* memory = scratch(index_bytes + linear_scratch_bytes(shape, positions, threads));
-  int32_t* const source = reinterpret_cast<int32_t*>(memory);
-  int32_t* const target = source + positions;
-  for (int b = 0; b < shape.rows; ++b) {
-    const int n = args.length[b];
-    if (shape.last_only && n == 0) std::fill_n(args.y + static_cast<long>(b) * shape.out, shape.out, 0.0f);
-    for (int s = shape.last_only ? std::max(n - 1, 0) : 0; s < n; ++s) {
-      source[args.count] = b * shape.tokens + s;
-      target[args.count++] = shape.last_only ? b : b * shape.tokens + s;
-    }
-  }
+  choose_rows(args, reinterpret_cast<int32_t*>(memory));
+  for (int b = 0; b < shape.rows; ++b)
+    if (shape.last_only && args.length[b] == 0) std::fill_n(args.y + static_cast<long>(b) * shape.out, shape.out, 0.0f);
   if (args.count == 0) return;
-  args.source = source;
-  args.target = target;
   args.scratch = memory + index_bytes;
   const auto kernel = kernels(isa)->linear;
   ThreadPool::instance().run(threads, [&](Worker& me) { kernel(args, me); });

@@ -8,11 +8,14 @@
 #include "cpu_features.h"
 #include "lite_api.h"
 #include "lite_attributes.h"
+#include "weight_format.h"
 
 namespace edgellama {
 
 using mindspore::DataType;
 using mindspore::MSTensor;
+
+const std::vector<const char*> kFormats = {"f32", "bf16", "int8", "int4", "q4_0"};  // the order of enum class Format
 
 class Operator : public mindspore::kernel::Kernel {
  public:

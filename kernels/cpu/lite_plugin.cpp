@@ -3,17 +3,13 @@
 #include <algorithm>
 #include <mutex>
 
-#include "abi.h"
-#include "attention.h"
 #include "embedding.h"
 #include "linear.h"
+#include "lite_decoder_layer.h"
 #include "lite_operator.h"
-#include "scratch.h"
 
 namespace edgellama {
 namespace {
-
-const std::vector<const char*> kFormats = {"f32", "bf16", "int8", "int4", "q4_0"};
 
 // Lengths of a call, each 0..tokens; the first that is not, or -1.
 int bad_length(const int32_t* length, int rows, int tokens) {
@@ -61,9 +57,8 @@ class EmbeddingOperator : public Operator {
   EmbeddingArgs args_;
 };
 
-// EdgeLinear(x [B, S, K], weight, length [B], gamma [K] if norm, bias if bias, residual [B, S, N] if residual_add)
-//   -> [B, S, N], or [B, N] if last_only
-class LinearOperator : public Operator {
+// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of each row's last valid token
+class HeadOperator : public Operator {
  public:
   using Operator::Operator;
 
@@ -71,110 +66,31 @@ class LinearOperator : public Operator {
   void prepare() final {
     LinearShape& shape = args_.shape;
     shape.format = static_cast<Format>(choice("format", kFormats));
-    shape.epilogue = static_cast<Epilogue>(choice("epilogue", {"none", "residual_add", "swiglu"}));
-    shape.last_only = integer("last_only") != 0;
+    shape.last_only = true;
     shape.eps = real("eps");
-    shape.in = integer("in");
-    shape.out = integer("out");
+    shape.in = static_cast<int>(size(0, 2));
+    shape.out = integer("vocabulary");
     shape.rows = static_cast<int>(size(0, 0));
     shape.tokens = static_cast<int>(size(0, 1));
-    const int64_t panels = shape.panels();
-    expect(0, DataType::kFloat32, {-1, -1, shape.in});
-    expect(1, DataType::kUInt8, {panels, int64_t(panel_bytes(shape.format, shape.in))});
+    expect(0, DataType::kFloat32, {-1, -1, -1});
+    expect(1, DataType::kUInt8, {shape.panels(), int64_t(panel_bytes(shape.format, shape.in))});
     expect(2, DataType::kInt32, {shape.rows});
-    size_t next = 3;
-    if (integer("norm")) expect(gamma_ = next++, DataType::kFloat32, {shape.in});
-    if (integer("bias")) expect(bias_ = next++, DataType::kFloat32, {panels * kPanel});
-    if (shape.epilogue == Epilogue::residual_add)
-      expect(residual_ = next++, DataType::kFloat32, {shape.rows, shape.tokens, shape.out});
-    if (shape.last_only)
-      expect_output(DataType::kFloat32, {shape.rows, shape.out});
-    else
-      expect_output(DataType::kFloat32, {shape.rows, shape.tokens, shape.out});
-    if (shape.last_only && shape.epilogue == Epilogue::residual_add) fail("last_only with residual_add");
+    expect(3, DataType::kFloat32, {shape.in});
+    expect_output(DataType::kFloat32, {shape.rows, shape.out});
   }
 
   void run() final {
-    LinearArgs args = args_;
-    args.x = data<const float>(0);
-    args.weight = data<const uint8_t>(1);
-    args.length = data<const int32_t>(2);
-    if (gamma_) args.gamma = data<const float>(gamma_);
-    if (bias_) args.bias = data<const float>(bias_);
-    if (residual_) args.residual = data<const float>(residual_);
-    args.y = output<float>();
-    const int bad = bad_length(args.length, args.shape.rows, args.shape.tokens);
-    if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args.length[bad]));
-    run_linear(args, isa_, threads_);
+    args_.x = data<const float>(0);
+    args_.weight = data<const uint8_t>(1);
+    args_.length = data<const int32_t>(2);
+    args_.gamma = data<const float>(3);
+    args_.y = output<float>();
+    const int bad = bad_length(args_.length, args_.shape.rows, args_.shape.tokens);
+    if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
+    run_linear(args_, isa_, threads_);
   }
 
   LinearArgs args_;
-  size_t gamma_ = 0, bias_ = 0, residual_ = 0;  // which input; 0: none
-};
-
-// FusedAttention(qkv [B, S, (H + 2G) * D], cos, sin [P, D/2], start, length [B], k_cache, v_cache [B, G, C, D],
-//   k_scale, v_scale [B, G, C] with int8 caches) -> [B, S, H * D]; the caches are written in place.
-// A float16 array is an input of type int16: MindSpore Lite makes float32 of a float16 input where the CPU's own kernels
-// have no half precision.
-class AttentionOperator : public Operator {
- public:
-  using Operator::Operator;
-
- private:
-  void prepare() final {
-    args_.heads = integer("heads");
-    args_.window = integer("window");
-    args_.scale = real("scale");
-    args_.cache = static_cast<CacheType>(choice("cache", {"f32", "f16", "s8"}));
-    args_.rows = static_cast<int32_t>(size(0, 0));
-    args_.tokens = static_cast<int32_t>(size(0, 1));
-    args_.positions = static_cast<int32_t>(size(1, 0));
-    args_.groups = static_cast<int32_t>(size(5, 1));
-    args_.capacity = static_cast<int32_t>(size(5, 2));
-    args_.head_dim = static_cast<int32_t>(size(5, 3));
-    args_.threads = threads_;
-    const int64_t dim = args_.head_dim, half = dim / 2;
-    const std::vector<int64_t> cache = {args_.rows, args_.groups, args_.capacity, dim};
-    const DataType types[] = {DataType::kFloat32, DataType::kInt16, DataType::kInt8};
-    const DataType type = types[static_cast<int>(args_.cache)];
-    expect(0, DataType::kFloat32, {-1, -1, (args_.heads + 2 * args_.groups) * dim});
-    expect(1, DataType::kFloat32, {-1, half});
-    expect(2, DataType::kFloat32, {args_.positions, half});
-    expect(3, DataType::kInt32, {args_.rows});
-    expect(4, DataType::kInt32, {args_.rows});
-    expect(5, type, cache);
-    expect(6, type, cache);
-    if (args_.cache == CacheType::s8) {
-      expect(7, DataType::kInt16, {args_.rows, args_.groups, args_.capacity});
-      expect(8, DataType::kInt16, {args_.rows, args_.groups, args_.capacity});
-    }
-    expect_output(DataType::kFloat32, {args_.rows, args_.tokens, args_.heads * dim});
-    if (failed()) return;
-    const std::string error = attention_size_error(args_);
-    if (!error.empty()) fail(error);
-  }
-
-  void run() final {
-    args_.qkv = data<const float>(0);
-    args_.cos = data<const float>(1);
-    args_.sin = data<const float>(2);
-    args_.start = data<const int32_t>(3);
-    args_.length = data<const int32_t>(4);
-    args_.k_cache = data<void>(5);
-    args_.v_cache = data<void>(6);
-    if (args_.cache == CacheType::s8) {
-      args_.k_scale = data<uint16_t>(7);
-      args_.v_scale = data<uint16_t>(8);
-    }
-    args_.out = output<float>();
-    const std::string error = attention_range_error(args_);
-    if (!error.empty()) return fail(error);
-    args_.scratch = attention_scratch(args_);
-    const auto kernel = kernels(isa_)->fused_attention;
-    ThreadPool::instance().run(threads_, [&](Worker& me) { kernel(args_, me); });
-  }
-
-  AttentionArgs args_ = {};
 };
 
 // The shapes of the outputs, which the exporter wrote into the graph already: Lite asks for them again.
@@ -232,16 +148,13 @@ EDGELLAMA_API void edgellama_register() {
       if (inputs.empty() || inputs[0].Shape().size() != 2) return {};
       return {inputs[0].Shape()[0], inputs[0].Shape()[1], number(attributes, "width")};
     });
-    add<LinearOperator>("EdgeLinear", [](const auto& inputs, const auto& attributes) -> std::vector<int64_t> {
-      if (inputs.empty() || inputs[0].Shape().size() != 3) return {};
-      const std::vector<int64_t>& x = inputs[0].Shape();
-      if (number(attributes, "last_only")) return {x[0], number(attributes, "out")};
-      return {x[0], x[1], number(attributes, "out")};
+    add<DecoderLayerOperator>("EdgeDecoderLayer", [](const auto& inputs, const auto&) -> std::vector<int64_t> {
+      if (inputs.empty()) return {};
+      return inputs[0].Shape();
     });
-    add<AttentionOperator>("FusedAttention", [](const auto& inputs, const auto& attributes) -> std::vector<int64_t> {
-      if (inputs.size() < 6 || inputs[0].Shape().size() != 3 || inputs[5].Shape().size() != 4) return {};
-      const std::vector<int64_t>& x = inputs[0].Shape();
-      return {x[0], x[1], number(attributes, "heads") * inputs[5].Shape()[3]};
+    add<HeadOperator>("EdgeHead", [](const auto& inputs, const auto& attributes) -> std::vector<int64_t> {
+      if (inputs.empty() || inputs[0].Shape().size() != 3) return {};
+      return {inputs[0].Shape()[0], number(attributes, "vocabulary")};
     });
   });
 }

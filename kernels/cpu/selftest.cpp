@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "decoder_layer.h"
 #include "embedding.h"
 #include "linear.h"
 #include "pack.h"
@@ -198,6 +199,62 @@ void test_attention(Isa isa) {
                     std::to_string(head_dim));
 }
 
+// Two rows of different length, weights and caches in exactly allocated buffers.
+std::vector<float> run_layer(Isa isa, Format format, int tokens) {
+  constexpr int kHidden = 80, kInner = 112, kHeads = 4, kGroups = 2, kDim = 16, kCapacity = 130, kRows = 2;
+  const Matrix qkv((kHeads + 2 * kGroups) * kDim, kHidden, format, Isa::portable), o(kHidden, kHeads * kDim, format, Isa::portable);
+  const Matrix gate_up(2 * kInner, kHidden, format, Isa::portable), down(kHidden, kInner, format, Isa::portable);
+  const std::vector<float> gamma = gaussian(kHidden, 3), table = gaussian(kCapacity * kDim / 2, 7);
+  const std::vector<float> h = gaussian(static_cast<size_t>(kRows) * tokens * kHidden, 8);
+  const std::vector<int32_t> start = {0, 50}, length = {tokens, tokens / 2};
+  std::vector<float> y(h.size(), 0.0f);
+  const size_t cells = static_cast<size_t>(kRows) * kGroups * kCapacity * kDim;
+  std::vector<uint16_t> k(cells, 0x2c00), v(cells, 0x2c00);
+  DecoderLayerArgs args;
+  const auto set = [&](LinearArgs& part, const Matrix& m, Epilogue epilogue, bool norm) {
+    part.shape.format = format;
+    part.shape.epilogue = epilogue;
+    part.shape.rows = kRows;
+    part.shape.tokens = tokens;
+    part.shape.in = static_cast<int>(m.k);
+    part.shape.out = static_cast<int>(epilogue == Epilogue::swiglu ? m.n / 2 : m.n);
+    part.shape.eps = 1e-5f;
+    part.weight = m.packed.data;
+    part.gamma = norm ? gamma.data() : nullptr;
+    part.length = length.data();
+  };
+  set(args.qkv, qkv, Epilogue::none, true);
+  set(args.o, o, Epilogue::residual_add, false);
+  set(args.gate_up, gate_up, Epilogue::swiglu, true);
+  set(args.down, down, Epilogue::residual_add, false);
+  AttentionArgs& a = args.attention;
+  a.rows = kRows;
+  a.tokens = tokens;
+  a.heads = kHeads;
+  a.groups = kGroups;
+  a.head_dim = kDim;
+  a.capacity = a.positions = kCapacity;
+  a.scale = 1e-4f;  // the random projections are large; a softmax of one key would be chaotic
+  a.cache = CacheType::f16;
+  a.cos = a.sin = table.data();
+  a.start = start.data();
+  a.length = length.data();
+  a.k_cache = k.data();
+  a.v_cache = v.data();
+  a.threads = 2;
+  args.qkv.x = h.data();
+  args.down.y = y.data();
+  run_decoder_layer(args, isa, 2);
+  return y;
+}
+
+void test_decoder_layer(Isa isa) {
+  for (const Format format : {Format::f32, Format::int8, Format::int4})
+    for (const int tokens : {1, 2, 40})
+      compare(run_layer(Isa::portable, format, tokens), run_layer(isa, format, tokens), isa == Isa::amx ? 3e-2f : 1e-3f,
+              std::string("decoder layer ") + isa_name(isa) + " tokens " + std::to_string(tokens));
+}
+
 void test_kernels() {
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
@@ -207,6 +264,7 @@ void test_kernels() {
     test_embedding(isa);
     test_linear(isa);
     test_attention(isa);
+    test_decoder_layer(isa);
   }
 }
 

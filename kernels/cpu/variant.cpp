@@ -6,21 +6,11 @@ namespace edgellama::EDGELLAMA_ISA {
 void embedding(const EmbeddingArgs& args, Worker& me);
 void linear(const LinearArgs& args, Worker& me);
 void pack(const PackArgs& args, Worker& me);
-#if __has_include("attention.h")
 void fused_attention(const AttentionArgs& args, Worker& me);
-#endif
+void decoder_layer(const DecoderLayerArgs& args, Worker& me);
 
 const Kernels& variant() {
-  static constexpr Kernels table = {
-      embedding,
-      linear,
-      pack,
-#if __has_include("attention.h")
-      fused_attention,
-#else
-      nullptr,
-#endif
-  };
+  static constexpr Kernels table = {embedding, linear, pack, fused_attention, decoder_layer};
   return table;
 }
 
