@@ -7,6 +7,7 @@ clear message, with --debug a traceback too); 130 after Ctrl-C; 141 when nobody 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -28,6 +29,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(arguments)
+    # A terminal that cannot show a character is no reason to fail; bytes that are not UTF-8 are told by the tokenizer.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         options.run(options)
     except UserError as error:

@@ -55,7 +55,11 @@ def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
         ) from error
     if ids.ndim == 1:
         ids = ids[None, :]
-    if ids.ndim != 2 or ids.size == 0:
+    if ids.dtype.kind in "US":
+        raise UserError("input_ids is text; needed: token ids. Tokenize it first: tokenizer(prompts, padding=True)")
+    if ids.size == 0:
+        raise UserError(f"the prompt is empty (input_ids has shape {ids.shape}); needed: at least one token")
+    if ids.ndim != 2:
         raise UserError(f"input_ids has shape {ids.shape}; needed: [rows, tokens], at least one token each")
     if ids.dtype.kind not in "iu":
         raise UserError(f"input_ids has type {ids.dtype}; needed: whole numbers")

@@ -177,6 +177,11 @@ class GenerationConfig:
             )
         return config
 
+    def completed(self, other: GenerationConfig) -> GenerationConfig:
+        """With the special token ids of `other` where this one has none."""
+        eos, pad = self.eos_token_id or other.eos_token_id, self.pad_token_id
+        return dataclasses.replace(self, eos_token_id=eos, pad_token_id=other.pad_token_id if pad is None else pad)
+
     def check_beams(self) -> None:
         """Raises UserError for settings that beam search does not take."""
         if self.num_return_sequences > self.num_beams:
@@ -228,7 +233,7 @@ def _biases(given: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 
 
 def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (given,) if isinstance(given, str) else tuple(given)
+    strings = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if not all(isinstance(string, str) and string for string in strings):
         raise UserError(f"stop_strings is {given!r}; needed: a string or a list of them, none empty")
     return strings

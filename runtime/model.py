@@ -29,7 +29,12 @@ from runtime.transcript import Transcript, Transcripts
 from runtime.wave import Call, Wave, output
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
-ARGUMENTS = ("use_cache", "logits_processor", "stopping_criteria")  # what generate() and stream() take beside settings
+ARGUMENTS = (
+    "generation_config",
+    "use_cache",
+    "logits_processor",
+    "stopping_criteria",
+)  # what generate() and stream() take beside settings
 
 
 class LlamaForCausalLM:
@@ -88,16 +93,18 @@ class LlamaForCausalLM:
         streamer: Streamer | None = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
+        generation_config: GenerationConfig | None = None,
         use_cache: bool = True,
         **settings: Any,
     ) -> np.ndarray | GenerateOutput:
         """Continue each prompt; returns int64 [B, n + new], prompts first, as Hugging Face's generate does.
 
         input_ids [B, n] (array, tensor or list), padded on either side; attention_mask [B, n] of 0 and 1, or inferred
-        from pad_token_id where that is not an eos id. settings: the fields of GenerationConfig; the artifact's are the
-        defaults. A row ends with any id of eos_token_id, is then filled with pad_token_id, and all end after
-        max_new_tokens, at max_length, or where the context is full. More rows than the artifact's batch run in waves,
-        each row as it would run alone. With num_return_sequences the answers to a prompt follow one another.
+        from pad_token_id where that is not an eos id. settings: the fields of GenerationConfig; the defaults are those
+        of generation_config, or the artifact's. A row ends with any id of eos_token_id, is then filled with
+        pad_token_id, and all end after max_new_tokens, at max_length, or where the context is full. More rows than the
+        artifact's batch run in waves, each row as it would run alone. With num_return_sequences the answers to a prompt
+        follow one another.
 
         streamer: `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. logits_processor,
         stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
@@ -107,7 +114,9 @@ class LlamaForCausalLM:
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
         arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
-        call = self._call("generate", arguments, settings, logits_processor, stopping_criteria, use_cache)
+        call = self._call(
+            "generate", arguments, settings, generation_config, logits_processor, stopping_criteria, use_cache
+        )
         ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
         if call.config.num_beams > 1:
             if streamer is not None:
@@ -181,6 +190,7 @@ class LlamaForCausalLM:
         *,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
+        generation_config: GenerationConfig | None = None,
         use_cache: bool = True,
         **settings: Any,
     ) -> Stream:
@@ -188,7 +198,9 @@ class LlamaForCausalLM:
         and checked before the first piece is asked for. The stream's cancel() ends the generation, from any thread."""
         arguments = ("prompt", *ARGUMENTS)
         settings = {**settings, "output_logprobs": True}
-        call = self._call("stream", arguments, settings, logits_processor, stopping_criteria, use_cache)
+        call = self._call(
+            "stream", arguments, settings, generation_config, logits_processor, stopping_criteria, use_cache
+        )
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = generation.prompt_ids(given, self.engine.vocab_size)
         config = call.config
@@ -247,11 +259,16 @@ class LlamaForCausalLM:
         caller: str,
         arguments: Sequence[str],
         settings: dict[str, Any],
+        base: GenerationConfig | None,
         logits_processor: Any,
         stopping_criteria: Any,
         use_cache: bool,
     ) -> Call:
-        config = self.generation_config.updated(settings, arguments, caller)
+        if base is None:
+            base = self.generation_config
+        elif not isinstance(base, GenerationConfig):
+            raise UserError(f"generation_config is a {type(base).__name__}; needed: a runtime.GenerationConfig")
+        config = base.completed(self.generation_config).updated(settings, arguments, caller)
         if not use_cache:
             raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
         seed = secrets.randbits(64) if config.seed is None else config.seed

@@ -52,7 +52,13 @@ class Tokenizer:
         return cls(model, special, _chat_template(folder, config))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; special tokens (such as bos) as the tokenizer's own post-processor adds them."""
+        """Token ids; special tokens (such as bos) as the tokenizer's own post-processor adds them. Raises UserError for
+        text that is none: half a surrogate pair, which is what Python makes of bytes that are not UTF-8."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f"U+{ord(text[error.start]):04X} at {error.start:,}"
+            raise UserError(f"the text is not valid Unicode ({found}). Give it as UTF-8") from error
         return self.model.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

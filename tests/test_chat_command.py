@@ -116,6 +116,7 @@ def test_sampling_options_are_those_of_generate(folder: Path, pipe: Any, capfd: 
         ("/save 'x", "Close the quotes"),
         ("/save x", "nothing has been said yet"),
         ("/reset now", "/reset takes nothing"),
+        ("h\udcff", "not valid Unicode"),
         ("a" * 300 + "bc" * 300, r"this artifact holds 512 (context)"),
     ],
 )

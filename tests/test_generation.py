@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Texts, Timings, decode
+from runtime.generation_config import GenerationConfig
 from runtime.model import LlamaForCausalLM
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
@@ -119,6 +120,17 @@ def test_one_eos_id_may_be_a_plain_int_and_an_empty_list_turns_the_default_off(t
     assert model.generate([5, 6], max_new_tokens=8, eos_token_id=free[0])[0, 2:].tolist() == free[:1]
 
 
+def test_a_generation_config_stands_for_the_artifacts(tmp_path: Path) -> None:
+    free = continuation([5, 6], 20)
+    model = load(tmp_path, eos_token_id=(free[9],))
+    config = GenerationConfig(max_new_tokens=6)
+    assert model.generate([5, 6], generation_config=config)[0, 2:].tolist() == free[:6]
+    assert model.generate([5, 6], generation_config=config, max_new_tokens=3)[0, 2:].tolist() == free[:3]
+    assert [piece.id for piece in model.stream([5, 6], generation_config=config)] == free[:6]
+    long = GenerationConfig(max_new_tokens=15)  # eos ids that it leaves open are the artifact's
+    assert model.generate([5, 6], generation_config=long)[0, 2:].tolist() == free[: free.index(free[9]) + 1]
+
+
 def test_lengths(single: LlamaForCausalLM) -> None:
     assert single.generate([5, 6]).shape == (1, 2 + 20)  # Hugging Face's default
     assert single.generate([5, 6], max_length=9).shape == (1, 9)
@@ -141,7 +153,11 @@ def test_lengths_of_the_artifacts_own_generation_config(tmp_path: Path) -> None:
         ({"input_ids": [5] * 64}, r"64 tokens; this artifact holds 64 \(context\).*MODEL=toy CONTEXT=128"),
         ({"input_ids": [5] * 200}, r"CONTEXT=256"),
         ({"input_ids": [5] * 300}, r"The model was made for 256: shorten the prompt"),
-        ({"input_ids": []}, r"shape \(1, 0\)"),
+        ({"input_ids": []}, r"the prompt is empty \(input_ids has shape \(1, 0\)\)"),
+        ({"input_ids": "hello"}, r"input_ids is text; needed: token ids"),
+        ({"input_ids": None}, r"input_ids has shape \(\)"),
+        ({"input_ids": [5], "stop_strings": 3}, r"stop_strings is 3; needed: a string or a list"),
+        ({"input_ids": [5], "generation_config": {"top_k": 3}}, r"generation_config is a dict; needed"),
         ({"input_ids": [[[5]]]}, r"shape \(1, 1, 1\)"),
         ({"input_ids": [[5, 6], [7]]}, r"rows of 1 to 2 tokens.*padding=True"),
         ({"input_ids": [[5.0]]}, r"type float64"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,7 @@ def edited(folder: Path) -> None:
         (lambda folder: (folder / "step.mindir").unlink(), [], "step.mindir: missing"),
         (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no tokenizer (tokenizer.json)"),
         (None, ["--prompt", ""], "the prompt is empty"),
+        (None, ["--prompt", "h\udcff"], "not valid Unicode (U+DCFF at 1). Give it as UTF-8"),
         (None, ["--prompt", "a" * 513], "prompt has 513 tokens; this artifact holds 512 (context)"),
         (None, ["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (None, ["--threads", "0"], "threads is 0"),
@@ -200,6 +202,13 @@ def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+def test_bytes_that_are_no_text_are_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "-"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=b"h\xff", capture_output=True, cwd=REPOSITORY, env=environment, check=False)
+    assert done.returncode == 2 and b"no such folder" in done.stderr
 
 
 def test_unknown_options_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
