@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exporter.mindir_graph import MindIRGraph, Value
 from runtime.artifact import Manifest
+from runtime.bench.workload import cache_bytes
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
 # Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
@@ -41,7 +42,7 @@ def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Me
     return Memory(
         weights=constants + outside,
         copies=int(constants * (CONSTANT_COPIES - 1)) if copied else 0,
-        cache=manifest.cache.nbytes,
+        cache=cache_bytes(manifest),
         activations=max(peak_activations(graphs[g.file], manifest.batch, g.bucket) for g in manifest.graphs),
         libraries=LIBRARIES,
     )

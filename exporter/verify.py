@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from exporter.checkpoint import Checkpoint
 from exporter.progress import Progress
 from exporter.reference import reference_logits
+from exporter.rounded import RoundedCheckpoint
 from runtime.artifact import Manifest, Parity
 from runtime.errors import UserError
 
 DECODE_STEPS = 64
 SEED = 0
-# max |d logits| over the range of the reference's logits that an artifact may show, by its weight format.
-TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.05, "int4": 0.2, "q4_0": 0.05}
+# max |d logits| over the range of the reference's logits that an artifact may show, by its weight format; the reference
+# is one over the rounded weights where the artifact's op set is cpu.
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02}
+CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}  # at least; int16: float16's bits
 
 
 def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:
@@ -42,6 +45,11 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
         reference += ", through the ONNX twin"
     with progress.stage(f"Running the artifact ({len(positions)} comparisons)"):
         found = run_artifact(folder, manifest, tokens, edges, prefix, steps)  # [B, positions, V]
+    judged_by, weights = expected, ""
+    if manifest.opset == "cpu" and manifest.weights_format != "fp32":
+        weights = f" over the {manifest.weights_format} weights"
+        with progress.stage(f"Computing it{weights}"):
+            judged_by, _ = reference_logits(RoundedCheckpoint(folder, manifest, checkpoint), tokens, positions)
     error = float(np.abs(found - expected).max())
     span = float(expected.max() - expected.min())
     agreement = float(np.mean(found.argmax(-1) == expected.argmax(-1)))
@@ -51,16 +59,19 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
         f"top-1 agreement {agreement:.1%} over {len(positions)} positions, against {reference}",
         highlight=False,
     )
-    limit = TOLERANCE[manifest.weights_format]
+    limit = max(TOLERANCE[manifest.weights_format], CACHE_TOLERANCE[manifest.cache.dtype])
     # A model can be chaotic at single tokens: SmolLM2-135M's logits after one of 640 random ids change by half their
-    # range when its weights are rounded to bfloat16, whoever computes them. So rounded weights are judged without the
-    # worst tenth.
-    share = 1.0 if manifest.weights_format == "fp32" else 0.9
-    judged = float(np.quantile(np.abs(found - expected).max(axis=-1), share)) / span
+    # range when its weights are rounded to bfloat16, whoever computes them. So whatever rounds (weights, activations,
+    # the cache) is judged without the worst tenth.
+    share = 1.0 if limit == TOLERANCE["fp32"] else 0.9
+    judged = float(np.quantile(np.abs(found - judged_by).max(axis=-1), share)) / span
+    if weights:
+        progress.console.print(f"{judged:.1e} of their range{weights} ({share:.0%} of positions)", highlight=False)
     if not judged <= limit:
         raise UserError(
-            f"the exported graph differs from {reference} by {judged:.1e} of the logits' range; "
-            f"{manifest.weights_format} allows {limit:.0e}. This is a defect of the exporter: please report the model"
+            f"the exported graph differs from {reference}{weights} by {judged:.1e} of the logits' range; "
+            f"{manifest.weights_format} weights and a {manifest.cache.dtype} cache allow {limit:.0e}. "
+            "This is a defect of the exporter: please report the model"
         )
     return parity
 

@@ -69,7 +69,7 @@ def test_verify_catches_a_changed_weight(tiny_artifact: Path, tmp_path: Path, ca
     graph = dataclasses.replace(graph, data=(entry,))
     write_manifest(copy, dataclasses.replace(manifest, graphs=(graph,)))
     assert main(["verify", str(copy)]) == 2
-    assert "of the logits' range; fp32 allows 1e-04" in capsys.readouterr().err
+    assert "of the logits' range; fp32 weights and a float32 cache allow 1e-04" in capsys.readouterr().err
 
 
 def test_verify_refuses_another_checkpoint(

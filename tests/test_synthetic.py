@@ -24,6 +24,8 @@ from exporter.reference import _numpy
 from exporter.synthetic import GRANULE, SyntheticCheckpoint, open_model
 from exporter.weights import write_weights
 from runtime.artifact import Artifact
+from runtime.bench.fresh import measure
+from runtime.bench.workload import cache_bytes
 from runtime.errors import UserError
 
 TINY = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "vocab_size": 5000, "attention_bias": True})
@@ -114,6 +116,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     jobs = {
         "int4": {"model": plain, "weights": "int4"},
         "int8": {"model": plain, "weights": "int8", "cache": "int8"},
+        "fp32": {"model": plain, "weights": "fp32", "cache": "int8"},
         "portable": {"model": plain, "target": "portable"},
         "texts": {"model": texts, "weights": "bf16"},
     }
@@ -145,6 +148,21 @@ def test_without_a_tokenizer_ids_generate_and_text_is_refused(artifacts: dict[st
 def test_a_folders_tokenizer_is_kept(artifacts: dict[str, Path]) -> None:
     done = run_cli("generate", str(artifacts["texts"]), "--prompt", "hello", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> None:
+    """1.1 GB of int8 cache and scales, of which 100 tokens fill half a megabyte."""
+    folder = config_folder(tmp_path / "long", False)
+    sizes = {"num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 32, "max_position_embeddings": 1 << 20}
+    (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama", **sizes}))
+    job = {"model": folder, "synthetic": True, "cache": "int8", "context": 1 << 20, "buckets": [32], "verify": False}
+    (long,) = export_all([{**job, "out": tmp_path / "out"}])
+    (short,) = export_all([{**job, "context": 256, "out": tmp_path / "short"}])
+    assert cache_bytes(Artifact.open(long).manifest) > 1e9
+    peaks = [measure(artifact, threads=1, tokens=100)["peak_bytes"] for artifact in (long, short)]
+    assert None not in peaks
+    tables = (1 << 20) * 32 * 4  # rotary, cos and sin; read where they are needed
+    assert peaks[0] - peaks[1] < tables + 20e6, peaks
 
 
 def test_verify_makes_the_same_weights_again(artifacts: dict[str, Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,3 +108,24 @@ class Merged:
                 rows.append(read(part, low, high - low))
             begin += size
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+class Place(NamedTuple):
+    """Where a checkpoint's matrix lies: in the packed matrix `name`, in every panel_step-th panel from first_panel on;
+    counting these only, from row first_row on."""
+
+    name: str
+    first_row: int = 0
+    first_panel: int = 0
+    panel_step: int = 1
+
+
+def merged_place(name: str, checkpoint: Checkpoint) -> Place:
+    """The inverse of Merged: where the rows of the checkpoint's matrix `name` are."""
+    layer, projection, kind = name.rsplit(".", 2) if "_proj." in name else (name, "", "")
+    if projection in ("gate_proj", "up_proj"):
+        return Place(f"{layer}.gate_up_proj.{kind}", first_panel=int(projection == "up_proj"), panel_step=2)
+    if projection in ("q_proj", "k_proj", "v_proj"):
+        merged = Merged.of(f"{layer}.qkv_proj.{kind}", checkpoint)
+        return Place(f"{layer}.qkv_proj.{kind}", first_row=sum(merged.sizes[: merged.parts.index(name)]))
+    return Place(name)
