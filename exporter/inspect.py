@@ -16,6 +16,7 @@ from exporter.memory import run_time_memory
 from exporter.mindir_graph import MindIRGraph
 from exporter.progress import Progress
 from runtime.artifact import Artifact, Manifest, TensorSpec
+from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES as CACHE_PREFIXES
 from runtime.step_inputs import STEP_INPUTS
 
@@ -25,9 +26,16 @@ NEW_ROWS = ("k_new.", "v_new.")
 def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
     """Print the tables on standard output; with onnx_dir, write each graph there as ONNX too.
 
-    Raises UserError for a folder that is no whole artifact.
+    Of a converted graph only the manifest's tables are printed: what CANN compiled is no MindIR any more. Raises
+    UserError for a folder that is no whole artifact.
     """
     opened = Artifact.open(artifact)
+    if opened.manifest.converted is not None:
+        if onnx_dir is not None:
+            raise UserError(f"{artifact} is compiled by CANN, and has no ONNX form. Give the folder that was exported")
+        for table in (_model(opened.manifest), _tensors(opened.manifest), _parity(opened.manifest)):
+            Console().print(table)
+        return
     graphs = {g.file: mindir_graph.read(opened.file(g.file)) for g in opened.manifest.graphs}
     console = Console()
     for table in tables(opened.manifest, graphs):
@@ -92,12 +100,21 @@ def _model(manifest: Manifest) -> Table:
                         f"MLP {config['intermediate_size']}, vocabulary {config['vocab_size']:,}"),
             ("rope", f"{rope}, theta {config['rope_theta']:g}"),
             ("target", f"{manifest.target} (op set {manifest.opset}, weights {manifest.weights_format})"),
+            ("converted", _converted(manifest)),
             ("rows", manifest.batch),
             ("context", f"{manifest.context:,} tokens"),
             ("buckets", ", ".join(map(str, manifest.buckets))),
             ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ],
     )  # fmt: skip
+
+
+def _converted(manifest: Manifest) -> str | None:
+    if manifest.opset != "ascend":
+        return "not needed"
+    if (done := manifest.converted) is None:
+        return "not yet: make convert"
+    return f"for {done.soc}, by CANN {done.cann} and MindSpore Lite {done.mindspore_lite}"
 
 
 def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:

@@ -17,8 +17,8 @@ from runtime.errors import UserError
 
 
 def engine_for(artifact: Artifact) -> Engine:
-    """What runs this artifact on a host."""
-    if artifact.manifest.opset == "ascend":
+    """What runs this artifact: the device where it was converted for one, else the host."""
+    if artifact.manifest.opset == "ascend" and artifact.manifest.converted is None:
         from exporter.onnx_run import twin_engine
 
         return twin_engine(artifact)

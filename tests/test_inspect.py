@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from exporter.__main__ import main
 from exporter.inspect import size
 from exporter.memory import peak_activations, run_time_memory
 from exporter.mindir_graph import MindIRGraph, Operation, Value, read
-from runtime.artifact import Artifact
+from runtime.artifact import Artifact, Conversion, file_entry, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -106,6 +107,23 @@ def test_onnx_is_written_on_demand(tiny_artifact: Path, tmp_path: Path, capsys: 
     (written,) = out.glob("*.onnx")
     assert str(written) in capsys.readouterr().err.replace("\n", "")
     onnx.checker.check_model(written, full_check=True)
+
+
+def test_a_converted_graph_is_not_read(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A file that is no MindIR stands for what CANN compiled."""
+    copy = tmp_path / "converted"
+    shutil.copytree(tiny_artifact, copy)
+    manifest = read_manifest(copy)
+    graph = manifest.graphs[0]
+    (copy / graph.file).write_bytes(b"compiled")
+    entry = file_entry(copy, graph.file)
+    compiled = dataclasses.replace(graph, sha256=entry.sha256, bytes=entry.bytes)
+    made = Conversion("Ascend310B4", graph.buckets, "8.2", "2.7.0")
+    write_manifest(copy, dataclasses.replace(manifest, opset="ascend", graphs=(compiled,), converted=made))
+    assert main(["inspect", str(copy)]) == 0
+    assert "for Ascend310B4, by CANN 8.2 and MindSpore Lite 2.7.0" in capsys.readouterr().out
+    assert main(["inspect", str(copy), "--onnx", str(tmp_path / "onnx")]) == 2
+    assert "is compiled by CANN, and has no ONNX form" in capsys.readouterr().err
 
 
 def test_what_is_no_artifact_is_one_line(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
