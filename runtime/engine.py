@@ -30,6 +30,8 @@ OPSETS = ("portable", "cpu", "ascend")
 # What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
 # where memory is slower against arithmetic it is more.
 PASS_COST = 32
+# The cpu op set's kernels skip padding; what is left of its cost is measured. Elsewhere it costs what a token does.
+CPU_PADDING = 0.125
 
 
 class BuiltGraph(Protocol):
@@ -63,15 +65,18 @@ class _Bucket:
     bound: list[Any]
 
 
-def plan_chunks(tokens: int, buckets: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Split a call into (bucket, tokens in it), the cheapest way, counting a pass as its bucket + PASS_COST tokens.
+def plan_chunks(tokens: int, buckets: tuple[int, ...], padding: float = 1.0) -> list[tuple[int, int]]:
+    """Split a call into (bucket, tokens in it), the cheapest way, counting a pass as its tokens + PASS_COST.
 
-    So one token over a bucket's edge does not cost the next bucket. Only the last chunk holds padding.
+    padding: what a place without a token costs, in tokens. So one token over a bucket's edge does not cost the next
+    bucket, unless padding is cheap. Only the last chunk holds padding.
 
     >>> plan_chunks(1100, (1, 32, 128, 512)), plan_chunks(129, (1, 32, 128, 512))
     ([(512, 512), (512, 512), (128, 76)], [(128, 128), (1, 1)])
+    >>> plan_chunks(42, (1, 32, 128, 512)), plan_chunks(42, (1, 32, 128, 512), padding=0.125)
+    ([(32, 32), (32, 10)], [(128, 42)])
     """
-    first = _first_buckets(buckets)
+    first = _first_buckets(buckets, padding)
     chunks = []
     while tokens > 0:
         bucket = first[min(tokens, buckets[-1])]
@@ -81,14 +86,15 @@ def plan_chunks(tokens: int, buckets: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _first_buckets(buckets: tuple[int, ...]) -> list[int]:
+def _first_buckets(buckets: tuple[int, ...], padding: float) -> list[int]:
     """For 0 .. largest bucket tokens, the bucket to begin with: by the cheapest cover of each smaller count."""
-    first, cost = [0], [0]
+    first, cost = [0], [0.0]
     for tokens in range(1, buckets[-1] + 1):
         ways = []
         for bucket in reversed(buckets):  # of equal ways the first counts: the larger bucket, so fewer passes
             rest = cost[tokens - bucket] if bucket <= tokens else 0
-            ways.append((bucket + PASS_COST + rest, bucket))
+            held = min(bucket, tokens)
+            ways.append((held + padding * (bucket - held) + PASS_COST + rest, bucket))
         best = min(ways, key=lambda way: way[0])
         cost.append(best[0])
         first.append(best[1])
@@ -130,6 +136,7 @@ class Engine:
         self.batch = manifest.batch
         self.context = manifest.context
         self.buckets = manifest.buckets
+        self.padding = CPU_PADDING if manifest.opset == "cpu" else 1.0
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = Timings()
         self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
@@ -174,7 +181,7 @@ class Engine:
         """
         tokens, start, length = self._checked(tokens, start, length)
         lengths = length.tolist()
-        chunks = plan_chunks(max(lengths), self.buckets)
+        chunks = plan_chunks(max(lengths), self.buckets, self.padding)
         self.prefixes.overwrite(start, length)
         if len(chunks) == 1:  # every decode step: kept short, as its code comes out of memory behind all the weights
             if cancelled():
