@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from runtime import chat_command, generate_command
 from runtime.bench import command as bench_command
 from runtime.errors import UserError
+from runtime.serve import command as serve_command
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported artifact.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate_command, chat_command, bench_command):
+    for command in (generate_command, chat_command, bench_command, serve_command):
         command.add_parser(commands)
     return top
 

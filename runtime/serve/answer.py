@@ -1,0 +1,146 @@
+"""One answer on its way: its prompt, how its tokens are chosen, and the text that it has shown so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.candidates import log_normaliser
+from runtime.choosing import Chooser, LogitsProcessor
+from runtime.generation import Texts
+from runtime.generation_config import GenerationConfig
+from runtime.text import TextStream, Tokenizer
+
+
+class Logprobs(NamedTuple):
+    """The model's own log-probability of a token, and of the likeliest ones in its place, likeliest first."""
+
+    token: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Event(NamedTuple):
+    """What a step adds to an answer. `text` may be empty, or hold what was held back before. The last event has a
+    finish_reason ("eos", "stop_string", "length"), or the error that ended the answer; then there is no token."""
+
+    token: int | None
+    text: str = ""
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+    error: Exception | None = None
+    first: bool = False
+
+
+class Answer:
+    """A row's worth of work. The scheduler alone changes it, in the engine's thread.
+
+    row: where it runs, -1 before. cached: tokens of the prompt that were in the cache already. done: tokens
+    of its text that are in the cache.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        limit: int,
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        send: Callable[[Event], None],
+        *,
+        seed: Sequence[int] = (0,),
+        processors: Sequence[LogitsProcessor] = (),
+        top_logprobs: int | None = None,
+    ) -> None:
+        """limit: most new tokens. send: gets the Events, in the engine's thread. top_logprobs: None for no logprobs at
+        all. The stop strings of `config` end the text before them."""
+        self.texts = Texts([np.asarray(prompt, np.int64)], limit)
+        self.send = send
+        self.row = -1
+        self.cached = 0
+        self.done = 0
+        self.cancelled = False
+        self.finished = False
+        self._chooser = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
+        self._eos = frozenset(config.eos_token_id)
+        self._text = ShownText(tokenizer.text_stream(), config.stop_strings)
+        self._top_logprobs = top_logprobs
+
+    @property
+    def prompt(self) -> np.ndarray:
+        return self.texts.ids[0, : self.texts.prompt_length[0]]
+
+    @property
+    def last(self) -> int:
+        """Its newest token, which the next decode pass takes."""
+        return int(self.texts.ids[0, self.texts.length[0] - 1])
+
+    def take(self, logits: np.ndarray) -> None:
+        """Choose the next token from logits [V], and send it.
+
+        Raises UserError where the settings leave no token, RuntimeError for logits that are not numbers.
+        """
+        if np.isnan(logits.max()):
+            raise RuntimeError(f"logits are not numbers after {self.done} tokens")
+        normaliser = None if self._top_logprobs is None else log_normaliser(logits)
+        picked = self._chooser(self.texts, logits[None])
+        self.texts.push(picked)
+        token = int(picked[0])
+        logprobs = None if normaliser is None else self._logprobs(logits, normaliser, token)
+        if token in self._eos:
+            text, reason = self._text.flush(), "eos"
+        else:
+            text, reason = self._text.push(token), None
+            if self._text.stopped:
+                reason = "stop_string"
+            elif self.texts.steps == self.texts.limit:
+                text, reason = text + self._text.flush(), "length"
+        self.finished = reason is not None
+        self.send(Event(token, text, logprobs, reason, first=self.texts.steps == 1))
+
+    def fail(self, error: Exception) -> None:
+        """End here, and say why."""
+        self.finished = True
+        self.send(Event(None, error=error))
+
+    def _logprobs(self, logits: np.ndarray, normaliser: float, token: int) -> Logprobs:
+        count = min(self._top_logprobs or 0, logits.size)
+        top = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else np.array([], np.int64)
+        top = top[np.argsort(-logits[top], kind="stable")]
+        return Logprobs(float(logits[token]) - normaliser, tuple((int(i), float(logits[i]) - normaliser) for i in top))
+
+
+class ShownText:
+    """Text as it comes, up to the first stop string; what a stop string may begin with is held back."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+        self.stopped = False
+        self._stream = stream
+        self._stops = stops
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """What this token lets be shown."""
+        return self._show(self._stream.push(token))
+
+    def flush(self) -> str:
+        """The rest, at the end of the answer."""
+        shown = self._show(self._stream.flush())
+        shown, self._held = shown + self._held, ""
+        return shown
+
+    def _show(self, piece: str) -> str:
+        text = self._held + piece
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are a beginning of `stop`, at most all but one of its."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,156 @@
+"""python -m runtime.serve.bench ARTIFACT: what a server of this artifact gives to one client, and to several at once.
+
+Starts the server in a process of its own and streams greedy answers of a fixed length from it. Each client has a prompt
+of its own. A round is one client alone, then all at once; the figures are medians over rounds, in tokens per second
+from the first request to the last token, with the tokens that each client got compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from runtime.errors import UserError
+
+TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "winter")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m runtime.serve.bench", description=__doc__)
+    parser.add_argument("artifact", help="folder written by `make export`, with as many rows as clients (BATCH=8)")
+    parser.add_argument("--clients", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="of each answer; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="the server's CPU threads; default: all available")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        with server(options.artifact, options.threads) as url:
+            found = asyncio.run(measure(url, options.clients, options.tokens, options.rounds))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1) if options.json else table(found))
+    return 0
+
+
+@contextmanager
+def server(artifact: str, threads: int | None) -> Any:
+    """The server's URL, while it runs."""
+    command = [sys.executable, "-m", "runtime", "serve", artifact, "--port", "0"]
+    command += [] if threads is None else ["--threads", str(threads)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    if process.stderr is None:
+        raise ValueError("no pipe to read the server's address from")
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("Serving "):
+                yield line.partition(" at ")[2].partition(" ")[0]
+                return
+        raise UserError("the server did not start: " + (lines[-1].strip() if lines else "it said nothing"))
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+
+
+async def measure(url: str, clients: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """One client alone and all at once, in turns; the first round warms up."""
+    prompts = [f"Tell me about {TOPICS[i % len(TOPICS)]}, and about the number {i}." for i in range(clients)]
+    model = await name(url)
+    alone = [await ask(url, model, prompt, tokens) for prompt in prompts]
+    one, together, first = [], [], []
+    equal = True
+    for _ in range(rounds):
+        began = time.perf_counter()
+        single = await ask(url, model, prompts[0], tokens)
+        one.append(single[1] / (time.perf_counter() - began))
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(ask(url, model, prompt, tokens) for prompt in prompts))
+        together.append(sum(count for _, count, _ in answers) / (time.perf_counter() - began))
+        first.append(statistics.median(seconds for _, _, seconds in answers))
+        equal = equal and [answer[0] for answer in answers] == [answer[0] for answer in alone]
+    return {
+        "model": model,
+        "clients": clients,
+        "tokens": tokens,
+        "one_client_tokens_per_second": statistics.median(one),
+        "all_clients_tokens_per_second": statistics.median(together),
+        "ratio": statistics.median(many / single for many, single in zip(together, one, strict=True)),
+        "median_seconds_to_first_token": statistics.median(first),
+        "same_text_as_alone": equal,
+        "samples": {"one": one, "all": together},
+    }
+
+
+async def name(url: str) -> str:
+    body = (await request(url, "GET", "/v1/models", b""))[0]
+    return str(json.loads(body)["data"][0]["id"])
+
+
+async def ask(url: str, model: str, prompt: str, tokens: int) -> tuple[str, int, float]:
+    """Stream an answer: (its text, its tokens, seconds to the first)."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    began = time.perf_counter()
+    raw, times = await request(url, "POST", "/v1/chat/completions", json.dumps(body).encode())
+    chunks = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
+    return text, chunks[-1]["usage"]["completion_tokens"], times[1] - began
+
+
+async def request(url: str, method: str, path: str, body: bytes) -> tuple[bytes, list[float]]:
+    """The body of the response, and when its pieces came. No HTTP library: a client shares the machine with the
+    server, and is to cost little."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    answered = await reader.readuntil(b"\r\n\r\n")
+    if not answered.startswith(b"HTTP/1.1 200"):
+        raise UserError(f"{path}: {answered.splitlines()[0].decode()}: {(await reader.read()).decode()}")
+    times: list[float] = []
+    pieces: list[bytes] = []
+    if b"transfer-encoding: chunked" not in answered.lower():
+        return await reader.read(), times
+    while size := int(await reader.readline(), 16):
+        pieces.append(await reader.readexactly(size))
+        times.append(time.perf_counter())
+        await reader.readexactly(2)
+    writer.close()
+    return b"".join(pieces), times
+
+
+def table(found: dict[str, Any]) -> str:
+    return (
+        f"{found['model']}, {found['tokens']} tokens an answer\n"
+        f"one client   {found['one_client_tokens_per_second']:8.1f} tokens/s\n"
+        f"{found['clients']} at once    {found['all_clients_tokens_per_second']:8.1f} tokens/s, "
+        f"{found['ratio']:.2f} times; {found['median_seconds_to_first_token'] * 1e3:.0f} ms to the first token\n"
+        f"same text as alone: {'yes' if found['same_text_as_alone'] else 'no'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What /metrics shows, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from runtime.serve.scheduler import Scheduler
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """The server's figures: the scheduler's are read when asked for, HTTP's are counted as they come."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(SchedulerCollector(scheduler))
+        self.requests = Counter(
+            "edgellama_requests", "Requests by endpoint and status", ["endpoint", "status"], registry=self.registry
+        )
+        self.first_token = Histogram(
+            "edgellama_time_to_first_token_seconds",
+            "From the request to the first token of an answer",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "edgellama_answer_seconds",
+            "From the request to its last token",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class SchedulerCollector(Collector):
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+
+    def collect(self) -> Iterator[Metric]:
+        scheduler, counts = self.scheduler, self.scheduler.counts
+        for name, text, value in (
+            ("edgellama_rows", "Rows of the artifact: answers that can run at once", scheduler.engine.batch),
+            ("edgellama_answers_running", "Answers that have a row", scheduler.running),
+            ("edgellama_answers_waiting", "Answers in the queue", scheduler.waiting),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, text, total in (
+            ("edgellama_prompt_tokens", "Tokens of prompts", counts.prompt_tokens),
+            ("edgellama_cached_prompt_tokens", "Those that were in the cache already", counts.cached_tokens),
+            ("edgellama_new_tokens", "Tokens generated", counts.new_tokens),
+            ("edgellama_prefill_passes", "Passes over chunks of prompts", counts.prefill_passes),
+            ("edgellama_decode_passes", "Passes that add a token to every running answer", counts.decode_passes),
+            ("edgellama_engine_seconds", "Seconds in the model", counts.engine_seconds),
+        ):
+            yield CounterMetricFamily(name, text, value=total)

@@ -1,0 +1,124 @@
+"""Answers as OpenAI's objects: whole ones, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.serve.answer import Answer, Event
+from runtime.serve.schema import ChatRequest, Request
+from runtime.text import REPLACEMENT, Tokenizer
+
+FINISH = {"eos": "stop", "stop_string": "stop", "length": "length"}
+
+
+def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
+    """Tokens of the prompts, each counted once however many answers it got, and of the answers."""
+    prompts = sum(len(answer.prompt) for answer in answers[::n])
+    new = sum(answer.texts.steps for answer in answers)
+    return {
+        "prompt_tokens": prompts,
+        "completion_tokens": new,
+        "total_tokens": prompts + new,
+        "prompt_tokens_details": {"cached_tokens": sum(answer.cached for answer in answers[::n])},
+    }
+
+
+class Writer:
+    """The objects of one response. Its id and time are the same in all of them."""
+
+    def __init__(self, request: Request, model: str, tokenizer: Tokenizer) -> None:
+        self.chat = isinstance(request, ChatRequest)
+        self.request = request
+        self.tokenizer = tokenizer
+        self._shown: dict[int, int] = {}  # choice -> characters, for text_offset
+        self._head = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, events: Sequence[Sequence[Event]], answers: Sequence[Answer]) -> dict[str, Any]:
+        """events: those of each choice."""
+        choices = []
+        for index, of_choice in enumerate(events):
+            text = "".join(event.text for event in of_choice)
+            content = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+            )
+            choices.append(
+                {
+                    "index": index,
+                    **content,
+                    "logprobs": self._logprobs(index, of_choice),
+                    "finish_reason": FINISH[of_choice[-1].finish_reason or "length"],
+                }
+            )
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, "usage": usage(answers, self.request.n)}
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """What a choice's stream begins with: who speaks; nothing in a completion."""
+        if not self.chat:
+            return None
+        return self._chunk(
+            [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
+        )
+
+    def next(self, index: int, events: Sequence[Event]) -> dict[str, Any] | None:
+        """What these events add to a choice; None where that is nothing to be told."""
+        text = "".join(event.text for event in events)
+        reason = events[-1].finish_reason
+        logprobs = self._logprobs(index, events)
+        if not text and reason is None and logprobs is None:
+            return None
+        content = {"delta": {"content": text} if text or logprobs else {}} if self.chat else {"text": text}
+        finish = None if reason is None else FINISH[reason]
+        return self._chunk([{"index": index, **content, "logprobs": logprobs, "finish_reason": finish}])
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The chunk that a stream ends with where stream_options ask for it."""
+        return {**self._chunk([]), "usage": usage(answers, self.request.n)}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion"}
+        if self.request.stream_options.include_usage:
+            chunk["usage"] = None
+        return {**chunk, "choices": choices}
+
+    def _logprobs(self, index: int, events: Sequence[Event]) -> dict[str, Any] | None:
+        entries = [event for event in events if event.logprobs is not None]
+        if not entries:
+            return None
+        if self.chat:
+            return {"content": [self._chat_logprob(event) for event in entries], "refusal": None}
+        offset = self._shown.get(index, 0)
+        offsets = []
+        for event in entries:
+            offsets.append(offset)
+            offset += len(event.text)
+        self._shown[index] = offset
+        return {
+            "tokens": [self._text(event.token) for event in entries],
+            "token_logprobs": [event.logprobs.token for event in entries if event.logprobs],
+            "top_logprobs": [
+                {self._text(token): value for token, value in event.logprobs.top} for event in entries if event.logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+    def _chat_logprob(self, event: Event) -> dict[str, Any]:
+        if event.logprobs is None:
+            raise ValueError("the event has no logprobs")
+        top = [self._entry(token, value) for token, value in event.logprobs.top]
+        return {**self._entry(event.token, event.logprobs.token), "top_logprobs": top}
+
+    def _entry(self, token: int | None, logprob: float) -> dict[str, Any]:
+        text = self._text(token)
+        whole = REPLACEMENT not in text  # part of a character has no text of its own
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+
+    def _text(self, token: int | None) -> str:
+        return "" if token is None else self.tokenizer.decode([token], skip_special_tokens=False)

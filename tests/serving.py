@@ -1,0 +1,75 @@
+"""A server in this process, over loopback, for tests: a Service of an artifact, run by uvicorn in a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import uvicorn
+
+from runtime.model import LlamaForCausalLM
+from runtime.serve.app import Service
+from runtime.serve.command import listen, url
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def with_template(artifact: Path, folder: Path) -> Path:
+    """The artifact in another folder, with a chat template; its large files are links."""
+    folder.mkdir()
+    for path in artifact.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@contextmanager
+def serving(model: LlamaForCausalLM, gate: Gate | None = None, **options: Any) -> Iterator[tuple[Service, str]]:
+    """(the service, its URL) while it runs. gate: is opened when the test is over. options: Service's."""
+    service = Service(model, **{"queue": 64, **options})
+    with listen("127.0.0.1", 0) as listening:
+        config = uvicorn.Config(service.app, lifespan="on", log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield service, url(listening)
+        finally:
+            if gate is not None:
+                gate.open.set()
+            server.should_exit = True
+            thread.join()
+
+
+def client(address: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+class Gate:
+    """Stands for Engine.forward: lets one pass through for each `release`, or all once it is open."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.forward = model.engine.forward
+        self.passes = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        while not self.open.is_set() and not self.passes.acquire(timeout=0.01):
+            pass
+        return self.forward(*arguments)
