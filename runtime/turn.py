@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from runtime.errors import UserError
 
+PATIENCE = 300.0  # seconds
+
 
 class Cancelled(Exception):  # noqa: N818 - no error: it was asked for
     """Raised between two passes of an engine: whoever asked for them was told to stop."""
@@ -26,17 +28,22 @@ class Turn:
     def take(self, cancelled: threading.Event | None = None) -> Iterator[None]:
         """Wait for the turn and hold it. cancelled: what `cancel` sets meanwhile.
 
-        Raises UserError where this very thread has it already, since it would wait for itself.
+        Raises UserError where this very thread has begun the stream that is running, since it might wait for itself:
+        at once in the main thread. A pool's thread may have begun a stream that others go on with, as web frameworks
+        do, so there only after PATIENCE.
         """
         me = threading.get_ident()
+        patience = -1.0  # for ever
         if self._thread == me:
+            patience = 0.0 if threading.current_thread() is threading.main_thread() else PATIENCE
+        if not self._lock.acquire(timeout=patience):
             raise UserError("another stream() of this thread is not finished. Finish it, or close() it")
-        with self._lock:
+        try:
             self._thread, self._cancelled = me, cancelled
-            try:
-                yield
-            finally:
-                self._thread = self._cancelled = None
+            yield
+        finally:
+            self._thread = self._cancelled = None
+            self._lock.release()
 
     def cancel(self) -> None:
         """Tell whoever has the turn to stop; nothing where nobody has it. From any thread, or a signal handler."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_generation import continuation, load
 
+from runtime.errors import UserError
 from runtime.model import GenerateOutput, LlamaForCausalLM
 
 
@@ -168,6 +169,44 @@ def test_ctrl_c_is_a_keyboard_interrupt_that_leaves_the_model_usable(model: Llam
     del model.engine._run
     assert model.engine.prefixes.row(0).tolist() == prompt[:16]  # the second chunk never came to an end
     assert model.generate(prompt, max_new_tokens=3)[0, 46:].tolist() == continuation(prompt, 3)
+
+
+def test_a_pools_thread_waits_for_the_stream_that_it_began_and_another_ends(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As web frameworks do: each piece is asked for by whichever thread is free."""
+    stream = model.stream([5, 6], max_new_tokens=4)
+    pieces, got, begun = [], [], threading.Event()
+
+    def request() -> None:
+        pieces.append(next(stream))
+        begun.set()
+        got.append(model.generate([9], max_new_tokens=3)[0, 1:].tolist())
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    assert begun.wait(30)
+    pieces += list(stream)
+    thread.join()
+    assert [piece.id for piece in pieces] == continuation([5, 6], 4) and got == [continuation([9], 3)]
+
+    monkeypatch.setattr("runtime.turn.PATIENCE", 0.05)
+    stream = model.stream([5, 6], max_new_tokens=4)
+    errors = []
+
+    def careless() -> None:
+        next(stream)
+        try:
+            model.generate([9])
+        except UserError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=careless)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1 and "another stream() of this thread" in errors[0]
+    stream.close()
+    assert usable(model)
 
 
 def test_transformers_iterator_streamer_serves_another_thread(model: LlamaForCausalLM) -> None:
