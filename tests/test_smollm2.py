@@ -66,6 +66,10 @@ def prompts(artifact: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def continuations(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
+    return continued(artifact, prompts)
+
+
+def continued(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
     """What the runtime generates, greedily and past any end of sequence."""
     calls = [
         {"input_ids": [prompt], "max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": -1}
@@ -100,6 +104,17 @@ def test_greedy_tokens_are_those_of_transformers(
                 ties.append(told)
     for told in ties:
         warnings.warn(f"near tie: {told}", stacklevel=1)
+
+
+def test_the_cpu_target_in_float32_gives_the_same_tokens(
+    smollm2_gguf: Path, prompts: list[list[int]], continuations: list[list[int]], tmp_path: Path
+) -> None:
+    from checkpoints import export_all
+
+    job = {"model": smollm2_gguf, "target": "cpu", "weights": "fp32", "out": tmp_path / "cpu", "verify": False}
+    found = continued(export_all([job])[0], prompts)
+    wrong = {len(p): (f, w) for p, f, w in zip(prompts, found, continuations, strict=True) if f != w}
+    assert not wrong
 
 
 def test_the_onnx_twin_gives_the_same_logits(artifact: Path, reference: LlamaForCausalLM) -> None:
