@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter import mindir_graph
-from exporter.memory import run_time_memory
+from exporter.memory import COPIES_NOTE, run_time_memory
 from exporter.mindir_graph import MindIRGraph
 from exporter.progress import Progress
 from runtime.artifact import Artifact, Manifest, TensorSpec
@@ -184,7 +184,7 @@ def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
     table.show_header = False
     table.add_row("weights", size(memory.weights), "on disk, and once in memory")
     if memory.copies:
-        table.add_row("their copies", size(memory.copies), "MindSpore Lite 2.0 copies constants while it loads them")
+        table.add_row("added by loading", size(memory.copies), COPIES_NOTE)
     shape = escape(f"{2 * cache.layers} x {cache.dtype} {list(cache.shape)}")
     table.add_row("cache", size(memory.cache), f"{shape}; a page counts once it is written")
     table.add_row("activations", size(memory.activations), "most that live at once, at the largest bucket")

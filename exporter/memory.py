@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 from exporter.mindir_graph import MindIRGraph, Value
 from runtime.artifact import Manifest
+from runtime.ascend.chips import chip_of_target
+from runtime.ascend.requirements import Needed
 from runtime.bench.workload import cache_bytes
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
 # Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
 CONSTANT_COPIES = 5.4
+COPIES_NOTE = "what MindSpore Lite adds while it loads: constants again on a host, buffers on a device"
 LIBRARIES = 100_000_000  # of a process that has loaded a graph of a few kB
 VIEWS = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")  # their results take no memory of their own
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. weights: as stored. copies: what loading adds to them."""
+    """Bytes. weights: as stored. copies: what loading adds (load_copies)."""
 
     weights: int
     copies: int
@@ -38,14 +41,23 @@ def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Me
     """
     constants = sum(entry.bytes for graph in manifest.graphs for entry in graph.data)
     outside = manifest.weights.bytes if manifest.weights else 0
-    copied = manifest.opset == "portable"
+    cache = cache_bytes(manifest)
     return Memory(
         weights=constants + outside,
-        copies=int(constants * (CONSTANT_COPIES - 1)) if copied else 0,
-        cache=cache_bytes(manifest),
+        copies=load_copies(manifest.target, constants, cache),
+        cache=cache,
         activations=max(peak_activations(graphs[g.file], manifest.batch, g.bucket) for g in manifest.graphs),
         libraries=LIBRARIES,
     )
+
+
+def load_copies(target: str, constants: int, cache: int) -> int:
+    """Bytes beside weights and cache: on a host the copies of constants (measured, CONSTANT_COPIES), on a device
+    the buffers that runtime.ascend.requirements counts before it loads anything."""
+    if target == "portable":
+        return int(constants * (CONSTANT_COPIES - 1))
+    chip = chip_of_target(target)
+    return Needed.of(constants, cache).on_device(chip) - constants - cache if chip else 0
 
 
 def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exporter.config import LlamaConfig
-from exporter.memory import CONSTANT_COPIES, LIBRARIES, Memory
+from exporter.memory import LIBRARIES, Memory, load_copies
 from exporter.opsets import Shape
 from exporter.plan.boards import Board
 from exporter.plan.tensors import TARGETS, Weight, cache_token_bytes, file_bytes, weights
@@ -54,7 +54,7 @@ class Plan:
         size = self.weights_file()
         return Memory(
             weights=size,
-            copies=int(size * (CONSTANT_COPIES - 1)) if self.target == "portable" else 0,
+            copies=load_copies(self.target, size, self.cache_bytes()),
             cache=self.cache_bytes(),
             activations=self.workspace(self.buckets[-1]),
             libraries=LIBRARIES,

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter.inspect import size
+from exporter.memory import COPIES_NOTE
 
 MS = 1e-3
 
@@ -69,7 +70,7 @@ def _memory(found: dict[str, Any]) -> Table:
     table.show_header = False
     table.add_row("weights", size(memory["weights"]), "one copy, as on disk")
     if memory["copies"]:
-        table.add_row("their copies", size(memory["copies"]), "MindSpore Lite 2.0 copies constants while it loads them")
+        table.add_row("added by loading", size(memory["copies"]), COPIES_NOTE)
     table.add_row("cache", size(memory["cache"]), f"{found['batch']} x {found['context']:,} tokens")
     table.add_row(
         "workspace", size(memory["workspace"]), f"estimated, at the bucket of {found['buckets'][-1]:,} tokens"

@@ -26,6 +26,11 @@ class Needed:
     device_cache: int
     host_cache: int
 
+    @classmethod
+    def of(cls, weights: int, cache: int) -> Needed:
+        """From the bytes of the graph's files and of the KV cache."""
+        return cls(weights, DEVICE_CACHES * cache, HOST_CACHES * cache)
+
     def on_device(self, chip: Chip) -> int:
         """On a chip that shares the board's memory the file that is being read and the host's buffers count too."""
         own = self.weights + self.device_cache
@@ -34,8 +39,7 @@ class Needed:
 
 def needed(manifest: Manifest) -> Needed:
     """From the sizes that the manifest lists."""
-    weights = sum(entry.bytes for entry in manifest.files())
-    return Needed(weights, DEVICE_CACHES * manifest.cache.nbytes, HOST_CACHES * manifest.cache.nbytes)
+    return Needed.of(sum(entry.bytes for entry in manifest.files()), manifest.cache.nbytes)
 
 
 def missing_features(lite: Any) -> list[str]:
