@@ -49,10 +49,11 @@ static inline long prepared_row_bytes(Format format, long k) {
 
 // The row kernels' scratch: the prepared rows, once for all threads or (if few) once for each; then a line a thread.
 struct RowScratch {
+  static constexpr long kAlone = 8192;  // elements of all rows
   bool alone;  // each thread prepares its own copy: cheaper than a barrier
   long rows, line;
   RowScratch(Format format, int count, long k)
-      : alone(count * padded_k(k) <= 8192), rows(count * prepared_row_bytes(format, k)), line(padded_k(k) * 4) {}
+      : alone(count * padded_k(k) <= kAlone), rows(count * prepared_row_bytes(format, k)), line(padded_k(k) * 4) {}
   long shared() const { return alone ? 0 : rows; }
   long own() const { return line + (alone ? rows : 0); }
 };

@@ -6,10 +6,14 @@
 namespace edgellama {
 
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
-  const RowScratch rows(shape.format, count, shape.in);
+  // A call may have fewer valid rows than `count`, and few rows are prepared by each thread for itself: that can take
+  // more than all of them prepared once.
+  const int few = static_cast<int>(std::min<long>(count, RowScratch::kAlone / padded_k(shape.in)));
+  const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
   const TileScratch tiles(count, shape.in);
   return static_cast<size_t>(
-      std::max(rows.shared() + threads * rows.own(), tiles.shared() + threads * tiles.own()));
+      std::max({rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
+                tiles.shared() + threads * tiles.own()}));
 }
 
 void choose_rows(LinearArgs& args, int32_t* index) {

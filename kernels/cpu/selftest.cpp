@@ -124,6 +124,19 @@ void test_linear(Isa isa) {
         }
 }
 
+// A call has fewer valid rows than positions: what is asked for all of them must do for any number of them.
+void test_linear_scratch() {
+  for (int f = 0; f < kFormatCount; ++f)
+    for (const int k : {64, 96, 576})
+      for (int count = 1; count < 600; ++count) {
+        LinearShape shape = {};
+        shape.format = static_cast<Format>(f);
+        shape.in = k;
+        expect(linear_scratch_bytes(shape, count, 4) <= linear_scratch_bytes(shape, count + 1, 4),
+               "linear's scratch at " + std::to_string(count) + " rows of " + std::to_string(k));
+      }
+}
+
 void test_pack(Isa isa) {
   for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4}) {
     const Matrix want(41, 100, format, Isa::portable), got(41, 100, format, isa);
@@ -256,6 +269,7 @@ void test_decoder_layer(Isa isa) {
 }
 
 void test_kernels() {
+  test_linear_scratch();
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
     if (!isa_available(isa)) continue;
