@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "model", help="as for export; a preset or a folder's config.json is enough, nothing is downloaded"
     )
-    plan.add_argument("--target", help="cpu (the default), portable, ascend310p, ascend310b or ascend910b")
+    plan.add_argument("--target", help="what it shall run on (default: cpu)")
     plan.add_argument("--weights", help="weight format (default: the target's first)")
     plan.add_argument("--cache", help="dtype of the KV cache (default: the target's first)")
     plan.add_argument("--context", type=int, help="tokens a row's cache holds (default: 2048, or the model's most)")

@@ -61,7 +61,7 @@ def export(options: Options, progress: Progress) -> Path:
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
     ops = import_module(f"exporter.opsets.{TARGETS[options.target].opset}")
-    shape, buckets = _shape(options, checkpoint.config, ops)
+    shape, buckets = shape_of(options, checkpoint.config, ops)
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
@@ -86,8 +86,11 @@ def _choice(what: str, value: str | None, choices: Sequence[str], target: str) -
     return value or choices[0]
 
 
-def _shape(options: Options, config: LlamaConfig, ops: ModuleType) -> tuple[Shape, tuple[int, ...]]:
-    """The shape at the largest bucket, and every bucket, 1 (decode) among them."""
+def shape_of(options: Options, config: LlamaConfig, ops: Any) -> tuple[Shape, tuple[int, ...]]:
+    """The shape at the largest bucket, and every bucket, 1 (decode) among them.
+
+    ops: an op set's module, or its WEIGHTS, CACHES and check. Raises UserError for what does not fit the model.
+    """
     longest = config.max_position_embeddings
     context = min(CONTEXT, longest) if options.context is None else options.context
     if not 1 <= context <= longest:

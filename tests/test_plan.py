@@ -26,8 +26,9 @@ from exporter.plan.boards import BOARDS, Board
 from exporter.plan.command import Options as PlanOptions
 from exporter.plan.command import describe, make
 from exporter.plan.cost import Plan, roofline
-from exporter.plan.tensors import TARGETS, parameters
+from exporter.plan.tensors import OPSETS, parameters
 from exporter.presets import PRESETS
+from exporter.targets import TARGETS
 from runtime.artifact import Artifact, Manifest
 from runtime.bench import workload
 from runtime.errors import UserError
@@ -41,15 +42,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("head-size-20", {"target": "cpu", "weights": "fp32"}),
     "one bucket": ("mlp-bias", {"target": "cpu", "weights": "int8", "cache": "float32", "buckets": [1]}),
     "portable": ("plain", {"target": "portable"}),
+    "ascend310p": ("wide", {"target": "ascend310p"}),
+    "ascend310p int8": ("wide", {"target": "ascend310p", "weights": "int8"}),
+    "ascend310b": ("wide", {"target": "ascend310b"}),
     "portable tied": ("head-size-20", {"target": "portable"}),
 }
+
+
+WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "mlp_bias": True}
 
 
 @pytest.fixture(scope="module")
 def artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("plan")
     jobs = [
-        {**SIZES, **settings, "model": tiny_checkpoint(**CONFIGS[config]), "out": folder / str(index)}
+        {**SIZES, **settings, "model": tiny_checkpoint(**{**CONFIGS, "wide": WIDE}[config]), "out": folder / str(index)}
         for index, (config, settings) in enumerate(CASES.values())
     ]
     return dict(zip(CASES, export_all(jobs), strict=True))
@@ -75,12 +82,15 @@ def test_sizes_are_the_artifacts(case: str, artifacts: dict[str, Path]) -> None:
     assert plan.buckets == manifest.buckets
     assert plan.weights_file() == workload.weights_bytes(manifest)
     assert plan.cache_bytes() == workload.cache_bytes(manifest)
-    if manifest.target == "cpu":
+    if manifest.target == "cpu":  # its kernels keep results of their own beside the graph's
         assert plan.step_weight_bytes() == workload.step_weight_bytes(manifest)
     graphs = {graph.file: mindir_graph.read(artifact.file(graph.file)) for graph in manifest.graphs}
     estimated, found = plan.memory(), run_time_memory(manifest, graphs)
     assert (estimated.weights, estimated.copies) == (found.weights, found.copies)
-    assert estimated.activations == pytest.approx(found.activations, rel=0.3)
+    if manifest.target == "cpu":
+        assert found.activations < estimated.activations
+    else:
+        assert estimated.activations == pytest.approx(found.activations, rel=0.3)
 
 
 @pytest.mark.parametrize("config", ["plain", "tied-1to1", "head-size-20", "qwen2"])
@@ -162,14 +172,12 @@ def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
 
 def test_every_target_takes_what_its_op_set_takes() -> None:
     code = (
-        "import json\nfrom exporter.opsets import cpu, portable\n"
-        "print(json.dumps([[o.WEIGHTS, o.CACHES, o.WEIGHTS_ARE] for o in (cpu, portable)]))"
+        "import json\nfrom exporter.opsets import ascend, cpu, portable\n"
+        "print(json.dumps([[o.WEIGHTS, o.CACHES, o.WEIGHTS_ARE] for o in (cpu, portable, ascend)]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target, (weights, caches, place) in zip(("cpu", "portable"), json.loads(done.stdout), strict=True):
-        formats = TARGETS[target]
-        assert [list(formats.weights), list(formats.caches)] == [weights, caches]
-        assert formats.constants == (place == "constants")
+    for name, found in zip(("cpu", "portable", "ascend"), json.loads(done.stdout), strict=True):
+        assert [list(OPSETS[name].WEIGHTS), list(OPSETS[name].CACHES), OPSETS[name].WEIGHTS_ARE] == found
 
 
 def documented(found: Any, text: str) -> None:
@@ -232,7 +240,10 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
     ("settings", "message"),
     [
         ({"target": "ascend910"}, "TARGET 'ascend910' is unknown; choose from cpu"),
-        ({"target": "ascend310b", "weights": "int8"}, "WEIGHTS 'int8' with TARGET ascend310b; choose from fp16"),
+        (
+            {"target": "ascend310b", "weights": "int8"},
+            "WEIGHTS int8 with TARGET ascend310b: .* Use WEIGHTS=fp16",
+        ),
         ({"cache": "int4"}, "CACHE 'int4' with TARGET cpu"),
         ({"context": 8193}, r"CONTEXT is 8,193; this model's positions go to 8,192"),
         ({"batch": 0}, "BATCH is 0"),

@@ -22,11 +22,11 @@ from mindspore.ops import PrimitiveWithInfer
 from exporter.checkpoint import Checkpoint
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, linear_sizes, windows
-from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
+from exporter.opsets.cpu_weights import bias_value, format_of, layer_tensors, weight_pieces
 from exporter.pieces import Piece, tensor_pieces
 from exporter.rope import rope_table
 from kernels.cpu.library import ABI
-from kernels.weight_format import PANEL, panel_bytes, panel_count
+from kernels.weight_format import panel_bytes, panel_count
 from runtime.weights import ALIGNMENT, STRETCH
 
 CACHE_POLICY = "in_place"
@@ -150,28 +150,6 @@ class Embedding(nn.Cell):
 
     def construct(self, step: Any) -> Any:
         return self.embedding(step[0], self.weight, step[2])  # [B, S, E]
-
-
-def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[Input]:
-    """What weights.safetensors holds of a layer, in the order in which the kernel reads it."""
-    name = f"model.layers.{layer}"
-    found: list[Input] = []
-
-    def add(linear: str, outer: int, inner: int, bias: bool, norm: str | None = None) -> None:
-        packed_bytes = panel_bytes(format_of(f"{linear}.weight", shape.weights), inner)
-        found.append(Input(f"{name}.{linear}.weight", (panel_count(outer), packed_bytes), "uint8"))
-        if norm:
-            found.append(Input(f"{name}.{norm}.weight", (inner,), "float32"))
-        if bias:
-            found.append(Input(f"{name}.{linear}.bias", (panel_count(outer) * PANEL,), "float32"))
-
-    (q, hidden, bias), (k, _, _) = (linear_sizes(config, f"{part}_proj") for part in "qk")
-    add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm="input_layernorm")
-    add("self_attn.o_proj", *linear_sizes(config, "o_proj"))
-    gate, _, bias = linear_sizes(config, "gate_proj")
-    add("mlp.gate_up_proj", panel_count(gate) * PANEL * 2, hidden, bias, norm="post_attention_layernorm")
-    add("mlp.down_proj", *linear_sizes(config, "down_proj"))
-    return found
 
 
 class DecoderLayer(nn.Cell):

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint import Checkpoint
+from exporter.config import LlamaConfig
+from exporter.opsets import Input, Shape, linear_sizes
 from exporter.pieces import Piece, row_blocks
 from kernels.cpu.packing import pack, pack_quantized
 from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
@@ -24,6 +26,28 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # under four bits they
 def format_of(name: str, weights: str) -> str:
     """The packed format of the matrix `name` in an artifact of this weight format."""
     return "int8" if weights in ("int4", "q4_0") and name in TABLES else FORMATS[weights]
+
+
+def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[Input]:
+    """What weights.safetensors holds of a layer, in the order in which the kernel reads it."""
+    name = f"model.layers.{layer}"
+    found: list[Input] = []
+
+    def add(linear: str, outer: int, inner: int, bias: bool, norm: str | None = None) -> None:
+        packed_bytes = panel_bytes(format_of(f"{linear}.weight", shape.weights), inner)
+        found.append(Input(f"{name}.{linear}.weight", (panel_count(outer), packed_bytes), "uint8"))
+        if norm:
+            found.append(Input(f"{name}.{norm}.weight", (inner,), "float32"))
+        if bias:
+            found.append(Input(f"{name}.{linear}.bias", (panel_count(outer) * PANEL,), "float32"))
+
+    (q, hidden, bias), (k, _, _) = (linear_sizes(config, f"{part}_proj") for part in "qk")
+    add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm="input_layernorm")
+    add("self_attn.o_proj", *linear_sizes(config, "o_proj"))
+    gate, _, bias = linear_sizes(config, "gate_proj")
+    add("mlp.gate_up_proj", panel_count(gate) * PANEL * 2, hidden, bias, norm="post_attention_layernorm")
+    add("mlp.down_proj", *linear_sizes(config, "down_proj"))
+    return found
 
 
 def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece]:

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter import export
 from exporter.checkpoint import open_checkpoint, read_json
 from exporter.config import LlamaConfig
-from exporter.opsets import Shape
 from exporter.plan import measured, report
 from exporter.plan.boards import BOARDS, Board
 from exporter.plan.cost import Pass, Plan, roofline
-from exporter.plan.tensors import TARGETS, parameters
+from exporter.plan.tensors import OPSETS, parameters
 from exporter.presets import PRESETS
 from exporter.source import resolve
-from runtime.errors import UserError
+from exporter.targets import TARGETS
 
 SCHEMA_VERSION = 1
-BUCKETS, CONTEXT = (32, 128, 512), 2048  # export's defaults
 
 
 @dataclass(frozen=True)
@@ -97,31 +96,17 @@ def make(
     buckets: tuple[int, ...] | None = None,
 ) -> Plan:
     """A plan with export's defaults and limits."""
-    target = target or next(iter(TARGETS))
-    if target not in TARGETS:
-        raise UserError(f"TARGET {target!r} is unknown; choose from {', '.join(TARGETS)}")
-    formats = TARGETS[target]
-    weights = _choice("WEIGHTS", weights, formats.weights, target)
-    exact = "float32" if weights == "fp32" and "float32" in formats.caches else None
-    cache = _choice("CACHE", cache or exact, formats.caches, target)
-    longest = config.max_position_embeddings
-    context = min(CONTEXT, longest) if context is None else context
-    if not 1 <= context <= longest:
-        raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
-    batch = 1 if batch is None else batch
-    if batch < 1:
-        raise UserError(f"BATCH is {batch}; an artifact has at least 1 row")
-    wanted = tuple(b for b in BUCKETS if b <= context) if buckets is None else buckets
-    if bad := [b for b in wanted if not 1 <= b <= context]:
-        raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
-    found = tuple(sorted({1, *wanted}))
-    return Plan(config, target, Shape(batch, found[-1], context, weights, cache), found)
-
-
-def _choice(what: str, value: str | None, choices: tuple[str, ...], target: str) -> str:
-    if value is not None and value not in choices:
-        raise UserError(f"{what} {value!r} with TARGET {target}; choose from {', '.join(choices)}")
-    return value or choices[0]
+    options = export.Options(
+        model="",
+        target=target or next(iter(TARGETS)),
+        weights=weights,
+        cache=cache,
+        context=context,
+        batch=1 if batch is None else batch,
+        buckets=buckets,
+    )
+    shape, found = export.shape_of(options, config, OPSETS[TARGETS[options.target].opset])
+    return Plan(config, options.target, shape, found)
 
 
 def _model(model: str) -> tuple[str, LlamaConfig]:

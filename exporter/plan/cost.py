@@ -9,7 +9,8 @@ from exporter.config import LlamaConfig
 from exporter.memory import LIBRARIES, Memory, load_copies
 from exporter.opsets import Shape
 from exporter.plan.boards import Board
-from exporter.plan.tensors import TARGETS, Weight, cache_token_bytes, file_bytes, weights
+from exporter.plan.tensors import OPSETS, Weight, cache_token_bytes, file_bytes, weights
+from exporter.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Plan:
         return sum(weight.spec.nbytes for weight in self.weights() if weight.read_whole)
 
     def weights_file(self) -> int:
-        return file_bytes([weight.spec for weight in self.weights()], TARGETS[self.target].constants)
+        constants = OPSETS[TARGETS[self.target].opset].WEIGHTS_ARE == "constants"
+        return file_bytes([weight.spec for weight in self.weights()], constants)
 
     def cache_bytes(self) -> int:
         return self.shape.rows * self.shape.context * cache_token_bytes(self.config, self.shape.cache)
@@ -76,8 +78,8 @@ class Plan:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         qkv = (heads + 2 * groups) * dim
-        if self.target == "cpu":  # float32, norms and activations fused
-            layer = 4 * (hidden + max(qkv + heads * dim, inner))
+        if self.target == "cpu":  # float32; the kernel of a layer keeps all of its parts' results
+            layer = 4 * (2 * hidden + qkv + heads * dim + inner)
         elif self.target == "portable":  # float32; the scores of the cache and of the call's own tokens, twice joined
             scores = 2 * heads * (self.shape.context + bucket)
             layer = 4 * (hidden + max(3 * inner, 2 * qkv + scores))

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from exporter import weights as weights_file
+from exporter.chips import check_model
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, linear_sizes
-from exporter.opsets.cpu_weights import FORMATS, format_of
-from kernels.weight_format import PANEL, panel_bytes, panel_count
+from exporter.opsets.cpu_weights import FORMATS, format_of, layer_tensors
+from exporter.targets import TARGETS
+from kernels.weight_format import panel_bytes, panel_count
 
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 DATA_HEADER = 64  # of a graph's data file (exporter.constants)
 
 
@@ -30,28 +33,28 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Formats:
-    """What a target takes, the default first, as its op set says; where its weights lie; and how a matrix is stored."""
+class OpSet:
+    """What a plan needs of an op set's module (exporter.opsets), without what tracing imports."""
 
-    weights: tuple[str, ...]
-    caches: tuple[str, ...]
-    constants: bool
+    WEIGHTS: tuple[str, ...]
+    CACHES: tuple[str, ...]
+    WEIGHTS_ARE: str
+
+    def check(self, config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
+        if shape.chip is not None:
+            check_model(config, shape, buckets)
 
 
-ASCEND = Formats(("fp16", "int8"), ("float16",), True)
-ASCEND_310B = Formats(("fp16",), ("float16",), True)  # CANN's WeightQuantBatchMatmul does not list the 310B
-TARGETS = {
-    "cpu": Formats(tuple(FORMATS), ("float16", "int8", "float32"), False),
-    "portable": Formats(("fp32",), ("float32",), True),
-    "ascend310p": ASCEND,
-    "ascend310b": ASCEND_310B,
-    "ascend910b": ASCEND,
+OPSETS = {
+    "cpu": OpSet(tuple(FORMATS), ("float16", "int8", "float32"), "inputs"),
+    "portable": OpSet(("fp32",), ("float32",), "constants"),
+    "ascend": OpSet(("fp16", "int8"), ("float16",), "constants"),
 }
 
 
 def weights(config: LlamaConfig, shape: Shape, target: str) -> list[Weight]:
     """Every weight of the target's graphs, in their order; shape.context sets the rotary tables' length."""
-    return list(_weights(config, shape, "ascend" if target.startswith("ascend") else target))
+    return list(_weights(config, shape, TARGETS[target].opset))
 
 
 def _weights(config: LlamaConfig, shape: Shape, opset: str) -> Iterator[Weight]:
@@ -62,44 +65,38 @@ def _weights(config: LlamaConfig, shape: Shape, opset: str) -> Iterator[Weight]:
     for spec in _matrix("model.embed_tokens", (vocabulary, hidden, False), shape, opset):
         yield Weight(spec, head_flops if tied else 0, last_only=True, looked_up=True)
     for layer in range(config.num_hidden_layers):
-        name = f"model.layers.{layer}"
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        norms = [Input(f"{name}.{norm}.weight", (hidden,), "float32") for norm in
-                 ("input_layernorm", "post_attention_layernorm")]  # fmt: skip
-        if opset == "portable":
-            joined: list[tuple[list[str], Input | None]] = [
-                ([f"{attention}.q_proj"], norms[0]),
-                *(([f"{attention}.{x}_proj"], None) for x in "kvo"),
-                ([f"{mlp}.gate_proj"], norms[1]),
-                ([f"{mlp}.up_proj"], None),
-            ]
-        else:
-            qkv = [f"{attention}.{x}_proj" for x in "qkv"]
-            gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
-            joined = [(qkv, norms[0]), ([f"{attention}.o_proj"], None)]
-            joined += [(gate_up, norms[1])] if opset == "cpu" else [([gate_up[0]], norms[1]), ([gate_up[1]], None)]
-        for parts, norm in [*joined, ([f"{mlp}.down_proj"], None)]:
-            yield from _linear(config, shape, opset, parts, norm)
+        yield from _cpu_layer(config, shape, layer) if opset == "cpu" else _layer(config, shape, opset, layer)
     if not tied:
         for spec in _matrix("lm_head", (vocabulary, hidden, False), shape, opset):
             yield Weight(spec, head_flops, last_only=True)
     yield Weight(Input("model.norm.weight", (hidden,), "float32"))
 
 
-def _linear(
-    config: LlamaConfig, shape: Shape, opset: str, parts: Sequence[str], norm: Input | None
-) -> Iterator[Weight]:
-    """One linear layer that joins the checkpoint's `parts`, with the norm before it."""
-    sizes = [linear_sizes(config, part) for part in parts]
-    outer, inner, bias = sum(n for n, _, _ in sizes), sizes[0][1], sizes[0][2]
-    layer, _, kind = parts[0].rpartition(".")
-    name = parts[0] if len(parts) == 1 else f"{layer}.{'qkv' if kind == 'q_proj' else 'gate_up'}_proj"
-    found = list(_matrix(name, (outer, inner, bias), shape, opset))
-    yield Weight(found[0], 2 * outer * inner)
-    if norm is not None:
-        yield Weight(norm)
-    for spec in found[1:]:
-        yield Weight(spec)
+def _cpu_layer(config: LlamaConfig, shape: Shape, layer: int) -> Iterator[Weight]:
+    for spec in layer_tensors(config, shape, layer):
+        name = spec.name.removesuffix(".weight")
+        parts = JOINED.get(name.rpartition(".")[2], (name,))
+        yield Weight(spec, _flops(config, parts) if spec.name.endswith("_proj.weight") else 0)
+
+
+def _layer(config: LlamaConfig, shape: Shape, opset: str, layer: int) -> Iterator[Weight]:
+    name = f"model.layers.{layer}"
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield Weight(Input(f"{name}.{norm}.weight", (config.hidden_size,), "float32"))
+    projections: list[tuple[str, tuple[str, ...]]] = [("self_attn", (f"{x}_proj",)) for x in "qkvo"]
+    if opset == "ascend":
+        projections = [("self_attn", JOINED["qkv_proj"]), ("self_attn", ("o_proj",))]
+    for block, parts in [*projections, *(("mlp", (f"{x}_proj",)) for x in ("gate", "up", "down"))]:
+        sizes = [linear_sizes(config, part) for part in parts]
+        joined = (sum(n for n, _, _ in sizes), sizes[0][1], sizes[0][2])
+        kind = parts[0] if len(parts) == 1 else "qkv_proj"
+        matrix, *rest = _matrix(f"{name}.{block}.{kind}", joined, shape, opset)
+        yield Weight(matrix, _flops(config, parts))
+        yield from map(Weight, rest)
+
+
+def _flops(config: LlamaConfig, parts: Sequence[str]) -> int:
+    return sum(2 * n * k for n, k, _ in (linear_sizes(config, part) for part in parts))
 
 
 def _matrix(name: str, sizes: tuple[int, int, bool], shape: Shape, opset: str) -> Iterator[Input]:
@@ -107,12 +104,7 @@ def _matrix(name: str, sizes: tuple[int, int, bool], shape: Shape, opset: str) -
     outer, inner, bias = sizes
     weight = f"{name}.weight"
     if opset == "cpu":
-        panels = panel_count(outer)
-        if name.endswith("gate_up_proj"):  # each half is filled up to whole panels
-            panels = 2 * panel_count(outer // 2)
-        yield Input(weight, (panels, panel_bytes(format_of(weight, shape.weights), inner)), "uint8")
-        if bias:
-            yield Input(f"{name}.bias", (panels * PANEL,), "float32")
+        yield Input(weight, (panel_count(outer), panel_bytes(format_of(weight, shape.weights), inner)), "uint8")
         return
     if opset == "portable":
         dtype = "float32"
