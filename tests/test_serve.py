@@ -143,6 +143,7 @@ def test_seeds_stops_biases_and_penalties(api: openai.OpenAI, name: str, model: 
     sampled = {"temperature": 2.0, "seed": -7}
     assert text(**sampled) == text(**sampled) != text(temperature=2.0, seed=8)
     free = text(temperature=0)
+    assert text(temperature=1e-30) == free
     for at in range(4, len(free)):
         stop = free[at - 1 : at + 1]
         stopped = api.completions.create(

@@ -61,7 +61,7 @@ class Service:
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
-        self._preparer = Preparer(model)
+        self._preparer = Preparer(model, queue + model.engine.batch)
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
@@ -173,11 +173,6 @@ class Service:
         self._check_name(asked.model)
         queue: asyncio.Queue[Item] = asyncio.Queue()
         answers = await run_in_threadpool(self._preparer.answers, asked, partial(self.outbox.send, queue))
-        room = self.scheduler.queue + self.model.engine.batch
-        if len(answers) > room:
-            raise ApiError(
-                400, f"{len(answers)} answers are asked for; this server takes {room} at once. Ask for fewer"
-            )
         try:
             self.scheduler.submit(answers)
         except Busy:

@@ -20,6 +20,7 @@ from runtime.serve.answer import Answer, Event
 from runtime.serve.errors import ApiError
 from runtime.serve.schema import ChatRequest, CompletionRequest, Request
 
+COLDEST = 1e-4  # a temperature below takes the likeliest token, as 0 does: scores divided by it would overflow
 COMPLETION_TOKENS = 16  # OpenAI's default; a chat's is what the context holds
 
 Send = Callable[[int, Event], None]  # the choice, and what it goes on with
@@ -28,8 +29,10 @@ Send = Callable[[int, Event], None]  # the choice, and what it goes on with
 class Preparer:
     """Makes Answers. May be called from several threads; takes milliseconds, or more for a long text or a grammar."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, most: int) -> None:
+        """most: answers that one request may ask for."""
         self.model = model
+        self.most = most
         self._lock = threading.Lock()
 
     def answers(self, request: Request, send: Send) -> list[Answer]:
@@ -38,6 +41,11 @@ class Preparer:
         Raises ApiError for what does not fit, UserError for what the settings or the chat template refuse.
         """
         prompts = self._prompts(request)
+        if len(prompts) * request.n > self.most:  # before they take memory
+            asked = len(prompts) * request.n
+            raise ApiError(
+                400, f"{asked:,} answers are asked for; this server takes {self.most} at once. Ask for fewer"
+            )
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
         grammar = self._grammar(request, config.eos_token_id)
@@ -75,7 +83,8 @@ class Preparer:
             return [tokenizer.encode_chat([message.as_dict() for message in request.messages])]
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"{type(request).__name__} is no request with a prompt")
-        return [tokenizer.encode(given) if isinstance(given, str) else given for given in request.prompts]
+        given = request.prompts[: self.most + 1]
+        return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
 
     def _checked(self, prompt: list[int]) -> np.ndarray:
         ids = np.asarray(prompt, np.int64)
@@ -101,7 +110,7 @@ class Preparer:
             "stop_strings": request.stops or None,
             "sequence_bias": self._biases(request) or None,
         }
-        if request.temperature == 0:
+        if request.temperature is not None and request.temperature < COLDEST:
             given["do_sample"] = False
         else:
             how = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p")}

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from itertools import groupby
 
 from starlette.responses import Response
@@ -84,35 +85,37 @@ class Running:
     async def whole(self, receive: Receive) -> bytes:
         """All of it. Raises ApiError for an answer that failed, Disconnected where the client has gone."""
         events: list[list[Event]] = [[] for _ in self.answers]
-        async for items in self._batches(receive):
-            for choice, event in items:
-                if event.error is not None:
-                    raise told(event.error)
-                events[choice].append(event)
+        async with aclosing(self._batches(receive)) as batches:
+            async for items in batches:
+                for choice, event in items:
+                    if event.error is not None:
+                        raise told(event.error)
+                    events[choice].append(event)
         return encoded(self.writer.whole(events, self.answers))
 
-    async def chunks(self, receive: Receive) -> AsyncIterator[bytes]:
+    async def chunks(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         """It as server-sent events, an error among them where an answer failed."""
         begins = [self.writer.first(choice) for choice in range(len(self.answers))]
         if any(begins):
             yield b"".join(sse(encoded(begin)) for begin in begins)
-        async for items in self._batches(receive):
-            pieces: list[bytes] = []
-            for choice, group in groupby(items, key=lambda item: item[0]):
-                events = [event for _, event in group]
-                error = next((event.error for event in events if event.error is not None), None)
-                if error is not None:
-                    yield b"".join(pieces) + sse(encoded(told(error).body))
-                    return
-                piece = self.writer.next(choice, events)
-                if piece is not None:
-                    pieces.append(sse(encoded(piece)))
-            if pieces:
-                yield b"".join(pieces)
+        async with aclosing(self._batches(receive)) as batches:
+            async for items in batches:
+                pieces: list[bytes] = []
+                for choice, group in groupby(items, key=lambda item: item[0]):
+                    events = [event for _, event in group]
+                    error = next((event.error for event in events if event.error is not None), None)
+                    if error is not None:
+                        yield b"".join(pieces) + sse(encoded(told(error).body))
+                        return
+                    piece = self.writer.next(choice, events)
+                    if piece is not None:
+                        pieces.append(sse(encoded(piece)))
+                if pieces:
+                    yield b"".join(pieces)
         last = self.writer.usage(self.answers) if self.writer.request.stream_options.include_usage else None
         yield (sse(encoded(last)) if last else b"") + sse(b"[DONE]")
 
-    async def _batches(self, receive: Receive) -> AsyncIterator[list[tuple[int, Event]]]:
+    async def _batches(self, receive: Receive) -> AsyncGenerator[list[tuple[int, Event]], None]:
         """What has come since the last time, until every answer has ended; the rows are free after that, however it
         was left."""
         gone = asyncio.create_task(_disconnect(receive))
@@ -149,14 +152,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        chunks = self.running.chunks(receive)
         try:
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async with aclosing(self.running.chunks(receive)) as chunks:
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Disconnected:
             return
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
