@@ -24,7 +24,7 @@ from runtime.ascend.device import Device
 from runtime.ascend.graph import AscendGraph
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.lite_graph import import_lite
+from runtime.lite_graph import LiteGraph, import_lite
 
 BATCH, CONTEXT, GEARS = 2, 64, (1, 4, 16)
 DEVICE = Device(1, "Ascend310B4", 7 << 30, 8 << 30, "npu-smi")
@@ -123,6 +123,11 @@ def test_a_row_of_the_device_s_cache_is_kept_and_given_back(simulated: Any) -> N
     engine.cache.fill(1, 3, kept)
     for name, tensor in engine.cache.arrays.items():
         np.testing.assert_array_equal(tensor.read()[1, :, :3], kept[name])
+
+
+def test_gears_are_switched_by_the_code_that_switches_buckets_on_the_host() -> None:
+    """Which the tests of the portable target run on the real MindSpore Lite."""
+    assert AscendGraph.resize is LiteGraph.resize
 
 
 def test_a_device_without_room_for_a_cache_is_told(simulated: Any) -> None:
