@@ -76,7 +76,7 @@ class BeamWave:
         length = np.zeros(engine.batch, np.int64)
         tokens = np.zeros((engine.batch, int(self.texts.length.max())), np.int64)
         for row, prompt in zip(range(0, rows, beams), self.prompts, strict=True):
-            start[row] = engine.prefixes.bring(prompt, row)
+            start[row] = engine.prefixes.bring(prompt, row) if self.call.reuse_prefix else 0
             length[row] = len(prompt) - start[row]
             tokens[row, : length[row]] = prompt[start[row] :]
         tokens = tokens[:, : int(length.max())]

@@ -43,7 +43,7 @@ class Chat:
             raise UserError("the message is empty. Write something")
         messages = self._fitting([*self.messages, {"role": "user", "content": text}])
         turn = self.model.turn(messages)
-        stream = self.model.stream_turn(turn, **settings)
+        stream = self.model.stream_turn(turn, **{"reuse_prefix": True, **settings})
         self.dropped = len(self.messages) + 1 - len(messages)
         self.messages, self._turn = messages, turn
         stream.listeners.append(self._heard)

@@ -15,7 +15,7 @@ import numpy as np
 from runtime import generation
 from runtime.artifact import Artifact
 from runtime.beam_wave import BeamWave, beam_output
-from runtime.choosing import listed
+from runtime.choosing import LogitsProcessor, StoppingCriterion, listed
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Timings
@@ -29,12 +29,8 @@ from runtime.transcript import Transcript, Transcripts
 from runtime.wave import Call, Wave, output
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
-ARGUMENTS = (
-    "generation_config",
-    "use_cache",
-    "logits_processor",
-    "stopping_criteria",
-)  # what generate() and stream() take beside settings
+# What generate() and stream() take beside settings.
+ARGUMENTS = ("generation_config", "use_cache", "reuse_prefix", "logits_processor", "stopping_criteria")
 
 
 class LlamaForCausalLM:
@@ -43,7 +39,8 @@ class LlamaForCausalLM:
     A prompt that begins with what the cache still holds, of the generations before, is computed from there on only.
     The tokens are those of a fresh start, up to rounding: a prompt cut elsewhere into passes gives logits that differ
     by about 1e-6 of their range in float32, and 4e-3 where kernels quantize activations (int8 weights), as they do
-    between prefill buckets too. `forget` makes the next generation start afresh.
+    between prefill buckets too: a sampled text may part there. So a call with a seed computes its whole prompt, unless
+    told otherwise by reuse_prefix; sessions and chats always go on from what is there.
     """
 
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
@@ -95,6 +92,7 @@ class LlamaForCausalLM:
         stopping_criteria: Any = None,
         generation_config: GenerationConfig | None = None,
         use_cache: bool = True,
+        reuse_prefix: bool | None = None,
         **settings: Any,
     ) -> np.ndarray | GenerateOutput:
         """Continue each prompt; returns int64 [B, n + new], prompts first, as Hugging Face's generate does.
@@ -110,13 +108,13 @@ class LlamaForCausalLM:
         stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
         by wave; with num_beams a criterion sees the candidates of one prompt. Beams take a row each, so num_beams is
         at most the artifact's batch, and prompts go batch // num_beams at a time. use_cache can only be True.
+        reuse_prefix: compute only what the cache does not hold of the prompts; None does, unless a seed is given.
         `cancel` ends it early, with what there is.
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
         arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
-        call = self._call(
-            "generate", arguments, settings, generation_config, logits_processor, stopping_criteria, use_cache
-        )
+        callables = (listed("logits_processor", logits_processor), listed("stopping_criteria", stopping_criteria))
+        call = self._call("generate", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
         ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
         if call.config.num_beams > 1:
             if streamer is not None:
@@ -192,15 +190,15 @@ class LlamaForCausalLM:
         stopping_criteria: Any = None,
         generation_config: GenerationConfig | None = None,
         use_cache: bool = True,
+        reuse_prefix: bool | None = None,
         **settings: Any,
     ) -> Stream:
         """Continue one prompt (text, or its token ids), yielding a Piece per new token. Arguments as in `generate`,
         and checked before the first piece is asked for. The stream's cancel() ends the generation, from any thread."""
         arguments = ("prompt", *ARGUMENTS)
         settings = {**settings, "output_logprobs": True}
-        call = self._call(
-            "stream", arguments, settings, generation_config, logits_processor, stopping_criteria, use_cache
-        )
+        callables = (listed("logits_processor", logits_processor), listed("stopping_criteria", stopping_criteria))
+        call = self._call("stream", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = generation.prompt_ids(given, self.engine.vocab_size)
         config = call.config
@@ -260,9 +258,10 @@ class LlamaForCausalLM:
         arguments: Sequence[str],
         settings: dict[str, Any],
         base: GenerationConfig | None,
-        logits_processor: Any,
-        stopping_criteria: Any,
+        processors: list[LogitsProcessor],
+        criteria: list[StoppingCriterion],
         use_cache: bool,
+        reuse_prefix: bool | None,
     ) -> Call:
         if base is None:
             base = self.generation_config
@@ -272,12 +271,8 @@ class LlamaForCausalLM:
         if not use_cache:
             raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
         seed = secrets.randbits(64) if config.seed is None else config.seed
-        return Call(
-            config,
-            listed("logits_processor", logits_processor),
-            listed("stopping_criteria", stopping_criteria),
-            seed,
-        )
+        reuse_prefix = config.seed is None if reuse_prefix is None else bool(reuse_prefix)
+        return Call(config, processors, criteria, seed, reuse_prefix)
 
     def _wave(self, call: Call, rows: list[np.ndarray], first: int, limit: int) -> Wave:
         return Wave(self.engine, lambda: self.tokenizer, call, rows, first, limit)

@@ -97,8 +97,8 @@ class PrefixCache:
         an int8 scale. Views, where the cache is in the host's memory."""
         return self._cache.held(row, tokens)
 
-    def place(self, texts: Sequence[np.ndarray]) -> Placement:
-        """Rows for texts that will run together, at most B of them.
+    def place(self, texts: Sequence[np.ndarray], reuse: bool = True) -> Placement:
+        """Rows for texts that will run together, at most B of them. reuse: False takes nothing as cached.
 
         A text gets the row that it continues. Any other gets the row that has not been written for longest, and what
         another row holds of it is copied there: a copy costs far less than computing it, and the other text stays.
@@ -113,6 +113,8 @@ class PrefixCache:
                 rows[index] = free.argmax()
         oldest = [row for row in np.argsort(self._used, kind="stable") if row not in rows]
         rows[rows < 0] = oldest[: np.count_nonzero(rows < 0)]
+        if not reuse:
+            return Placement(rows, np.zeros(len(rows), np.int64))
         return Placement(rows, np.array([self.bring(text, int(row)) for text, row in zip(texts, rows, strict=True)]))
 
     def _common(self, row: int, text: np.ndarray) -> int:

@@ -29,7 +29,7 @@ class Session:
         """Continue behind the text so far and `more` (text, or token ids), as `LlamaForCausalLM.stream` does. Both
         `more` and each new token then belong to the text. Raises UserError where it leaves no room in the context."""
         given = self._encoded(more) if isinstance(more, str) else [int(i) for i in more]
-        stream = self.model.stream([*self.ids, *given], **settings)
+        stream = self.model.stream([*self.ids, *given], **{"reuse_prefix": True, **settings})
         stream.listeners.append(self._heard)
         self.ids += given
         return stream

@@ -26,6 +26,7 @@ class Call:
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
+    reuse_prefix: bool = True
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -52,8 +53,10 @@ class Wave:
         self.stops = stops(call.config, tokenizer, len(rows), self.chooser, call.stopping_criteria)
 
     def decode(self, timings: Timings) -> Iterator[np.ndarray]:
-        """Run, with the engine's turn taken; what the cache holds of the prompts is not computed again."""
-        placement = self.engine.prefixes.place([self.texts.row(index) for index in range(len(self.texts))])
+        """Run, with the engine's turn taken; what the cache holds of the prompts is not computed again, if the call
+        reuses it."""
+        texts = [self.texts.row(index) for index in range(len(self.texts))]
+        placement = self.engine.prefixes.place(texts, self.call.reuse_prefix)
         forward = functools.partial(self.engine.forward, cancelled=self.call.cancelled.is_set)
         return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops, placement, forward)
 

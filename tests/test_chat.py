@@ -74,6 +74,13 @@ def test_an_answer_of_the_tenth_turn_is_that_of_a_fresh_start(model: LlamaForCau
     assert ids[-6:] == [piece.id for piece in pieces] == continuation(ids[:-6], 6, CONTEXT)
 
 
+def test_a_seed_does_not_make_a_chat_compute_more(model: LlamaForCausalLM) -> None:
+    chat = Chat(model)
+    said(chat, "hello", max_new_tokens=4, do_sample=True, seed=1)
+    *_, last = said(chat, "why", max_new_tokens=4, do_sample=True, seed=1)
+    assert last.timings is not None and last.timings.cached_tokens > 20
+
+
 def test_a_template_that_changes_the_answer_falls_back_to_the_whole_text(tmp_path: Path) -> None:
     upper = "{% for m in messages %}{{ '<|start|>' + (m.content if m.role == 'user' else 'xyz') }}{% endfor %}<|end|>"
     model = toy(tmp_path, upper)

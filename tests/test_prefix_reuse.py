@@ -68,6 +68,20 @@ def test_another_text_is_computed_whole_and_a_forgotten_one_too(single: LlamaFor
     assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
 
 
+def test_a_seed_asks_for_the_very_same_tokens_again(three: LlamaForCausalLM) -> None:
+    """Where a prompt is cut decides how floats round, so the whole of it is computed as the first time."""
+    sampled: dict[str, Any] = {"do_sample": True, "seed": 3, "max_new_tokens": 1}
+    for _ in range(2):
+        assert [sum(row) for row in fed(three, lambda: three.generate([LONG], **sampled))] == [10]
+        assert [sum(row) for row in fed(three, lambda: list(three.stream(LONG, **sampled)))] == [10]
+    assert [sum(row) for row in fed(three, lambda: three.generate([LONG], **sampled, reuse_prefix=True))] == [1]
+    assert fed(three, lambda: three.generate([LONG], **sampled, num_beams=2))[0] == [10, 0, 0]
+    assert fed(three, lambda: three.generate([LONG], num_beams=2, max_new_tokens=1, reuse_prefix=False))[0][0] == 10
+    session = three.session()
+    session.generate(LONG, **sampled)
+    assert [sum(row) for row in fed(three, lambda: session.generate([3], **sampled))] == [2]
+
+
 def test_timings_tell_how_many_tokens_were_there(single: LlamaForCausalLM) -> None:
     new(single, LONG, 1)
     *_, last = single.stream([*LONG, 3], max_new_tokens=2)
