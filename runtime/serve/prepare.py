@@ -42,9 +42,8 @@ class Preparer:
         """
         prompts = self._prompts(request)
         if len(prompts) * request.n > self.most:  # before they take memory
-            asked = len(prompts) * request.n
             raise ApiError(
-                400, f"{asked:,} answers are asked for; this server takes {self.most} at once. Ask for fewer"
+                400, f"more answers are asked for than the {self.most} that this server takes. Ask for fewer"
             )
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
