@@ -41,10 +41,11 @@ class Chat:
         question that was cancelled before its answer began does not. settings: as of `LlamaForCausalLM.generate`."""
         if not text.strip():
             raise UserError("the message is empty. Write something")
-        messages = self._fitting([*self.messages, {"role": "user", "content": text}])
+        before = self.messages[:-1] if self.messages and self.messages[-1]["role"] == "user" else self.messages
+        messages = self._fitting([*before, {"role": "user", "content": text}])  # without a question nobody waited for
         turn = self.model.turn(messages)
         stream = self.model.stream_turn(turn, **{"reuse_prefix": True, **settings})
-        self.dropped = len(self.messages) + 1 - len(messages)
+        self.dropped = len(before) + 1 - len(messages)
         self.messages, self._turn = messages, turn
         stream.listeners.append(self._heard)
         return stream

@@ -177,6 +177,13 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> 
     assert chat.messages == before  # as if it had not been asked
 
 
+def test_a_question_nobody_waited_for_is_as_if_not_asked(model: LlamaForCausalLM) -> None:
+    chat = Chat(model, system="be kind")
+    chat.ask("hello").close()
+    said(chat, "why", max_new_tokens=3)
+    assert [message["content"] for message in chat.messages[:-1]] == ["be kind", "why"] and chat.dropped == 0
+
+
 def test_a_chat_goes_on_from_a_file(model: LlamaForCausalLM, tmp_path: Path) -> None:
     chat = Chat(model, system="be kind")
     with pytest.raises(UserError, match="nothing has been said"):
