@@ -11,6 +11,8 @@
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
 # make lint         ruff and mypy
+# make check-kernels   the CPU kernels under the sanitizers, and for aarch64 in an emulator
+# make check-install   `pip install .` into an empty environment, and an answer from there
 # make clean        remove the environment and the build folder (not the artifacts)
 
 PYTHON3 ?= python3
@@ -35,7 +37,7 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
 given = $(if $(filter command environment,$(origin $(2))),--$(1) "$($(2))")
 
 .DELETE_ON_ERROR:
-.PHONY: run export plan convert board-check board-probe bench bench-peers kernels test test-fast lint clean
+.PHONY: run export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
@@ -76,6 +78,16 @@ build/peers/ours-%/manifest.json: | $(VENV)/ready
 
 kernels:
 	@kernels/ascend/build.sh
+
+check-kernels: $(VENV)/ready-test
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" kernels/cpu/check.sh
+
+# In a folder of its own, so that nothing of the checkout can be imported.
+check-install: $(ARTIFACT)/manifest.json
+	rm -rf build/installed && $(PYTHON3) -m venv build/installed
+	build/installed/bin/pip --disable-pip-version-check install --quiet ".[lite]"
+	cd build/installed && bin/python -m runtime.lite install
+	cd build/installed && bin/python -m runtime generate "$(abspath $(ARTIFACT))" --prompt "$(PROMPT)" --max-new-tokens 20
 
 test: $(VENV)/ready-test
 	$(PYTHON) -m pytest
