@@ -33,7 +33,7 @@ class Client:
     def __init__(self, model: LlamaForCausalLM, prompt: list[int], limit: int, **options: Any) -> None:
         self.events: list[Event] = []
         self.prompt, self.limit = prompt, limit
-        names = ("seed", "processors", "top_logprobs")
+        names = ("seed", "processors", "top_logprobs", "reuse")
         others = {name: options.pop(name) for name in names if name in options}
         config = GenerationConfig(**options)
         self.answer = Answer(prompt, limit, config, model.tokenizer, VOCAB, self.events.append, **others)
@@ -151,6 +151,10 @@ def test_a_beginning_in_the_cache_is_not_computed_again(model: LlamaForCausalLM)
     assert (second.answer.cached, other.answer.cached) == (12, 8)  # of 14 and 9, in whole chunks
     assert scheduler.counts.prefill_passes - before == 3  # 5 tokens in two chunks, and 2
     assert scheduler.counts.cached_tokens == 20
+    fresh = Client(model, [*history, 8, 9], 5, reuse=False)
+    scheduler.submit([fresh.answer])
+    finish(scheduler)
+    assert fresh.answer.cached == 0 and fresh.tokens == second.tokens
     assert second.tokens == continuation([*history, 8, 9], 5)
     assert other.tokens == continuation([*first.prompt[:9], 1], 5)
 

@@ -52,12 +52,15 @@ class Answer:
         seed: Sequence[int] = (0,),
         processors: Sequence[LogitsProcessor] = (),
         top_logprobs: int | None = None,
+        reuse: bool = True,
     ) -> None:
         """limit: most new tokens. send: gets the Events, in the engine's thread. top_logprobs: None for no logprobs at
-        all. The stop strings of `config` end the text before them."""
+        all. reuse: whether what the cache holds of the prompt may be taken; it may round otherwise, in the last digits,
+        where another answer's tokens were written one by one. The stop strings of `config` end the text before them."""
         self.texts = Texts([np.asarray(prompt, np.int64)], limit)
         self.send = send
         self.row = -1
+        self.reuse = reuse
         self.cached = 0
         self.done = 0
         self.cancelled = False

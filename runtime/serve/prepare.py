@@ -72,6 +72,7 @@ class Preparer:
                         seed=(seed, choice),
                         processors=processors,
                         top_logprobs=top_logprobs(request),
+                        reuse=request.seed is None,  # a seed asks for the same tokens again
                     )
                 )
         return answers

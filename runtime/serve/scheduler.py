@@ -165,7 +165,7 @@ class Scheduler:
             if budget <= 0 or self._awaits(answer, left[:index]):
                 continue
             if answer.row < 0:
-                answer.row, answer.cached = self._place(answer.prompt)
+                answer.row, answer.cached = self._place(answer)
                 answer.done = answer.cached
                 self.counts.prompt_tokens += len(answer.prompt)
                 self.counts.cached_tokens += answer.cached
@@ -183,7 +183,7 @@ class Scheduler:
     def _awaits(self, answer: Answer, others: Sequence[Answer]) -> bool:
         """Whether one of the others is about to compute what this prompt begins with, too."""
         begins = answer.prompt[: self.chunk]
-        shares = len(answer.prompt) > self.chunk and answer.row < 0
+        shares = answer.reuse and answer.row < 0 and len(answer.prompt) > self.chunk
         return shares and any(np.array_equal(begins, other.prompt[: self.chunk]) for other in others)
 
     def _chunk(self, answer: Answer) -> np.ndarray:
@@ -249,13 +249,15 @@ class Scheduler:
             answer.fail(error)
         self.after_pass()
 
-    def _place(self, prompt: np.ndarray) -> tuple[int, int]:
-        """A free row for this prompt, and how many of its tokens that row holds.
+    def _place(self, answer: Answer) -> tuple[int, int]:
+        """A free row for its prompt, and how many of its tokens that row holds.
 
         The row that the prompt continues, where that is free; else the row unused for longest, and what another holds
         of the prompt is copied there.
         """
-        prefixes = self.engine.prefixes
+        if not answer.reuse:
+            return self._free.popleft(), 0
+        prompt, prefixes = answer.prompt, self.engine.prefixes
         shared = prefixes.shared(prompt) // self.chunk * self.chunk
         best = max(self._free, key=lambda row: shared[row])
         if not (shared[best] == shared.max() > 0 and 2 * shared[best] >= prefixes.length[best]):
