@@ -8,7 +8,7 @@ vocabulary is gone through in blocks with one small buffer, and the few tokens t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,35 @@ import numpy as np
 BLOCK = 16384  # scores whose weights are made at once
 RUN = 128  # weights that are summed at once
 RUNS = np.arange(0, BLOCK, RUN)
+TRIES = 2  # draws from all candidates before a limit is applied to them
+BELOW_ONE = 1 - 2.0**-53
+
+
+class Limit(NamedTuple):
+    """Candidates in the order of `distance` (relative scores [n] -> [n], at least 0), until their weights reach `mass`.
+
+    Of equal ones the last goes first or, with ties, those count that are as far as the last one that is needed.
+    apply: finds them all. A draw needs less: to know of one token whether it is among them.
+    """
+
+    distance: Callable[[np.ndarray], np.ndarray]
+    mass: float
+    ties: bool
+    apply: Callable[[], Candidates]
+
+    def admits(self, candidates: Candidates, index: int) -> bool:
+        """Whether the candidate at `index` is among them: whether those before it weigh less than `mass`."""
+        (own,) = self.distance(candidates.relative(slice(index, index + 1)))
+        before = 0.0
+        for where, relative in candidates.blocks():
+            nearer = (self.distance(relative) < own).astype(np.float32)
+            nearer *= candidates.weights(where, relative)
+            before += float(nearer.sum())
+        if not self.ties:
+            equal = np.count_nonzero(candidates.scores[index + 1 :] == candidates.scores[index])
+            if equal:
+                before += equal * float(candidates.weights(slice(0), candidates.relative(slice(index, index + 1)))[0])
+        return before < self.mass
 
 
 class Candidates(NamedTuple):
@@ -23,7 +52,8 @@ class Candidates(NamedTuple):
 
     ids: int64 [n], the scores then being sorted, highest first; None where the ids are 0..n-1.
     kept: a boolean mask [n] of those that count, None where all do; never together with ids.
-    edges: with ids, the running sums of the weights, float64 [n], where they are known.
+    edges: the running sums of the weights where they are known, float64: [n] with ids, of each RUN without.
+    limit: what else they must meet, not applied yet; only to candidates without ids and mask.
     """
 
     scores: np.ndarray
@@ -31,6 +61,16 @@ class Candidates(NamedTuple):
     temperature: float = 1.0
     kept: np.ndarray | None = None
     edges: np.ndarray | None = None
+    limit: Limit | None = None
+
+    def size(self) -> int:
+        """How many count."""
+        few = self.settled()
+        return few.scores.size if few.kept is None else int(np.count_nonzero(few.kept))
+
+    def settled(self) -> Candidates:
+        """The same with the limit applied."""
+        return self if self.limit is None else self.limit.apply()
 
     def ranked(self, index: np.ndarray | None = None) -> Candidates:
         """Those at `index` (increasing), or all that count, sorted; of equal scores the later ids come first."""
@@ -56,6 +96,8 @@ class Candidates(NamedTuple):
 
     def dense(self, vocab_size: int) -> np.ndarray:
         """Scores [vocab_size] as transformers has them: -inf for what was dropped."""
+        if self.limit is not None:
+            return self.settled().dense(vocab_size)
         scores = self.scores / np.float32(self.temperature)
         if self.ids is None:
             return scores if self.kept is None else np.where(self.kept, scores, np.float32(-np.inf))
@@ -107,17 +149,23 @@ def draw(candidates: Candidates, uniform: float) -> int:
         edges = candidates.summed().edges
         assert edges is not None
         return int(candidates.ids[edges.searchsorted(uniform * edges[-1], side="right")])
-    sums = candidates.run_sums()
-    edges = sums.cumsum()
-    target = uniform * edges[-1]
-    run = int(edges.searchsorted(target, side="right"))  # has weight: its edge is above the one before
-    where = slice(run * RUN, (run + 1) * RUN)
-    weights = candidates.weights(where, candidates.relative(where))
-    within = weights.cumsum(dtype=np.float64)
-    index = int(within.searchsorted(target - (edges[run - 1] if run else 0.0), side="right"))
-    if index == weights.size:  # the two sums of a run differ by rounding
-        index = int(weights.nonzero()[0][-1])
-    return where.start + index
+    edges = candidates.run_sums().cumsum() if candidates.edges is None else candidates.edges
+    for _ in range(TRIES):
+        target = uniform * edges[-1]
+        run = int(edges.searchsorted(target, side="right"))  # has weight: its edge is above the one before
+        where = slice(run * RUN, (run + 1) * RUN)
+        weights = candidates.weights(where, candidates.relative(where))
+        within = weights.cumsum(dtype=np.float64)
+        target -= edges[run - 1] if run else 0.0
+        index = int(within.searchsorted(target, side="right"))
+        if index == weights.size:  # the two sums of a run differ by rounding
+            index = int(weights.nonzero()[0][-1])
+        if candidates.limit is None or candidates.limit.admits(candidates, where.start + index):
+            return where.start + index
+        # Where in the token's share the number fell is as random as the number was, whatever the token.
+        share = (target - (within[index - 1] if index else 0.0)) / weights[index]
+        uniform = min(max(float(share), 0.0), BELOW_ONE)
+    return draw(candidates.settled(), uniform)
 
 
 def log_normaliser(scores: np.ndarray) -> float:

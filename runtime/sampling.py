@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from runtime.candidates import Candidates
+from runtime.candidates import Candidates, Limit
 from runtime.generation_config import GenerationConfig
 
 GROUP = 32  # values that are looked at as one, through their maximum
@@ -19,6 +19,7 @@ SORTED = 2048  # so many are sorted at once, more are narrowed down first
 FIRST_LOOK = 256  # likely tokens that hold most nuclei
 BINS = 2048  # into which distances are counted to narrow them down
 BINS_A_UNIT = 64.0  # of distances between log-probabilities: beyond 32 units the weights are below 1e-13
+LIKELY = 0.5  # from this probability on a draw tries its luck before a limit is applied
 FLOOR = np.float32(-200.0)  # stands for a score of -inf where it is multiplied with its weight of 0
 
 Warper = Callable[[Candidates], Candidates]
@@ -45,11 +46,13 @@ def _warpers(config: GenerationConfig, keep: int) -> Iterator[Warper]:
 
 
 def temperature(candidates: Candidates, value: float) -> Candidates:
+    candidates = candidates.settled()
     return candidates._replace(temperature=candidates.temperature * value, edges=None)
 
 
 def top_k(candidates: Candidates, k: int) -> Candidates:
     """The k highest scores, and what equals the last of them."""
+    candidates = candidates.settled()
     few = candidates if candidates.ids is not None else _likeliest(candidates, k)
     if k < few.scores.size:
         ascending = few.scores[::-1]
@@ -59,17 +62,19 @@ def top_k(candidates: Candidates, k: int) -> Candidates:
 
 def top_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """The highest scores whose probabilities add up to p: the nucleus. Of equal scores the later ids go first."""
+    candidates = candidates.settled()
     few = _likeliest(candidates, FIRST_LOOK).summed()  # most nuclei are small
     assert few.edges is not None
-    whole = few.scores.size == candidates.scores.size
-    mass = p * float(few.edges[-1] if whole else candidates.run_sums().sum())
-    if whole or mass <= few.edges[-1]:
+    edges = few.edges if few.scores.size == candidates.scores.size else candidates.run_sums().cumsum()
+    mass = p * float(edges[-1])
+    if edges is few.edges or mass <= few.edges[-1]:
         return few.first(max(int(few.edges.searchsorted(mass)) + 1, min_tokens_to_keep))
-    return _within(candidates, np.negative, mass, ties=False)
+    return _limited(candidates._replace(edges=edges), np.negative, p, mass, ties=False)
 
 
 def min_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """What is at least p times as likely as the likeliest."""
+    candidates = candidates.settled()
     lowest = candidates.peak() + np.float32(candidates.temperature * math.log(p) if p > 0 else -math.inf)
     if candidates.ids is not None:
         count = candidates.scores.size - int(candidates.scores[::-1].searchsorted(lowest))
@@ -80,13 +85,14 @@ def min_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Cand
     count = int(np.count_nonzero(kept))
     if count < min_tokens_to_keep:
         return top_k(candidates, min_tokens_to_keep)
-    kept_ones = candidates._replace(kept=kept)
+    kept_ones = candidates._replace(kept=kept, edges=None)
     return kept_ones.ranked() if count <= SORTED else kept_ones
 
 
 def typical_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> Candidates:
     """Locally typical sampling (Meister et al., 2022): the tokens whose surprise is nearest to the entropy, up to
     probability p in all, and what is as near as the last of them."""
+    candidates = candidates.settled()
     total = moment = 0.0
     for where, relative in candidates.blocks():
         bounded = np.maximum(relative, FLOOR)
@@ -99,16 +105,24 @@ def typical_p(candidates: Candidates, p: float, min_tokens_to_keep: int = 1) -> 
         off = relative - expected
         return np.abs(off, out=off)
 
+    kept = _typical(candidates, distance, expected, p, p * total)
+    if min_tokens_to_keep > 1 and kept.size() < min_tokens_to_keep:
+        distances = distance(candidates.relative(slice(None)))
+        last = np.partition(distances, min_tokens_to_keep - 1)[min_tokens_to_keep - 1]
+        return candidates.ranked((distances <= last).nonzero()[0])
+    return kept
+
+
+def _typical(candidates: Candidates, distance: Distance, expected: np.float32, p: float, mass: float) -> Candidates:
     few = _likeliest(candidates, FIRST_LOOK)
     relative = few.relative(slice(None))
     distances, weights = distance(relative), np.exp(relative)
     whole = few.scores.size == candidates.scores.size
-    if whole or float(weights.sum()) >= p * total:
-        last = distances[_nearest(distances, weights, p * total)[-1]]
+    if whole or float(weights.sum()) >= mass:
+        last = distances[_nearest(distances, weights, mass)[-1]]
         if whole or last < expected - relative[-1]:  # what lies below the few is farther away
-            kept = few.ranked(np.flatnonzero(distances <= last))
-            return kept if kept.scores.size >= min_tokens_to_keep else few.first(min_tokens_to_keep)
-    return _within(candidates, distance, p * total, ties=True)
+            return few.ranked(np.flatnonzero(distances <= last))
+    return _limited(candidates, distance, p, mass, ties=True)
 
 
 def _likeliest(candidates: Candidates, count: int) -> Candidates:
@@ -136,6 +150,13 @@ def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
     maxima = np.maximum.reduce(values[: groups * GROUP].reshape(GROUP, groups))
     maxima.partition(groups - k)
     return maxima[groups - k]
+
+
+def _limited(candidates: Candidates, distance: Distance, p: float, mass: float, ties: bool) -> Candidates:
+    """Those `_within`, of probability p. Likely ones are found out when they are asked for, which a draw seldom does."""
+    if candidates.ids is not None or candidates.kept is not None or p < LIKELY:
+        return _within(candidates, distance, mass, ties)
+    return candidates._replace(limit=Limit(distance, mass, ties, lambda: _within(candidates, distance, mass, ties)))
 
 
 def _within(candidates: Candidates, distance: Distance, mass: float, ties: bool) -> Candidates:
@@ -169,7 +190,7 @@ def _within(candidates: Candidates, distance: Distance, mass: float, ties: bool)
         index, distances, weights = index[inside], distances[inside], weights[inside]
     nearest = _nearest(distances, weights, mass)
     kept[index[distances <= distances[nearest[-1]] if ties else nearest]] = True
-    return candidates._replace(kept=kept)
+    return candidates._replace(kept=kept, edges=None)
 
 
 def _reached(heavy: np.ndarray, mass: float) -> tuple[int, float]:

@@ -153,6 +153,18 @@ def test_beams_keep_more_than_one_token() -> None:
         np.testing.assert_array_equal(candidates.dense(4), [9.0, 1.0, 0.5, -np.inf])
 
 
+@pytest.mark.parametrize("size", [9, 300, 30_000])
+def test_beams_keep_the_most_typical(size: int) -> None:
+    scores = (2 * np.random.default_rng(size).normal(size=size)).astype(np.float32)
+    config = GenerationConfig(do_sample=True, typical_p=0.001, top_k=0)
+    candidates = Candidates(scores)
+    for warper in warpers(config, min_tokens_to_keep=5):
+        candidates = warper(candidates)
+    their = theirs.TypicalLogitsWarper(0.001, min_tokens_to_keep=5)
+    expected = their(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None]))[0].numpy()
+    hold_equal(candidates.dense(size), expected)
+
+
 @pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS.keys())
 @pytest.mark.parametrize("length", [1, 2, 3, 12, 60])
 def test_processors_give_transformers_scores(settings: dict[str, Any], length: int) -> None:
