@@ -153,7 +153,7 @@ def bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
 
 
 def _limited(candidates: Candidates, distance: Distance, p: float, mass: float, ties: bool) -> Candidates:
-    """Those `_within`, of probability p. Likely ones are found out when they are asked for, which a draw seldom does."""
+    """Those `_within`, of probability p; likely ones found out when they are asked for, which a draw seldom does."""
     if candidates.ids is not None or candidates.kept is not None or p < LIKELY:
         return _within(candidates, distance, mass, ties)
     return candidates._replace(limit=Limit(distance, mass, ties, lambda: _within(candidates, distance, mass, ties)))
