@@ -1,4 +1,5 @@
 # make run          set up, export a small Llama and let it answer PROMPT
+# make chat         talk with it
 # make test         set up and run every test;  make test-fast leaves out those that take minutes
 # make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
 #             with SYNTHETIC=1 [SEED=] random weights, where a preset or a config.json is all there is
@@ -37,10 +38,13 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
 given = $(if $(filter command environment,$(origin $(2))),--$(1) "$($(2))")
 
 .DELETE_ON_ERROR:
-.PHONY: run export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test test-fast lint clean
+.PHONY: run chat export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
+
+chat: $(ARTIFACT)/manifest.json
+	@$(PYTHON) -m runtime chat $(ARTIFACT)
 
 export: $(VENV)/ready
 	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS)
