@@ -14,6 +14,7 @@ from exporter.onnx_operators import DOMAIN
 from kernels import reference, weight_format
 from runtime.weights import ALIGNMENT
 
+BLOCK = 1 << 25  # elements of a matrix that are float32 at a time
 Attention = Callable[..., np.ndarray]  # with the signature and meaning of kernels.reference.fused_attention
 
 
@@ -152,7 +153,14 @@ class MatMul(OpRun):
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float16:
         return np.matmul(a, b)
-    return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+    x = a.astype(np.float32)
+    if b.ndim != 2:
+        return np.matmul(x, b.astype(np.float32)).astype(np.float16)
+    out = np.empty((*a.shape[:-1], b.shape[1]), np.float16)
+    step = max(1, BLOCK // len(b))
+    for first in range(0, b.shape[1], step):  # a large head's weights are never whole in float32
+        out[..., first : first + step] = x @ b[:, first : first + step].astype(np.float32)
+    return out
 
 
 OPERATORS: list[type[OpRun]] = [

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from checkpoints import CONFIGS, DEFAULTS, ROOT, export_all
 from step_runs import expected, relative_error, run_schedule
 from test_ascend_package import OPERATORS, declared
 
-from exporter import chips, mindir_graph
+from exporter import chips, mindir_graph, verify
 from exporter.__main__ import main
 from exporter.config import LlamaConfig
 from exporter.convert import read_config
@@ -222,6 +223,16 @@ def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], t
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Use WEIGHTS=fp16" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_a_large_artifact_is_proved_at_one_bucket(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """A run of the twin takes as long as its weights are large."""
+    manifest = artifacts["310p"][0].manifest
+    graph = manifest.graphs[0]
+    data = (replace(graph.data[0], bytes=verify.TWIN_BYTES + 1),)
+    edges, prefix, steps = verify.plan(replace(manifest, graphs=(replace(graph, data=data),)))
+    assert (edges, prefix, steps) == ([step_runs.BUCKETS[1]], step_runs.BUCKETS[1] + 1, verify.TWIN_STEPS)
+    assert len(verify.plan(manifest)[0]) > 5
 
 
 def test_verify_runs_every_row_through_the_twin(
