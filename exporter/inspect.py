@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter import mindir_graph
+from exporter.family import SLIDING
 from exporter.memory import COPIES_NOTE, run_time_memory
 from exporter.mindir_graph import MindIRGraph
 from exporter.progress import Progress
@@ -98,6 +100,7 @@ def _model(manifest: Manifest) -> Table:
             ("network", f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
                         f"{heads} heads, {groups} key/value heads, head size {config['head_dim']}, "
                         f"MLP {config['intermediate_size']}, vocabulary {config['vocab_size']:,}"),
+            ("attention", _attention(config)),
             ("rope", f"{rope}, theta {config['rope_theta']:g}"),
             ("target", f"{manifest.target} (op set {manifest.opset}, weights {manifest.weights_format})"),
             ("converted", _converted(manifest)),
@@ -115,6 +118,15 @@ def _converted(manifest: Manifest) -> str | None:
     if (done := manifest.converted) is None:
         return "not yet: make convert"
     return f"for {done.soc}, by CANN {done.cann} and MindSpore Lite {done.mindspore_lite}"
+
+
+def _attention(config: dict[str, Any]) -> str:
+    """The kind of model, and its sliding window where it has one."""
+    layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    if window is None:
+        return f"{config['model_type']}, every token sees all before it"
+    windowed = config.get("layer_types", [SLIDING] * layers).count(SLIDING)
+    return f"{config['model_type']}, sliding window of {window:,} tokens in {windowed} of {layers} layers"
 
 
 def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:

@@ -41,6 +41,22 @@ def test_tables_say_what_the_manifest_says(printed: str, tiny_artifact: Path) ->
     assert f"{manifest.parity.top1_agreement:.1%} of {manifest.parity.steps} positions" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("plain", "llama, every token sees all before it"),
+        ("mistral", "mistral, every token sees all before it"),
+        ("mistral-window-17", "mistral, sliding window of 17 tokens in 2 of 2 layers"),
+        ("qwen2-windows-16", "qwen2, sliding window of 16 tokens in 1 of 3 layers"),
+    ],
+)
+def test_the_kind_of_attention(
+    name: str, told: str, config_artifacts: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["inspect", str(config_artifacts[name])]) == 0
+    assert told in capsys.readouterr().out
+
+
 def test_operators_are_counted(printed: str, tiny_artifact: Path) -> None:
     """7 linear layers in each of 2 layers and the head; 3 products of activations would be wrong: there are 4."""
     assert row(printed, "MatMul").split()[-1] == str(7 * 2 + 1)
