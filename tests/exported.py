@@ -92,10 +92,17 @@ def generate(artifact: Path, *calls: dict[str, Any]) -> list[np.ndarray]:
         "import json, sys, numpy as np\n"
         "from runtime import LlamaForCausalLM\n"
         "model = LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
-        "print(json.dumps([model.generate(**call).tolist() for call in json.loads(sys.argv[2])]))"
+        "found = []\n"
+        "for call in json.load(open(sys.argv[2])):\n"
+        "    model.forget()\n"  # so that each call computes all of its own
+        "    found.append(model.generate(**call).tolist())\n"
+        "print(json.dumps(found))"
     )
     plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in call.items()} for call in calls]
-    return [np.array(ids) for ids in run_python(code, str(artifact), json.dumps(plain))]
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=scratch()) as file:  # too much for a command line
+        json.dump(plain, file)
+        file.flush()
+        return [np.array(ids) for ids in run_python(code, str(artifact), file.name)]
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

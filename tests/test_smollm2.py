@@ -1,36 +1,21 @@
-"""SmolLM2-135M-Instruct, exported for the portable target: token for token what transformers says in float32.
-
-transformers reads the same GGUF file by its own code, so nothing of the exporter is in the reference.
-"""
+"""SmolLM2-135M-Instruct, exported for the portable target: token for token what transformers says in float32."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import smollm2
 import torch
 from exported import generate
-from step_runs import ROOT
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from smollm2 import LENGTHS, NEW_TOKENS
+from transformers import LlamaForCausalLM
 
 from exporter.onnx_run import twin_engine
 from runtime.artifact import Artifact
 
 pytestmark = pytest.mark.slow
-
-NEW_TOKENS = 64
-NEAR_TIE = 1e-4  # between the reference's two best logits, in logits
-# 1, and around each of the buckets 1, 32, 128 and 512, and three times two of them.
-LENGTHS = (1, 2, 31, 32, 33, 96, 127, 128, 129, 200, 384, 511, 512, 513, 700, 1536)
-SENTENCES = (
-    "The capital of France is",
-    "Once upon a time, in a village by the sea,",
-    "def fibonacci(n):\n",
-    "Water boils at 100 degrees Celsius because",
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +28,12 @@ def artifact(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
-    """The GGUF's weights in float32, read and dequantized by transformers."""
-    config = load_gguf_checkpoint(smollm2_gguf)["config"]
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**config))
-    weights = load_gguf_checkpoint(smollm2_gguf, return_tensors=True, model_to_load=model)["tensors"]
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    missing = model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
-    assert missing.unexpected_keys == []
-    assert set(missing.missing_keys) <= {"lm_head.weight"}
-    return model.eval()
+    return smollm2.load_reference(smollm2_gguf)
 
 
 @pytest.fixture(scope="module")
 def prompts(artifact: Path) -> list[list[int]]:
-    """20 prompts: passages of every length, from different places of a book, and four short texts."""
-    tokenizer = AutoTokenizer.from_pretrained(artifact)
-    book = tokenizer((ROOT / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
-    passages = [book[97 * i : 97 * i + length] for i, length in enumerate(LENGTHS)]
-    return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
+    return smollm2.make_prompts(artifact)
 
 
 @pytest.fixture(scope="module")
@@ -87,23 +59,10 @@ def test_the_capital_of_france(prompts: list[list[int]], continuations: list[lis
 def test_greedy_tokens_are_those_of_transformers(
     reference: LlamaForCausalLM, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
-    """Each generated token is the reference's best after the tokens before it, or ties with it; ties are listed."""
     assert len(prompts) == 20
-    ties = []
+    assert {len(found) for found in continuations} == {NEW_TOKENS}
     for prompt, found in zip(prompts, continuations, strict=True):
-        assert len(found) == NEW_TOKENS
-        with torch.no_grad():
-            logits = reference(torch.tensor([prompt + found[:-1]])).logits[0, len(prompt) - 1 :].numpy()
-        for step, (token, row) in enumerate(zip(found, logits, strict=True)):
-            best = int(row.argmax())
-            if token != best:
-                told = (
-                    f"prompt of {len(prompt)}, step {step}: {token}, reference {best} by {row[best] - row[token]:.1e}"
-                )
-                assert row[best] - row[token] <= NEAR_TIE, told
-                ties.append(told)
-    for told in ties:
-        warnings.warn(f"near tie: {told}", stacklevel=1)
+        smollm2.tell(smollm2.near_ties(reference, prompt, found))
 
 
 def test_the_cpu_target_in_float32_gives_the_same_tokens(
