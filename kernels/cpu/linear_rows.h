@@ -11,7 +11,7 @@ namespace edgellama::EDGELLAMA_ISA {
 // harmless. Without it a thread got 10 GB/s out of the memory, with it 14 (int8; int4 gains half again as much).
 template <int bytes>
 static inline void prefetch_weights(const uint8_t* at) {
-  constexpr int kFar = 8192, kNear = 1024;
+  constexpr int kFar = 6144, kNear = 1024;
 #pragma GCC unroll 8
   for (int i = 0; i < bytes; i += 64) {
     __builtin_prefetch(at + kFar + i, 0, 2);

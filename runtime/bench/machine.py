@@ -16,6 +16,7 @@ from runtime.lite_graph import available_threads
 
 PACKAGES = {"numpy": "numpy", "mindspore_lite": "mindspore-lite", "tokenizers": "tokenizers", "edgellama": "edgellama"}
 SMALLEST_BUFFER = 16 << 20
+LARGEST_BUFFER = 1 << 30  # larger ones measure nothing else, and a model may fill the memory
 
 
 class ReadBandwidth:
@@ -27,7 +28,7 @@ class ReadBandwidth:
     method = "sum of 64-bit integers in numpy, one thread a part"
 
     def __init__(self, buffer_bytes: int, threads: int) -> None:
-        buffer = np.ones(max(buffer_bytes, SMALLEST_BUFFER) // 8, np.int64)
+        buffer = np.ones(min(max(buffer_bytes, SMALLEST_BUFFER), LARGEST_BUFFER) // 8, np.int64)
         self.buffer_bytes = buffer.nbytes
         self._parts = np.array_split(buffer, threads)
         self._pool = ThreadPoolExecutor(threads)
