@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in padded batches: greedy, token for token what transformers says of each alone.
+"""SmolLM2-135M-Instruct in padded batches: greedy and beam search token for token as transformers one by one.
 
 20 prompts of mixed lengths, 64 tokens each, in batches of 1, 3 and 8, padded on the left and on the right.
 """
@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import smollm2
+import torch
 from checkpoints import export_all
 from exported import generate
-from smollm2 import NEW_TOKENS
+from smollm2 import NEAR_TIE, NEW_TOKENS
 from transformers import LlamaForCausalLM
 
 pytestmark = pytest.mark.slow
 
 PAD = 2  # the model's pad and end of text; the mask says where it is padding
+BEAMS = 4
+BEAM_LENGTHS = (1, 2, 3, 5, 9, 17, 31, 32, 33, 40, 64, 80, 96, 127, 128, 129)
 RUNS = [(size, side) for size in (1, 3, 8) for side in ("left", "right")]
 
 
@@ -78,3 +81,56 @@ def hold_greedy(artifact: Path, size: int, side: str, reference: LlamaForCausalL
     for prompt, new in zip(prompts, found, strict=True):
         assert len(new) == NEW_TOKENS
         smollm2.tell(smollm2.near_ties(reference, prompt, new))
+
+
+@pytest.fixture(scope="module")
+def best(artifacts: dict[str, Path], reference: LlamaForCausalLM) -> list[tuple[list[int], list[int]]]:
+    """Each prompt, and the continuation that transformers' beam search finds for it alone; it may end early."""
+    prompts = mixed(smollm2.make_prompts(artifacts["cpu"], BEAM_LENGTHS))
+    assert len(prompts) == 20
+    found = []
+    for prompt in prompts:
+        with torch.no_grad():
+            ids = reference.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                num_beams=BEAMS,
+                do_sample=False,
+                eos_token_id=PAD,
+                pad_token_id=PAD,
+            )
+        found.append((prompt, whole(ids[0, len(prompt) :].tolist())))
+    return found
+
+
+def whole(new: list[int]) -> list[int]:
+    """Up to the end of text, without the padding behind it."""
+    return new[: new.index(PAD) + 1] if PAD in new else new
+
+
+def score(model: LlamaForCausalLM, prompt: list[int], new: list[int]) -> float:
+    """What beam search ranks a text by: the mean log-probability of its tokens."""
+    logits = torch.from_numpy(smollm2.reference_logits(model, prompt, new)).double()
+    return float(torch.log_softmax(logits, -1)[torch.arange(len(new)), torch.tensor(new)].mean())
+
+
+@pytest.mark.parametrize(("size", "side"), RUNS)
+def test_beam_search(
+    size: int,
+    side: str,
+    artifacts: dict[str, Path],
+    reference: LlamaForCausalLM,
+    best: list[tuple[list[int], list[int]]],
+) -> None:
+    """The same texts, or others whose score by the reference differs by less than a near tie: those are listed."""
+    prompts = [prompt for prompt, _ in best]
+    settings = {"num_beams": BEAMS, "do_sample": False, "eos_token_id": PAD, "pad_token_id": PAD}
+    found = continue_all(artifacts["cpu"], prompts, size, side, **settings)
+    for (prompt, theirs), new in zip(best, found, strict=True):
+        ours = whole(new)
+        if ours != theirs:
+            gap = score(reference, prompt, theirs) - score(reference, prompt, ours)
+            told = f"prompt of {len(prompt)}: another text, {gap:.1e} below transformers' in mean log-probability"
+            assert abs(gap) <= NEAR_TIE, told
+            smollm2.tell([told])
