@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import export_all
+from smollm2 import SENTENCES, load_reference
 from step_runs import ROOT
-from test_smollm2 import SENTENCES, reference  # noqa: F401  # a fixture
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from exporter.onnx_run import twin_engine
 from runtime.artifact import Artifact
@@ -69,11 +69,11 @@ def test_greedy_tokens_are_those_of_float16(
     target: str,
     artifacts: dict[str, Artifact],
     prompts: list[list[int]],
-    reference: LlamaForCausalLM,  # noqa: F811
+    smollm2_gguf: Path,
 ) -> None:
     """Most prompts are alike for 64 tokens; where one leaves the reference, its best logits tie, or nearly."""
     found = greedy(artifacts[target], prompts)
-    half = reference.half()
+    half = load_reference(smollm2_gguf).half()
     leaving = []
     for prompt, tokens in zip(prompts, found.tolist(), strict=True):
         with torch.no_grad():
