@@ -20,6 +20,7 @@ from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.errors import UserError
 from runtime.kv_cache import PREFIXES, KVCache
 from runtime.lite_graph import LiteGraph, available_threads, import_lite
+from runtime.native_exit import keep_libraries
 from runtime.prefix_cache import PrefixCache
 from runtime.resident import release_library_pages
 from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
@@ -161,6 +162,7 @@ class Engine:
             self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
             for bucket in graph.buckets:
                 self._ready[bucket] = self._prepare(graph, built, bucket)
+        keep_libraries()
         release_library_pages()
         self.timings.load = time.perf_counter() - began
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.native_exit import NativeCalls
 from runtime.native_log import native_log_on_failure
 
 
@@ -44,6 +45,7 @@ class LiteGraph:
         """Build the model on the host CPU. Raises UserError, with the end of the native log, where that fails."""
         self.path = path
         self._show = show_native_log
+        self._native = NativeCalls()
         with native_log_on_failure(
             f"{path}: MindSpore Lite could not load it", show=show_native_log, explain=self._explain
         ):
@@ -56,7 +58,7 @@ class LiteGraph:
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
         """Switch every input to these shapes (in the order of `inputs`)."""
         what = f"{self.path}: MindSpore Lite could not switch it to {self.inputs[0]} {tuple(shapes[0])}"
-        with native_log_on_failure(what, show=self._show, explain=self._explain):
+        with self._native, native_log_on_failure(what, show=self._show, explain=self._explain):
             self._model.resize(self._own_inputs, [list(shape) for shape in shapes])
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
@@ -80,7 +82,8 @@ class LiteGraph:
     def run(self, bound: list[Any]) -> list[np.ndarray]:
         """Run on tensors from `bind`; the arrays returned are views that the next run overwrites."""
         # not caught as in the other calls: a run that succeeds prints nothing, and this is the hot path
-        return [tensor.get_data_to_numpy() for tensor in self._model.predict(bound)]
+        with self._native:
+            return [tensor.get_data_to_numpy() for tensor in self._model.predict(bound)]
 
     def _context(self, threads: int) -> Any:
         context = self._lite.Context()

@@ -58,7 +58,7 @@ def url() -> Iterator[str]:
     assert app.stdout is not None
     yield app.stdout.readline().split()[1]
     app.send_signal(signal.SIGINT)
-    app.wait(timeout=30)  # Ctrl-C is how it ends
+    assert app.wait(timeout=30) == 0  # Ctrl-C is how it ends, whoever still waits for an answer
 
 
 def ask(url: str, question: str) -> str:

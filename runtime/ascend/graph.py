@@ -41,18 +41,19 @@ class AscendGraph(LiteGraph):
 
     def run(self, bound: list[Any]) -> list[np.ndarray]:
         """Run on what `bind` gave; copies of the outputs. Raises UserError with graph and gear where it fails."""
-        for tensor, array in bound:
-            if array is not None:
-                tensor.write(array)
-        try:
-            self._model.predict([tensor.tensor for tensor, _ in bound], [out.tensor for out in self._outputs])
-        except RuntimeError as error:
-            gear = bound[0][0].shape
-            raise UserError(
-                f"{self.path}: running it on device {self.device} failed in the gear with {self.inputs[0]} {gear}: "
-                f"{error}. What CANN said of it stands above; `make board-check` tells what works on this device"
-            ) from error
-        return [out.read() for out in self._outputs]
+        with self._native:
+            for tensor, array in bound:
+                if array is not None:
+                    tensor.write(array)
+            try:
+                self._model.predict([tensor.tensor for tensor, _ in bound], [out.tensor for out in self._outputs])
+            except RuntimeError as error:
+                gear = bound[0][0].shape
+                raise UserError(
+                    f"{self.path}: running it on device {self.device} failed in the gear with {self.inputs[0]} {gear}: "
+                    f"{error}. What CANN said of it stands above; `make board-check` tells what works on this device"
+                ) from error
+            return [out.read() for out in self._outputs]
 
     def _context(self, threads: int) -> Any:
         context = self._lite.Context()
