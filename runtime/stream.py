@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
@@ -10,7 +9,7 @@ from runtime.generation import Timings
 from runtime.graphemes import Graphemes
 from runtime.output import Piece
 from runtime.text import Tokenizer
-from runtime.turn import Turn
+from runtime.turn import Cancelled, Turn
 from runtime.wave import Wave
 
 
@@ -24,7 +23,7 @@ class Stream(Iterator[Piece]):
     def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
         self.listeners: list[Callable[[Piece], None]] = []
         self._cancelled = wave.call.cancelled
-        self._pieces = _pieces(wave, turn, tokenizer, self._cancelled)
+        self._pieces = _pieces(wave, turn, tokenizer)
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
@@ -33,8 +32,8 @@ class Stream(Iterator[Piece]):
         return piece
 
     def cancel(self) -> None:
-        """Stop before the next pass of the model: a last Piece with finish_reason "cancelled" follows. From any thread,
-        or a signal handler; at any time, also before the first piece and after the last."""
+        """Stop before the next pass of the model, or waiting for the first: a last Piece with finish_reason "cancelled"
+        follows. From any thread, or a signal handler; at any time, also before the first piece and after the last."""
         self._cancelled.set()
 
     def close(self) -> None:
@@ -48,18 +47,22 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
-def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer, cancelled: threading.Event) -> Generator[Piece, None, None]:
+def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer) -> Generator[Piece, None, None]:
     timings = Timings()
     characters, graphemes = tokenizer.text_stream(), Graphemes()
-    with turn.take(cancelled):
-        for (token,) in wave.decode(timings):
-            text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
-            logprob = float(wave.chooser.logprobs.pop()[0])
-            if reason is None:
-                yield Piece(int(token), text, logprob)
-            else:
-                text += graphemes.push(characters.flush()) + graphemes.flush()
-                yield Piece(int(token), text, logprob, reason, timings)
-        if wave.texts.finish_reasons[0] == "cancelled":
-            text = graphemes.push(characters.flush()) + graphemes.flush()
-            yield Piece(None, text, None, "cancelled", timings)
+    try:
+        with turn.take(wave.call.cancelled):
+            for (token,) in wave.decode(timings):
+                text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
+                logprob = float(wave.chooser.logprobs.pop()[0])
+                if reason is None:
+                    yield Piece(int(token), text, logprob)
+                else:
+                    text += graphemes.push(characters.flush()) + graphemes.flush()
+                    yield Piece(int(token), text, logprob, reason, timings)
+            if wave.texts.finish_reasons[0] != "cancelled":
+                return
+    except Cancelled:  # while it waited its turn
+        pass
+    text = graphemes.push(characters.flush()) + graphemes.flush()
+    yield Piece(None, text, None, "cancelled", timings)

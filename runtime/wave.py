@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,18 +15,19 @@ from runtime.generation import Texts, Timings
 from runtime.generation_config import GenerationConfig
 from runtime.output import GenerateOutput
 from runtime.text import Tokenizer
+from runtime.turn import Cancellation
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call's settings and callables, and the event that cancels it."""
+    """One call's settings and callables, and what cancels it."""
 
     config: GenerationConfig
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
     reuse_prefix: bool = True
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: Cancellation = field(default_factory=Cancellation)
 
 
 class Wave:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import wait_until
 from test_generation import continuation, load
 
 from runtime.errors import UserError
+from runtime.generation import Timings
 from runtime.model import GenerateOutput, LlamaForCausalLM
+from runtime.output import Piece
 
 
 @pytest.fixture
@@ -48,6 +51,36 @@ def test_a_stream_may_be_cancelled_before_it_starts_and_after_it_ended(model: Ll
     stream.cancel()
     model.cancel()  # nothing runs
     assert last.finish_reason == "length" and list(stream) == []
+    assert usable(model)
+
+
+def test_a_stream_that_waits_its_turn_ends_at_once_and_the_next_moves_up(model: LlamaForCausalLM) -> None:
+    running = model.stream([5, 6], max_new_tokens=4)
+    pieces, ends = [next(running)], []
+    waiting = [model.stream([7, 8 + i], max_new_tokens=3) for i in range(4)]
+    got: list[list[Piece]] = [[] for _ in waiting]
+
+    def read(index: int) -> None:
+        got[index].extend(waiting[index])
+        ends.append(index)
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in range(4)]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        wait_until(lambda count=count: model.engine.turn.waiting == count)  # type: ignore[misc]
+    for index in (2, 0):
+        waiting[index].cancel()
+        threads[index].join(30)
+        (piece,) = got[index]
+        assert (piece.id, piece.text, piece.logprob, piece.finish_reason) == (None, "", None, "cancelled")
+        assert piece.timings == Timings()
+    assert model.engine.turn.waiting == 2 and ends == [2, 0]
+    pieces += list(running)  # which nobody disturbed
+    assert [piece.id for piece in pieces] == continuation([5, 6], 4)
+    for index in (1, 3):
+        threads[index].join(30)
+        assert [piece.id for piece in got[index]] == continuation([7, 8 + index], 3)
+    assert ends == [2, 0, 1, 3] and model.engine.turn.waiting == 0
     assert usable(model)
 
 
