@@ -155,6 +155,18 @@ def test_threads_give_the_same_bits(isa: str, threads: int) -> None:
         np.testing.assert_array_equal(case.run(isa, threads), case.run(isa, 2))
 
 
+@pytest.mark.parametrize("quantized", ["int8", "int4", "q4_0"])
+def test_a_row_has_the_same_bits_among_any_number(isa: str, quantized: str) -> None:
+    """Many rows are multiplied by another kernel than few, in the same steps; AMX alone rounds otherwise there."""
+    case = Linear(quantized, [1] * 50, 1, 2112, 72, bias=True)
+    want, x = case.run(isa), case.x
+    for rows in (1, 2, 7, 8, 19, 20, 21, 27):
+        if isa == "amx" and rows < TILE_ROWS:
+            continue
+        case.length, case.x = np.ones(rows, np.int32), np.ascontiguousarray(x[50 - rows :])
+        np.testing.assert_array_equal(case.run(isa), want[50 - rows :])
+
+
 def test_zero_and_huge_activations(isa: str) -> None:
     case = Linear("int8", [4], 4, 64, 32, norm=False)
     case.x[0, 0] = 0

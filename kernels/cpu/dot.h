@@ -48,26 +48,39 @@ struct QuantizedRow {
   }
 };
 
-static inline void quantize_row(const float* x, long group_count, QuantizedRow row) {
+// One group of 32 in 16-bit steps of its own scale.
+struct QuantizedGroup {
+  I q[32 / kLanes];
+  float scale;
+};
+
+static inline QuantizedGroup quantize_group(const float* x) {
   constexpr int kParts = 32 / kLanes;
   const F magic = broadcast(12582912.0f);  // rounds to an integer, kept in the low bits
-  for (long g = 0; g < group_count; ++g, x += 32) {
-    F part[kParts], top = broadcast(0.0f);
-    for (int i = 0; i < kParts; ++i) {
-      part[i] = load(x + i * kLanes);
-      top = max(top, max(part[i], broadcast(0.0f) - part[i]));
-    }
-    const float largest = max_lane(top);
-    const float steps = largest > 1e-30f ? 32512.0f / largest : 0.0f;
-    row.scale[g] = largest > 1e-30f ? largest / 32512.0f : 0.0f;
+  F part[kParts], top = broadcast(0.0f);
+  for (int i = 0; i < kParts; ++i) {
+    part[i] = load(x + i * kLanes);
+    top = max(top, max(part[i], broadcast(0.0f) - part[i]));
+  }
+  const float largest = max_lane(top);
+  const float steps = largest > 1e-30f ? 32512.0f / largest : 0.0f;
+  QuantizedGroup group;
+  group.scale = largest > 1e-30f ? largest / 32512.0f : 0.0f;
+  for (int i = 0; i < kParts; ++i) group.q[i] = (I)fma(part[i], broadcast(steps), magic) - (I)magic;
+  return group;
+}
+
+static inline void quantize_row(const float* x, long group_count, QuantizedRow row) {
+  for (long g = 0; g < group_count; ++g) {
+    const QuantizedGroup group = quantize_group(x + g * 32);
     I total = {};
-    for (int i = 0; i < kParts; ++i) {
-      const I q = (I)fma(part[i], broadcast(steps), magic) - (I)magic;
-      total += q;
-      store_activations(row.groups[g], i * kLanes, q);
+    for (int i = 0; i < 32 / kLanes; ++i) {
+      total += group.q[i];
+      store_activations(row.groups[g], i * kLanes, group.q[i]);
     }
     int32_t sum = 0;
     for (int i = 0; i < kLanes; ++i) sum += total[i];
+    row.scale[g] = group.scale;
     row.sum[g] = sum;
   }
 }

@@ -4,6 +4,7 @@
 namespace edgellama::EDGELLAMA_ISA {
 
 constexpr int kRowBlock = 4;
+constexpr int kTogether = 1;
 
 #if defined(__AVXVNNI__)
 
@@ -104,6 +105,29 @@ static inline void store_activations(Activations& a, int k, I value) {
 
 #endif
 
+// For many rows: products of 16-bit integers.
+constexpr int kWordRows = 3;   // rows whose sums, of two vectors of columns each, stay in registers
+
+// sum += w . x, over the pair of words in each lane.
+static inline I dot_words(I sum, I w, I x) {
+#if defined(__AVXVNNI__)
+  return (I)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#else
+  return sum + (I)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#endif
+}
+// Lanes of four unsigned bytes: the first two and the last two as words.
+static inline void bytes_to_words(I bytes, I& first, I& last) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));  // -1: zero
+  first = (I)_mm256_shuffle_epi8((__m256i)bytes, order);
+  last = (I)_mm256_shuffle_epi8(_mm256_srli_epi32((__m256i)bytes, 16), order);
+}
+static inline I subtract_words(I a, I b) { return (I)_mm256_sub_epi16((__m256i)a, (__m256i)b); }
+static inline void store_words(int16_t* p, I value) {  // 8 of them
+  const __m256i q = (__m256i)value;
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)));
+}
 static inline void load_int4_scales(const uint16_t* p, F d[2], F z[2]) {
   const __m128i mask = _mm_set1_epi16(63);
   for (int i = 0; i < 2; ++i) {

@@ -13,6 +13,7 @@ struct Sum {
 };
 constexpr int kByteBias = 128;  // load_quad leaves int8 weights as q + 128
 constexpr int kRowBlock = 8;
+constexpr int kTogether = 8;  // rows whose sums grow at the same time
 
 static inline Quad load_quad(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline void load_nibbles(const uint8_t* p, Quad& first, Quad& second) {
@@ -38,6 +39,25 @@ static inline void store_activations(Activations& a, int k, I value) {  // 16 of
   const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
   _mm_storeu_si128((__m128i*)(a.plane.hi + k), _mm512_cvtepi32_epi8(hi));
   _mm_storeu_si128((__m128i*)(a.plane.lo + k), _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
+}
+
+// For many rows: products of 16-bit integers.
+constexpr int kWordRows = 7;    // rows whose sums, of two vectors of columns each, stay in registers
+
+// sum += w . x, over the pair of words in each lane.
+static inline I dot_words(I sum, I w, I x) {
+  return (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+}
+// Lanes of four unsigned bytes: the first two and the last two as words.
+static inline void bytes_to_words(I bytes, I& first, I& last) {
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));  // -1: zero
+  first = (I)_mm512_shuffle_epi8((__m512i)bytes, order);
+  last = (I)_mm512_shuffle_epi8(_mm512_srli_epi32((__m512i)bytes, 16), order);
+}
+static inline I subtract_words(I a, I b) { return (I)_mm512_sub_epi16((__m512i)a, (__m512i)b); }
+static inline void store_words(int16_t* p, I value) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)value));
 }
 // Scale and zero point of 16 columns of int4.
 static inline void load_int4_scales(const uint16_t* p, F d[1], F z[1]) {

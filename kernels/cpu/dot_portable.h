@@ -11,6 +11,7 @@ struct Sum {
 };
 constexpr int kByteBias = 0;  // load_quad makes int8 weights signed
 constexpr int kRowBlock = 4;
+constexpr int kTogether = 1;
 
 static inline Quad load_quad(const uint8_t* p) {
   Quad quad;

@@ -5,6 +5,9 @@
 #include "dot.h"
 #include "linear_rows.h"
 
+#if defined(__AVX2__)
+#include "linear_many.h"
+#endif
 #if defined(__AMX_BF16__)
 #include "linear_amx.h"
 #endif
@@ -14,6 +17,8 @@ namespace {
 
 // From this many rows on, unpacking weights into tiles pays.
 constexpr int kTileRows = 12;
+// The same of widening them.
+constexpr int kManyRows = 20;
 
 // Row t of the input, normalised where asked, in `out` [padded K].
 void normalised_row(const LinearArgs& a, int t, float* out) {
@@ -119,6 +124,9 @@ void linear(const LinearArgs& a, Worker& me) {
     linear_tiles(a, me, normalised_row);
     return;
   }
+#endif
+#if defined(__AVX2__)
+  if (a.count >= kManyRows && a.shape.format > Format::bf16) return linear_many(a, me, normalised_row);
 #endif
   const RowScratch size(a.shape.format, a.count, a.shape.in);
   uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();

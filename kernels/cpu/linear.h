@@ -76,6 +76,25 @@ struct TileScratch {
   long own() const { return weights + sums + line; }
 };
 
+// The scratch of linear_many.h: all rows; then for each thread a widened pair of panels, sums and a line.
+struct WideScratch {
+  static constexpr long kMaxDepth = 2048, kDepth = 1024, kPairsInCache = 8;  // as TileScratch's
+  long depth, pairs;  // K of a piece, rounded up; pairs of panels whose sums are carried from piece to piece
+  long rows, weights, sums, line;
+  WideScratch(int count, long k) {
+    constexpr long kMaxBlock = 16;  // rows in a block, at most
+    const bool whole = padded_k(k) <= kMaxDepth;
+    depth = whole ? padded_k(k) : kDepth;
+    pairs = whole ? 1 : kPairsInCache;
+    rows = count * round_up(group_count(k) * 68, 64);
+    weights = depth * 32 * 2 + depth / kGroup * 32 * 4;
+    sums = (whole ? kMaxBlock : count * pairs) * 32 * 4;
+    line = padded_k(k) * 4;
+  }
+  long shared() const { return rows; }
+  long own() const { return weights + sums + line; }
+};
+
 // Bytes of scratch for `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 

@@ -114,21 +114,6 @@ static inline void row_to_tiles(const float* line, int t, long groups, uint8_t* 
     _mm512_store_si512(at, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(line + 16), _mm512_loadu_ps(line)));
 }
 
-static inline void finish_block(const LinearArgs& a, int first, int rows, long pair, const float* sums) {
-  for (int r = 0; r < rows; ++r) {
-    F left[1][kVec] = {{load(sums + r * 32)}}, right[1][kVec] = {{load(sums + r * 32 + 16)}};
-    add_bias<1>(a, 2 * pair, left);
-    if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
-    if (a.shape.epilogue == Epilogue::swiglu) {
-      left[0][0] = silu(left[0][0]) * right[0][0];
-      write_columns(a, first + r, pair * kPanel, left[0]);
-    } else {
-      write_columns(a, first + r, 2 * pair * kPanel, left[0]);
-      if ((2 * pair + 1) * kPanel < a.shape.out) write_columns(a, first + r, (2 * pair + 1) * kPanel, right[0]);
-    }
-  }
-}
-
 static inline void linear_tiles(const LinearArgs& a, Worker& me, void (*normalised_row)(const LinearArgs&, int, float*)) {
   const long k = a.shape.in, groups = group_count(k), blocks = (a.count + 31) / 32;
   const TileScratch size(a.count, k);

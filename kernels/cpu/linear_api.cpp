@@ -11,9 +11,10 @@ size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
   const int few = static_cast<int>(std::min<long>(count, RowScratch::kAlone / padded_k(shape.in)));
   const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
   const TileScratch tiles(count, shape.in);
+  const WideScratch wide(count, shape.in);
   return static_cast<size_t>(
       std::max({rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
-                tiles.shared() + threads * tiles.own()}));
+                tiles.shared() + threads * tiles.own(), wide.shared() + threads * wide.own()}));
 }
 
 void choose_rows(LinearArgs& args, int32_t* index) {

@@ -87,17 +87,23 @@ static inline void multiply_int(const uint8_t* panel, long k, const uint8_t* row
     else
       for (int v = 0; v < kVec; ++v) d[v] = load_f16(scales + v * kLanes);
     constexpr int kZero = format == Format::int8 ? kByteBias : format == Format::q4_0 ? 8 : 0;
+    constexpr int T = R < kTogether ? R : kTogether;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      Sum s = start_sum(-kZero * row[r].sum[g]);
+    for (int first = 0; first < R; first += T) {
+      Sum s[T];
+      for (int r = 0; r < T; ++r) s[r] = start_sum(-kZero * row[first + r].sum[g]);
 #pragma GCC unroll 8
-      for (int q = 0; q < 8; ++q) dot(s, w[q], row[r].groups[g], 4 * q);
-      F total[kVec];
-      to_float(s, total);
-      for (int v = 0; v < kVec; ++v) {
-        if constexpr (format == Format::int4)
-          total[v] = fma(z[v], broadcast(-static_cast<float>(row[r].sum[g])), total[v]);
-        y[r][v] = fma(total[v], d[v] * broadcast(row[r].scale[g]), y[r][v]);
+      for (int q = 0; q < 8; ++q)
+        for (int r = 0; r < T; ++r) dot(s[r], w[q], row[first + r].groups[g], 4 * q);
+      for (int t = 0; t < T; ++t) {
+        const int r = first + t;
+        F total[kVec];
+        to_float(s[t], total);
+        for (int v = 0; v < kVec; ++v) {
+          if constexpr (format == Format::int4)
+            total[v] = fma(z[v], broadcast(-static_cast<float>(row[r].sum[g])), total[v]);
+          y[r][v] = fma(total[v], d[v] * broadcast(row[r].scale[g]), y[r][v]);
+        }
       }
     }
   }
@@ -134,6 +140,23 @@ static inline void write_columns(const LinearArgs& a, int t, long column, F y[kV
   float value[kPanel];
   for (int v = 0; v < kVec; ++v) store(value + v * kLanes, y[v]);
   for (long i = 0; i < left; ++i) a.y[at + i] = value[i] + (a.residual ? a.residual[at + i] : 0.0f);
+}
+
+// Computed rows first .. first+rows-1 of a pair of panels, whose sums [rows][32] are complete.
+static inline void finish_block(const LinearArgs& a, int first, int rows, long pair, const float* sums) {
+  for (int r = 0; r < rows; ++r, sums += 2 * kPanel) {
+    F left[1][kVec], right[1][kVec];
+    for (int v = 0; v < kVec; ++v) left[0][v] = load(sums + v * kLanes), right[0][v] = load(sums + kPanel + v * kLanes);
+    add_bias<1>(a, 2 * pair, left);
+    if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
+    if (a.shape.epilogue == Epilogue::swiglu) {
+      for (int v = 0; v < kVec; ++v) left[0][v] = silu(left[0][v]) * right[0][v];
+      write_columns(a, first + r, pair * kPanel, left[0]);
+    } else {
+      write_columns(a, first + r, 2 * pair * kPanel, left[0]);
+      if ((2 * pair + 1) * kPanel < a.shape.out) write_columns(a, first + r, (2 * pair + 1) * kPanel, right[0]);
+    }
+  }
 }
 
 }  // namespace edgellama::EDGELLAMA_ISA
