@@ -4,7 +4,7 @@
 namespace edgellama::EDGELLAMA_ISA {
 
 constexpr int kRowBlock = 4;
-constexpr int kTogether = 1;
+constexpr int kTogether = 1;  // rows whose sums grow at the same time
 
 #if defined(__AVXVNNI__)
 

@@ -11,7 +11,7 @@ struct Sum {
 };
 constexpr int kByteBias = 0;  // load_quad makes int8 weights signed
 constexpr int kRowBlock = 4;
-constexpr int kTogether = 1;
+constexpr int kTogether = 1;  // rows whose sums grow at the same time
 
 static inline Quad load_quad(const uint8_t* p) {
   Quad quad;

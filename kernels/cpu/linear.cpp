@@ -15,10 +15,8 @@
 namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
-// From this many rows on, unpacking weights into tiles pays.
-constexpr int kTileRows = 12;
-// The same of widening them.
-constexpr int kManyRows = 20;
+constexpr int kTileRows = 12;  // from this many rows on, unpacking weights into tiles pays,
+constexpr int kManyRows = 20;  // and widening them to words where there are no tiles
 
 // Row t of the input, normalised where asked, in `out` [padded K].
 void normalised_row(const LinearArgs& a, int t, float* out) {

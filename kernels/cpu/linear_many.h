@@ -92,7 +92,6 @@ static inline void widen(const uint8_t* panel, long k, long first, long last, ui
   int16_t* to = reinterpret_cast<int16_t*>(weights) + which * (kWideGroup / 2);
   float* scale = reinterpret_cast<float*>(weights + (last - first) * kWideGroup * 2) + which * kPanel;
   for (long g = first; g < last; ++g) {
-    prefetch_weights<group_bytes(format)>(data);
     for (int v = 0; v < kVec; ++v)
       store(scale + v * kLanes, widen_group<format>(scales, data, v, to + v * kGroup * kLanes));
     scales += kPanel, data += group_bytes(format), to += kWideGroup, scale += kWide;
@@ -144,42 +143,59 @@ static inline void multiply_block(int rows, const Piece& piece) {
   }
 }
 
-// Part `part` of `parts` of the bytes that the next pair of panels will be widened from.
+// Part `part` of `parts` of the bytes from `from` on.
+static inline void prefetch_part(const uint8_t* from, long bytes, long part, long parts) {
+  for (long i = bytes * part / parts / 64 * 64; i < bytes * (part + 1) / parts; i += 64)
+    __builtin_prefetch(from + i, 0, 2);
+}
+
+// The same of what a pair of panels will be widened from.
 template <Format format>
 static inline void prefetch_pair(const LinearArgs& a, long pair, long first, long last, long part, long parts) {
-  const size_t panel_size = panel_bytes(format, a.shape.in);
-  const long bytes = (last - first) * group_bytes(format);
+  const size_t panel_size = panel_bytes(format, a.shape.in), scales = scale_bytes(format, a.shape.in);
   for (long panel = 2 * pair; panel < 2 * pair + 2 && panel < a.shape.panels(); ++panel) {
-    const uint8_t* data = a.weight + panel * panel_size + scale_bytes(format, a.shape.in) + first * group_bytes(format);
-    for (long i = bytes * part / parts / 64 * 64; i < bytes * (part + 1) / parts; i += 64)
-      __builtin_prefetch(data + i, 0, 2);
+    const uint8_t* const from = a.weight + panel * panel_size;
+    prefetch_part(from + first * kPanel * 2, (last - first) * kPanel * 2, part, parts);
+    prefetch_part(from + scales + first * group_bytes(format), (last - first) * group_bytes(format), part, parts);
   }
 }
 
-// All rows times some pairs of panels. Beyond WideScratch::kMaxDepth in pieces of K, so that the rows' and the weights'
-// stay in the cache; sums [pair][row][kWide] of a few pairs are carried from one to the next.
+// Asks for the lines that a block's results go to, and for what is added to them.
+static inline void prefetch_results(const LinearArgs& a, long row, int rows, long pair) {
+  const bool gated = a.shape.epilogue == Epilogue::swiglu;
+  const long column = pair * (gated ? kPanel : kWide), last = gated ? 0 : kPanel;
+  for (int r = 0; r < rows; ++r) {
+    const long at = static_cast<long>(a.target[row + r]) * a.shape.out + column;
+    for (long i = 0; i <= last && column + i < a.shape.out; i += kPanel) {
+      __builtin_prefetch(a.y + at + i, 1, 3);
+      if (a.residual) __builtin_prefetch(a.residual + at + i, 0, 3);
+    }
+  }
+}
+
+// All rows times pairs [begin, end) of panels. Beyond WideScratch::kMaxDepth in pieces of K, so that the rows' and the
+// weights' stay in the cache; the pairs' sums [pair][row][kWide] are carried from one to the next. `next`: the pair
+// that this thread is likely to multiply after them.
 template <Format format>
-static inline void multiply_pairs(const LinearArgs& a, const Range& pairs, const WideScratch& size, const uint8_t* rows,
-                                  uint8_t* weights) {
+static inline void multiply_pairs(const LinearArgs& a, long begin, long end, long next, const WideScratch& size,
+                                  const uint8_t* rows, uint8_t* weights) {
   const long k = a.shape.in, groups = group_count(k), row_bytes = size.rows / a.count, step = size.depth / kGroup;
   const size_t panel_size = panel_bytes(format, k);
   const RowBlocks blocks(a.count);
   float* const sums = reinterpret_cast<float*>(weights + size.weights);
-  for (long begin = pairs.begin; begin < pairs.end; begin += size.pairs) {
-    const long end = begin + size.pairs < pairs.end ? begin + size.pairs : pairs.end;
-    for (long first = 0; first < groups; first += step) {
-      const long last = first + step < groups ? first + step : groups;
-      for (long pair = begin; pair < end; ++pair) {
-        const uint8_t* panel = a.weight + 2 * pair * panel_size;
-        widen<format>(panel, k, first, last, weights, 0);
-        if (2 * pair + 1 < a.shape.panels()) widen<format>(panel + panel_size, k, first, last, weights, 1);
-        for (long b = 0; b < blocks.count; ++b) {
-          if (pair + 1 < pairs.end) prefetch_pair<format>(a, pair + 1, first, last, b, blocks.count);
-          const long row = blocks.first(b);
-          float* const out = size.pairs == 1 ? sums : sums + ((pair - begin) * a.count + row) * kWide;
-          multiply_block(blocks.size(b), {rows + row * row_bytes, weights, groups, first, last, out});
-          if (last == groups) finish_block(a, static_cast<int>(row), blocks.size(b), pair, out);
-        }
+  for (long first = 0; first < groups; first += step) {
+    const long last = first + step < groups ? first + step : groups;
+    for (long pair = begin; pair < end; ++pair) {
+      const uint8_t* panel = a.weight + 2 * pair * panel_size;
+      widen<format>(panel, k, first, last, weights, 0);
+      if (2 * pair + 1 < a.shape.panels()) widen<format>(panel + panel_size, k, first, last, weights, 1);
+      for (long b = 0; b < blocks.count; ++b) {
+        const long row = blocks.first(b);
+        prefetch_pair<format>(a, pair + 1 < end ? pair + 1 : next, first, last, b, blocks.count);
+        if (last == groups) prefetch_results(a, row, blocks.size(b), pair);
+        float* const out = size.pairs == 1 ? sums : sums + ((pair - begin) * a.count + row) * kWide;
+        multiply_block(blocks.size(b), {rows + row * row_bytes, weights, groups, first, last, out});
+        if (last == groups) finish_block(a, static_cast<int>(row), blocks.size(b), pair, out);
       }
     }
   }
@@ -201,14 +217,20 @@ static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalise
     }
   me.barrier();
 
-  const Range pairs = share(me, (a.shape.panels() + 1) / 2);
-  switch (a.shape.format) {
-    case Format::int8:
-      return multiply_pairs<Format::int8>(a, pairs, size, rows, weights);
-    case Format::int4:
-      return multiply_pairs<Format::int4>(a, pairs, size, rows, weights);
-    default:
-      return multiply_pairs<Format::q4_0>(a, pairs, size, rows, weights);
+  const long pairs = (a.shape.panels() + 1) / 2;
+  for (long begin; (begin = me.take() * size.pairs) < pairs;) {
+    const long end = begin + size.pairs < pairs ? begin + size.pairs : pairs;
+    const long next = begin + me.count() * size.pairs;
+    switch (a.shape.format) {
+      case Format::int8:
+        multiply_pairs<Format::int8>(a, begin, end, next, size, rows, weights);
+        break;
+      case Format::int4:
+        multiply_pairs<Format::int4>(a, begin, end, next, size, rows, weights);
+        break;
+      default:
+        multiply_pairs<Format::q4_0>(a, begin, end, next, size, rows, weights);
+    }
   }
 }
 

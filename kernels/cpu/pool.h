@@ -27,11 +27,14 @@ class EDGELLAMA_EXPORT Barrier {
   void reset(int count) {
     count_ = count;
     arrived_.store(0, std::memory_order_relaxed);
+    taken_.store(0, std::memory_order_relaxed);
   }
   void wait();
+  long take() { return taken_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
   int count_ = 1;
+  alignas(64) std::atomic<long> taken_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> phase_{0};
 };
@@ -43,12 +46,17 @@ class Worker {
   int index() const { return index_; }
   int count() const { return count_; }
   // Every thread of the region must call it, the same number of times.
-  void barrier() const {
+  void barrier() {
+    taken_ = 0;
     if (count_ > 1) barrier_->wait();
   }
+  // 0, 1, 2, ..., each to one thread of the region; from 0 again after each barrier. For work whose parts a thread
+  // should not wait for while another, held up by something else, has all of its share before it.
+  long take() { return count_ > 1 ? barrier_->take() : taken_++; }
 
  private:
   int index_, count_;
+  long taken_ = 0;
   Barrier* barrier_;
 };
 
