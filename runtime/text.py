@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from runtime.errors import UserError
 
 REPLACEMENT = "\ufffd"  # what undecodable bytes become
 LONGEST_HOLD = 64  # tokens; a character has at most 4 bytes, so that many undecodable ones are not a character to come
+ALONE = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -63,6 +64,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.model.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    @functools.cached_property
+    def alone(self) -> Callable[[int, bool], str]:
+        """The text of one token by itself, kept: of a text that arrives token by token each is asked for again."""
+        return functools.lru_cache(maxsize=ALONE)(
+            lambda token, skip_special_tokens: self.model.decode([token], skip_special_tokens=skip_special_tokens)
+        )
 
     def is_added_token(self, token: int) -> bool:
         """Whether this is a token apart (a special one, most often), which text is split at before anything else."""
@@ -111,7 +119,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._decode = functools.partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
         self._ids: list[int] = []  # the last piece's tokens, then those not shown yet
         self._shown = 0  # how many of them are shown
         self._text = ""  # their decoding
@@ -119,22 +128,27 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that this token completes; often empty."""
         self._ids.append(int(token))
-        text = self._decode(self._ids)
+        text = self._decode()
         incomplete = text.endswith(REPLACEMENT) and len(self._ids) - self._shown < LONGEST_HOLD
         if incomplete or len(text) <= len(self._text):
             return ""
         piece = text[len(self._text) :]
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)
-        self._text = self._decode(self._ids)
+        self._text = self._tokenizer.model.decode(self._ids, skip_special_tokens=self._skip)
         return piece
 
     def flush(self) -> str:
         """What is still held back, at the end of the sequence."""
-        text = self._decode(self._ids)
+        text = self._decode()
         piece = text[len(self._text) :]
         self._ids, self._shown, self._text = [], 0, ""
         return piece
+
+    def _decode(self) -> str:
+        if len(self._ids) == 1:
+            return self._tokenizer.alone(self._ids[0], self._skip)
+        return self._tokenizer.model.decode(self._ids, skip_special_tokens=self._skip)
 
 
 def check_messages(messages: Any) -> None:
@@ -154,6 +168,7 @@ def check_messages(messages: Any) -> None:
             raise UserError(f"messages[{index}] has the content {content!r}; needed: a string, as in {shape}")
 
 
+@functools.lru_cache(maxsize=8)  # parsing takes milliseconds, and every request asks
 def _compile(template: str) -> jinja2.Template:
     """Templates come with the weights, so they are untrusted code: sandboxed, and no access beyond their variables."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

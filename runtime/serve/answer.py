@@ -37,7 +37,7 @@ class Answer:
     """A row's worth of work. The scheduler alone changes it, in the engine's thread.
 
     row: where it runs, -1 before. cached: tokens of the prompt that were in the cache already. done: tokens
-    of its text that are in the cache.
+    of its text that are in the cache. last: its newest token, which the next decode pass takes.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Answer:
         self.reuse = reuse
         self.cached = 0
         self.done = 0
+        self.last = int(prompt[-1])
         self.cancelled = False
         self.finished = False
         self._chooser = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
@@ -74,11 +75,6 @@ class Answer:
     def prompt(self) -> np.ndarray:
         return self.texts.ids[0, : self.texts.prompt_length[0]]
 
-    @property
-    def last(self) -> int:
-        """Its newest token, which the next decode pass takes."""
-        return int(self.texts.ids[0, self.texts.length[0] - 1])
-
     def take(self, logits: np.ndarray) -> None:
         """Choose the next token from logits [V], and send it.
 
@@ -89,7 +85,7 @@ class Answer:
         normaliser = None if self._top_logprobs is None else log_normaliser(logits)
         picked = self._chooser(self.texts, logits[None])
         self.texts.push(picked)
-        token = int(picked[0])
+        self.last = token = int(picked[0])
         logprobs = None if normaliser is None else self._logprobs(logits, normaliser, token)
         if token in self._eos:
             text, reason = self._text.flush(), "eos"

@@ -26,9 +26,9 @@ from runtime.serve import schema
 from runtime.serve.errors import ApiError, from_validation
 from runtime.serve.metrics import Metrics
 from runtime.serve.prepare import Preparer
-from runtime.serve.responses import Writer
+from runtime.serve.responses import Writer, encoded
 from runtime.serve.scheduler import Busy, Closed, Scheduler
-from runtime.serve.stream import Disconnected, EventStream, Item, Outbox, Running, encoded
+from runtime.serve.stream import Disconnected, EventStream, Item, Outbox, Running
 
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
 PAGE_POLICY = (

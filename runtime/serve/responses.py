@@ -1,7 +1,8 @@
-"""Answers as OpenAI's objects: whole ones, and the chunks of a stream."""
+"""Answers as OpenAI's objects, in JSON: whole ones, and the chunks of a stream."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from runtime.serve.answer import Answer, Event
 from runtime.serve.schema import ChatRequest, Request
 from runtime.text import REPLACEMENT, Tokenizer
 
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 FINISH = {"eos": "stop", "stop_string": "stop", "length": "length"}
 
 
@@ -26,6 +28,10 @@ def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     }
 
 
+def encoded(value: object) -> bytes:
+    return JSON.encode(value).encode()
+
+
 class Writer:
     """The objects of one response. Its id and time are the same in all of them."""
 
@@ -34,13 +40,14 @@ class Writer:
         self.request = request
         self.tokenizer = tokenizer
         self._shown: dict[int, int] = {}  # choice -> characters, for text_offset
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # choice -> what stands around the text of a chunk
         self._head = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, events: Sequence[Sequence[Event]], answers: Sequence[Answer]) -> dict[str, Any]:
+    def whole(self, events: Sequence[Sequence[Event]], answers: Sequence[Answer]) -> bytes:
         """events: those of each choice."""
         choices = []
         for index, of_choice in enumerate(events):
@@ -57,30 +64,41 @@ class Writer:
                 }
             )
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices, "usage": usage(answers, self.request.n)}
+        used = usage(answers, self.request.n)
+        return encoded({**self._head, "object": kind, "choices": choices, "usage": used})
 
-    def first(self, index: int) -> dict[str, Any] | None:
+    def first(self, index: int) -> bytes | None:
         """What a choice's stream begins with: who speaks; nothing in a completion."""
         if not self.chat:
             return None
-        return self._chunk(
-            [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
-        )
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return encoded(self._chunk([{**choice, "finish_reason": None}]))
 
-    def next(self, index: int, events: Sequence[Event]) -> dict[str, Any] | None:
+    def next(self, index: int, events: Sequence[Event]) -> bytes | None:
         """What these events add to a choice; None where that is nothing to be told."""
         text = "".join(event.text for event in events)
         reason = events[-1].finish_reason
         logprobs = self._logprobs(index, events)
-        if not text and reason is None and logprobs is None:
-            return None
+        if reason is None and logprobs is None:
+            return self._framed(index, text) if text else None
+        return encoded(self._added(index, text, logprobs, None if reason is None else FINISH[reason]))
+
+    def _added(self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
         content = {"delta": {"content": text} if text or logprobs else {}} if self.chat else {"text": text}
-        finish = None if reason is None else FINISH[reason]
         return self._chunk([{"index": index, **content, "logprobs": logprobs, "finish_reason": finish}])
 
-    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def _framed(self, index: int, text: str) -> bytes:
+        """A chunk of text alone: most are, and all but the text is the same each time."""
+        if index not in self._frames:
+            place = secrets.token_hex(16)
+            before, _, after = encoded(self._added(index, place, None, None)).partition(encoded(place))
+            self._frames[index] = before, after
+        before, after = self._frames[index]
+        return before + encoded(text) + after
+
+    def usage(self, answers: Sequence[Answer]) -> bytes:
         """The chunk that a stream ends with where stream_options ask for it."""
-        return {**self._chunk([]), "usage": usage(answers, self.request.n)}
+        return encoded({**self._chunk([]), "usage": usage(answers, self.request.n)})
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion"}

@@ -209,23 +209,24 @@ class Scheduler:
 
     def _decode(self, answers: list[Answer]) -> None:
         if answers:
-            logits = self._forward(answers, [np.array([answer.last]) for answer in answers])
+            logits = self._forward(answers, [(answer.last,) for answer in answers])
             self.counts.decode_passes += 1
             if logits is not None:
                 for answer in answers:
                     self._take(answer, logits)
             self.after_pass()
 
-    def _forward(self, answers: list[Answer], tokens: Sequence[np.ndarray]) -> np.ndarray | None:
+    def _forward(self, answers: list[Answer], tokens: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray | None:
         """One pass: each answer's tokens [n] go behind what it has in the cache. Logits [B, V], which the next pass
         overwrites; None where this one failed, and the answers with it."""
         whole = np.zeros((self.engine.batch, max(map(len, tokens))), np.int64)
-        start, length = np.zeros((2, self.engine.batch), np.int64)
+        start, length = [0] * self.engine.batch, [0] * self.engine.batch
         for answer, new in zip(answers, tokens, strict=True):
-            whole[answer.row, : len(new)], start[answer.row], length[answer.row] = new, answer.done, len(new)
+            whole[answer.row, : len(new)] = new
+            start[answer.row], length[answer.row] = answer.done, len(new)
         began = time.perf_counter()
         try:
-            logits = self.engine.forward(whole, start, length)
+            logits = self.engine.forward(whole, np.array(start), np.array(length))
         except Exception as error:  # whatever it is, the other answers and those to come are not to suffer
             log.exception("a pass of the model failed")
             self._fail(answers, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -17,7 +16,7 @@ from runtime.errors import UserError
 from runtime.serve.answer import Answer, Event
 from runtime.serve.errors import ApiError
 from runtime.serve.metrics import Metrics
-from runtime.serve.responses import Writer
+from runtime.serve.responses import Writer, encoded
 from runtime.serve.scheduler import Closed
 
 Item = tuple[int, Event] | None  # a choice and what it goes on with; None: the client has gone
@@ -91,13 +90,13 @@ class Running:
                     if event.error is not None:
                         raise told(event.error)
                     events[choice].append(event)
-        return encoded(self.writer.whole(events, self.answers))
+        return self.writer.whole(events, self.answers)
 
     async def chunks(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         """It as server-sent events, an error among them where an answer failed."""
         begins = [self.writer.first(choice) for choice in range(len(self.answers))]
         if any(begins):
-            yield b"".join(sse(encoded(begin)) for begin in begins)
+            yield b"".join(sse(begin) for begin in begins if begin is not None)
         async with aclosing(self._batches(receive)) as batches:
             async for items in batches:
                 pieces: list[bytes] = []
@@ -109,11 +108,11 @@ class Running:
                         return
                     piece = self.writer.next(choice, events)
                     if piece is not None:
-                        pieces.append(sse(encoded(piece)))
+                        pieces.append(sse(piece))
                 if pieces:
                     yield b"".join(pieces)
         last = self.writer.usage(self.answers) if self.writer.request.stream_options.include_usage else None
-        yield (sse(encoded(last)) if last else b"") + sse(b"[DONE]")
+        yield (sse(last) if last else b"") + sse(b"[DONE]")
 
     async def _batches(self, receive: Receive) -> AsyncGenerator[list[tuple[int, Event]], None]:
         """What has come since the last time, until every answer has ended; the rows are free after that, however it
@@ -173,10 +172,6 @@ def told(error: Exception) -> ApiError:
     if isinstance(error, Closed):
         return ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
     return ApiError(500, "the model failed on this request; the server's log says why")
-
-
-def encoded(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def sse(data: bytes) -> bytes:
