@@ -154,8 +154,8 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float16:
         return np.matmul(a, b)
     x = a.astype(np.float32)
-    if b.ndim != 2:
-        return np.matmul(x, b.astype(np.float32)).astype(np.float16)
+    if b.ndim != 2 or b.dtype == np.float32:  # float16 values, widened once by exporter.onnx_run
+        return np.matmul(x, b.astype(np.float32, copy=False)).astype(np.float16)
     out = np.empty((*a.shape[:-1], b.shape[1]), np.float16)
     step = max(1, BLOCK // len(b))
     for first in range(0, b.shape[1], step):  # a large head's weights are never whole in float32

@@ -54,8 +54,13 @@ class TwinGraph:
         return list(results[: len(self._own)])
 
 
+# Float16 matrices of graphs up to this many bytes are held in float32 too: numpy takes longer to widen a matrix than
+# to multiply a few rows with it, and would do it again each step.
+WIDEN_UP_TO = 1 << 30
+
+
 def _take_external(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
-    """Remove the weights that lie in data files from the model; their names and memory-mapped values.
+    """Remove the weights that lie in data files from the model; their names and values, memory-mapped or widened.
 
     onnx.reference would hold them twice. What is left evaluates them as inputs.
     """
@@ -72,4 +77,9 @@ def _take_external(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray
         )
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    return weights
+    if sum(weight.nbytes for weight in weights.values()) > WIDEN_UP_TO:
+        return weights
+    return {
+        name: weight.astype(np.float32) if weight.dtype == np.float16 and weight.ndim == 2 else weight
+        for name, weight in weights.items()
+    }

@@ -1,7 +1,9 @@
-"""SmolLM2-135M-Instruct for Ascend, its graphs through the ONNX twin: greedy tokens as transformers has in float16.
+"""SmolLM2-135M-Instruct for Ascend, its graphs through the ONNX twin: greedy tokens as transformers has them.
 
-transformers reads the same GGUF file by its own code and computes in float16, as torch does it on a CPU. The prompts
-are the rows of one artifact, so 64 steps are 64 runs of each graph: a few minutes a graph.
+transformers reads the same GGUF file by its own code, rounds the weights to float16 as the graph has them, and computes
+in float32. Its own arithmetic in float16 is no yardstick: of these 20 prompts it gives the same 64 tokens for 16, and
+with its two implementations of attention 17 agree, for its logits tie. The prompts are the rows of one artifact, so 64
+steps are 64 runs of each graph: a minute a graph.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from checkpoints import export_all
-from smollm2 import SENTENCES, load_reference
+from smollm2 import SENTENCES, load_reference, reference_logits
 from step_runs import ROOT
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from exporter.onnx_run import twin_engine
 from runtime.artifact import Artifact
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 NEW_TOKENS = 64
 LENGTHS = (1, 2, 5, 8, 13, 21, 31, 32, 33, 40, 48, 56, 64, 96, 127, 129)  # with the sentences, 20 prompts
-# Logits are float16 on both sides, in steps of 1/64 from 16 on, so exact ties are common and either side may break
-# them its own way: 14 of the 20 were alike when this was written, and the other six left at ties or one or two steps.
-ALIKE = 12
-NEAR_TIE = 2 / 64  # between the reference's best logit and that of the token found, where a prompt leaves it
-TARGETS = ("ascend310p", "ascend910b")  # the 310B's graph differs in how a norm is composed, of float32 operators
+# The head's products are float16, in steps of 1/64 from 16 on: what lies closer than that, rounding decides. 17 of the
+# 20 were alike on both graphs when this was written, and the others left at 0.003 to 0.026, less than a step.
+ALIKE = 16
+TARGETS = ("ascend310p", "ascend310b", "ascend910b")
+RUN = TARGETS[:2]  # the 910B's graph is the 310P's
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +65,26 @@ def greedy(artifact: Artifact, prompts: list[list[int]]) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
-@pytest.mark.parametrize("target", ["ascend310p"])
-def test_greedy_tokens_are_those_of_float16(
-    target: str,
-    artifacts: dict[str, Artifact],
-    prompts: list[list[int]],
-    smollm2_gguf: Path,
+@pytest.fixture(scope="module")
+def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
+    return load_reference(smollm2_gguf).half().float()
+
+
+@pytest.mark.parametrize("target", RUN)
+def test_greedy_tokens_are_those_of_float16_weights(
+    target: str, artifacts: dict[str, Artifact], prompts: list[list[int]], reference: LlamaForCausalLM
 ) -> None:
-    """Most prompts are alike for 64 tokens; where one leaves the reference, its best logits tie, or nearly."""
+    """Most prompts are alike for 64 tokens; where one leaves, the reference's best logits differ by a rounding."""
     found = greedy(artifacts[target], prompts)
-    half = load_reference(smollm2_gguf).half()
     leaving = []
     for prompt, tokens in zip(prompts, found.tolist(), strict=True):
-        with torch.no_grad():
-            logits = half(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :].float().numpy()
+        logits = reference_logits(reference, prompt, tokens)
         if (different := np.flatnonzero(logits.argmax(-1) != tokens)).size:
             row = logits[different[0]]
-            leaving.append((len(prompt), int(different[0]), float(row.max() - row[tokens[different[0]]])))
-    print(f"{target}: {len(prompts) - len(leaving)} of {len(prompts)} alike; (prompt, step, gap): {leaving}")
+            leaving.append((len(prompt), int(different[0]), row.max(), row.max() - row[tokens[different[0]]]))
+    print(f"{target}: {len(prompts) - len(leaving)} of {len(prompts)} alike; (prompt, step, best, gap): {leaving}")
     assert len(prompts) - len(leaving) >= ALIKE, leaving
-    assert all(gap <= NEAR_TIE for *_, gap in leaving), leaving
+    assert all(gap <= np.spacing(np.float16(best)) for *_, best, gap in leaving), leaving
 
 
 def test_the_910b_runs_the_310ps_graph(artifacts: dict[str, Artifact]) -> None:
