@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.generation_config import GenerationConfig
-from runtime.sampling import bound_of_top
 
+GROUP = 32  # values that are looked at as one, through their maximum
 NEVER = np.float32(-1e9)  # what transformers adds to scores that must not win
 REASONS = ("", "eos", "stop_string", "stopping_criteria", "length", "cancelled")
 
@@ -113,6 +113,19 @@ class Search:
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the largest, largest first."""
-    bound = bound_of_top(values, count)
+    bound = _bound_of_top(values, count)
     few = np.arange(values.size) if bound is None else np.flatnonzero(values >= bound)
     return few[np.argsort(-values[few], kind="stable")[:count]]
+
+
+def _bound_of_top(values: np.ndarray, k: int) -> np.float32 | None:
+    """A value that at least k values reach, and few others; None where finding it would not pay.
+
+    It is the k-th largest of the maxima of groups.
+    """
+    groups = values.size // GROUP
+    if groups < 2 * k:
+        return None
+    maxima = np.maximum.reduce(values[: groups * GROUP].reshape(GROUP, groups))
+    maxima.partition(groups - k)
+    return maxima[groups - k]

@@ -9,12 +9,12 @@ import numpy as np
 
 from runtime import generation
 from runtime.beam import REASONS, Beams, Search
-from runtime.candidates import Candidates, log_normaliser
 from runtime.choosing import Chooser
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.generation import Texts, Timings
 from runtime.output import GenerateOutput
+from runtime.sampling import NotNumbersError
 from runtime.text import Tokenizer
 from runtime.turn import Cancelled
 from runtime.wave import Call
@@ -55,7 +55,10 @@ class BeamWave:
         beams, texts = self.call.config.num_beams, self.texts
         source = np.arange(self.engine.batch)
         for step, logits in enumerate(self._steps(timings, source)):
-            log_probs, logprobs = self._scored(logits)
+            try:
+                log_probs, logprobs = self._scored(logits)
+            except NotNumbersError as error:
+                raise RuntimeError(f"logits are not numbers after {max(texts.length)} tokens") from error
             source[:] = np.arange(self.engine.batch)
             for first, search in zip(range(0, len(texts), beams), self.searches, strict=True):
                 if not search.closed:
@@ -64,7 +67,7 @@ class BeamWave:
                     candidates.ended[:] = self._ended(texts.row(first)[: texts.prompt_length[first]], candidates, step)
                     source[mine] = first + search.advance(came_from, candidates)
                     texts.ids[mine, texts.prompt_length[first] :][:, : self.limit] = search.running.tokens
-            texts.length += 1
+            texts.length = [length + 1 for length in texts.length]
             texts.steps += 1
         return [search.finished for search in self.searches]
 
@@ -74,7 +77,7 @@ class BeamWave:
         engine, beams, rows = self.engine, self.call.config.num_beams, len(self.texts)
         start = np.zeros(engine.batch, np.int64)
         length = np.zeros(engine.batch, np.int64)
-        tokens = np.zeros((engine.batch, int(self.texts.length.max())), np.int64)
+        tokens = np.zeros((engine.batch, max(self.texts.length)), np.int64)
         for row, prompt in zip(range(0, rows, beams), self.prompts, strict=True):
             start[row] = engine.prefixes.bring(prompt, row) if self.call.reuse_prefix else 0
             length[row] = len(prompt) - start[row]
@@ -90,8 +93,6 @@ class BeamWave:
                 for search in self.searches:
                     search.cancel()
                 return
-            if np.isnan(logits.max(axis=1)).any():
-                raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
             spent = time.perf_counter() - began
             if step == 0:
                 timings.prefill += spent
@@ -111,17 +112,11 @@ class BeamWave:
 
     def _scored(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities [rows, V] as they count, processed and warped, and as the model has them."""
-        config = self.call.config
-        logprobs = logits - np.array([log_normaliser(row) for row in logits], np.float32)[:, None]
-        scores = self.chooser.processed(self.texts, logprobs, list(range(len(logits))))
-        if self.chooser.warpers:
-            warped = np.empty_like(scores)
-            for row, whole in enumerate(scores):
-                candidates = Candidates(whole)
-                for warper in self.chooser.warpers:
-                    candidates = warper(candidates)
-                warped[row] = candidates.dense(whole.size)
-            scores = warped
+        config, chooser = self.call.config, self.chooser
+        normalisers = [chooser.plain.log_normaliser(logits, row) for row in range(len(logits))]
+        logprobs = logits - np.array(normalisers, np.float32)[:, None]
+        scores = chooser.processed(self.texts, logprobs, list(range(len(logits))))
+        scores = np.stack([chooser.sampler.warped(row) for row in scores])
         if config.output_logits:
             self.logits.append(logits.copy())
         if config.output_scores:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.candidates import Candidates, draw, log_normaliser
 from runtime.errors import UserError
-from runtime.generation import Stop, Texts, greedy
+from runtime.generation import Stop, Texts
 from runtime.generation_config import GenerationConfig
 from runtime.processors import processors, without_eos
-from runtime.sampling import warpers
+from runtime.sampling import Sampler
 from runtime.text import Tokenizer
 
 # A caller's own, called as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
@@ -40,52 +39,50 @@ class Chooser:
         self.generators = generators
         self.processors = processors(config, vocab_size)
         keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # beams must be able to go on
-        self.warpers = warpers(config, keep) if config.do_sample else []
+        self.sampler = Sampler(config if config.do_sample else None, keep)
+        self.plain = Sampler()
         self.scores: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
         self.logprobs: list[np.ndarray] = []
+        self._processed = np.zeros((0, 0), np.float32)
 
-    def __call__(self, texts: Texts, logits: np.ndarray) -> np.ndarray:
-        """texts, logits [rows, V] -> tokens [rows]."""
-        rows = [row for row, live in enumerate(texts.live.tolist()) if live]
-        if self.config.output_logits:
-            self.logits.append(logits.copy())
-        normalisers = [log_normaliser(logits[row]) for row in rows] if self.config.output_logprobs else []
-        processed = self.processed(texts, logits, rows)
-        kept = np.zeros_like(logits) if self.config.output_scores else None
+    def __call__(self, texts: Texts, logits: np.ndarray) -> list[int]:
+        """texts, logits [rows, V] float32, C-contiguous -> tokens [rows], -1 for a row that has ended.
+
+        Raises UserError where the settings leave a row no token, NotNumbersError for logits that are not numbers.
+        """
+        config = self.config
+        rows = [row for row, live in enumerate(texts.live) if live]
+        scores, places = logits, rows
+        if self._sways(texts):
+            scores, places = self.processed(texts, logits, rows), list(range(len(rows)))
         picked = [-1] * len(texts)
-        if self.config.do_sample:
-            for row, scores in zip(rows, processed, strict=True):
-                candidates = Candidates(scores)
-                for warper in self.warpers:
-                    candidates = warper(candidates)
-                picked[row] = draw(candidates, self.generators[row].random())
-                if kept is not None:
-                    kept[row] = candidates.dense(scores.size)
-        else:
-            for row, token in zip(rows, greedy(processed).tolist(), strict=True):
-                picked[row] = token
-            if kept is not None:
-                kept[rows] = processed
-        if kept is not None:
+        for row, place in zip(rows, places, strict=True):
+            if config.do_sample:
+                picked[row] = self.sampler.draw(scores, place, self.generators[row].random())
+            else:
+                picked[row] = self.sampler.likeliest(scores, place)
+        if config.output_logits:
+            self.logits.append(logits.copy())
+        if config.output_scores:
+            kept = np.zeros_like(logits)
+            for row, place in zip(rows, places, strict=True):
+                kept[row] = self.sampler.warped(scores[place])
             self.scores.append(kept)
-        if self.config.output_logprobs:
+        if config.output_logprobs:
             logprobs = np.zeros(len(texts), np.float32)
-            for row, normaliser in zip(rows, normalisers, strict=True):
-                logprobs[row] = logits[row, picked[row]] - normaliser
+            for row in rows:
+                logprobs[row] = logits.item(row, picked[row]) - self.plain.log_normaliser(logits, row)
             self.logprobs.append(logprobs)
-        return np.array(picked, np.int64)
+        return picked
 
     def processed(self, texts: Texts, logits: np.ndarray, rows: list[int]) -> np.ndarray:
-        """Scores [live rows, V] before the warpers."""
-        scores = logits if len(rows) == len(logits) else logits[rows]
-        few_yet = texts.steps < self.config.min_new_tokens and self.config.eos_token_id
-        if self.processors or few_yet or self.custom:
-            scores = scores.copy()
+        """Scores [live rows, V] before temperature and limits; the next call overwrites them."""
+        scores = self._copy(logits, rows)
         ids = [texts.row(row) for row in rows]
         for processor in self.processors:
             scores = processor(ids, scores)
-        if few_yet:
+        if self._few_yet(texts):
             scores = without_eos(scores, self.config.eos_token_id)
         if self.custom:
             whole = np.zeros_like(logits)
@@ -95,10 +92,24 @@ class Chooser:
                 whole = np.asarray(custom(input_ids, whole), np.float32)
                 if whole.shape != logits.shape:
                     raise UserError(f"a logits_processor returned shape {whole.shape}; needed: {logits.shape}")
-            scores = whole[rows]
-        if (self.processors or few_yet or self.custom) and np.isneginf(scores.max(axis=1)).any():
-            raise UserError("the settings rule out every token of the vocabulary. Ban less")
+            scores[:] = whole[rows]
         return scores
+
+    def _sways(self, texts: Texts) -> bool:
+        """Whether anything beside the sampler changes this step's scores."""
+        return bool(self.processors or self.custom or self._few_yet(texts))
+
+    def _few_yet(self, texts: Texts) -> bool:
+        return texts.steps < self.config.min_new_tokens and bool(self.config.eos_token_id)
+
+    def _copy(self, logits: np.ndarray, rows: list[int]) -> np.ndarray:
+        """The rows of the logits in memory that is kept: fresh memory of such a size costs a page fault every 4 KB."""
+        shape = (len(rows), logits.shape[1])
+        if self._processed.shape != shape:
+            self._processed = np.empty(shape, np.float32)
+        for place, row in enumerate(rows):
+            self._processed[place] = logits[row]
+        return self._processed
 
 
 def stops(
@@ -112,7 +123,7 @@ def stops(
     made: list[tuple[str, Stop]] = []
     if config.eos_token_id:
         eos = frozenset(config.eos_token_id)
-        made.append(("eos", lambda texts: np.array([token in eos for token in texts.last().tolist()])))
+        made.append(("eos", lambda texts: [token in eos for token in texts.newest()]))
     if config.stop_strings:
         made.append(("stop_string", StopStrings(config.stop_strings, tokenizer(), rows)))
     for criterion in criteria:
@@ -129,10 +140,10 @@ class StopStrings:
         self.streams = [tokenizer.text_stream(skip_special_tokens=False) for _ in range(rows)]
         self.tails = [""] * rows
 
-    def __call__(self, texts: Texts) -> np.ndarray:
-        found = np.zeros(len(texts), bool)
-        last = texts.last()
-        for row in np.flatnonzero(texts.live):
+    def __call__(self, texts: Texts) -> list[bool]:
+        found = [False] * len(texts)
+        last = texts.newest()
+        for row in [row for row, live in enumerate(texts.live) if live]:
             text = self.tails[row] + self.streams[row].push(last[row])
             found[row] = any(string in text for string in self.strings)
             self.tails[row] = text[max(0, len(text) - self.before) :]
@@ -140,12 +151,12 @@ class StopStrings:
 
 
 def _criterion(criterion: StoppingCriterion, config: GenerationConfig, chooser: Chooser) -> Stop:
-    def stop(texts: Texts) -> np.ndarray:
+    def stop(texts: Texts) -> list[bool]:
         scores = tuple(chooser.scores) if config.output_scores else None
         ended = np.asarray(criterion(texts.left_padded(config.padding or 0), scores), bool)
         if ended.shape not in ((), (len(texts),)):
             raise UserError(f"a stopping_criteria returned shape {ended.shape}; needed: one boolean, or {len(texts)}")
-        return np.broadcast_to(ended, len(texts))
+        return np.broadcast_to(ended, len(texts)).tolist()
 
     return stop
 

@@ -181,29 +181,31 @@ class Engine:
         where a row would leave the cache; nothing has run then. cancelled is asked before each chunk: where it says so,
         Cancelled is raised, and the cache holds the chunks before.
         """
-        tokens, start, length = self._checked(tokens, start, length)
-        lengths = length.tolist()
+        tokens, starts, lengths = self._checked(tokens, start, length)
         chunks = plan_chunks(max(lengths), self.buckets, self.padding)
-        self.prefixes.overwrite(start, length)
+        self.prefixes.overwrite(starts, lengths)
         if len(chunks) == 1:  # every decode step: kept short, as its code comes out of memory behind all the weights
             if cancelled():
                 raise Cancelled
-            logits = self._run(chunks[0][0], tokens[:, : chunks[0][1]], start, length)
-            self.prefixes.written(tokens, start, length)
-            if 0 in lengths:
-                logits[length == 0] = 0
+            logits = self._run(chunks[0][0], tokens, starts, lengths)
+            self.prefixes.written(tokens, starts, lengths)
+            for row, count in enumerate(lengths):
+                if count == 0:
+                    logits[row] = 0
             return logits
         logits = np.zeros((self.batch, self.vocab_size), np.float32)
         offset = 0
         for bucket, count in chunks:
             if cancelled():
                 raise Cancelled
-            here = np.clip(length - offset, 0, count)
-            chunk, first = tokens[:, offset : offset + count], start + np.minimum(offset, length)
+            here = [min(max(whole - offset, 0), count) for whole in lengths]
+            first = [begin + min(offset, whole) for begin, whole in zip(starts, lengths, strict=True)]
+            chunk = tokens[:, offset : offset + count]
             step_logits = self._run(bucket, chunk, first, here)
             self.prefixes.written(chunk, first, here)
-            ends_here = (here > 0) & (length <= offset + count)
-            logits[ends_here] = step_logits[ends_here]
+            for row, whole in enumerate(lengths):
+                if offset < whole <= offset + count:
+                    logits[row] = step_logits[row]
             offset += count
         return logits
 
@@ -213,7 +215,7 @@ class Engine:
         self.prefixes.reorder(source, tokens)
         self.timings.cache += time.perf_counter() - began
 
-    def _run(self, bucket: int, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    def _run(self, bucket: int, tokens: np.ndarray, start: list[int], length: list[int]) -> np.ndarray:
         ready = self._ready[bucket]
         ready.step.fill(tokens, start, length)
         began = time.perf_counter()
@@ -226,7 +228,7 @@ class Engine:
         ran = time.perf_counter()
         logits, rows = outputs[0], outputs[1:]
         if self.manifest.cache.policy == "returned":
-            self.cache.write(rows, start, length)
+            self.cache.write(rows, np.array(start), np.array(length))
         self.timings.switch += switched - began
         self.timings.run += ran - switched
         self.timings.cache += time.perf_counter() - ran
@@ -261,7 +263,7 @@ class Engine:
 
     def _checked(
         self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, list[int], list[int]]:
         tokens = np.asarray(tokens)
         start, length = np.asarray(start, np.int64), np.asarray(length, np.int64)
         if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] < 1:
@@ -272,14 +274,13 @@ class Engine:
         starts, lengths = start.tolist(), length.tolist()
         if min(lengths) < 0 or max(lengths) > tokens.shape[1] or min(starts) < 0:
             raise UserError(f"start {start}, length {length}: needed start >= 0 and length in 0..{tokens.shape[1]}")
-        end = max(first + count for first, count in zip(starts, lengths, strict=True))
-        if end > self.context:
-            raise UserError(f"{end:,} tokens; this artifact holds {self.context:,} (context)")
-        for row, count in zip(tokens, lengths, strict=True):
-            bad = [token for token in row[:count].tolist() if not 0 <= token < self.vocab_size]
-            if bad:
-                raise UserError(f"token id {bad[0]}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
-        return tokens, start, length
+        for row, count in enumerate(lengths):
+            if starts[row] + count > self.context:
+                raise UserError(f"{starts[row] + count:,} tokens; this artifact holds {self.context:,} (context)")
+            for token in tokens[row, :count].tolist():
+                if not 0 <= token < self.vocab_size:
+                    raise UserError(f"token id {token}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
+        return tokens, starts, lengths
 
 
 def _on_device(

@@ -5,7 +5,7 @@ Reference for the conventions: transformers' `GenerationMixin.generate` (padding
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +18,7 @@ from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
 from runtime.prefix_cache import Placement
+from runtime.sampling import NotNumbersError, Sampler
 from runtime.turn import Cancelled
 
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
@@ -142,12 +143,13 @@ class Texts:
         """limit: how many new tokens a row may have."""
         self.limit = limit
         self.steps = 0
-        self.prompt_length = np.array([len(prompt) for prompt in prompts], np.int64)
-        self.length = self.prompt_length.copy()
-        self.ids = np.zeros((len(prompts), int(self.length.max()) + limit), np.int64)
+        # Lists: of so few numbers Python's own are cheaper than numpy's, in a decode step above all.
+        self.prompt_length = [len(prompt) for prompt in prompts]
+        self.length = list(self.prompt_length)
+        self.ids = np.zeros((len(prompts), max(self.length) + limit), np.int64)
         for row, prompt in zip(self.ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        self.live = np.ones(len(prompts), bool)
+        self.live = [True] * len(prompts)
         self.finish_reasons: list[str | None] = [None] * len(prompts)
 
     def __len__(self) -> int:
@@ -160,58 +162,66 @@ class Texts:
         """The row's new tokens, the eos that ended it included."""
         return self.ids[index, self.prompt_length[index] : self.length[index]]
 
+    def newest(self) -> list[int]:
+        """Each row's last token."""
+        return [self.ids.item(row, length - 1) for row, length in enumerate(self.length)]
+
     def last(self) -> np.ndarray:
         """Each row's last token, [rows]."""
-        return np.array([self.ids[row, length - 1] for row, length in enumerate(self.length.tolist())])
+        return np.array(self.newest())
 
     def left_padded(self, filler: int) -> np.ndarray:
         """All texts as Hugging Face's callables see them, [rows, longest prompt + steps]; ended rows are filled up."""
-        out = np.full((len(self), int(self.prompt_length.max()) + self.steps), filler, np.int64)
+        out = np.full((len(self), max(self.prompt_length) + self.steps), filler, np.int64)
         for index, row in enumerate(out):
             text = self.row(index)
             first = len(row) - self.steps - self.prompt_length[index]
             row[first : first + len(text)] = text
         return out
 
-    def push(self, picked: np.ndarray) -> None:
+    def push(self, picked: Sequence[int]) -> None:
         """Add a token to each live row; picked: [rows]."""
-        for row, (token, live) in enumerate(zip(picked.tolist(), self.live.tolist(), strict=True)):
-            if live:
+        for row, token in enumerate(picked):
+            if self.live[row]:
                 self.ids[row, self.length[row]] = token
                 self.length[row] += 1
         self.steps += 1
 
-    def finish(self, ended: np.ndarray, reason: str) -> None:
-        """Rows of `ended` (boolean [rows]) that still live end now."""
-        if not ended.any():
-            return
-        for index in np.flatnonzero(ended & self.live):
-            self.finish_reasons[index] = reason
-        self.live &= ~ended
+    def finish(self, ended: Sequence[bool], reason: str) -> None:
+        """Rows of `ended` that still live end now."""
+        for row, ends in enumerate(ended):
+            if ends and self.live[row]:
+                self.finish_reasons[row] = reason
+                self.live[row] = False
 
 
 Forward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # Engine.forward
-Choose = Callable[[Texts, np.ndarray], np.ndarray]  # texts, logits [rows, V] -> tokens [rows]; ended rows: any
-Stop = Callable[[Texts], np.ndarray]  # -> boolean [rows]: ends with its last token
+Choose = Callable[[Texts, np.ndarray], Sequence[int]]  # texts, logits [rows, V] -> tokens [rows]; ended rows: any
+Stop = Callable[[Texts], Sequence[bool]]  # [rows]: ends with its last token
 
 
 def greedy(logits: np.ndarray) -> np.ndarray:
-    """The most likely token of each row: [B, V] -> [B]."""
-    return logits.argmax(axis=-1)
+    """The most likely token of each row: [B, V] float32 -> [B]. Raises NotNumbersError where logits are not numbers."""
+    return np.array([_plain().likeliest(logits, row) for row in range(len(logits))])
+
+
+@functools.cache
+def _plain() -> Sampler:
+    return Sampler()
 
 
 def decode(
     engine: Steps,
     texts: Texts,
     timings: Timings,
-    choose: Choose = lambda texts, logits: greedy(logits),
+    choose: Choose = lambda texts, logits: greedy(logits).tolist(),
     stops: Sequence[tuple[str, Stop]] = (),
     placement: Placement | None = None,
     forward: Forward | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[list[int]]:
     """Prefill the prompts of `texts` (at most engine.batch) together, then add a token to each row, step by step.
 
-    Yields the new tokens int64 [rows], -1 for rows that ended before; `texts` holds them then. A row ends where one of
+    Yields the new tokens [rows], -1 for rows that ended before; `texts` holds them then. A row ends where one of
     `stops` (finish reason, stop) says so; all end after texts.limit tokens ("length"), or where `forward` raises
     Cancelled ("cancelled", without a token). Nothing is computed beyond the token last asked for.
     placement: the texts' cache rows, and how much of them is there; the first rows, nothing, when None.
@@ -224,12 +234,13 @@ def decode(
     start = np.zeros(engine.batch, np.int64)
     length = np.zeros(engine.batch, np.int64)
     start[rows] = cached
-    length[rows] = texts.length - cached
+    length[rows] = np.array(texts.length) - cached
     tokens = np.zeros((engine.batch, int(length.max())), np.int64)
     for index, row in enumerate(rows):
         tokens[row, : length[row]] = texts.row(index)[cached[index] :]
-    timings.prompt_tokens += int(texts.length.sum())
+    timings.prompt_tokens += sum(texts.length)
     timings.cached_tokens += int(cached.sum())
+    places = rows.tolist()
     for step in range(texts.limit):
         began = time.perf_counter()
         try:
@@ -244,24 +255,26 @@ def decode(
             else:
                 timings.decode += spent
         timings.decode_steps += step > 0
-        if math.isnan(logits.max()):
-            raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens")
-        picked = choose(texts, logits)
-        if False in texts.live.tolist():
-            picked = np.where(texts.live, picked, -1)
+        try:
+            picked = choose(texts, logits)
+        except NotNumbersError as error:
+            raise RuntimeError(f"logits are not numbers after {int((start + length).max())} tokens") from error
+        picked = [token if live else -1 for token, live in zip(picked, texts.live, strict=True)]
         texts.push(picked)
         for reason, stop in stops:
             texts.finish(stop(texts), reason)
         if step == texts.limit - 1:
             texts.finish(texts.live, "length")
         yield picked
-        if not texts.live.any():
+        if True not in texts.live:
             return
-        start = start + length
-        length = np.zeros(engine.batch, np.int64)
-        length[rows] = texts.live
-        tokens = np.zeros((engine.batch, 1), np.int64)
-        tokens[rows, 0] = np.maximum(picked, 0)
+        if step == 0:
+            tokens = np.zeros((engine.batch, 1), np.int64)
+        # A row at a time: of so few numbers this is cheaper than numpy's functions, whose code has left the caches.
+        for row, alive, token in zip(places, texts.live, picked, strict=True):
+            start[row] = start.item(row) + length.item(row)
+            length[row] = alive
+            tokens[row, 0] = max(token, 0)
 
 
 def join(ids: np.ndarray, new: Sequence[np.ndarray], padding: int | None) -> np.ndarray:

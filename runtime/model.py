@@ -138,7 +138,8 @@ class LlamaForCausalLM:
                     waves.append(wave)
                     for picked in wave.decode(timings):
                         if streamer is not None:
-                            streamer.put(np.where(picked < 0, call.config.padding or 0, picked))
+                            filler = call.config.padding or 0
+                            streamer.put(np.array([filler if token < 0 else token for token in picked]))
             finally:
                 if streamer is not None:
                     streamer.end()

@@ -38,20 +38,25 @@ class PrefixCache:
         """The tokens that row `index` holds."""
         return self.ids[index, : self.length[index]]
 
-    def overwrite(self, start: np.ndarray, length: np.ndarray) -> None:
+    def overwrite(self, start: Sequence[int], length: Sequence[int]) -> None:
         """Row b is about to be written from start[b] on, if length[b] is not 0; what it held there is lost."""
         self._calls += 1
-        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+        for row, count in enumerate(length):
             if count:
-                self.length[row] = min(self.length[row], first)
+                self.length[row] = min(self.length.item(row), start[row])
                 self._used[row] = self._calls
 
-    def written(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
+    def written(self, tokens: np.ndarray, start: Sequence[int], length: Sequence[int]) -> None:
         """tokens [B, n] lie in the cache now, length[b] of them from start[b] on."""
-        for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
-            if count and first == self.length[row]:  # else the tokens before are not known
+        for row, count in enumerate(length):
+            first = start[row]
+            if not count or first != self.length.item(row):  # then the tokens before are not known
+                continue
+            if count == 1:  # every decode step: cheaper without slices
+                self.ids[row, first] = tokens.item(row, 0)
+            else:
                 self.ids[row, first : first + count] = tokens[row, :count]
-                self.length[row] += count
+            self.length[row] = first + count
 
     def forget(self, rows: Sequence[int] | np.ndarray | slice = slice(None)) -> None:
         """Take these rows as empty."""

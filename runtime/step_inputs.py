@@ -8,6 +8,8 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from runtime.artifact import Graph, TensorSpec
@@ -60,6 +62,7 @@ class StepInputs:
                     self.arrays[spec.name] = causal_mask(shape, window if spec.name == "window_self_mask" else 0)
                 else:
                     self.arrays[spec.name] = np.zeros(shape, np.dtype(spec.dtype))
+        self._derives = not self.arrays.keys() <= {"tokens", "tokens_by_step", "start", "length"}
         if "tokens_by_step" in self.arrays:
             self._tokens = self.arrays["tokens_by_step"].T  # a view, [B, S]
         elif "tokens" in self.arrays:
@@ -67,16 +70,26 @@ class StepInputs:
         else:
             raise UserError(f"{graph.file}: no input called tokens, so it is not a step graph. Export again")
 
-    def fill(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> None:
-        """tokens [B, n] with n <= bucket, start [B], length [B] (0..n): this call's tokens and their places."""
-        given = tokens.shape[1]
-        padded = self._tokens
-        padded[:, :given] = tokens
-        padded[:, given:] = 0
-        padded[np.arange(self.bucket) >= length[:, None]] = 0  # a valid id, whatever the caller padded with
-        for name, values in (("start", start), ("length", length)):
-            if name in self.arrays:
-                self.arrays[name][:] = values
+    def fill(self, tokens: np.ndarray, start: Sequence[int], length: Sequence[int]) -> None:
+        """tokens [B, n >= 1], start [B], length [B] (0..n, at most the bucket): this call's tokens and their places."""
+        if self.bucket == 1:  # every decode step: cheaper than numpy's functions, whose code has left the caches
+            for row, count in enumerate(length):
+                self._tokens[row, 0] = tokens.item(row, 0) if count else 0
+        else:
+            given = min(tokens.shape[1], self.bucket)
+            self._tokens[:, :given] = tokens[:, :given]
+            self._tokens[:, given:] = 0
+            valid = np.arange(self.bucket) < np.array(length)[:, None]
+            self._tokens[~valid] = 0  # a valid id, whatever the caller padded with
+        for array, values in ((self.arrays.get("start"), start), (self.arrays.get("length"), length)):
+            if array is not None:
+                for row, value in enumerate(values):
+                    array[row] = value
+        if self._derives:
+            self._derive(np.array(start), np.array(length))
+
+    def _derive(self, start: np.ndarray, length: np.ndarray) -> None:
+        """What a graph of built-in operators is given besides."""
         if "positions" in self.arrays:
             np.minimum(
                 start[:, None] + np.arange(self.bucket),

@@ -56,10 +56,10 @@ def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer) -> Generator[Piece, No
                 text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
                 logprob = float(wave.chooser.logprobs.pop()[0])
                 if reason is None:
-                    yield Piece(int(token), text, logprob)
+                    yield Piece(token, text, logprob)
                 else:
                     text += graphemes.push(characters.flush()) + graphemes.flush()
-                    yield Piece(int(token), text, logprob, reason, timings)
+                    yield Piece(token, text, logprob, reason, timings)
             if wave.texts.finish_reasons[0] != "cancelled":
                 return
     except Cancelled:  # while it waited its turn

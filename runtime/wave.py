@@ -52,7 +52,7 @@ class Wave:
         self.chooser = Chooser(call.config, engine.vocab_size, generators, call.logits_processors)
         self.stops = stops(call.config, tokenizer, len(rows), self.chooser, call.stopping_criteria)
 
-    def decode(self, timings: Timings) -> Iterator[np.ndarray]:
+    def decode(self, timings: Timings) -> Iterator[list[int]]:
         """Run, with the engine's turn taken; what the cache holds of the prompts is not computed again, if the call
         reuses it."""
         texts = [self.texts.row(index) for index in range(len(self.texts))]

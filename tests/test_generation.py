@@ -250,7 +250,7 @@ def test_ended_rows_take_no_part_and_the_last_token_is_not_fed(single: LlamaForC
 
     texts = Texts([np.array([1, 2]), np.array([1])], 4)
     ends = [("seven", lambda texts: texts.last() == 7)]
-    steps = [row.tolist() for row in decode(Recorder(), texts, Timings(), stops=ends)]
+    steps = list(decode(Recorder(), texts, Timings(), stops=ends))
     assert texts.finish_reasons == ["length", "seven"]
     assert texts.left_padded(9).tolist() == [[1, 2, 3, 3, 3, 3], [9, 1, 4, 7, 9, 9]]
     assert steps == [[3, 4], [3, 7], [3, -1], [3, -1]]

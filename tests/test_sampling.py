@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from runtime.candidates import Candidates, draw, log_normaliser
+from kernels.cpu.library import available_isas
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
 from runtime.processors import processors, without_eos
-from runtime.sampling import warpers
+from runtime.sampling import NotNumbersError, Sampler
 
 ROWS = 3
+PLAIN = GenerationConfig(do_sample=True, top_k=0)
+EDGE = float(np.nextafter(1.0, 0.0))  # the highest number that is drawn
 EOS = (1, 5)
 # Flat and peaked rows, small and large vocabularies: nuclei of one token up to nearly all.
 SHAPES = [(7, 1.0), (300, 2.0), (5000, 0.3), (49152, 3.0), (20000, 8.0)]
@@ -87,11 +89,8 @@ def their_processors(config: GenerationConfig) -> theirs.LogitsProcessorList:
     return made
 
 
-def warped(config: GenerationConfig, row: np.ndarray) -> np.ndarray:
-    candidates = Candidates(row.copy())
-    for warper in warpers(config):
-        candidates = warper(candidates)
-    return candidates.dense(row.size)
+def warped(config: GenerationConfig, row: np.ndarray, isa: str | None = None) -> np.ndarray:
+    return Sampler(config, isa=isa).warped(row)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -106,13 +105,14 @@ def hold_equal(ours: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(ours[finite], expected[finite], atol=1e-5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("settings", WARPERS.values(), ids=WARPERS.keys())
-def test_warpers_give_transformers_distribution(settings: dict[str, Any]) -> None:
+def test_warpers_give_transformers_distribution(settings: dict[str, Any], isa: str) -> None:
     config = GenerationConfig(do_sample=True, **settings)
     for size, spread in SHAPES:
         rows = (np.random.default_rng(size).normal(size=(ROWS, size)) * spread).astype(np.float32)
         expected = their_warpers(config)(torch.zeros((ROWS, 1), dtype=torch.long), torch.tensor(rows)).numpy()
-        hold_equal(np.stack([warped(config, row) for row in rows]), expected)
+        hold_equal(np.stack([warped(config, row, isa) for row in rows]), expected)
 
 
 @pytest.mark.parametrize("settings", WARPERS.values(), ids=WARPERS.keys())
@@ -147,22 +147,17 @@ def test_equal_scores_alone_are_no_endless_search() -> None:
 def test_beams_keep_more_than_one_token() -> None:
     row = np.array([9.0, 1.0, 0.5, 0.0], np.float32)
     for settings in ({"top_k": 1}, {"top_k": 0, "top_p": 0.1}, {"top_k": 0, "min_p": 0.9}):
-        candidates = Candidates(row)
-        for warper in warpers(GenerationConfig(do_sample=True, **settings), min_tokens_to_keep=3):
-            candidates = warper(candidates)
-        np.testing.assert_array_equal(candidates.dense(4), [9.0, 1.0, 0.5, -np.inf])
+        sampler = Sampler(GenerationConfig(do_sample=True, **settings), keep=3)
+        np.testing.assert_array_equal(sampler.warped(row), [9.0, 1.0, 0.5, -np.inf])
 
 
 @pytest.mark.parametrize("size", [9, 300, 30_000])
 def test_beams_keep_the_most_typical(size: int) -> None:
     scores = (2 * np.random.default_rng(size).normal(size=size)).astype(np.float32)
     config = GenerationConfig(do_sample=True, typical_p=0.001, top_k=0)
-    candidates = Candidates(scores)
-    for warper in warpers(config, min_tokens_to_keep=5):
-        candidates = warper(candidates)
     their = theirs.TypicalLogitsWarper(0.001, min_tokens_to_keep=5)
     expected = their(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None]))[0].numpy()
-    hold_equal(candidates.dense(size), expected)
+    hold_equal(Sampler(config, keep=5).warped(scores), expected)
 
 
 @pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS.keys())
@@ -218,12 +213,17 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return float((statistic - degrees) / np.sqrt(2 * degrees))
 
 
+def drawn(config: GenerationConfig, scores: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    sampler = Sampler(config)
+    return np.bincount([sampler.draw(scores, 0, u) for u in uniforms], minlength=scores.size)
+
+
 @pytest.mark.parametrize(("size", "count"), [(6, 20_000), (900, 40_000), (5003, 20_000)])
 def test_draws_follow_the_distribution(size: int, count: int) -> None:
     rng = np.random.default_rng(size)
     scores = (2 * rng.normal(size=size)).astype(np.float32)
     scores[rng.permutation(size)[: size // 3]] = -np.inf
-    counts = np.bincount([draw(Candidates(scores), u) for u in rng.random(count)], minlength=size)
+    counts = drawn(PLAIN, scores, rng.random(count))
     assert chi_square(counts, softmax(scores)) < 4
     skewed = softmax(scores * 0.9)
     assert chi_square(counts, skewed) > 4  # the test can tell
@@ -238,31 +238,91 @@ def test_draws_follow_what_the_warpers_leave(settings: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=5003).astype(np.float32)
     config = GenerationConfig(do_sample=True, **{"top_k": 0, **settings})
-    candidates = Candidates(scores)
-    for warper in warpers(config):
-        candidates = warper(candidates)
     expected = their_warpers(config)(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None])).numpy()[0]
-    counts = np.bincount([draw(candidates, u) for u in rng.random(20_000)], minlength=scores.size)
+    counts = drawn(config, scores, rng.random(20_000))
     assert chi_square(counts, softmax(expected)) < 4
     kept = np.flatnonzero(np.isfinite(expected))
-    ends = {draw(candidates, 0.0), draw(candidates, np.nextafter(1.0, 0.0))}
-    assert ends <= set(kept.tolist()) and len(ends) == 2
+    ends = np.flatnonzero(drawn(config, scores, np.array([0.0, EDGE])))
+    assert set(ends) <= set(kept.tolist()) and len(ends) == 2
 
 
-def test_a_draw_gives_ids_and_never_a_banned_token() -> None:
-    scores = np.array([0.0, 0.0, -np.inf, -np.inf], np.float32)
-    ids = np.array([11, 13, 12, 10])
-    edge = np.nextafter(1.0, 0.0)
-    assert [draw(Candidates(scores, ids), u) for u in (0.0, 0.49, 0.5, edge)] == [11, 11, 13, 13]
-    wide = np.full(4000, -np.inf, np.float32)
-    wide[[5, 2000, 3999 - 5]] = 1.0
-    assert [draw(Candidates(wide), u) for u in (0.0, 0.5, edge)] == [5, 2000, 3994]
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_draw_never_gives_a_banned_token(isa: str) -> None:
+    wide = np.full((2, 4000), -np.inf, np.float32)
+    wide[1, [5, 2000, 3999 - 5]] = 1.0
+    sampler = Sampler(isa=isa)
+    assert [sampler.draw(wide, 1, u) for u in (0.0, 0.3, 0.5, EDGE)] == [5, 5, 2000, 3994]
+    alone = np.full(33, -np.inf, np.float32)
+    alone[32] = -70.0
+    for settings in (*WARPERS.values(), {}):
+        sampler = Sampler(GenerationConfig(do_sample=True, **{"top_k": 0, **settings}), isa=isa)
+        assert [sampler.draw(alone, 0, u) for u in (0.0, EDGE)] == [32, 32], settings
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_each_token_has_its_share_of_the_numbers(isa: str) -> None:
+    scores = np.random.default_rng(3).normal(size=40).astype(np.float32)
+    scores[20:] = scores[:20]  # equal ones
+    uniforms = (np.arange(20_000) + 0.5) / 20_000
+    for settings in (
+        {},
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"top_p": 0.3},
+        {"typical_p": 0.6},
+        {"min_p": 0.2, "top_p": 0.9},
+    ):
+        sampler = Sampler(GenerationConfig(do_sample=True, **{"top_k": 0, **settings}), isa=isa)
+        share = np.bincount([sampler.draw(scores, 0, u) for u in uniforms], minlength=scores.size) / len(uniforms)
+        np.testing.assert_allclose(share, softmax(sampler.warped(scores)), atol=4e-3, err_msg=str(settings))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_the_likeliest_is_the_first_of_the_highest(isa: str) -> None:
+    sampler = Sampler(isa=isa)
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 31, 32, 33, 1000, 49_152):
+        rows = rng.integers(-3, 4, (3, size)).astype(np.float32)
+        assert [sampler.likeliest(rows, row) for row in range(3)] == rows.argmax(axis=1).tolist()
+    infinite = np.array([0.0, np.inf, np.inf], np.float32)
+    assert sampler.likeliest(infinite) == 1
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_scores_that_are_not_numbers_are_an_error(isa: str) -> None:
+    for size in (5, 64, 999):
+        for place in (0, size // 2, size - 1):
+            scores = np.zeros((2, size), np.float32)
+            scores[1, place] = np.nan
+            for settings in (*WARPERS.values(), {}):
+                sampler = Sampler(GenerationConfig(do_sample=True, **settings), isa=isa)
+                assert sampler.likeliest(scores, 0) == 0 and 0 <= sampler.draw(scores, 0, 0.5) < size
+                for refused in (sampler.likeliest, sampler.log_normaliser, lambda s, row: sampler.draw(s, row, 0.5)):  # noqa: B023
+                    with pytest.raises(NotNumbersError, match="not numbers"):
+                        refused(scores, 1)
+                with pytest.raises(NotNumbersError, match="not numbers"):
+                    sampler.warped(scores[1])
+    with pytest.raises(NotNumbersError):
+        Sampler(isa=isa).draw(np.array([0, np.inf], np.float32), 0, 0.5)
+
+
+def test_scores_that_leave_nothing_are_an_error() -> None:
+    nothing = np.full(70, -np.inf, np.float32)
+    sampler = Sampler()
+    for asked in (sampler.likeliest, sampler.warped, sampler.log_normaliser, lambda s: sampler.draw(s, 0, 0.5)):
+        with pytest.raises(UserError, match="rule out every token of the vocabulary"):
+            asked(nothing)
+
+
+def test_scores_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match="float64; needed: float32"):
+        Sampler().likeliest(np.zeros(8))
 
 
 def test_log_probabilities() -> None:
-    scores = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 10
-    expected = torch.log_softmax(torch.tensor(scores, dtype=torch.float64), -1).numpy()
-    np.testing.assert_allclose(scores - log_normaliser(scores), expected, atol=1e-5)
+    scores = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32) * 10
+    expected = torch.log_softmax(torch.tensor(scores[1], dtype=torch.float64), -1).numpy()
+    np.testing.assert_allclose(scores[1] - Sampler().log_normaliser(scores, 1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

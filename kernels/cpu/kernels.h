@@ -4,6 +4,7 @@
 #include "cpu_features.h"
 #include "export.h"
 #include "pool.h"
+#include "sampling.h"
 
 namespace edgellama {
 
@@ -19,6 +20,7 @@ struct Kernels {
   void (*pack)(const PackArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
   void (*decoder_layer)(const DecoderLayerArgs&, Worker&);
+  ScorePasses scores;
 };
 
 // The table of an available variant; nullptr if this build or this CPU lacks it.

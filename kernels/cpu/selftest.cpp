@@ -18,6 +18,7 @@
 #include "embedding.h"
 #include "linear.h"
 #include "pack.h"
+#include "sampling.h"
 
 namespace edgellama {
 namespace {
@@ -268,6 +269,34 @@ void test_decoder_layer(Isa isa) {
               std::string("decoder layer ") + isa_name(isa) + " tokens " + std::to_string(tokens));
 }
 
+// What each kind of limit leaves of exactly allocated scores, and a draw of it.
+void test_sampling(Isa isa) {
+  for (const long n : {1L, 31L, 33L, 1000L, 20'011L})
+    for (const bool flat : {false, true})
+      for (int kind = 0; kind < 6; ++kind) {
+        std::vector<float> scores = gaussian(static_cast<size_t>(n), 9);
+        for (float& score : scores) score *= flat ? 0.3f : 3.0f;
+        if (n > 2) scores[n / 2] = -HUGE_VALF;
+        Sampling settings;
+        settings.temperature = kind == 0 ? 0.7f : 1.0f;
+        settings.top_k = kind == 1 ? 40 : 0;
+        settings.top_p = kind == 2 ? 0.9f : 1.0f;
+        settings.min_p = kind == 3 ? 0.1f : -1.0f;
+        settings.typical_p = kind >= 4 ? 0.8f : 1.0f;
+        settings.keep = kind == 5 ? 3 : 1;
+        std::vector<float> expected(scores.size()), left(scores.size());
+        settings.isa = static_cast<int32_t>(Isa::portable);
+        edgellama_warp(&settings, scores.data(), n, expected.data());
+        settings.isa = static_cast<int32_t>(isa);
+        const int status = edgellama_warp(&settings, scores.data(), n, left.data());
+        long other = 0;  // at a limit rounding may decide otherwise
+        for (long i = 0; i < n; ++i) other += std::isinf(left[i]) != std::isinf(expected[i]);
+        const int token = edgellama_draw(&settings, scores.data(), 0, n, 0.99);
+        const bool good = status == 0 && other <= 1 && token >= 0 && token < n && !std::isinf(left[token]);
+        expect(good, std::string("sampling ") + isa_name(isa) + " n " + std::to_string(n) + " kind " + std::to_string(kind));
+      }
+}
+
 void test_kernels() {
   test_linear_scratch();
   for (int i = 0; i < kIsaCount; ++i) {
@@ -279,6 +308,7 @@ void test_kernels() {
     test_linear(isa);
     test_attention(isa);
     test_decoder_layer(isa);
+    test_sampling(isa);
   }
 }
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.candidates import log_normaliser
 from runtime.choosing import Chooser, LogitsProcessor
 from runtime.generation import Texts
 from runtime.generation_config import GenerationConfig
+from runtime.sampling import NotNumbersError
 from runtime.text import TextStream, Tokenizer
 
 
@@ -80,12 +80,14 @@ class Answer:
 
         Raises UserError where the settings leave no token, RuntimeError for logits that are not numbers.
         """
-        if np.isnan(logits.max()):
-            raise RuntimeError(f"logits are not numbers after {self.done} tokens")
-        normaliser = None if self._top_logprobs is None else log_normaliser(logits)
-        picked = self._chooser(self.texts, logits[None])
+        try:
+            normaliser = None if self._top_logprobs is None else self._chooser.plain.log_normaliser(logits)
+            picked = self._chooser(self.texts, logits[None])
+        except NotNumbersError as error:
+            raise RuntimeError(f"logits are not numbers after {self.done} tokens") from error
         self.texts.push(picked)
-        self.last = token = int(picked[0])
+        (token,) = picked
+        self.last = token
         logprobs = None if normaliser is None else self._logprobs(logits, normaliser, token)
         if token in self._eos:
             text, reason = self._text.flush(), "eos"

@@ -1,0 +1,71 @@
+"""What sampling leaves of scores, of any size and with any ties: transformers' word, and the definitions themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from test_sampling import hold_equal, softmax, their_warpers
+
+from runtime.generation_config import GenerationConfig
+from runtime.sampling import Sampler
+
+ELEMENTS = st.one_of(st.integers(-3, 3), st.floats(-40, 40, width=32), st.just(-np.inf))
+
+
+@given(
+    scores=arrays(
+        np.float32,
+        st.integers(1, 200),
+        elements=ELEMENTS,
+    ),
+    temperature=st.sampled_from([1.0, 0.3, 2.5]),
+    top_k=st.integers(0, 250),
+    min_p=st.sampled_from([None, 0.0, 0.03, 0.4, 1.0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_stays_is_what_stays_in_transformers(
+    scores: np.ndarray, temperature: float, top_k: int, min_p: float | None
+) -> None:
+    assume(np.isfinite(scores).any())
+    config = GenerationConfig(do_sample=True, temperature=temperature, top_k=top_k, min_p=min_p)
+    whole = scores / np.float32(temperature)
+    relative = np.exp(whole.astype(np.float64) - whole.max())
+    near_limit = np.abs(relative - (min_p or 0)) < 1e-6 * (min_p or 0)
+    assume(min_p in (None, 0.0, 1.0) or not near_limit.any())  # there rounding decides
+    expected = their_warpers(config)(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None])).numpy()[0]
+    hold_equal(Sampler(config).warped(scores), expected)
+
+
+@given(
+    scores=arrays(
+        np.float32,
+        st.integers(1, 3000),
+        elements=ELEMENTS,
+        fill=st.floats(-40, 40, width=32),
+    ),
+    p=st.floats(0.01, 1.0, exclude_max=True),
+    keep=st.integers(1, 5),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_nucleus_is_the_least_that_weighs_enough(scores: np.ndarray, p: float, keep: int) -> None:
+    """The definition itself: no token outside is likelier than one inside; and without the last one it is too light."""
+    assume(np.isfinite(scores).any())
+    probability = softmax(scores)
+    for name in ("top_p", "typical_p"):
+        inside = np.isfinite(Sampler(GenerationConfig(do_sample=True, top_k=0, **{name: p}), keep).warped(scores))
+        distance = -scores.astype(np.float64)
+        if name == "typical_p":
+            surprise = -np.log(np.maximum(probability, 1e-300))
+            distance = np.abs(surprise - (probability * surprise).sum())
+        counts = np.isfinite(scores)
+        assert not inside[~counts].any()
+        assert inside.sum() >= min(keep, counts.sum())
+        assert probability[inside].sum() >= p - 1e-5
+        last = distance[inside].max()
+        assert not (counts & ~inside & (distance < last - 1e-4)).any()
+        nearer = inside & (distance < last - 1e-4)
+        if nearer.sum() >= keep:
+            assert probability[nearer].sum() < p + 1e-5
