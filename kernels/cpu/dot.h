@@ -78,10 +78,8 @@ static inline void quantize_row(const float* x, long group_count, QuantizedRow r
       total += group.q[i];
       store_activations(row.groups[g], i * kLanes, group.q[i]);
     }
-    int32_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += total[i];
     row.scale[g] = group.scale;
-    row.sum[g] = sum;
+    row.sum[g] = static_cast<int32_t>(sum(__builtin_convertvector(total, F)));  // below 2^24: exact
   }
 }
 

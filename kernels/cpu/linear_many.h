@@ -84,6 +84,12 @@ static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, 
   return scale[v] * broadcast(0.25f);
 }
 
+// From the second-level cache, where prefetch_pair had them brought to.
+template <int bytes>
+static inline void prefetch_near(const uint8_t* at) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + 2048 + i, 0, 3);
+}
+
 // Groups [first, last) of the panel that is number `which` of the pair.
 template <Format format>
 static inline void widen(const uint8_t* panel, long k, long first, long last, uint8_t* weights, int which) {
@@ -92,6 +98,7 @@ static inline void widen(const uint8_t* panel, long k, long first, long last, ui
   int16_t* to = reinterpret_cast<int16_t*>(weights) + which * (kWideGroup / 2);
   float* scale = reinterpret_cast<float*>(weights + (last - first) * kWideGroup * 2) + which * kPanel;
   for (long g = first; g < last; ++g) {
+    prefetch_near<group_bytes(format)>(data);
     for (int v = 0; v < kVec; ++v)
       store(scale + v * kLanes, widen_group<format>(scales, data, v, to + v * kGroup * kLanes));
     scales += kPanel, data += group_bytes(format), to += kWideGroup, scale += kWide;
@@ -175,7 +182,7 @@ static inline void prefetch_results(const LinearArgs& a, long row, int rows, lon
 
 // All rows times pairs [begin, end) of panels. Beyond WideScratch::kMaxDepth in pieces of K, so that the rows' and the
 // weights' stay in the cache; the pairs' sums [pair][row][kWide] are carried from one to the next. `next`: the pair
-// that this thread is likely to multiply after them.
+// that this thread will multiply after them.
 template <Format format>
 static inline void multiply_pairs(const LinearArgs& a, long begin, long end, long next, const WideScratch& size,
                                   const uint8_t* rows, uint8_t* weights) {
@@ -218,9 +225,10 @@ static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalise
   me.barrier();
 
   const long pairs = (a.shape.panels() + 1) / 2;
-  for (long begin; (begin = me.take() * size.pairs) < pairs;) {
+  long begin = me.take() * size.pairs;
+  while (begin < pairs) {
     const long end = begin + size.pairs < pairs ? begin + size.pairs : pairs;
-    const long next = begin + me.count() * size.pairs;
+    const long next = me.take() * size.pairs;  // known early, so that its weights can be asked for
     switch (a.shape.format) {
       case Format::int8:
         multiply_pairs<Format::int8>(a, begin, end, next, size, rows, weights);
@@ -231,6 +239,7 @@ static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalise
       default:
         multiply_pairs<Format::q4_0>(a, begin, end, next, size, rows, weights);
     }
+    begin = next;
   }
 }
 
