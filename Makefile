@@ -8,6 +8,7 @@
 # make board-probe TARGET=ascend310b      the tiny model for it, where the board cannot export
 # make plan MODEL=llama3-8b [TARGET=ascend310p WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]   what it needs
 #             of memory, which boards hold it, how fast they can be; MEASURED= holds that against `bench --json`
+# make browser      Chromium for the chat page's test, with apt-get where that may be used; part of `make test`
 # make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
 # make kernels      build and install the Ascend operator package (needs CANN)
@@ -38,7 +39,7 @@ EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,C
 given = $(if $(filter command environment,$(origin $(2))),--$(1) "$($(2))")
 
 .DELETE_ON_ERROR:
-.PHONY: run chat export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test test-fast lint clean
+.PHONY: run chat export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
 
 run: $(ARTIFACT)/manifest.json
 	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
@@ -93,8 +94,11 @@ check-install: $(ARTIFACT)/manifest.json
 	cd build/installed && bin/python -m runtime.lite install
 	cd build/installed && bin/python -m runtime generate "$(abspath $(ARTIFACT))" --prompt "$(PROMPT)" --max-new-tokens 20
 
-test: $(VENV)/ready-test
+test: $(VENV)/ready-test browser
 	$(PYTHON) -m pytest
+
+browser:
+	@tests/install_browser.sh
 
 test-fast: $(VENV)/ready-test
 	$(PYTHON) -m pytest -m "not slow"
