@@ -17,7 +17,7 @@ from runtime.errors import UserError
 from runtime.model_options import add_model, load
 from runtime.output import Piece
 from runtime.progress import progress
-from runtime.sampling_options import add_sampling, sampling
+from runtime.sampling_options import add_grammar, add_sampling, grammar, sampling
 from runtime.stream import Stream
 
 HELP = """\
@@ -42,12 +42,14 @@ def add_parser(commands: Any) -> None:
     chat.add_argument("--system", help="a system message")
     chat.add_argument("--max-new-tokens", type=int, metavar="N", help="of one answer; default: what the context holds")
     add_sampling(chat)
+    add_grammar(chat)
     chat.set_defaults(run=run_chat)
 
 
 def run_chat(options: argparse.Namespace) -> None:
     settings = {**sampling(options), "max_new_tokens": options.max_new_tokens}
     model = load(options)
+    settings["logits_processor"] = grammar(options, model)
     chat = Chat(model, options.system)
     model.turn([*chat.messages, {"role": "user", "content": "?"}])  # a missing or refusing template is told at once
     terminal = sys.stdin.isatty()

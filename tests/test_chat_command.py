@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from test_runtime_cli import run
 from tiny import NumpyGraph, Weights, artifact
-from toy_chat import CONTEXT, write_files
+from toy_chat import CONTEXT, tokenizer, write_files
 
 from runtime.artifact import Artifact
 from runtime.chat import Chat
@@ -104,6 +105,19 @@ def test_sampling_options_are_those_of_generate(folder: Path, pipe: Any, capfd: 
 
     hot = ("--temperature", "9", "--top-k", "0")
     assert answers("--seed", "1", *hot) == answers("--seed", "1", *hot) != answers("--seed", "2", *hot)
+
+
+@pytest.mark.parametrize("how", ["--regex", "--json-schema"])
+def test_every_answer_keeps_to_a_grammar(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str], how: str) -> None:
+    Path("schema.json").write_text('{"type": "boolean"}')
+    given, answers = ("[ab]{2,3}", r"[ab]{2,3}") if how == "--regex" else ("schema.json", r"\s*(true|false)\s*")
+    folder = artifact(folder.parent / "eos", context=CONTEXT, eos_token_id=(tokenizer().token_to_id("</s>"),)).path
+    write_files(folder)
+    pipe("hello\nwhy\nhello\n")
+    status, out, err = run(capfd, "chat", str(folder), how, given, "--max-new-tokens", "12")
+    assert status == 0, err
+    assert len(out.splitlines()) == 3 and all(re.fullmatch(answers, line) for line in out.splitlines())
+    assert err.count("[eos; prefill ") == 3
 
 
 @pytest.mark.parametrize(
