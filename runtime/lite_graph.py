@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
-from runtime.native_exit import NativeCalls
+from runtime.native_exit import native_calls
 from runtime.native_log import native_log_on_failure
 
 
@@ -45,7 +45,7 @@ class LiteGraph:
         """Build the model on the host CPU. Raises UserError, with the end of the native log, where that fails."""
         self.path = path
         self._show = show_native_log
-        self._native = NativeCalls()
+        self._native = native_calls(self)
         with native_log_on_failure(
             f"{path}: MindSpore Lite could not load it", show=show_native_log, explain=self._explain
         ):

@@ -8,27 +8,20 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from types import TracebackType
 
 MAPS = Path("/proc/self/maps")
 
 
-class NativeCalls:
-    """`with` it around calls into native code, of one thread at a time.
+def native_calls(owner: object) -> threading.Lock:
+    """A lock to hold around `owner`'s calls into native code, which one thread makes at a time.
 
     The interpreter's end waits for the call that runs, and later ones never begin: they would find objects and
     libraries taken down, and a thread that comes back to an interpreter which is gone ends the process with a crash.
+    A plain lock, for Ctrl-C cannot come between its being taken and the block that releases it.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        weakref.finalize(self, _shut, self._lock, os.getpid())  # with its owner, at the latest when Python ends
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._lock.release()
+    lock = threading.Lock()
+    weakref.finalize(owner, _shut, lock, os.getpid())  # with its owner, at the latest when Python ends
+    return lock
 
 
 def _shut(lock: threading.Lock, process: int) -> None:
