@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -57,8 +56,37 @@ class Wave:
         reuses it."""
         texts = [self.texts.row(index) for index in range(len(self.texts))]
         placement = self.engine.prefixes.place(texts, self.call.reuse_prefix)
-        forward = functools.partial(self.engine.forward, cancelled=self.call.cancelled.is_set)
+        forward = PromptsOnce(self.engine, texts, placement.rows, self.call.cancelled.is_set)
         return generation.decode(self.engine, self.texts, timings, self.chooser, self.stops, placement, forward)
+
+
+class PromptsOnce:
+    """Engine.forward for the rows of one wave: its first pass computes each prompt once, and rows with the same prompt
+    get a copy of what that wrote to the cache."""
+
+    def __init__(
+        self, engine: Engine, texts: Sequence[np.ndarray], rows: np.ndarray, cancelled: Callable[[], bool]
+    ) -> None:
+        """rows: where in the cache each text lies."""
+        self._engine, self._cancelled = engine, cancelled
+        self._source = np.arange(engine.batch)
+        self._tokens = max(map(len, texts))
+        first: dict[bytes, int] = {}
+        for text, row in zip(texts, rows.tolist(), strict=True):
+            if len(text) >= engine.cache.worth_copying:
+                self._source[row] = first.setdefault(text.tobytes(), row)
+        self._copies = np.flatnonzero(self._source != np.arange(engine.batch))
+
+    def __call__(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        if not self._copies.size:
+            return self._engine.forward(tokens, start, length, self._cancelled)
+        computed = length.copy()
+        computed[self._copies] = 0
+        logits = self._engine.forward(tokens, start, computed, self._cancelled)
+        self._engine.reorder(self._source, self._tokens)
+        logits[self._copies] = logits[self._source[self._copies]]
+        self._copies = self._copies[:0]
+        return logits
 
 
 def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> GenerateOutput:

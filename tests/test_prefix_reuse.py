@@ -182,3 +182,21 @@ def test_what_is_not_known_is_not_reused(single: LlamaForCausalLM) -> None:
     assert prefixes.row(0).tolist() == [7]
     assert prefixes.shared(np.array([7])).tolist() == [0]  # a text's last token has to be computed
     assert prefixes.shared(np.array([7, 7])).tolist() == [1]
+
+
+def test_several_answers_to_a_prompt_compute_it_once(single: LlamaForCausalLM, three: LlamaForCausalLM) -> None:
+    call = {"num_return_sequences": 3, "do_sample": True, "seed": 5, "max_new_tokens": 3}
+    found: list[np.ndarray] = []
+    counts = fed(three, lambda: found.append(three.generate([LONG], **call)))
+    assert sorted(counts[0]) == [0, 0, 10]
+    assert counts[1:] == [[1, 1, 1], [1, 1, 1]]
+    assert found[0].tolist() == single.generate([LONG], **call).tolist()  # a row at a time, each of its own computing
+
+
+def test_equal_prompts_of_a_batch_are_computed_once(three: LlamaForCausalLM) -> None:
+    prompts = [LONG, LONG[:4], LONG]
+    ids, mask = padded(prompts, "left", 0)
+    found: list[np.ndarray] = []
+    counts = fed(three, lambda: found.append(three.generate(ids, attention_mask=mask, max_new_tokens=4, seed=1)))
+    assert sorted(counts[0]) == [0, 4, 10]
+    assert found[0][:, ids.shape[1] :].tolist() == [continuation(prompt, 4) for prompt in prompts]
