@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kernels.cpu.library import ISAS, library
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
 
@@ -45,6 +44,8 @@ class Sampler:
         """config: how to draw; None changes nothing. keep: tokens that every limit leaves at least. isa: the kernels'
         instruction set; the best one when None."""
         self._likeliest, self._draw, self._warp, self._log_normaliser = _functions()
+        from kernels.cpu.library import ISAS  # late, as in `_functions`: `import runtime` stays light
+
         config = config or GenerationConfig(top_k=0)
         settings = _Settings(
             isa=-1 if isa is None else ISAS.index(isa),
@@ -86,6 +87,8 @@ class Sampler:
 @cache
 def _functions() -> tuple[Any, Any, Any, Any]:
     """likeliest, draw, warp and log_normaliser of sampling.cpp."""
+    from kernels.cpu.library import library
+
     pointer, whole = ctypes.c_void_p, ctypes.c_long
     takes = {
         "likeliest": [pointer, pointer, whole, whole],
