@@ -194,8 +194,10 @@ static inline void multiply_pairs(const LinearArgs& a, long begin, long end, lon
     const long last = first + step < groups ? first + step : groups;
     for (long pair = begin; pair < end; ++pair) {
       const uint8_t* panel = a.weight + 2 * pair * panel_size;
+      const bool whole = 2 * pair + 1 < a.shape.panels();
+      if (!whole) std::memset(weights, 0, size.weights);  // the missing half is multiplied too; its sums go nowhere
       widen<format>(panel, k, first, last, weights, 0);
-      if (2 * pair + 1 < a.shape.panels()) widen<format>(panel + panel_size, k, first, last, weights, 1);
+      if (whole) widen<format>(panel + panel_size, k, first, last, weights, 1);
       for (long b = 0; b < blocks.count; ++b) {
         const long row = blocks.first(b);
         prefetch_pair<format>(a, pair + 1 < end ? pair + 1 : next, first, last, b, blocks.count);
