@@ -39,7 +39,7 @@ CHIPS = {
     "ascend310b": Chip("Ascend 310B", "Ascend310B1", COMMON),
     "ascend910b": Chip("Ascend 910B", "Ascend910B3", COMMON | {"RmsNorm", "WeightQuantBatchMatmul"}),
 }
-CUSTOM = ("FusedAttention", "FusedAttentionDecode")  # of kernels/ascend, for each of the three
+CUSTOM = ("FusedAttention", "FusedAttentionDecode", "LmHead")  # of kernels/ascend, for each of the three
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 
 
@@ -76,9 +76,7 @@ def check_operators(model: mindir.Model, chip: Chip) -> None:
         if operator == "Custom":
             kind = next((a.s.decode() for a in primitive.attribute if a.name == "reg_op_name"), "?")
             if kind not in CUSTOM:
-                raise UserError(
-                    f"node {node.name}: kernels/ascend has no operator {kind}; it has {' and '.join(CUSTOM)}"
-                )
+                raise UserError(f"node {node.name}: kernels/ascend has no operator {kind}; it has {', '.join(CUSTOM)}")
 
 
 def conversion_config(chip: Chip, inputs: Sequence[Input], buckets: Sequence[int]) -> str:

@@ -54,6 +54,7 @@ OPERATORS: dict[str, Lowering] = {
     "EdgeHead": CUSTOM,
     "FusedAttention": CUSTOM,
     "Gather": Lowering(3, (("batch_dims",),)),
+    "LmHead": CUSTOM,
     "MakeTuple": UNCHANGED,
     "MatMul": Lowering(2, TRANSPOSES),
     "Mul": UNCHANGED,

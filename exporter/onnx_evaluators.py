@@ -4,7 +4,7 @@ onnx.reference computes otherwise than devices do, or slowly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from kernels import reference, weight_format
 from runtime.weights import ALIGNMENT
 
 BLOCK = 1 << 25  # elements of a matrix that are float32 at a time
-Attention = Callable[..., np.ndarray]  # with the signature and meaning of kernels.reference.fused_attention
 
 
 def _caches(given: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -31,6 +30,7 @@ class FusedAttention(OpRun):
     """
 
     op_domain = DOMAIN
+    kernel = "fused_attention"
     compute = staticmethod(reference.fused_attention)
 
     def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
@@ -42,6 +42,17 @@ class FusedAttention(OpRun):
 
 class FusedAttentionDecode(FusedAttention):
     """The same, where every row has at most one token."""
+
+
+class LmHead(OpRun):
+    op_domain = DOMAIN
+    kernel = "lm_head"
+    compute = staticmethod(reference.lm_head)
+
+    def _run(self, x: Any, weight: Any) -> tuple[np.ndarray]:
+        step = max(1, BLOCK // weight.shape[1] // 16 * 16)  # a large head is never whole in float32
+        parts = [self.compute(x, weight[first : first + step]) for first in range(0, len(weight), step)]
+        return (np.concatenate(parts, axis=1),)
 
 
 class EdgeEmbedding(OpRun):
@@ -170,6 +181,7 @@ OPERATORS: list[type[OpRun]] = [
     FusedAttention,
     FusedAttentionDecode,
     Gemm,
+    LmHead,
     MatMul,
     RmsNorm,
     Sigmoid,
@@ -177,10 +189,10 @@ OPERATORS: list[type[OpRun]] = [
 ]
 
 
-def operators(attention: Attention | None) -> list[type[OpRun]]:
-    """OPERATORS, with another function in place of kernels.reference.fused_attention."""
-    if attention is None:
-        return OPERATORS
-    attentions = (FusedAttention, FusedAttentionDecode)
-    given = [type(op.__name__, (op,), {"compute": staticmethod(attention)}) for op in attentions]
-    return [*(op for op in OPERATORS if op not in attentions), *given]
+def operators(kernels: Any) -> list[type[OpRun]]:
+    """OPERATORS, those of kernels/ascend computed by the functions of their names in `kernels`."""
+
+    def taken_from(op: type[OpRun], kernel: str) -> type[OpRun]:
+        return type(op.__name__, (op,), {"compute": staticmethod(getattr(kernels, kernel))})
+
+    return [taken_from(op, op.kernel) if hasattr(op, "kernel") else op for op in OPERATORS]

@@ -58,6 +58,7 @@ CUSTOM: dict[str, CustomOperator] = {
     "EdgeHead": CustomOperator(("h", "weight", "length", "gamma"), {"format": str, "vocabulary": int, "eps": float}),
     "FusedAttention": ATTENTION,
     "FusedAttentionDecode": ATTENTION,  # a kernel of its own on Ascend, for one token a row
+    "LmHead": CustomOperator(("x", "weight"), {}),
 }
 
 

@@ -13,29 +13,30 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from exporter.mindir_graph import read
-from exporter.onnx_evaluators import Attention, operators
+from exporter.onnx_evaluators import operators
 from exporter.onnx_twin import WRITTEN, translate
+from kernels import reference
 from runtime.artifact import Artifact, Graph
 from runtime.engine import Engine
 
 
-def twin_engine(artifact: Artifact, attention: Attention | None = None) -> Engine:
+def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
     """The runtime's engine (buckets, chunks, masks, caches) over the twins of an artifact's graphs.
 
-    attention: what computes it, kernels.reference.fused_attention when None.
+    kernels: what computes the operators of kernels/ascend, functions named and called as those of kernels.reference.
     """
     graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
-    return Engine(artifact, build=lambda path: TwinGraph(path, graphs[path], attention))
+    return Engine(artifact, build=lambda path: TwinGraph(path, graphs[path], kernels))
 
 
 class TwinGraph:
     """One graph, as runtime.engine.BuiltGraph asks for it. Inputs that the graph writes in place are written."""
 
-    def __init__(self, path: Path, graph: Graph, attention: Attention | None = None) -> None:
+    def __init__(self, path: Path, graph: Graph, kernels: Any = reference) -> None:
         model = translate(read(path), graph)
         self.inputs = [value.name for value in model.graph.input]
         self._weights = _take_external(model, path.parent)
-        self._run = ReferenceEvaluator(model, new_ops=operators(attention)).run
+        self._run = ReferenceEvaluator(model, new_ops=operators(kernels)).run
         names = [value.name for value in model.graph.output]
         self._own = [name for name in names if not name.endswith(WRITTEN)]
         self._written = [name for name in names if name.endswith(WRITTEN)]

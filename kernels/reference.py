@@ -178,6 +178,19 @@ def linear(
     return y.astype(np.float32)
 
 
+def lm_head(x: Array, weight: Array) -> Array:
+    """LmHead: logits of the last tokens' normed hidden states, summed and given in float32.
+
+    x        [B, E] float16
+    weight   [V, E] float16: the head's matrix, or the embedding's where they are tied
+
+    Returns [B, V] float32, x W^T. In float16 a logit of 16 would be known to 1/64, and the best two are often closer.
+
+    Tolerance: 1e-5 of the sum of a logit's absolute products, for the order of float32 sums.
+    """
+    return x.astype(np.float32) @ weight.astype(np.float32).T
+
+
 class LinearWeights(NamedTuple):
     """What one linear layer of decoder_layer multiplies with; shapes as in `linear`."""
 

@@ -12,54 +12,67 @@ from pathlib import Path
 
 import pytest
 
+from exporter import chips
 from kernels import reference
+from runtime.ascend import cann_log
 
 PACKAGE = Path(__file__).parents[1] / "kernels" / "ascend"
-OPERATORS = ("FusedAttention", "FusedAttentionDecode")
+# Each operator's function in kernels.reference, the file that declares it, and its outputs that are no inputs.
+OPERATORS = {
+    "FusedAttention": (reference.fused_attention, "attention_host.h", ["out"]),
+    "FusedAttentionDecode": (reference.fused_attention, "attention_host.h", ["out"]),
+    "LmHead": (reference.lm_head, "lm_head.cpp", ["logits"]),
+}
 
 
 def snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def declared(kind: str) -> list[str]:
-    """Names of the Inputs, Outputs or Attrs of the operators' definition, in order."""
-    return re.findall(rf'\.{kind}\("(\w+)"\)', (PACKAGE / "op_host/attention_host.h").read_text())
+def declared(operator: str, kind: str) -> list[str]:
+    """Names of the Inputs, Outputs or Attrs of an operator's definition, in order."""
+    return re.findall(rf'\b{kind}\("(\w+)"\)', (PACKAGE / "op_host" / OPERATORS[operator][1]).read_text())
 
 
-def reference_names(kind: inspect._ParameterKind) -> list[str]:
+def reference_names(operator: str, kind: inspect._ParameterKind) -> list[str]:
     """Parameters of the definition; the scales of int8 caches, which Ascend does not have, are tensors by keyword."""
-    parameters = inspect.signature(reference.fused_attention).parameters.values()
+    parameters = inspect.signature(OPERATORS[operator][0]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [p.name for p in parameters if p.kind is kind and not (kind is keyword and "Array" in str(p.annotation))]
 
 
-def test_definition_has_the_reference_s_names_in_its_order() -> None:
-    assert declared("Input") == reference_names(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    assert declared("Attr") == reference_names(inspect.Parameter.KEYWORD_ONLY)
-    assert "type" not in declared("Attr")  # the converter would take it for the name of a built-in operator
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_definition_has_the_reference_s_names_in_its_order(operator: str) -> None:
+    inputs = declared(operator, "Input")
+    assert inputs == reference_names(operator, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert declared(operator, "Attr") == reference_names(operator, inspect.Parameter.KEYWORD_ONLY)
+    assert "type" not in declared(operator, "Attr")  # the converter would take it for the name of a built-in operator
     # What the reference mutates is an output of the same name: written in place.
-    assert declared("Output") == ["out", "k_cache", "v_cache"]
+    mutated = [name for name in inputs if name in ("k_cache", "v_cache")]
+    assert declared(operator, "Output") == [*OPERATORS[operator][2], *mutated]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_each_operator_uses_the_definition_and_has_its_kernel(operator: str) -> None:
     host = (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text()
-    assert f'kName = "{operator}"' in host and f"OP_ADD({operator});" in host and "DeclareAttention(*this," in host
+    assert f'kName = "{operator}"' in host and f"OP_ADD({operator});" in host
+    shared = OPERATORS[operator][1] != f"{snake(operator)}.cpp"
+    assert ("DeclareAttention(*this," in host) == shared
     kernel = (PACKAGE / f"op_kernel/{snake(operator)}.cpp").read_text()
     head = re.search(r'extern "C" __global__ __aicore__ void (\w+)\((.*?)\)', kernel, re.S)
     assert head is not None and head[1] == snake(operator)
-    inputs = declared("Input")
-    outputs = [f"{name}_ref" if name in inputs else name for name in declared("Output")]
+    inputs = declared(operator, "Input")
+    outputs = [f"{name}_ref" if name in inputs else name for name in declared(operator, "Output")]
     assert re.findall(r"GM_ADDR (\w+)", head[2]) == [*inputs, *outputs, "workspace", "tiling"]
     kernels = (PACKAGE / "op_kernel/CMakeLists.txt").read_text()
     assert f"OP_TYPE {operator}\n    KERNEL_FILE {snake(operator)}.cpp" in kernels
     assert f"{snake(operator)}.cpp" in (PACKAGE / "op_host/CMakeLists.txt").read_text()
+    assert operator in chips.CUSTOM and operator in cann_log.OPERATORS_OF_OURS
 
 
 def test_presets_name_the_chips_that_the_definition_configures() -> None:
     preset = json.loads((PACKAGE / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
-    configured = re.findall(r'AddConfig\("(\w+)"\)', (PACKAGE / "op_host/attention_host.h").read_text())
+    configured = re.findall(r'AddConfig\("(\w+)"\)', (PACKAGE / "op_host/host.h").read_text())
     assert preset["ASCEND_COMPUTE_UNIT"]["value"].split(";") == configured == ["ascend310p", "ascend310b", "ascend910b"]
     assert preset["vendor_name"]["value"] == "edgellama"
 

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 NEW_TOKENS = 64
 LENGTHS = (1, 2, 5, 8, 13, 21, 31, 32, 33, 40, 48, 56, 64, 96, 127, 129)  # with the sentences, 20 prompts
-# The head's products are float16, in steps of 1/64 from 16 on: what lies closer than that, rounding decides. 17 of the
-# 20 were alike on both graphs when this was written, and the others left at 0.003 to 0.026, less than a step.
-ALIKE = 16
+# What is left of rounding is float16's of the products within the layers. One prompt of the 20 left on each graph when
+# this was written, at 0.005 between the reference's two best logits.
+ALIKE = 18
 TARGETS = ("ascend310p", "ascend310b", "ascend910b")
 RUN = TARGETS[:2]  # the 910B's graph is the 310P's
 

@@ -1,8 +1,9 @@
-"""The ascend op set: float16 products, our attention operators (kernels/ascend), caches written in place.
+"""The ascend op set: float16 products, our operators (kernels/ascend), caches written in place.
 
 Weights are float16 constants in an external data file. The residual stream and the norms are float32: a node more
 where a linear layer's result is added, and nothing overflows or is lost in the sum over the layers. Products take and
-give float16 and accumulate in float32 within the chip. Shape.chip says which built-in operators may be used
+give float16 and accumulate in float32 within the chip; our LmHead gives the logits in float32, for the best two are
+often closer than float16 tells apart. Shape.chip says which built-in operators may be used
 (exporter.chips): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
 
 One graph serves every bucket, decode among them: its token axis is dynamic and each bucket becomes a gear. So attention
@@ -72,28 +73,33 @@ def weight(name: str, *shape: int, dtype: Any = FLOAT16) -> Parameter:
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
-class FusedAttention(PrimitiveWithInfer):
-    """kernels.reference.fused_attention as kernels/ascend/op_host declares it.
+class KernelOperator(PrimitiveWithInfer):
+    """An operator of kernels/ascend, as its op_host declares it: the graph engine finds inputs, outputs and attributes
+    by the names given here. `node` is the node's name, which is not passed on."""
 
-    The graph engine finds inputs, outputs and attributes by the names given here; the caches' outputs are the inputs of
-    the same name, written in place. Each layer has its own caches, so no later node reads them: what keeps the node is
-    its first output.
+    INPUTS: Sequence[str]
+    OUTPUTS: Sequence[str]
+
+    def __init__(self, node: str, **attributes: Any):
+        kind = type(self).__name__
+        super().__init__(kind)
+        attributes |= {"name": node, "reg_op_name": kind, "func_type": "aot"}
+        for name, attribute in {**attributes, "input_names": [*self.INPUTS], "output_names": [*self.OUTPUTS]}.items():
+            self.add_prim_attr(name, attribute)
+
+
+class FusedAttention(KernelOperator):
+    """kernels.reference.fused_attention.
+
+    The caches' outputs are the inputs of the same name, written in place. Each layer has its own caches, so no later
+    node reads them: what keeps the node is its first output.
     """
 
-    def __init__(self, name: str, heads: int, scale: float, window: int):
-        super().__init__("FusedAttention")
-        attributes = {
-            "name": name,  # of the node; not passed on
-            "reg_op_name": "FusedAttention",
-            "func_type": "aot",
-            "input_names": ["qkv", "cos", "sin", "start", "length", "k_cache", "v_cache"],
-            "output_names": ["out", "k_cache", "v_cache"],
-            "heads": heads,
-            "scale": scale,
-            "window": window,
-        }
-        for name, attribute in attributes.items():
-            self.add_prim_attr(name, attribute)
+    INPUTS = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")
+    OUTPUTS = ("out", "k_cache", "v_cache")
+
+    def __init__(self, node: str, heads: int, scale: float, window: int):
+        super().__init__(node, heads=heads, scale=scale, window=window)
         self.heads = heads
 
     def infer_shape(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
@@ -101,6 +107,18 @@ class FusedAttention(PrimitiveWithInfer):
 
     def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
         return qkv, k_cache, v_cache
+
+
+class LmHead(KernelOperator):
+    """kernels.reference.lm_head"""
+
+    INPUTS, OUTPUTS = ("x", "weight"), ("logits",)
+
+    def infer_shape(self, x: Any, weight: Any) -> Any:
+        return [x[0], weight[0]]
+
+    def infer_dtype(self, x: Any, weight: Any) -> Any:
+        return FLOAT32
 
 
 class RMSNorm(nn.Cell):
@@ -124,16 +142,16 @@ class RMSNorm(nn.Cell):
 class MatMul(nn.Cell):
     """x [T, K] -> x W^T [T, N] in float16, W of float16 or of int8 with a scale a row."""
 
-    def __init__(self, shape: Shape, name: str, n: int, k: int, w: Parameter | None = None):
+    def __init__(self, shape: Shape, name: str, n: int, k: int):
         super().__init__(auto_prefix=False)
-        self.quantized = w is None and is_quantized(name, shape)
+        self.quantized = is_quantized(name, shape)
         if self.quantized:
             self.weight = weight(f"{name}.weight", n, k, dtype=mindspore.int8)
             self.scale = weight(f"{name}.scale", n)
             # transposed: the only layout of the weight that the 310P has
             self.matmul = ops.auto_generate.WeightQuantBatchMatmul(transpose_x=False, transpose_weight=True)
         else:
-            self.weight = weight(f"{name}.weight", n, k) if w is None else w
+            self.weight = weight(f"{name}.weight", n, k)
             self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Any) -> Any:
@@ -238,14 +256,20 @@ class NormSwiGLU(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Logits [B, V] of each row's last valid token only: float16 products, given as float32."""
+    """Logits [B, V] float32 of each row's last valid token only.
+
+    LmHead takes whole blocks of 16. Of another vocabulary or hidden size the chip's own product is given in float16.
+    """
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
         super().__init__(auto_prefix=False)
         self.norm = RMSNorm(config, shape, "model.norm")
-        tied = embedding if config.tie_word_embeddings else None
-        self.matmul = MatMul(shape, "lm_head", config.vocab_size, config.hidden_size, tied)
+        vocabulary, hidden = config.vocab_size, config.hidden_size
+        self.weight = embedding if config.tie_word_embeddings else weight("lm_head.weight", vocabulary, hidden)
+        self.fused = vocabulary % 16 == 0 and hidden % 16 == 0
+        self.matmul = LmHead("lm_head") if self.fused else ops.MatMul(transpose_b=True)
         self.gather, self.cast = ops.Gather(), ops.Cast()
 
     def construct(self, h: Any, step: Any) -> Any:
-        return self.cast(self.matmul(self.norm(self.gather(h, step[3], 0))), FLOAT32)
+        x = self.norm(self.gather(h, step[3], 0))  # [B, E]
+        return self.matmul(x, self.weight) if self.fused else self.cast(self.matmul(x, self.weight), FLOAT32)

@@ -1,8 +1,8 @@
 """Runs the package's kernels, compiled unchanged with g++, on the stand-in for a chip.
 
-`fused_attention` here has the signature and the meaning of kernels.reference.fused_attention; besides computing, it
-raises StandInError where the chip would misbehave (see standin/standin/report.h for the kinds of error). It tells
-nothing about speed.
+`fused_attention` and `lm_head` have the signature and the meaning of their namesakes in kernels.reference. Besides
+computing, they raise StandInError where the chip would misbehave (see standin/standin/report.h for the kinds of
+error). They tell nothing about speed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kernels.reference import Array
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"
 CHIPS = {"ascend310p": 2002, "ascend310b": 3002, "ascend910b": 2201}
-KERNELS = ("op_kernel/fused_attention.cpp", "op_kernel/fused_attention_decode.cpp")
+KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "fused_attention_decode", "lm_head"))
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
 
@@ -132,7 +132,7 @@ class Plan:
     workers: int
     workspace_bytes: int
     ub_bytes: int
-    details: tuple[int, ...]  # decode: keys, splits; prefill: keys, queries, tile tokens, ... (standin/tiling.cpp)
+    details: tuple[int, ...]  # decode: keys, splits; others: see standin/tiling.cpp
     tiling: Array
 
 
@@ -143,16 +143,17 @@ def limits(chip: str) -> list[int]:
     return list(values)
 
 
-def plan(chip: str, operator: str, shape: list[int], scale: float, chip_limits: list[int] | None = None) -> Plan:
+def plan(chip: str, operator: str, shape: list[int], scale: float = 0.0, chip_limits: list[int] | None = None) -> Plan:
     """Runs an operator's tiling function.
 
-    operator: "fused_attention" or "fused_attention_decode". shape: rows, tokens, width of qkv, heads, key/value
-    heads, head size, capacity, rotary positions, window. Raises TilingError with the operator's own message.
+    operator: "fused_attention" or "fused_attention_decode"; shape: rows, tokens, width of qkv, heads, key/value
+    heads, head size, capacity, rotary positions, window. Or "lm_head"; shape: rows, hidden size, vocabulary.
+    Raises TilingError with the operator's own message.
     """
     summary, message = _Summary(), ctypes.create_string_buffer(512)
     tiling = np.zeros(2048, np.uint8)
     failed = getattr(load(chip), f"plan_{operator}")(
-        (ctypes.c_int64 * 9)(*shape),
+        (ctypes.c_int64 * len(shape))(*shape),
         ctypes.c_float(scale),
         (ctypes.c_int64 * 8)(*(chip_limits or limits(chip))),
         tiling.ctypes.data_as(ctypes.c_void_p),
@@ -190,7 +191,7 @@ def fused_attention(
     chip_limits: list[int] | None = None,
 ) -> Array:
     """kernels.reference.fused_attention on the stand-in of `chip`. float16 data, caches mutated, float16 result."""
-    for name, array, dtype in (
+    _check(
         ("qkv", qkv, np.float16),
         ("k_cache", k_cache, np.float16),
         ("v_cache", v_cache, np.float16),
@@ -198,32 +199,51 @@ def fused_attention(
         ("sin", sin, np.float32),
         ("start", start, np.int32),
         ("length", length, np.int32),
-    ):
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
+    )
     rows, tokens, width = qkv.shape
     _, groups, capacity, head_dim = k_cache.shape
     shape = [rows, tokens, width, heads, groups, head_dim, capacity, cos.shape[0], window]
     decided = plan(chip, operator, shape, scale, chip_limits)
     out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
     workspace = np.zeros(decided.workspace_bytes, np.uint8) if decided.workspace_bytes else None
+    arguments = [
+        Argument("qkv", qkv),
+        Argument("cos", cos),
+        Argument("sin", sin),
+        Argument("start", start),
+        Argument("length", length),
+        Argument("k_cache", k_cache, writable=True),
+        Argument("v_cache", v_cache, writable=True),
+        Argument("out", out, writable=True),
+        Argument("k_cache", k_cache, writable=True),
+        Argument("v_cache", v_cache, writable=True),
+        Argument("workspace", workspace, writable=True, fresh=True),
+    ]
+    _run(chip, operator, arguments, decided)
+    return out
+
+
+def lm_head(x: Array, weight: Array, *, chip: str = "ascend310p", chip_limits: list[int] | None = None) -> Array:
+    """kernels.reference.lm_head on the stand-in of `chip`. float16 data, float32 result."""
+    _check(("x", x, np.float16), ("weight", weight, np.float16))
+    decided = plan(chip, "lm_head", [*x.shape, len(weight)], chip_limits=chip_limits)
+    logits = np.full((len(x), len(weight)), np.nan, np.float32)
+    arguments = [Argument("x", x), Argument("weight", weight), Argument("logits", logits, writable=True)]
+    _run(chip, "lm_head", [*arguments, Argument("workspace", None)], decided)
+    return logits
+
+
+def _check(*given: tuple[str, Array, type[np.generic]]) -> None:
+    for name, array, dtype in given:
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
+
+
+def _run(chip: str, operator: str, arguments: list[Argument], decided: Plan) -> None:
     peak = launch(
         load(chip),
         operator,
-        [
-            Argument("qkv", qkv),
-            Argument("cos", cos),
-            Argument("sin", sin),
-            Argument("start", start),
-            Argument("length", length),
-            Argument("k_cache", k_cache, writable=True),
-            Argument("v_cache", v_cache, writable=True),
-            Argument("out", out, writable=True),
-            Argument("k_cache", k_cache, writable=True),
-            Argument("v_cache", v_cache, writable=True),
-            Argument("workspace", workspace, writable=True, fresh=True),
-            Argument("tiling", decided.tiling),
-        ],
+        [*arguments, Argument("tiling", decided.tiling)],
         blocks=decided.blocks,
         workers=decided.workers,
         key=decided.key,
@@ -232,4 +252,3 @@ def fused_attention(
         raise StandInError(
             f"[capacity] the kernel took {peak} bytes of unified buffer, its tiling planned {decided.ub_bytes}"
         )
-    return out

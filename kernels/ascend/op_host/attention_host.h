@@ -1,13 +1,8 @@
-// What the two operators share on a host with CANN: reading shapes and attributes, limits of the chip, inference.
+// What the two attention operators share on a host with CANN: reading shapes and attributes, inference, definition.
 #ifndef EDGELLAMA_ATTENTION_HOST_H
 #define EDGELLAMA_ATTENTION_HOST_H
 
-#include <cstdio>
-#include <string>
-
-#include "register/op_def_registry.h"
-#include "tiling/platform/platform_ascendc.h"
-#include "tiling/tiling_api.h"
+#include "host.h"
 #include "tiling_fill.h"
 
 namespace edgellama {
@@ -16,20 +11,6 @@ namespace edgellama {
 enum Input : size_t { kQkv, kCos, kSin, kStart, kLength, kKeyCache, kValueCache };
 enum Output : size_t { kOut, kKeyCacheOut, kValueCacheOut };
 enum Attribute : size_t { kHeads, kScale, kWindow };
-
-inline ge::graphStatus Refuse(const std::string& problem) {
-    std::fprintf(stderr, "[ERROR] edgellama: %s\n", problem.c_str());
-    return ge::GRAPH_FAILED;
-}
-
-inline const gert::Shape* ShapeOf(gert::InferShapeContext* context, size_t input) {
-    return context->GetInputShape(input);
-}
-
-inline const gert::Shape* ShapeOf(gert::TilingContext* context, size_t input) {
-    const gert::StorageShape* shape = context->GetInputShape(input);
-    return shape == nullptr ? nullptr : &shape->GetOriginShape();
-}
 
 // Reads ranks, dimensions and attributes into `out`; returns what is wrong, or an empty string. A dimension that is
 // not known yet (-1) is left as -1.
@@ -99,39 +80,6 @@ inline ge::graphStatus InferDataType(gert::InferDataTypeContext* context) {
     return ge::GRAPH_SUCCESS;
 }
 
-inline std::string ReadLimits(const platform_ascendc::PlatformAscendC& platform, const std::string& name,
-                              ChipLimits* out) {
-    using platform_ascendc::CoreMemType;
-    using platform_ascendc::SocVersion;
-    const SocVersion chip = platform.GetSocVersion();
-    if (chip != SocVersion::ASCEND910B && chip != SocVersion::ASCEND310P && chip != SocVersion::ASCEND310B) {
-        return name + ": built for Ascend 310P, 310B and 910B, not for this chip";
-    }
-    uint64_t ub = 0, l1 = 0, l0a = 0, l0b = 0, l0c = 0;
-    platform.GetCoreMemSize(CoreMemType::UB, ub);
-    platform.GetCoreMemSize(CoreMemType::L1, l1);
-    platform.GetCoreMemSize(CoreMemType::L0_A, l0a);
-    platform.GetCoreMemSize(CoreMemType::L0_B, l0b);
-    platform.GetCoreMemSize(CoreMemType::L0_C, l0c);
-    const auto wide = [](uint64_t value) { return static_cast<int64_t>(value); };
-    *out = {chip == SocVersion::ASCEND910B, chip == SocVersion::ASCEND310P, platform.GetCoreNumAic(),
-            platform.GetCoreNumAiv(), wide(ub), wide(l1), wide(l0a), wide(l0b), wide(l0c)};
-    if (out->cubeCores < 1 || out->vectorCores < out->cubeCores || ub == 0) {
-        return name + ": the platform reports no cores or no local memory";
-    }
-    return "";
-}
-
-inline ge::graphStatus SetLaunch(gert::TilingContext* context, const platform_ascendc::PlatformAscendC& platform,
-                                 int64_t key, int64_t blocks, int64_t workspaceBytes) {
-    context->SetTilingKey(static_cast<uint64_t>(key));
-    context->SetBlockDim(static_cast<uint32_t>(blocks));
-    size_t* workspace = context->GetWorkspaceSizes(1);
-    if (workspace == nullptr) return ge::GRAPH_FAILED;
-    workspace[0] = static_cast<size_t>(workspaceBytes) + platform.GetLibApiWorkSpaceSize();
-    return ge::GRAPH_SUCCESS;
-}
-
 // Plans the decode kernel and sets up its launch.
 inline ge::graphStatus TileDecode(gert::TilingContext* context, const platform_ascendc::PlatformAscendC& platform,
                                   const AttentionShape& shape, const ChipLimits& limits, const std::string& name,
@@ -166,9 +114,7 @@ void DeclareAttention(OpDef& op, InferShapeFunc inferShape, InferDataTypeFunc in
     op.Attr("window").AttrType(OPTIONAL).Int(0);
     op.SetInferShape(inferShape).SetInferDataType(inferDataType);
     op.AICore().SetTiling(tiling);
-    op.AICore().AddConfig("ascend310p");
-    op.AICore().AddConfig("ascend310b");
-    op.AICore().AddConfig("ascend910b");
+    ConfigureChips(op);
 }
 
 }  // namespace ops

@@ -5,9 +5,7 @@
 #ifndef EDGELLAMA_ATTENTION_TILING_H
 #define EDGELLAMA_ATTENTION_TILING_H
 
-#include <algorithm>
-#include <cstdint>
-#include <string>
+#include "cube_plan.h"
 
 namespace edgellama {
 
@@ -17,18 +15,6 @@ struct AttentionShape {
     int64_t heads, groups, headDim, capacity, positions;
     int64_t window;
     float scale;
-};
-
-struct ChipLimits {
-    bool splitCores;     // 910B: cube and vector cores apart, and a SyncAll that needs no workspace
-    bool matmulNeedsUb;  // 310P
-    int64_t cubeCores, vectorCores;
-    int64_t ub, l1, l0a, l0b, l0c;  // bytes
-};
-
-// One product [m, k] x [k, n] of the high-level Matmul.
-struct CubePlan {
-    int64_t m, n, k, baseM, baseN, baseK;
 };
 
 struct DecodePlan {
@@ -41,16 +27,11 @@ struct PrefillPlan {
     CubePlan qk, pv;
 };
 
-constexpr int64_t kFractal = 16;     // Matmul's smallest block
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxRatio = 32;    // query heads of one key/value head
 constexpr int64_t kLanes = 64;       // floats of a vector repeat
 constexpr int64_t kRowBytes = 32;    // eight floats: one value per row
-constexpr int64_t kUbMargin = 8 * 1024;      // some vector calls of the 910B reserve this much for themselves
 constexpr int64_t kKeysPerSplit = 256;       // shorter shares are not worth a SyncAll
-
-inline int64_t CeilTo(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-inline int64_t CeilDiv(int64_t value, int64_t step) { return (value + step - 1) / step; }
 
 // What is wrong with the shapes and attributes, or an empty string. `name` is the operator's.
 inline std::string CheckShape(const AttentionShape& s, const std::string& name) {
@@ -136,17 +117,6 @@ inline int64_t PrefillUb(int64_t ratio, int64_t dim, int64_t queries, int64_t ke
            std::max(kFractal, ratio) * dim * 2 + matmulBytes;
 }
 
-// The largest inner block, in multiples of 16 up to 128, whose two halves of a double buffer fit L0A and L0B.
-inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, const ChipLimits& chip) {
-    CubePlan plan{m, n, k, m, n, std::min<int64_t>(k, 128)};
-    plan.baseK = std::min({plan.baseK, chip.l0a / (4 * m) / kFractal * kFractal,
-                           chip.l0b / (4 * n) / kFractal * kFractal});
-    return plan;
-}
-
-// Bytes of L1 that one product takes with its K dimension loaded whole.
-inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * CeilDiv(p.k, p.baseK) * 2; }
-
 // The plan for a matrix of `queries` rows and `keys` columns; false if it does not fit the chip.
 inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t queries, int64_t keys,
                      PrefillPlan* plan) {
@@ -155,8 +125,8 @@ inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t qu
     plan->keys = keys;
     plan->tileTokens = std::min(s.tokens, queries / ratio);
     plan->prepareTokens = std::min(plan->tileTokens, std::max<int64_t>(1, (dim > 128 ? 16 : 32) / ratio));
-    plan->qk = PlanCube(queries, keys, dim, chip);
-    plan->pv = PlanCube(queries, dim, keys, chip);
+    plan->qk = PlanCube(queries, keys, dim, queries, keys, chip);
+    plan->pv = PlanCube(queries, dim, keys, queries, dim, chip);
     plan->matmulBytes = chip.matmulNeedsUb ? queries * std::max(keys, dim) * 4 : 0;
     plan->ubBytes = PrefillUb(ratio, dim, queries, keys, plan->prepareTokens, plan->matmulBytes);
     return plan->ubBytes <= chip.ub - kUbMargin && plan->qk.baseK >= kFractal && plan->pv.baseK >= kFractal &&

@@ -7,29 +7,6 @@ using namespace edgellama;
 
 const char* const kName = "FusedAttention";
 
-// Matmul's own tiling for one product, with the plan's base block and half of L1 and L0C, which two objects share.
-std::string TileCube(const platform_ascendc::PlatformAscendC& platform, const CubePlan& plan, const ChipLimits& limits,
-                     int64_t ubBytes, bool transposed, AscendC::tiling::TCubeTiling* out) {
-    using matmul_tiling::CubeFormat;
-    using matmul_tiling::DataType;
-    using matmul_tiling::TPosition;
-    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-    matmul_tiling::MatmulApiTiling tiling(platform);
-    tiling.SetAType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16);
-    tiling.SetBType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16, transposed);
-    tiling.SetCType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT);
-    tiling.EnableBias(false);
-    tiling.SetShape(narrow(plan.m), narrow(plan.n), narrow(plan.k));
-    tiling.SetOrgShape(narrow(plan.m), narrow(plan.n), narrow(plan.k));
-    tiling.SetFixSplit(narrow(plan.baseM), narrow(plan.baseN), -1);
-    tiling.SetBufferSpace(narrow(limits.l1 / 2), narrow(limits.l0c / 2), ubBytes > 0 ? narrow(ubBytes) : -1);
-    if (tiling.GetTiling(*out) == -1 || out->baseM != plan.baseM || out->baseN != plan.baseN) {
-        return std::string(kName) + ": Matmul finds no tiling for " + std::to_string(plan.m) + " x " +
-               std::to_string(plan.n) + " x " + std::to_string(plan.k) + " on this chip";
-    }
-    return "";
-}
-
 ge::graphStatus TilingFunction(gert::TilingContext* context) {
     platform_ascendc::PlatformAscendC platform(context->GetPlatformInfo());
     AttentionShape shape;
@@ -44,11 +21,14 @@ ge::graphStatus TilingFunction(gert::TilingContext* context) {
 
     PrefillPlan plan;
     problem = PlanPrefill(shape, limits, kName, &plan);
+    ChipLimits shared = limits;  // by the two products
+    shared.l1 /= 2;
+    shared.l0c /= 2;
     if (problem.empty()) {
-        problem = TileCube(platform, plan.qk, limits, plan.matmulBytes, true, &data->prefill.qk);
+        problem = TileCube(platform, kName, plan.qk, shared, plan.matmulBytes, true, &data->prefill.qk);
     }
     if (problem.empty()) {
-        problem = TileCube(platform, plan.pv, limits, plan.matmulBytes, false, &data->prefill.pv);
+        problem = TileCube(platform, kName, plan.pv, shared, plan.matmulBytes, false, &data->prefill.pv);
     }
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, &data->prefill);

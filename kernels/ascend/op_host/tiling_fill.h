@@ -4,7 +4,9 @@
 #define EDGELLAMA_TILING_FILL_H
 
 #include "../op_kernel/attention_tiling_data.h"
+#include "../op_kernel/lm_head_tiling_data.h"
 #include "attention_tiling.h"
+#include "lm_head_tiling.h"
 
 namespace edgellama {
 
@@ -34,6 +36,17 @@ inline void Fill(const AttentionShape& s, const PrefillPlan& plan, PrefillTiling
     out->matmulBytes = static_cast<int32_t>(plan.matmulBytes);
     out->reserved = 0;
     out->workspaceBytes = plan.workspaceBytes;
+    out->end = 0;
+}
+
+// Leaves product to the caller.
+inline void Fill(const LmHeadShape& s, const LmHeadPlan& plan, LmHeadTiling* out) {
+    out->rows = static_cast<int32_t>(s.rows);
+    out->hidden = static_cast<int32_t>(s.hidden);
+    out->vocabulary = static_cast<int32_t>(s.vocabulary);
+    out->columns = static_cast<int32_t>(plan.columns);
+    out->matmulBytes = static_cast<int32_t>(plan.matmulBytes);
+    out->reserved = 0;
     out->end = 0;
 }
 

@@ -19,8 +19,9 @@ void CallWith(void* kernel, Arguments a, std::index_sequence<I...>) {
 void Call(void* kernel, Arguments a, int count) {
     switch (count) {
         case 4: return CallWith(kernel, a, std::make_index_sequence<4>{});
+        case 5: return CallWith(kernel, a, std::make_index_sequence<5>{});
         case 12: return CallWith(kernel, a, std::make_index_sequence<12>{});
-        default: standin::Fail("range", "a kernel of %d arguments: launch.cpp calls those of 4 and 12", count);
+        default: standin::Fail("range", "a kernel of %d arguments: launch.cpp calls those of 4, 5 and 12", count);
     }
 }
 

@@ -14,13 +14,14 @@ AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     t.usedCoreNum = 1;
     t.M = t.singleCoreM = narrow(p.m);
-    t.N = t.singleCoreN = narrow(p.n);
+    t.N = narrow(p.rowN);
+    t.singleCoreN = narrow(p.n);
     t.Ka = t.Kb = t.singleCoreK = narrow(p.k);
     t.baseM = narrow(p.baseM);
     t.baseN = narrow(p.baseN);
     t.baseK = narrow(p.baseK);
     t.stepM = t.stepN = 1;
-    t.stepKa = t.stepKb = t.depthA1 = t.depthB1 = narrow(CeilDiv(p.k, p.baseK));
+    t.stepKa = t.stepKb = t.depthA1 = t.depthB1 = narrow(p.stepK);
     t.dbL0A = t.dbL0B = 2;
     t.dbL0C = 1;
     t.transLength = narrow(p.baseM * p.baseN * 4);
@@ -94,6 +95,22 @@ int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip,
         return failed;
     }
     return Prefill(Shape(shape, scale), Limits(chip), "FusedAttention", &data->prefill, out, message, bytes);
+}
+
+// shape: rows, hidden size, vocabulary. The float is there for all to be called alike.
+int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling, void* summary, char* message,
+                 size_t bytes) {
+    static_assert(sizeof(LmHeadTiling) <= 2048);
+    const LmHeadShape s{shape[0], shape[1], shape[2]};
+    LmHeadPlan plan;
+    const std::string problem = PlanLmHead(s, Limits(chip), "LmHead", &plan);
+    if (!problem.empty()) return Fail(problem, message, bytes);
+    auto* data = static_cast<LmHeadTiling*>(tiling);
+    Fill(s, plan, data);
+    data->product = Cube(plan.product);
+    *static_cast<Summary*>(summary) = {0, plan.blocks, plan.workers, 0, plan.matmulBytes, sizeof(LmHeadTiling),
+                                       {plan.columns, plan.product.baseK, plan.product.stepK}};
+    return 0;
 }
 
 }  // extern "C"

@@ -1,0 +1,64 @@
+// How the product of the head is cut for a chip: plain C++ over shapes and the chip's limits, as attention_tiling.h.
+#ifndef EDGELLAMA_LM_HEAD_TILING_H
+#define EDGELLAMA_LM_HEAD_TILING_H
+
+#include "cube_plan.h"
+
+namespace edgellama {
+
+struct LmHeadShape {
+    int64_t rows, hidden, vocabulary;  // x [rows, hidden], weight [vocabulary, hidden]
+};
+
+struct LmHeadPlan {
+    int64_t columns;  // of one worker, a multiple of 16
+    int64_t workers, blocks, matmulBytes;
+    CubePlan product;
+};
+
+constexpr int64_t kMaxHidden = 65535;  // Matmul's limit for the rows of a transposed matrix in global memory
+
+// What is wrong with the shapes, or an empty string. `name` is the operator's.
+inline std::string CheckShape(const LmHeadShape& s, const std::string& name) {
+    const auto text = [](int64_t value) { return std::to_string(value); };
+    if (s.rows < 1) return name + ": x has " + text(s.rows) + " rows; it needs at least 1";
+    if (s.hidden < kFractal || s.hidden > kMaxHidden || s.hidden % kFractal != 0) {
+        return name + ": the hidden size " + text(s.hidden) + " is not a multiple of 16 up to " + text(kMaxHidden);
+    }
+    if (s.vocabulary < kFractal || s.vocabulary % kFractal != 0) {
+        return name + ": the vocabulary of " + text(s.vocabulary) + " is not a multiple of 16";
+    }
+    return "";
+}
+
+// Runs of columns of about one size for each core, in whole blocks where there are enough. K is read block by block:
+// the rows of a head are long, and each weight is used once.
+inline std::string PlanLmHead(const LmHeadShape& s, const ChipLimits& chip, const std::string& name, LmHeadPlan* plan) {
+    const std::string problem = CheckShape(s, name);
+    if (!problem.empty()) return problem;
+    constexpr int64_t kColumns = 128, kMaxRows = 128, kStepK = 4;
+    const int64_t share = CeilDiv(s.vocabulary, chip.vectorCores);
+    plan->columns = std::min(s.vocabulary, CeilTo(share, share > 4 * kColumns ? kColumns : kFractal));
+    plan->workers = CeilDiv(s.vocabulary, plan->columns);
+    plan->blocks = plan->workers;
+    if (chip.splitCores) {  // launched by cube core; each brings vectorCores / cubeCores workers
+        const int64_t each = chip.vectorCores / chip.cubeCores;
+        plan->blocks = CeilDiv(plan->workers, each);
+        plan->workers = plan->blocks * each;
+    }
+    const int64_t baseM = std::min(CeilTo(s.rows, kFractal), kMaxRows), baseN = std::min(plan->columns, kColumns);
+    plan->product = PlanCube(s.rows, plan->columns, s.hidden, baseM, baseN, chip);
+    plan->product.rowN = s.vocabulary;
+    plan->product.stepK = std::min(plan->product.stepK, kStepK);
+    plan->matmulBytes = chip.matmulNeedsUb ? chip.ub / 2 : 0;
+    if (plan->product.baseK < kFractal || CubeL1(plan->product) > chip.l1 || baseM * baseN * 4 > chip.l0c ||
+        (chip.matmulNeedsUb && baseM * baseN * 4 > plan->matmulBytes)) {
+        return name + ": a block of " + std::to_string(baseM) + " x " + std::to_string(baseN) +
+               " does not fit the chip's local memory";
+    }
+    return "";
+}
+
+}  // namespace edgellama
+
+#endif
