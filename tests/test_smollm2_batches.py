@@ -22,8 +22,9 @@ pytestmark = pytest.mark.slow
 
 PAD = 2  # the model's pad and end of text; the mask says where it is padding
 BEAMS = 4
-BEAM_LENGTHS = (1, 2, 3, 5, 9, 17, 31, 32, 33, 40, 64, 80, 96, 127, 128, 129)
-RUNS = [(size, side) for size in (1, 3, 8) for side in ("left", "right")]
+# For what takes a pass of several rows for each token, or of a graph of built-in operators.
+SHORT_LENGTHS = (1, 2, 3, 5, 9, 17, 31, 32, 33, 40, 64, 80, 96, 127, 128, 129)
+RUNS = [(1, "left"), *((size, side) for size in (3, 8) for side in ("left", "right"))]  # one alone has no padding
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,12 @@ def artifacts(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
     return smollm2.load_reference(smollm2_gguf)
+
+
+@pytest.fixture(scope="module")
+def held() -> set[tuple[int, ...]]:
+    """The texts that the reference has been asked about: it says the same of each again."""
+    return set()
 
 
 def mixed(prompts: list[list[int]]) -> list[list[int]]:
@@ -65,28 +72,39 @@ def continue_all(artifact: Path, prompts: list[list[int]], size: int, side: str,
 
 
 @pytest.mark.parametrize(("size", "side"), RUNS)
-def test_greedy(size: int, side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM) -> None:
-    hold_greedy(artifacts["cpu"], size, side, reference)
+def test_greedy(size: int, side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, held: set) -> None:
+    hold_greedy(artifacts["cpu"], smollm2.LENGTHS, size, side, reference, held)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_greedy_of_the_portable_graph(side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM) -> None:
-    hold_greedy(artifacts["portable"], 3, side, reference)
+def test_greedy_of_the_portable_graph(
+    side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, held: set
+) -> None:
+    hold_greedy(artifacts["portable"], SHORT_LENGTHS, 3, side, reference, held)
 
 
-def hold_greedy(artifact: Path, size: int, side: str, reference: LlamaForCausalLM) -> None:
-    prompts = mixed(smollm2.make_prompts(artifact))
+def hold_greedy(
+    artifact: Path,
+    lengths: Sequence[int],
+    size: int,
+    side: str,
+    reference: LlamaForCausalLM,
+    held: set[tuple[int, ...]],
+) -> None:
+    prompts = mixed(smollm2.make_prompts(artifact, lengths))
     assert len(prompts) == 20
     found = continue_all(artifact, prompts, size, side, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
     for prompt, new in zip(prompts, found, strict=True):
         assert len(new) == NEW_TOKENS
-        smollm2.tell(smollm2.near_ties(reference, prompt, new))
+        if (*prompt, *new) not in held:
+            smollm2.tell(smollm2.near_ties(reference, prompt, new))
+            held.add((*prompt, *new))
 
 
 @pytest.fixture(scope="module")
 def best(artifacts: dict[str, Path], reference: LlamaForCausalLM) -> list[tuple[list[int], list[int]]]:
     """Each prompt, and the continuation that transformers' beam search finds for it alone; it may end early."""
-    prompts = mixed(smollm2.make_prompts(artifacts["cpu"], BEAM_LENGTHS))
+    prompts = mixed(smollm2.make_prompts(artifacts["cpu"], SHORT_LENGTHS))
     assert len(prompts) == 20
     found = []
     for prompt in prompts:
