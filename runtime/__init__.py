@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from runtime.chat import Chat
     from runtime.errors import UserError
     from runtime.generation_config import GenerationConfig
-    from runtime.model import AutoModelForCausalLM, LlamaForCausalLM
+    from runtime.model import AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
     from runtime.pipelines import pipeline
     from runtime.text import Tokenizer
 
@@ -23,6 +23,8 @@ __all__ = [
     "Chat",
     "GenerationConfig",
     "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
     "Tokenizer",
     "UserError",
     "pipeline",
@@ -33,6 +35,8 @@ _HOME = {
     "Chat": "runtime.chat",
     "GenerationConfig": "runtime.generation_config",
     "LlamaForCausalLM": "runtime.model",
+    "MistralForCausalLM": "runtime.model",
+    "Qwen2ForCausalLM": "runtime.model",
     "Tokenizer": "runtime.text",
     "UserError": "runtime.errors",
     "pipeline": "runtime.pipelines",

@@ -30,17 +30,20 @@ class BeamWave:
         call: Call,
         prompts: Sequence[np.ndarray],
         first: int,
-        limit: int,
+        limits: Sequence[int],
     ) -> None:
         """prompts: ids without padding, at most engine.batch // num_beams of them; first: the place of prompts[0] among
-        all of the call, by which each draws on its own; limit: new tokens."""
+        all of the call, by which each draws on its own; limits: new tokens of each."""
         config = call.config
-        self.engine, self.call, self.prompts, self.limit = engine, call, prompts, limit
+        self.engine, self.call, self.prompts = engine, call, prompts
         self.tokenizer = tokenizer() if config.stop_strings else None
         self.chooser = Chooser(config, engine.vocab_size, (), call.logits_processors)
-        self.texts = Texts([prompt for prompt in prompts for _ in range(config.num_beams)], limit)
+        beams = range(config.num_beams)
+        self.texts = Texts([p for p in prompts for _ in beams], [limit for limit in limits for _ in beams])
         self.searches = [
-            Search(config, limit, np.random.default_rng([call.seed, first + index]) if config.do_sample else None)
+            Search(
+                config, limits[index], np.random.default_rng([call.seed, first + index]) if config.do_sample else None
+            )
             for index in range(len(prompts))
         ]
         self.scores: list[np.ndarray] = []  # a [rows, V] a step, where asked for
@@ -64,9 +67,10 @@ class BeamWave:
                 if not search.closed:
                     mine = slice(first, first + beams)
                     came_from, candidates = search.best(log_probs[mine], logprobs[mine])
-                    candidates.ended[:] = self._ended(texts.row(first)[: texts.prompt_length[first]], candidates, step)
+                    prompt, last = texts.row(first)[: texts.prompt_length[first]], step == search.limit - 1
+                    candidates.ended[:] = self._ended(prompt, candidates, step, last)
                     source[mine] = first + search.advance(came_from, candidates)
-                    texts.ids[mine, texts.prompt_length[first] :][:, : self.limit] = search.running.tokens
+                    texts.ids[mine, texts.prompt_length[first] :][:, : search.limit] = search.running.tokens
             texts.length = [length + 1 for length in texts.length]
             texts.steps += 1
         return [search.finished for search in self.searches]
@@ -85,7 +89,7 @@ class BeamWave:
         tokens = tokens[:, : int(length.max())]
         timings.cached_tokens += int(start.sum())
         timings.prompt_tokens += int((start + length).sum())
-        for step in range(self.limit):
+        for step in range(self.texts.limit):
             began = time.perf_counter()
             try:
                 logits = engine.forward(tokens, start, length, self.call.cancelled.is_set)[:rows]
@@ -103,7 +107,7 @@ class BeamWave:
             start[:rows] = self.texts.length
             yield logits
             open_ones = [not search.closed for search in self.searches]
-            if step == self.limit - 1 or not any(open_ones):
+            if step == self.texts.limit - 1 or not any(open_ones):
                 return
             engine.reorder(source, int(start.max()))
             length[:rows] = np.repeat(open_ones, beams)
@@ -123,8 +127,9 @@ class BeamWave:
             self.scores.append(scores.copy())
         return scores, logprobs
 
-    def _ended(self, prompt: np.ndarray, candidates: Beams, step: int) -> np.ndarray:
-        """Why each candidate ends with its last token, as indices of REASONS; 0 where it does not."""
+    def _ended(self, prompt: np.ndarray, candidates: Beams, step: int, last: bool) -> np.ndarray:
+        """Why each candidate ends with its last token, as indices of REASONS; 0 where it does not. last: it may have no
+        more."""
         config, new = self.call.config, candidates.tokens[:, : step + 1]
         found = [("eos", np.isin(new[:, -1], config.eos_token_id))]
         if self.tokenizer is not None:
@@ -139,7 +144,7 @@ class BeamWave:
                     "candidate of the beams"
                 )
             found.append(("stopping_criteria", np.broadcast_to(says, len(new))))
-        found.append(("length", np.full(len(new), step == self.limit - 1)))
+        found.append(("length", np.full(len(new), last)))
         ended = np.zeros(len(new), np.int8)
         for reason, hits in reversed(found):  # the first one counts
             ended[hits] = REASONS.index(reason)
@@ -173,10 +178,18 @@ def beam_output(
     return GenerateOutput(
         sequences,
         tuple(REASONS[code] or "length" for beams in kept for code in beams.ended),
+        tuple(map(len, new)),
         timings,
         scores=joined(lambda wave: wave.scores) if config.output_scores else None,
         logits=joined(lambda wave: wave.logits) if config.output_logits else None,
-        logprobs=np.concatenate([beams.logprobs for beams in kept])[:, :width] if config.output_logprobs else None,
+        logprobs=_stacked([beams.logprobs for beams in kept], width, 0) if config.output_logprobs else None,
         sequences_scores=np.concatenate([beams.scores for beams in kept]),
-        beam_indices=np.concatenate(came_from)[:, :width],
+        beam_indices=_stacked(came_from, width, -1),
+    )
+
+
+def _stacked(parts: Sequence[np.ndarray], width: int, filler: int) -> np.ndarray:
+    """[n, steps] each, cut or filled up to `width` columns, one below another."""
+    return np.concatenate(
+        [np.pad(p[:, :width], ((0, 0), (0, max(0, width - p.shape[1]))), constant_values=filler) for p in parts]
     )

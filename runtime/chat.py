@@ -44,7 +44,7 @@ class Chat:
         before = self.messages[:-1] if self.messages and self.messages[-1]["role"] == "user" else self.messages
         messages = self._fitting([*before, {"role": "user", "content": text}])  # without a question nobody waited for
         turn = self.model.turn(messages)
-        stream = self.model.stream_turn(turn, **{"reuse_prefix": True, **settings})
+        stream = self.model.stream_turn(turn, **settings)
         self.dropped = len(before) + 1 - len(messages)
         self.messages, self._turn = messages, turn
         stream.listeners.append(self._heard)

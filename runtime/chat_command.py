@@ -51,7 +51,8 @@ def run_chat(options: argparse.Namespace) -> None:
     model = load(options)
     settings["logits_processor"] = grammar(options, model)
     chat = Chat(model, options.system)
-    model.turn([*chat.messages, {"role": "user", "content": "?"}])  # a missing or refusing template is told at once
+    # A missing or refusing template is told at once, and so are settings out of range.
+    model.stream(model.turn([*chat.messages, {"role": "user", "content": "?"}]).ids, **settings)
     terminal = sys.stdin.isatty()
     if terminal:
         print("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the chat", file=sys.stderr)

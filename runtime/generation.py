@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,8 @@ class Timings:
 
 def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
     """input_ids as int64 [B, n]: an array, a tensor, a list of rows, or one row. Raises UserError for anything else."""
+    if isinstance(input_ids, Mapping):
+        raise UserError(f"input_ids is a {type(input_ids).__name__}; needed: token ids. Unpack it: generate(**inputs)")
     try:
         ids = np.asarray(input_ids)
     except ValueError as error:  # rows of different length
@@ -93,7 +95,7 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
             warnings.warn(
                 "attention_mask is not given and cannot be inferred, since pad_token_id is an eos id: "
                 "padding counts as text. Pass the tokenizer's attention_mask",
-                stacklevel=3,
+                stacklevel=5,
             )
         return np.ones(ids.shape, bool)
     return ids != pad
@@ -109,12 +111,12 @@ def prompt_rows(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     return rows
 
 
-def new_token_limit(config: GenerationConfig, columns: int, longest: int, artifact: Artifact) -> int:
-    """How many tokens may follow. columns: width of input_ids, which max_length counts; longest: tokens of the longest
-    row. The context bounds them; a prompt that leaves no room is a UserError."""
+def new_token_limit(config: GenerationConfig, columns: int, tokens: int, artifact: Artifact) -> int:
+    """How many tokens may follow a row. columns: width of input_ids, which max_length counts; tokens: the row's own.
+    The context bounds them; a prompt that leaves no room is a UserError."""
     context = artifact.manifest.context
-    if longest >= context:
-        raise UserError(_too_long(longest, artifact))
+    if tokens >= context:
+        raise UserError(_too_long(tokens, artifact))
     limit = config.max_new_tokens
     if limit is None and config.max_length is not None:
         limit = config.max_length - columns
@@ -123,7 +125,7 @@ def new_token_limit(config: GenerationConfig, columns: int, longest: int, artifa
                 f"max_length is {config.max_length} and the prompt has {columns} tokens already. "
                 "Raise it, or use max_new_tokens"
             )
-    return min(DEFAULT_NEW_TOKENS if limit is None else limit, context - longest)
+    return min(DEFAULT_NEW_TOKENS if limit is None else limit, context - tokens)
 
 
 def _too_long(tokens: int, artifact: Artifact) -> str:
@@ -139,14 +141,16 @@ def _too_long(tokens: int, artifact: Artifact) -> str:
 class Texts:
     """The rows of one wave: each one's ids, its prompt without padding first, and why it ended."""
 
-    def __init__(self, prompts: Sequence[np.ndarray], limit: int) -> None:
-        """limit: how many new tokens a row may have."""
-        self.limit = limit
+    def __init__(self, prompts: Sequence[np.ndarray], limits: Sequence[int]) -> None:
+        """limits: how many new tokens each row may have."""
+        self.limits = list(limits)
+        self.limit, self._least = max(limits), min(limits)
         self.steps = 0
         # Lists: of so few numbers Python's own are cheaper than numpy's, in a decode step above all.
         self.prompt_length = [len(prompt) for prompt in prompts]
         self.length = list(self.prompt_length)
-        self.ids = np.zeros((len(prompts), max(self.length) + limit), np.int64)
+        width = max(length + limit for length, limit in zip(self.length, limits, strict=True))
+        self.ids = np.zeros((len(prompts), width), np.int64)
         for row, prompt in zip(self.ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         self.live = [True] * len(prompts)
@@ -187,6 +191,12 @@ class Texts:
                 self.length[row] += 1
         self.steps += 1
 
+    def full(self) -> list[bool]:
+        """Which rows have as many new tokens as they may."""
+        if self.steps < self._least:  # every step but the last, most often
+            return [False] * len(self)
+        return [self.steps >= limit for limit in self.limits]
+
     def finish(self, ended: Sequence[bool], reason: str) -> None:
         """Rows of `ended` that still live end now."""
         for row, ends in enumerate(ended):
@@ -222,7 +232,7 @@ def decode(
     """Prefill the prompts of `texts` (at most engine.batch) together, then add a token to each row, step by step.
 
     Yields the new tokens [rows], -1 for rows that ended before; `texts` holds them then. A row ends where one of
-    `stops` (finish reason, stop) says so; all end after texts.limit tokens ("length"), or where `forward` raises
+    `stops` (finish reason, stop) says so, or after its limit of tokens ("length"); all end where `forward` raises
     Cancelled ("cancelled", without a token). Nothing is computed beyond the token last asked for.
     placement: the texts' cache rows, and how much of them is there; the first rows, nothing, when None.
     forward: stands for engine.forward.
@@ -263,8 +273,7 @@ def decode(
         texts.push(picked)
         for reason, stop in stops:
             texts.finish(stop(texts), reason)
-        if step == texts.limit - 1:
-            texts.finish(texts.live, "length")
+        texts.finish(texts.full(), "length")
         yield picked
         if True not in texts.live:
             return

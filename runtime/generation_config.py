@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,15 +20,18 @@ from runtime.errors import UserError
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 # What generation_config.json says of other things, or the manifest says as well.
 NOT_SETTINGS = {
-    *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+    *("_from_model_config", "transformers_version", "bos_token_id", "use_cache"),
     *("cache_implementation", "return_dict_in_generate", "output_scores", "output_logits"),
 }
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
+MAX_LENGTH_PENALTY = 7.0  # 100,000 tokens to its power still fit float32
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """What generate() uses where the call does not say. Raises UserError for a value out of range.
+
+    Passed to generate(), it says what it was made with; for the rest the artifact's own stands.
 
     max_new_tokens goes before max_length (prompt included); without either, 20 new tokens. min_new_tokens: no eos
     before. eos_token_id: any of these ends its row. pad_token_id fills ended rows; None falls back to the first eos id.
@@ -75,13 +78,21 @@ class GenerationConfig:
     output_logits: bool = False
     output_logprobs: bool = False
 
+    said: ClassVar[frozenset[str]] = frozenset()  # the names of what it was made with
+
+    def __new__(cls, *given: Any, **named: Any) -> GenerationConfig:
+        self = super().__new__(cls)
+        self._set(said=frozenset([*named, *(field.name for field in dataclasses.fields(cls)[: len(given)])]))
+        return self
+
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
         self._whole("num_return_sequences", 1)
         self._whole("num_beams", 1)
-        self._number("length_penalty", "a number", lambda x: True)
+        least, most = -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY
+        self._number("length_penalty", f"a number from {least:g} to {most:g}", lambda x: least <= x <= most)
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UserError(f'early_stopping is {self.early_stopping!r}; needed: True, False or "never"')
         for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
@@ -91,10 +102,12 @@ class GenerationConfig:
         for name in ("do_sample", "return_dict_in_generate", "output_scores", "output_logits", "output_logprobs"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; needed: True or False")
-        self._number("temperature", "a number above 0 (do_sample=False takes the likeliest)", lambda x: x > 0)
+        above = bool(self.do_sample)  # without sampling it has no effect, and 0 says what is meant
+        needed = "a number above 0 (do_sample=False takes the likeliest)" if above else "a number, at least 0"
+        self._number("temperature", needed, lambda x: x > 0 if above else x >= 0)
         self._number("top_p", "a number above 0, at most 1", lambda x: 0 < x <= 1)
         self._number("typical_p", "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        self._number("repetition_penalty", "a number above 0", lambda x: x > 0)
+        self._number("repetition_penalty", "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
         if self.min_p is not None:
             self._number("min_p", "a number from 0 to 1", lambda x: 0 <= x <= 1)
         self._set(
@@ -124,7 +137,7 @@ class GenerationConfig:
 
     @classmethod
     def of(cls, artifact: Artifact) -> GenerationConfig:
-        """The artifact's defaults: ids from the manifest, the rest from its generation_config.json where it has one."""
+        """The artifact's defaults: its generation_config.json, and the manifest's special ids where that has none."""
         path = artifact.file("generation_config.json")
         stored: Any = {}
         if path.is_file():
@@ -143,9 +156,9 @@ class GenerationConfig:
                 others.append(name)
         if others:
             warnings.warn(f"{path}: {', '.join(others)}: not known to this runtime, so without effect", stacklevel=2)
-        manifest = artifact.manifest
+        ids = {name: getattr(artifact.manifest, name) for name in ("eos_token_id", "pad_token_id")}
         try:
-            return cls(**known, eos_token_id=manifest.eos_token_id, pad_token_id=manifest.pad_token_id)
+            return cls(**{**ids, **known})
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -175,12 +188,16 @@ class GenerationConfig:
                 f"num_return_sequences is {config.num_return_sequences} and do_sample False: they would be equal. "
                 "Use do_sample=True, or num_beams"
             )
+        if config.do_sample and any(bias == math.inf for _, bias in config.sequence_bias):
+            raise UserError("sequence_bias holds inf, and a draw needs finite scores. Use a large number, such as 1e4")
         return config
 
     def completed(self, other: GenerationConfig) -> GenerationConfig:
-        """With the special token ids of `other` where this one has none."""
-        eos, pad = self.eos_token_id or other.eos_token_id, self.pad_token_id
-        return dataclasses.replace(self, eos_token_id=eos, pad_token_id=other.pad_token_id if pad is None else pad)
+        """`other`, with what this one was made with in place; None means not given."""
+        said = {name: getattr(self, name) for name in self.said if getattr(self, name) is not None}
+        if "max_length" in said:
+            said.setdefault("max_new_tokens", None)
+        return dataclasses.replace(other, **said)
 
     def check_beams(self) -> None:
         """Raises UserError for settings that beam search does not take."""
@@ -225,6 +242,8 @@ def _biases(given: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
     try:
         ids, values = zip(*pairs, strict=True) if given else ((), ())
         numbers = [float(value) for value in values]
+        if any(math.isnan(number) for number in numbers):
+            raise ValueError("not a number")
     except (TypeError, ValueError) as error:
         raise UserError(
             f"sequence_bias is {given!r}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]"

@@ -21,6 +21,7 @@ from runtime.errors import UserError
 from runtime.generation import Timings
 from runtime.generation_config import GenerationConfig
 from runtime.output import Answer, GenerateOutput, Streamer
+from runtime.placement import check_placement
 from runtime.progress import progress
 from runtime.session import Session
 from runtime.stream import Stream
@@ -30,17 +31,17 @@ from runtime.wave import Call, Wave, output
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 # What generate() and stream() take beside settings.
-ARGUMENTS = ("generation_config", "use_cache", "reuse_prefix", "logits_processor", "stopping_criteria")
+ARGUMENTS = ("generation_config", "tokenizer", "use_cache", "reuse_prefix", "logits_processor", "stopping_criteria")
 
 
 class LlamaForCausalLM:
     """A loaded artifact. One generation runs at a time; other threads wait their turn.
 
-    A prompt that begins with what the cache still holds, of the generations before, is computed from there on only.
-    The tokens are those of a fresh start, up to rounding: a prompt cut elsewhere into passes gives logits that differ
-    by about 1e-6 of their range in float32, and 4e-3 where kernels quantize activations (int8 weights), as they do
-    between prefill buckets too: a sampled text may part there. So a call with a seed computes its whole prompt, unless
-    told otherwise by reuse_prefix; sessions and chats always go on from what is there.
+    generate() and stream() compute their whole prompt, so that the same call gives the same tokens. With reuse_prefix a
+    prompt that begins with what the cache still holds, of the generations before, is computed from there on only: the
+    tokens are then those of a fresh start up to rounding, for a prompt cut elsewhere into passes gives logits that
+    differ by about 1e-6 of their range in float32, and 4e-3 where kernels quantize activations (int8 weights), as they
+    do between prefill buckets too. Sessions and chats always go on from what is there.
     """
 
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
@@ -58,15 +59,19 @@ class LlamaForCausalLM:
         device_id: int | None = None,
         show_progress: bool = False,
         show_native_log: bool = False,
+        **hugging_face: Any,
     ) -> LlamaForCausalLM:
         """Load an artifact folder, as `make export` writes it.
 
         threads: CPU threads, all available ones when None. device_id: the NPU, for artifacts of Ascend targets; the
         first when None. show_progress: a line on standard error while it loads.
         show_native_log: let through what MindSpore Lite logs while loading, which otherwise shows on failure only.
-        Raises UserError for a folder that is not a whole, unchanged artifact which this runtime can run.
+        hugging_face: device, device_map, dtype and torch_dtype, where they ask for what the artifact was exported for.
+        Raises UserError for a folder that is not a whole, unchanged artifact which this runtime can run, TypeError for
+        an unknown keyword.
         """
         artifact = Artifact.open(path)
+        check_placement("from_pretrained", hugging_face, artifact.manifest)
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6
         what = f"Loading {artifact.manifest.name} ({size:,.0f} MB)"
         with progress(what) if show_progress else nullcontext():
@@ -77,6 +82,11 @@ class LlamaForCausalLM:
         """The Hugging Face config as attributes."""
         return SimpleNamespace(**self.artifact.manifest.config)
 
+    @property
+    def device(self) -> str:
+        """Where prompts are taken from and results given: "cpu", with an NPU too."""
+        return "cpu"
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. `transformers.AutoTokenizer.from_pretrained(<artifact>)` works as well."""
@@ -84,44 +94,50 @@ class LlamaForCausalLM:
 
     def generate(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         *,
+        inputs: Any = None,
         streamer: Streamer | None = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         generation_config: GenerationConfig | None = None,
+        tokenizer: Any = None,
         use_cache: bool = True,
-        reuse_prefix: bool | None = None,
+        reuse_prefix: bool = False,
         **settings: Any,
     ) -> np.ndarray | GenerateOutput:
         """Continue each prompt; returns int64 [B, n + new], prompts first, as Hugging Face's generate does.
 
-        input_ids [B, n] (array, tensor or list), padded on either side; attention_mask [B, n] of 0 and 1, or inferred
-        from pad_token_id where that is not an eos id. settings: the fields of GenerationConfig; the defaults are those
-        of generation_config, or the artifact's. A row ends with any id of eos_token_id, is then filled with
-        pad_token_id, and all end after max_new_tokens, at max_length, or where the context is full. More rows than the
-        artifact's batch run in waves, each row as it would run alone. With num_return_sequences the answers to a prompt
-        follow one another.
+        input_ids [B, n] (array, tensor or list), padded on either side; inputs is another name of it; attention_mask
+        [B, n] of 0 and 1, or inferred from pad_token_id where that is not an eos id. settings: the fields of
+        GenerationConfig; the defaults are those of generation_config, then the artifact's. A row ends with any id of
+        eos_token_id, after max_new_tokens, at max_length, or where it fills the context, and is then filled with
+        pad_token_id. More rows than the artifact's batch run in waves, each row as it would run alone. With
+        num_return_sequences the answers to a prompt follow one another.
 
         streamer: `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. logits_processor,
         stopping_criteria: a callable or a list, called with numpy arrays (input_ids [rows, n], scores [rows, V]) wave
         by wave; with num_beams a criterion sees the candidates of one prompt. Beams take a row each, so num_beams is
-        at most the artifact's batch, and prompts go batch // num_beams at a time. use_cache can only be True.
-        reuse_prefix: compute only what the cache does not hold of the prompts; None does, unless a seed is given.
+        at most the artifact's batch, and prompts go batch // num_beams at a time. tokenizer: as Hugging Face wants it
+        beside stop_strings; the artifact's own reads them. use_cache can only be True. reuse_prefix: compute only what
+        the cache does not hold of the prompts.
         `cancel` ends it early, with what there is.
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
-        arguments = ("input_ids", "attention_mask", "streamer", *ARGUMENTS)
+        arguments = ("input_ids", "attention_mask", "inputs", "streamer", *ARGUMENTS)
         callables = (listed("logits_processor", logits_processor), listed("stopping_criteria", stopping_criteria))
         call = self._call("generate", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
-        ids, rows, limit = self._prepare(input_ids, attention_mask, call.config)
+        if (input_ids is None) == (inputs is None):
+            raise UserError("needed: one of input_ids and inputs, which is another name of it")
+        ids, rows, limits = self._prepare(inputs if input_ids is None else input_ids, attention_mask, call.config)
         if call.config.num_beams > 1:
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
-            return self._beams(call, ids, rows, limit)
-        ids = np.repeat(ids, call.config.num_return_sequences, axis=0)
-        rows = [row for row in rows for _ in range(call.config.num_return_sequences)]
+            return self._beams(call, ids, rows, limits)
+        several = call.config.num_return_sequences
+        ids = np.repeat(ids, several, axis=0)
+        rows, limits = [row for row in rows for _ in range(several)], np.repeat(limits, several).tolist()
         if streamer is not None and len(rows) > self.engine.batch:
             raise UserError(
                 f"a streamer sees one wave of rows, and {len(rows)} rows take several ({self.engine.batch} each). "
@@ -134,7 +150,7 @@ class LlamaForCausalLM:
                 if streamer is not None:
                     streamer.put(ids)
                 for first in range(0, len(rows), self.engine.batch):
-                    wave = self._wave(call, rows[first : first + self.engine.batch], first, limit)
+                    wave = self._wave(call, rows, limits, first)
                     waves.append(wave)
                     for picked in wave.decode(timings):
                         if streamer is not None:
@@ -147,7 +163,9 @@ class LlamaForCausalLM:
         sequences = generation.join(ids, new, call.config.padding)
         return output(sequences, waves, timings) if call.config.return_dict_in_generate else sequences
 
-    def _beams(self, call: Call, ids: np.ndarray, rows: list[np.ndarray], limit: int) -> np.ndarray | GenerateOutput:
+    def _beams(
+        self, call: Call, ids: np.ndarray, rows: list[np.ndarray], limits: list[int]
+    ) -> np.ndarray | GenerateOutput:
         config, timings = call.config, Timings()
         at_once = self.engine.batch // config.num_beams
         if at_once == 0:
@@ -156,8 +174,9 @@ class LlamaForCausalLM:
                 f"Export with `make export MODEL={self.artifact.manifest.source.model} BATCH={config.num_beams}`"
             )
         waves = [
-            BeamWave(self.engine, lambda: self.tokenizer, call, rows[first : first + at_once], first, limit)
+            BeamWave(self.engine, lambda: self.tokenizer, call, rows[mine], first, limits[mine])
             for first in range(0, len(rows), at_once)
+            for mine in [slice(first, first + at_once)]
         ]
         with self.engine.turn.take(call.cancelled):
             found = [beams for wave in waves for beams in wave.run(timings)]
@@ -190,8 +209,9 @@ class LlamaForCausalLM:
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         generation_config: GenerationConfig | None = None,
+        tokenizer: Any = None,
         use_cache: bool = True,
-        reuse_prefix: bool | None = None,
+        reuse_prefix: bool = False,
         **settings: Any,
     ) -> Stream:
         """Continue one prompt (text, or its token ids), yielding a Piece per new token. Arguments as in `generate`,
@@ -208,8 +228,8 @@ class LlamaForCausalLM:
                 f"stream() gives one answer to one prompt, token by token; {len(ids)} prompts, num_return_sequences "
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
-        _, rows, limit = self._prepare(ids, np.ones_like(ids), call.config)
-        return Stream(self._wave(call, rows, 0, limit), self.engine.turn, self.tokenizer)
+        _, rows, limits = self._prepare(ids, np.ones_like(ids), call.config)
+        return Stream(self._wave(call, rows, limits, 0), self.engine.turn, self.tokenizer)
 
     def chat(self, messages: Messages, **settings: Any) -> Answer:
         """As `stream_chat`, at once. `messages.append(answer.message)` makes the conversation go on."""
@@ -248,7 +268,7 @@ class LlamaForCausalLM:
         limits = ("max_new_tokens", "max_length")
         if all(settings.get(name) is None and getattr(self.generation_config, name) is None for name in limits):
             settings["max_new_tokens"] = self.engine.context
-        stream = self.stream(turn.ids, **settings)
+        stream = self.stream(turn.ids, **{"reuse_prefix": True, **settings})
         stream.listeners.append(turn.heard)
         self.transcripts.keep(turn)
         return stream
@@ -262,7 +282,7 @@ class LlamaForCausalLM:
         processors: list[LogitsProcessor],
         criteria: list[StoppingCriterion],
         use_cache: bool,
-        reuse_prefix: bool | None,
+        reuse_prefix: bool,
     ) -> Call:
         if base is None:
             base = self.generation_config
@@ -272,19 +292,22 @@ class LlamaForCausalLM:
         if not use_cache:
             raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
         seed = secrets.randbits(64) if config.seed is None else config.seed
-        reuse_prefix = config.seed is None if reuse_prefix is None else bool(reuse_prefix)
-        return Call(config, processors, criteria, seed, reuse_prefix)
+        return Call(config, processors, criteria, seed, bool(reuse_prefix))
 
-    def _wave(self, call: Call, rows: list[np.ndarray], first: int, limit: int) -> Wave:
-        return Wave(self.engine, lambda: self.tokenizer, call, rows, first, limit)
+    def _wave(self, call: Call, rows: list[np.ndarray], limits: list[int], first: int) -> Wave:
+        """Of rows `first` and the next, as many as the engine has rows for."""
+        mine = slice(first, first + self.engine.batch)
+        return Wave(self.engine, lambda: self.tokenizer, call, rows[mine], first, limits[mine])
 
     def _prepare(
         self, input_ids: Any, attention_mask: Any, config: GenerationConfig
-    ) -> tuple[np.ndarray, list[np.ndarray], int]:
+    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+        """The prompts [B, n], each row's tokens, and how many may follow each."""
         ids = generation.prompt_ids(input_ids, self.engine.vocab_size)
         rows = generation.prompt_rows(ids, generation.prompt_mask(ids, attention_mask, config))
-        limit = generation.new_token_limit(config, ids.shape[1], max(len(row) for row in rows), self.artifact)
-        return ids, rows, limit
+        limits = [generation.new_token_limit(config, ids.shape[1], len(row), self.artifact) for row in rows]
+        return ids, rows, limits
 
 
-AutoModelForCausalLM = LlamaForCausalLM  # an artifact of any architecture: the graphs hold what sets them apart
+# An artifact of any architecture: the graphs hold what sets them apart.
+AutoModelForCausalLM = MistralForCausalLM = Qwen2ForCausalLM = LlamaForCausalLM

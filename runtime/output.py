@@ -44,21 +44,28 @@ class Answer:
 class GenerateOutput:
     """What generate() returns with return_dict_in_generate.
 
-    sequences int64 [B, n + new]; finish_reasons, one a row. Where asked for: scores (after processors and warpers) and
-    logits (before), a float32 [B, V] a step; logprobs float32 [B, new], the model's own of each new token. Zeros where
-    a row had ended. Of a beam search also sequences_scores float32 [B], what the texts were ranked by, and beam_indices
-    int64 [B, new], the row of scores and logits (prompt by prompt, num_beams each) that each token was added by, -1
-    behind the end; its scores are log-probabilities.
+    sequences int64 [B, n + new]; finish_reasons and new_tokens (how many, padding left out), one a row. Where asked
+    for: scores (after processors and warpers) and logits (before), a float32 [B, V] a step; logprobs float32 [B, new],
+    the model's own of each new token. Zeros where a row had ended. Of a beam search also sequences_scores float32 [B],
+    what the texts were ranked by, and beam_indices int64 [B, new], the row of scores and logits (prompt by prompt,
+    num_beams each) that each token was added by, -1 behind the end; its scores are log-probabilities.
     """
 
     sequences: np.ndarray
     finish_reasons: tuple[str, ...]
+    new_tokens: tuple[int, ...]
     timings: Timings
     scores: tuple[np.ndarray, ...] | None = None
     logits: tuple[np.ndarray, ...] | None = None
     logprobs: np.ndarray | None = None
     sequences_scores: np.ndarray | None = None
     beam_indices: np.ndarray | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """As Hugging Face's ModelOutput: output["sequences"]."""
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
 
 
 class Streamer(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from runtime.errors import UserError
 from runtime.generation_config import FIELDS
 from runtime.model import ARGUMENTS, LlamaForCausalLM, Messages
 from runtime.output import GenerateOutput
+from runtime.placement import check_placement
+from runtime.text import Tokenizer
 
 TASK = "text-generation"
 # What Hugging Face's text-generation pipeline takes where neither call nor generation_config.json says.
@@ -30,6 +32,11 @@ OWN: Mapping[str, Any] = {
     "tools": None,
     "documents": None,
     "batch_size": None,
+    # without effect here, where texts are neither cut nor padded nor read by other processes
+    "truncation": None,
+    "padding": None,
+    "clean_up_tokenization_spaces": None,
+    "num_workers": None,
 }
 NOT_HERE = ("return_dict_in_generate", "output_scores", "output_logits", "output_logprobs")
 GENERATE = (FIELDS - set(NOT_HERE)) | {"streamer", *ARGUMENTS}
@@ -42,12 +49,17 @@ def pipeline(
     *,
     threads: int | None = None,
     device_id: int | None = None,
+    device: Any = None,
+    device_map: Any = None,
+    dtype: Any = None,
+    torch_dtype: Any = None,
     **settings: Any,
 ) -> TextGenerationPipeline:
     """Text to text, as transformers.pipeline makes it of a hub model.
 
-    model: an artifact's folder, or a loaded model. tokenizer: another than the artifact's, such as transformers' of it.
-    threads, device_id: as of `LlamaForCausalLM.from_pretrained`. settings: defaults of the calls.
+    model: an artifact's folder, or a loaded model. tokenizer: another than the artifact's: the folder of one, or an
+    object such as transformers' of it. threads, device_id, device, device_map, dtype, torch_dtype: as of
+    `LlamaForCausalLM.from_pretrained`. settings: defaults of the calls.
     Raises UserError for a task other than "text-generation", or a folder that is no artifact; TypeError for an unknown
     keyword.
     """
@@ -57,6 +69,10 @@ def pipeline(
         raise UserError("no model given. Pass model=FOLDER, as `make export` writes it")
     if not isinstance(model, LlamaForCausalLM):
         model = LlamaForCausalLM.from_pretrained(model, threads=threads, device_id=device_id)
+    asked = {"device": device, "device_map": device_map, "dtype": dtype, "torch_dtype": torch_dtype}
+    check_placement("pipeline", asked, model.artifact.manifest)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = Tokenizer.from_folder(tokenizer)
     return TextGenerationPipeline(model, tokenizer, **settings)
 
 
@@ -71,14 +87,16 @@ class TextGenerationPipeline:
         self.tokenizer: Any = model.tokenizer if tokenizer is None else tokenizer
         self.settings = settings
 
-    def __call__(self, text_inputs: str | Sequence[Any], **settings: Any) -> list[Any]:
+    def __call__(self, text_inputs: str | Sequence[Any] | Iterator[Any], **settings: Any) -> Any:
         """Continue a prompt, or answer a chat; or each of several.
 
-        text_inputs: a prompt, a chat ([{"role": ..., "content": ...}, ...]), or a list of either. settings: those of
+        text_inputs: a prompt, a chat ([{"role": ..., "content": ...}, ...]), a list of either, or an iterator of
+        either, whose results are then given as they are asked for, one by one. settings: those of
         generate(), and: return_full_text (default True: the prompt, or the chat's messages, before what is new),
         return_tensors (token ids instead of text), skip_special_tokens, add_special_tokens (to a prompt), prefix,
         stop_sequence (stop_strings), continue_final_message (of a chat; by default where the last one is the
         assistant's), tools and documents (of the chat template), batch_size (prompts that go together; all, if None).
+        truncation can only be off: a prompt that does not fit is an error.
 
         Returns num_return_sequences dicts {"generated_text": ...} of a prompt or chat, a list of such lists of several.
         The text of a chat is its messages and the answer. With return_tensors {"generated_token_ids": [...]}.
@@ -86,8 +104,12 @@ class TextGenerationPipeline:
         Raises UserError for input that does not fit, TypeError for an unknown keyword.
         """
         _known("pipeline()", settings)
+        if isinstance(text_inputs, Iterator):
+            return (self(one, **settings) for one in text_inputs)
         given = {**OWN, **self.settings, **settings}
         own = {name: given.pop(name) for name in OWN}
+        if own["truncation"]:
+            raise UserError("truncation=True: a cut prompt is another prompt. Leave it out, and cut the text yourself")
         if own["stop_sequence"] is not None:
             given["stop_strings"] = own["stop_sequence"]
         several = isinstance(text_inputs, list | tuple) and not _is_chat(text_inputs)
@@ -113,9 +135,6 @@ class TextGenerationPipeline:
         found = {name: value for name, value in DEFAULTS.items() if name not in said}
         if "max_length" in said:
             found.pop("max_new_tokens", None)
-        beams = given.get("num_beams") or self.model.generation_config.num_beams
-        if beams > 1:  # which this runtime has without sampling only
-            found.pop("do_sample", None)
         sampled = found.get("do_sample", given.get("do_sample", self.model.generation_config.do_sample))
         if not sampled:
             found.pop("temperature", None)
@@ -162,14 +181,10 @@ class TextGenerationPipeline:
         if not isinstance(output, GenerateOutput):
             raise TypeError(f"generate() returned {type(output).__name__}")
         each = len(output.sequences) // len(prompts)
-        eos = call.get("eos_token_id")
-        ends = np.atleast_1d(self.model.generation_config.eos_token_id if eos is None else eos)
         records: list[list[dict[str, Any]]] = [[] for _ in prompts]
-        for row, (sequence, reason) in enumerate(zip(output.sequences, output.finish_reasons, strict=True)):
+        for row, (sequence, count) in enumerate(zip(output.sequences, output.new_tokens, strict=True)):
             index = row // each
-            new = sequence[width:]
-            if reason == "eos":  # padding follows
-                new = new[: np.flatnonzero(np.isin(new, ends))[0] + 1]
+            new = sequence[width : width + count]
             if own["return_tensors"]:
                 records[index].append({"generated_token_ids": [*prompts[index], *new.tolist()]})
             else:

@@ -25,7 +25,7 @@ class Call:
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
-    reuse_prefix: bool = True
+    reuse_prefix: bool = False
     cancelled: Cancellation = field(default_factory=Cancellation)
 
 
@@ -38,15 +38,16 @@ class Wave:
         engine: Engine,
         tokenizer: Callable[[], Tokenizer],
         call: Call,
-        rows: list[np.ndarray],
+        rows: Sequence[np.ndarray],
         first: int,
-        limit: int,
+        limits: Sequence[int],
     ) -> None:
         """rows: prompts without padding, at most engine.batch; first: the place of rows[0] among all rows of the call,
-        by which each has a random stream of its own; limit: new tokens; tokenizer: asked for where settings need it."""
+        by which each has a random stream of its own; limits: new tokens of each; tokenizer: asked for where settings
+        need it."""
         self.engine = engine
         self.call = call
-        self.texts = Texts(rows, limit)
+        self.texts = Texts(rows, limits)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
         self.chooser = Chooser(call.config, engine.vocab_size, generators, call.logits_processors)
         self.stops = stops(call.config, tokenizer, len(rows), self.chooser, call.stopping_criteria)
@@ -111,6 +112,7 @@ def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> Ge
     return GenerateOutput(
         sequences,
         tuple(reason or "length" for wave in waves for reason in wave.texts.finish_reasons),
+        tuple(len(wave.texts.new(index)) for wave in waves for index in range(len(wave.texts))),
         timings,
         scores=joined(lambda wave: wave.chooser.scores) if config.output_scores else None,
         logits=joined(lambda wave: wave.chooser.logits) if config.output_logits else None,

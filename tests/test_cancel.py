@@ -100,7 +100,7 @@ def test_a_long_prompt_is_left_between_its_chunks(model: LlamaForCausalLM) -> No
     assert chunks == [16] and piece.finish_reason == "cancelled"
     assert piece.timings is not None and piece.timings.prefill > 0
     # and what was computed is of use
-    out = model.generate(prompt, max_new_tokens=3, return_dict_in_generate=True)
+    out = model.generate(prompt, max_new_tokens=3, return_dict_in_generate=True, reuse_prefix=True)
     assert out.timings.cached_tokens == 16
     assert out.sequences[0, 46:].tolist() == continuation(prompt, 3)
 

@@ -68,6 +68,12 @@ def expected(folder: Path, *texts: str, system: str | None = None) -> str:
     return "".join("".join(piece.text for piece in chat.ask(text, max_new_tokens=6)) + "\n" for text in texts)
 
 
+def test_settings_out_of_range_are_told_before_anything_is_asked(folder: Path, pipe: Any, capfd: Any) -> None:
+    pipe("")
+    status, out, err = run(capfd, "chat", str(folder), "--temperature", "-1")
+    assert status == 2 and not out and "temperature is -1" in err and "Traceback" not in err
+
+
 def test_each_line_of_a_pipe_is_a_message(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pipe("hello\n\n  why\n/exit\nnever read\n")
     status, out, err = run(capfd, "chat", str(folder), *SHORT)

@@ -61,7 +61,7 @@ def test_reused_tokens_give_the_logits_of_a_fresh_start(artifact: Path) -> None:
         "prompt = np.random.default_rng(0).integers(8, 250, 40).tolist()\n"
         "settings = {'max_new_tokens': 1, 'return_dict_in_generate': True, 'output_logits': True}\n"
         "def logits(prompt):\n"
-        "    out = model.generate([prompt], **settings)\n"
+        "    out = model.generate([prompt], reuse_prefix=True, **settings)\n"
         "    return out.logits[0][0], out.timings.cached_tokens\n"
         "fresh, none = logits(prompt)\n"
         "found = []\n"

@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from runtime.generation import Texts, Timings, decode
 from runtime.generation_config import GenerationConfig
 from runtime.model import LlamaForCausalLM
+from runtime.placement import check_placement
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
 
@@ -120,6 +121,61 @@ def test_one_eos_id_may_be_a_plain_int_and_an_empty_list_turns_the_default_off(t
     assert model.generate([5, 6], max_new_tokens=8, eos_token_id=free[0])[0, 2:].tolist() == free[:1]
 
 
+def test_a_row_is_as_long_as_it_would_be_alone(model: LlamaForCausalLM) -> None:
+    """A row that fills the context ends there, and none beside it: in one wave, in another, and with beams."""
+    long, short = [5] * 60, [6, 7]  # of a context of 64
+    alone = [model.generate([row], max_new_tokens=9)[0, len(row) :].tolist() for row in (long, short)]
+    assert [len(row) for row in alone] == [4, 9]
+    ids, mask = padded([long, short, short, short], "left", 0)
+    out = model.generate(ids, mask, max_new_tokens=9, return_dict_in_generate=True, pad_token_id=3)
+    assert out.finish_reasons == ("length",) * 4
+    new = out["sequences"][:, ids.shape[1] :]
+    assert new[0].tolist() == alone[0] + [3] * 5 and new[1:].tolist() == [alone[1]] * 3
+    settings = {"max_new_tokens": 9, "num_beams": 2, "return_dict_in_generate": True, "output_logprobs": True}
+    beams = [model.generate([row], **settings) for row in (long, short)]
+    ids, mask = padded([long, short], "left", 0)
+    both = model.generate(ids, mask, **settings, pad_token_id=3)
+    for row, (one, count) in enumerate(zip(beams, (4, 9), strict=True)):
+        np.testing.assert_array_equal(both.sequences[row, 60 : 60 + count], one.sequences[0, -count:])
+        np.testing.assert_allclose(both.logprobs[row, :count], one.logprobs[0, :count], atol=1e-5)
+        assert (both.beam_indices[row, count:] == -1).all()
+
+
+def test_hugging_faces_names_for_prompt_tokenizer_and_device(model: LlamaForCausalLM) -> None:
+    expected = model.generate([5, 6], max_new_tokens=3).tolist()
+    assert model.generate(inputs=np.array([[5, 6]]), max_new_tokens=3, tokenizer=object()).tolist() == expected
+    assert model.device == "cpu"
+    out = model.generate([5, 6], max_new_tokens=3, return_dict_in_generate=True)
+    assert out["sequences"].tolist() == expected
+    with pytest.raises(KeyError, match="nothing"):
+        out["nothing"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "cpu", "device_map": "auto", "dtype": "auto", "torch_dtype": None}, ""),
+        ({"torch_dtype": "torch.float32"}, ""),
+        (
+            {"device": "cuda:0"},
+            r"device is 'cuda:0'; the artifact was exported for target portable, weights fp32. Leave",
+        ),
+        ({"dtype": "float16"}, r"dtype is 'float16'; .* or export with WEIGHTS=fp16"),
+    ],
+)
+def test_where_a_model_goes_is_settled_at_export(given: dict[str, Any], message: str, model: LlamaForCausalLM) -> None:
+    if not message:
+        return check_placement("from_pretrained", given, model.artifact.manifest)
+    with pytest.raises(UserError, match=message):
+        check_placement("from_pretrained", given, model.artifact.manifest)
+
+
+def test_an_unknown_way_of_loading_is_refused(tmp_path: Path) -> None:
+    load(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'low_memory'"):
+        LlamaForCausalLM.from_pretrained(tmp_path, low_memory=True)
+
+
 def test_a_generation_config_stands_for_the_artifacts(tmp_path: Path) -> None:
     free = continuation([5, 6], 20)
     model = load(tmp_path, eos_token_id=(free[9],))
@@ -155,7 +211,10 @@ def test_lengths_of_the_artifacts_own_generation_config(tmp_path: Path) -> None:
         ({"input_ids": [5] * 300}, r"The model was made for 256: shorten the prompt"),
         ({"input_ids": []}, r"the prompt is empty \(input_ids has shape \(1, 0\)\)"),
         ({"input_ids": "hello"}, r"input_ids is text; needed: token ids"),
-        ({"input_ids": None}, r"input_ids has shape \(\)"),
+        ({"input_ids": None}, r"needed: one of input_ids and inputs"),
+        ({"input_ids": [5], "inputs": [5]}, r"needed: one of input_ids and inputs"),
+        ({"input_ids": 5}, r"input_ids has shape \(\)"),
+        ({"input_ids": {"input_ids": [[5]]}}, r"input_ids is a dict; .*Unpack it: generate\(\*\*inputs\)"),
         ({"input_ids": [5], "stop_strings": 3}, r"stop_strings is 3; needed: a string or a list"),
         ({"input_ids": [5], "generation_config": {"top_k": 3}}, r"generation_config is a dict; needed"),
         ({"input_ids": [[[5]]]}, r"shape \(1, 1, 1\)"),
@@ -248,7 +307,7 @@ def test_ended_rows_take_no_part_and_the_last_token_is_not_fed(single: LlamaForC
             logits[[0, 1, 2], [3, 7 if len(calls) == 2 else 4, 5]] = 1
             return logits
 
-    texts = Texts([np.array([1, 2]), np.array([1])], 4)
+    texts = Texts([np.array([1, 2]), np.array([1])], [4, 4])
     ends = [("seven", lambda texts: texts.last() == 7)]
     steps = list(decode(Recorder(), texts, Timings(), stops=ends))
     assert texts.finish_reasons == ["length", "seven"]
@@ -265,7 +324,7 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
             return np.full((1, 8), np.nan, np.float32)
 
     with pytest.raises(RuntimeError, match="not numbers"):
-        list(decode(Broken(), Texts([np.array([1])], 2), Timings()))
+        list(decode(Broken(), Texts([np.array([1])], [2]), Timings()))
 
 
 def test_config_is_hugging_faces(single: LlamaForCausalLM) -> None:

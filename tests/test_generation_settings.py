@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -37,6 +38,35 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others(model: Llama
     assert draws[0] != draws[2] and draws[2] != draws[3]
     unseeded = [model.generate([5, 6], **SAMPLED).tolist() for _ in range(3)]
     assert unseeded[0] != unseeded[1] or unseeded[1] != unseeded[2]
+
+
+def test_a_generation_config_says_what_it_was_made_with_and_the_artifact_the_rest() -> None:
+    stored = GenerationConfig(do_sample=True, temperature=5.0, eos_token_id=3, max_new_tokens=9)
+    assert GenerationConfig(top_k=4).completed(stored) == dataclasses.replace(stored, top_k=4)
+    assert GenerationConfig(do_sample=False).completed(stored) == dataclasses.replace(stored, do_sample=False)
+    assert GenerationConfig(pad_token_id=None).completed(stored) == stored
+    assert GenerationConfig(max_length=7).completed(stored).max_new_tokens is None
+    assert GenerationConfig(None, 7).completed(stored).max_length == 7
+    whole = dataclasses.replace(stored, top_k=4)  # made with everything
+    assert whole.completed(GenerationConfig(top_p=0.5)) == whole
+
+
+def test_generation_config_jsons_special_tokens_count(tmp_path: Path) -> None:
+    model = load(tmp_path, eos_token_id=(2,))
+    path = model.artifact.file("generation_config.json")
+    for stored, eos, pad in (({"eos_token_id": [30, 31], "pad_token_id": 4}, (30, 31), 4), ({}, (2,), None)):
+        path.write_text(json.dumps(stored))
+        config = GenerationConfig.of(model.artifact)
+        assert (config.eos_token_id, config.pad_token_id) == (eos, pad or model.artifact.manifest.pad_token_id)
+
+
+def test_a_temperature_of_zero_is_a_way_to_say_greedy(model: LlamaForCausalLM) -> None:
+    with pytest.warns(UserWarning, match="temperature: without effect"):
+        got = model.generate([5, 6], max_new_tokens=4, do_sample=False, temperature=0.0)
+    assert got[0, 2:].tolist() == continuation([5, 6], 4)
+    assert GenerationConfig(temperature=0.0).temperature == 0
+    with pytest.raises(UserError, match="holds inf, and a draw needs finite"):
+        model.generate([5, 6], do_sample=True, sequence_bias={(5,): float("inf")})
 
 
 def test_a_row_draws_alike_whatever_runs_beside_it(model: LlamaForCausalLM, single: LlamaForCausalLM) -> None:

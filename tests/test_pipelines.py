@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,41 @@ def test_defaults_are_hugging_faces_where_the_model_says_nothing(tmp_path: Path,
     assert other == toy("w5", seed=1, temperature=5.0, max_new_tokens=4, return_full_text=False)[0]
 
 
+def test_beams_are_sampled_where_nothing_else_is_said(toy: TextGenerationPipeline) -> None:
+    """As Hugging Face's, whose default is to sample."""
+    texts = {
+        toy("w5", num_beams=2, max_new_tokens=8, temperature=5.0, seed=seed)[0]["generated_text"] for seed in range(4)
+    }
+    assert len(texts) > 1
+
+
+def test_an_iterator_of_prompts_is_answered_as_it_is_asked(toy: TextGenerationPipeline) -> None:
+    asked = []
+
+    def prompts() -> Iterator[str]:
+        for prompt in ("w5", "w9"):
+            asked.append(prompt)
+            yield prompt
+
+    answers = toy(prompts(), do_sample=False, max_new_tokens=3, num_workers=0, clean_up_tokenization_spaces=False)
+    assert next(answers) == toy("w5", do_sample=False, max_new_tokens=3) and asked == ["w5"]
+    assert next(answers) == toy("w9", do_sample=False, max_new_tokens=3)
+
+
+def test_a_tokenizers_folder_and_where_the_model_goes(toy: TextGenerationPipeline) -> None:
+    folder = toy.model.artifact.path
+    same = pipeline(model=toy.model, tokenizer=folder, device=-1, device_map="auto", dtype="auto", seed=1)
+    assert same("w5", max_new_tokens=5) == toy("w5", max_new_tokens=5)
+    with pytest.raises(UserError, match="device is 0; the artifact was exported for target portable"):
+        pipeline(model=toy.model, device=0)
+
+
+def test_a_prompt_beside_a_long_one_is_answered_as_alone(toy: TextGenerationPipeline) -> None:
+    long = " ".join(["w5"] * 60)
+    settings = {"do_sample": False, "max_new_tokens": 9}
+    assert toy([long, "w9"], **settings) == [toy(long, **settings), toy("w9", **settings)]
+
+
 def test_several_answers_to_several_prompts(toy: TextGenerationPipeline) -> None:
     results = toy(["w5", "w9", "w7"], num_return_sequences=2, max_new_tokens=8, temperature=5.0)
     assert [len(answers) for answers in results] == [2, 2, 2]
@@ -141,6 +177,7 @@ def test_what_ends_early_has_no_padding_behind_it(tmp_path: Path) -> None:
     [
         ("w5", {"max_new_token": 3}, TypeError, r"no keyword 'max_new_token'; the nearest is 'max_new_tokens'"),
         ("w5", {"device": 0}, TypeError, r"no keyword 'device'"),
+        ("w5", {"truncation": True}, UserError, r"truncation=True: a cut prompt is another prompt"),
         ("w5", {"return_dict_in_generate": True}, UserError, r"return_dict_in_generate: it returns text"),
         ("w5", {"temperature": -1.0}, UserError, r"temperature is -1"),
         ("w5", {"batch_size": 0}, UserError, r"batch_size is 0"),
@@ -165,5 +202,5 @@ def test_an_unknown_task_and_a_folder_that_is_no_artifact(tmp_path: Path) -> Non
         pipeline("text-generation", model=tmp_path)
     with pytest.raises(UserError, match="no model given"):
         pipeline("text-generation")
-    with pytest.raises(TypeError, match=r"pipeline has no keyword 'torch_dtype'"):
-        pipeline(model=load(tmp_path / "toy"), torch_dtype="auto")
+    with pytest.raises(TypeError, match=r"pipeline has no keyword 'torch_type'"):
+        pipeline(model=load(tmp_path / "toy"), torch_type="auto")

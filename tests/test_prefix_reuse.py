@@ -47,7 +47,7 @@ def fed(model: LlamaForCausalLM, call: Callable[[], Any]) -> list[list[int]]:
 
 
 def new(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
-    return model.generate([prompt], max_new_tokens=count)[0, len(prompt) :].tolist()
+    return model.generate([prompt], max_new_tokens=count, reuse_prefix=True)[0, len(prompt) :].tolist()
 
 
 def test_the_next_turn_of_a_text_is_all_that_is_computed(single: LlamaForCausalLM) -> None:
@@ -68,8 +68,12 @@ def test_another_text_is_computed_whole_and_a_forgotten_one_too(single: LlamaFor
     assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
 
 
-def test_a_seed_asks_for_the_very_same_tokens_again(three: LlamaForCausalLM) -> None:
-    """Where a prompt is cut decides how floats round, so the whole of it is computed as the first time."""
+def test_the_same_call_computes_the_same_again(three: LlamaForCausalLM) -> None:
+    """Where a prompt is cut decides how floats round, so the whole of it is computed as the first time, unless asked
+    otherwise."""
+    for call in ({"max_new_tokens": 3}, {"max_new_tokens": 2, "num_beams": 2}):
+        counts = [fed(three, lambda call=call: three.generate([LONG], **call)) for _ in range(2)]
+        assert counts[0] == counts[1] and sum(counts[0][0]) == 10
     sampled: dict[str, Any] = {"do_sample": True, "seed": 3, "max_new_tokens": 1}
     for _ in range(2):
         assert [sum(row) for row in fed(three, lambda: three.generate([LONG], **sampled))] == [10]
@@ -84,7 +88,7 @@ def test_a_seed_asks_for_the_very_same_tokens_again(three: LlamaForCausalLM) -> 
 
 def test_timings_tell_how_many_tokens_were_there(single: LlamaForCausalLM) -> None:
     new(single, LONG, 1)
-    *_, last = single.stream([*LONG, 3], max_new_tokens=2)
+    *_, last = single.stream([*LONG, 3], max_new_tokens=2, reuse_prefix=True)
     assert last.timings is not None
     assert (last.timings.prompt_tokens, last.timings.cached_tokens) == (11, 10)
 
@@ -95,7 +99,8 @@ def test_each_row_reuses_its_own(three: LlamaForCausalLM) -> None:
     turns = [[*prompt, *row, 40 + i] for i, (prompt, row) in enumerate(zip(PROMPTS[:3], before.tolist(), strict=True))]
     ids, mask = padded(turns[::-1], "right", 0)  # in another order: rows are found by what they hold
     got: list[np.ndarray] = []
-    counts = fed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4)[:, ids.shape[1] :]))
+    counts = fed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4, reuse_prefix=True)))
+    got = [whole[:, ids.shape[1] :] for whole in got]
     assert counts[0] == [2, 2, 2]
     assert got[0].tolist() == [continuation(turn, 4) for turn in turns[::-1]]
 
@@ -130,12 +135,13 @@ def test_a_copy_that_is_not_worth_it_is_not_made(three: LlamaForCausalLM, monkey
 
 def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> None:
     fresh = three.generate([LONG], num_beams=3, max_new_tokens=5).tolist()
-    assert fed(three, lambda: three.generate([LONG], num_beams=3, max_new_tokens=5))[0] == [1, 0, 0]
-    assert three.generate([LONG], num_beams=3, max_new_tokens=5).tolist() == fresh
+    again = {"num_beams": 3, "max_new_tokens": 5, "reuse_prefix": True}
+    assert fed(three, lambda: three.generate([LONG], **again))[0] == [1, 0, 0]
+    assert three.generate([LONG], **again).tolist() == fresh
     three.forget()
     new(three, [1, 2, 3], 1)
     new(three, LONG, 1)  # in the second row: the beams' first one gets a copy
-    out = three.generate([LONG], num_beams=3, max_new_tokens=5, return_dict_in_generate=True)
+    out = three.generate([LONG], **again, return_dict_in_generate=True)
     assert out.sequences.tolist() == fresh and out.timings.cached_tokens == 9
     longer = fresh[0] + [7]
     assert new(three, longer, 4) == continuation(longer, 4)
@@ -151,7 +157,7 @@ def test_any_sequence_of_calls_gives_fresh_results(data: st.DataObject) -> None:
         prompts = data.draw(st.lists(texts, min_size=1, max_size=4))
         count = data.draw(st.integers(1, 4))
         ids, mask = padded(prompts, "left", 0)
-        got = model.generate(ids, mask, max_new_tokens=count)[:, ids.shape[1] :].tolist()
+        got = model.generate(ids, mask, max_new_tokens=count, reuse_prefix=True)[:, ids.shape[1] :].tolist()
         assert got == [continuation(prompt, count) for prompt in prompts]
 
 

@@ -88,7 +88,7 @@ def steps(names: tuple[str, ...], sample: bool) -> int:
     )
     config = GenerationConfig(do_sample=sample, eos_token_id=EOS, output_scores=True, **settings)
     generators = [np.random.default_rng(row) for row in range(ROWS)]
-    chooser, texts = Chooser(config, VOCAB, generators), Texts(list(ids), STEPS)
+    chooser, texts = Chooser(config, VOCAB, generators), Texts(list(ids), [STEPS] * len(ids))
     changed = 0
     for step, (logits, expected) in enumerate(zip(out.logits, out.scores, strict=True)):
         chooser(texts, logits.numpy().copy())

@@ -328,7 +328,10 @@ def test_log_probabilities() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0}, r"temperature is 0; needed: a number above 0 \(do_sample=False takes the likeliest\)"),
+        (
+            {"temperature": 0, "do_sample": True},
+            r"temperature is 0; needed: a number above 0 \(do_sample=False takes the likeliest\)",
+        ),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"temperature": float("nan")}, r"temperature is nan"),
         ({"temperature": "hot"}, r"temperature is 'hot'"),
@@ -339,6 +342,9 @@ def test_log_probabilities() -> None:
         ({"top_k": -1}, r"top_k is -1"),
         ({"top_k": 2.5}, r"top_k is 2\.5"),
         ({"repetition_penalty": 0}, r"repetition_penalty is 0"),
+        ({"repetition_penalty": 1e-300}, r"repetition_penalty is 1e-300; needed: a number from 1e-30 to 1e30"),
+        ({"length_penalty": 1e300}, r"length_penalty is 1e\+300; needed: a number from -7 to 7"),
+        ({"sequence_bias": {(5,): float("nan")}}, r"sequence_bias is .*nan.*; needed"),
         ({"no_repeat_ngram_size": -2}, r"no_repeat_ngram_size is -2"),
         ({"min_new_tokens": -2}, r"min_new_tokens is -2"),
         ({"num_return_sequences": 0}, r"num_return_sequences is 0"),

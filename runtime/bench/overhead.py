@@ -75,7 +75,7 @@ class Overhead:
     def step(self, name: str) -> tuple[float, float]:
         """Mean seconds of a step: (beside the graph, in all). The first steps, which warm up, do not count."""
         engine = self.engine
-        texts = Texts([self.prompt], self.steps)
+        texts = Texts([self.prompt], [self.steps])
         config = _config(name, engine.vocab_size)
         chooser = Chooser(config, engine.vocab_size, [np.random.default_rng(SEED)])
         ends = stops(config, _no_tokenizer, 1, chooser)
@@ -90,7 +90,7 @@ class Overhead:
 
     def large(self, name: str, samples: int = 3) -> float:
         """Mean seconds of choosing among LARGE scores, each time behind reading what a step reads."""
-        texts = Texts([self.prompt], samples)
+        texts = Texts([self.prompt], [samples])
         chooser = Chooser(_config(name, LARGE), LARGE, [np.random.default_rng(SEED)])
         spent = 0.0
         for _ in range(samples):

@@ -95,7 +95,7 @@ class Workload:
         """The `output` object of the report: a hash of the greedy continuation of a fixed prompt in row 0."""
         prompt = self.tokens[0, : min(HASHED_PROMPT, self.engine.context // 2)]
         limit = min(HASHED_TOKENS, self.engine.context - len(prompt))
-        steps = list(generation.decode(self.engine, generation.Texts([prompt], limit), generation.Timings()))
+        steps = list(generation.decode(self.engine, generation.Texts([prompt], [limit]), generation.Timings()))
         ids = np.array(steps, "<i4").reshape(-1)
         return {
             "prompt_tokens": len(prompt),

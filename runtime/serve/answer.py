@@ -57,7 +57,7 @@ class Answer:
         """limit: most new tokens. send: gets the Events, in the engine's thread. top_logprobs: None for no logprobs at
         all. reuse: whether what the cache holds of the prompt may be taken; it may round otherwise, in the last digits,
         where another answer's tokens were written one by one. The stop strings of `config` end the text before them."""
-        self.texts = Texts([np.asarray(prompt, np.int64)], limit)
+        self.texts = Texts([np.asarray(prompt, np.int64)], [limit])
         self.send = send
         self.row = -1
         self.reuse = reuse
