@@ -7,8 +7,8 @@ a chip.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from exporter import mindir
 from exporter.config import LlamaConfig
@@ -19,15 +19,19 @@ from runtime.errors import UserError
 COMMON = frozenset(
     ["Add", "Cast", "Custom", "Div", "Gather", "MakeTuple", "MatMul", "Mul", "ReduceMean", "Reshape", "Sigmoid"]
 ) | {"Sqrt", "Square", "Transpose", "TupleGetItem"}
+FUSED = frozenset(["RmsNorm", "WeightQuantBatchMatmul"])
 
 
 @dataclass(frozen=True)
 class Chip:
-    """name: of people; soc: CANN's name of its commonest version (ge.socVersion); operators: MindIR's names."""
+    """name: of people; soc: CANN's name of its commonest version (ge.socVersion); operators: MindIR's names; narrowed:
+    head sizes with which fewer than MAX_RATIO query heads a key/value head fit the chip's local memory, and how many do
+    (what kernels/ascend/op_host/attention_tiling.h finds)."""
 
     name: str
     soc: str
     operators: frozenset[str]
+    narrowed: Mapping[int, int] = field(default_factory=dict)
 
     def has(self, operator: str) -> bool:
         return operator in self.operators
@@ -35,11 +39,12 @@ class Chip:
 
 # SwiGlu is in CANN for the 310P and the 910B, but MindSpore's public sources show no adapter that would reach it.
 CHIPS = {
-    "ascend310p": Chip("Ascend 310P", "Ascend310P3", COMMON | {"RmsNorm", "WeightQuantBatchMatmul"}),
+    "ascend310p": Chip("Ascend 310P", "Ascend310P3", COMMON | FUSED, {240: 31, 256: 26}),
     "ascend310b": Chip("Ascend 310B", "Ascend310B1", COMMON),
-    "ascend910b": Chip("Ascend 910B", "Ascend910B3", COMMON | {"RmsNorm", "WeightQuantBatchMatmul"}),
+    "ascend910b": Chip("Ascend 910B", "Ascend910B3", COMMON | FUSED, {224: 31, 240: 28, 256: 26}),
 }
 CUSTOM = ("FusedAttention", "FusedAttentionDecode", "LmHead")  # of kernels/ascend, for each of the three
+MAX_RATIO = 32  # query heads of one key/value head
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 
 
@@ -54,12 +59,21 @@ def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> No
         )
     if dim % 16 or dim > 256:
         raise UserError(f"head size {dim}: the attention kernels of {chip.name} take multiples of 16 up to 256")
-    if heads // groups > 32:
+    if (ratio := heads // groups) > (most := chip.narrowed.get(dim, MAX_RATIO)):
+        others = [target for target, other in CHIPS.items() if ratio <= other.narrowed.get(dim, MAX_RATIO)]
+        remedy = f"Export with TARGET={' or '.join(others)}" if others else "No Ascend target takes more"
         raise UserError(
-            f"{heads // groups} query heads a key/value head; the attention kernels of {chip.name} take up to 32"
+            f"{ratio} query heads a key/value head; at head size {dim} the attention kernels of {chip.name} take up to "
+            f"{most}. {remedy}"
         )
     if len(buckets) > MAX_GEARS:
         raise UserError(f"BUCKETS has {len(buckets)} sizes; the converter takes up to {MAX_GEARS}. 3 or 4 are plenty")
+
+
+def logits_in_float32(config: LlamaConfig) -> bool:
+    """Whether LmHead gives the logits: it takes whole blocks of 16. Else the chip's own product gives them in float16,
+    whose steps near 16 are 1/64: more than what often lies between the two best."""
+    return config.vocab_size % 16 == 0 and config.hidden_size % 16 == 0
 
 
 def check_operators(model: mindir.Model, chip: Chip) -> None:

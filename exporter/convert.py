@@ -97,8 +97,8 @@ def _soc(options: Options, config: Path, chip: Chip) -> str:
         soc, said = read_config(config).get("acl_init_options", "ge.socVersion", fallback=""), str(config)
     if chip_of_soc(soc) != chip:
         raise UserError(
-            f"the chip to convert for is {soc!r} ({said}); this artifact is for {chip.target}, so it needs "
-            f"{chip.soc!r}. `npu-smi info` on the board prints the name: set SOC=Ascend<name>"
+            f"the chip to convert for is {soc!r} ({said}); this artifact is for {chip.target}, so it needs a version "
+            f"of {chip.soc}, such as {chip.example}. `npu-smi info` on the board prints the name: set SOC=Ascend<name>"
         )
     return soc
 

@@ -134,7 +134,7 @@ def _converter(environment: Mapping[str, str], missing: list[str]) -> tuple[str,
     if problem is None:
         return "python", lite_version()
     if tool := shutil.which("converter_lite", path=environment.get("PATH")):
-        return tool, "converter_lite"
+        return tool, packaged_version(Path(tool))
     missing.append(
         f"MindSpore Lite's converter: {problem}, and converter_lite is not in PATH. Install the release for Ascend, "
         "2.4.1 or later"
@@ -154,6 +154,13 @@ def _lite_problem() -> str | None:
     except RuntimeError:  # the build for Python 3.10 and later that runtime.lite installs on hosts without a wheel
         return f"mindspore_lite {lite_version()} was built without its converter"
     return None
+
+
+def packaged_version(tool: Path) -> str:
+    """The MindSpore Lite of a converter_lite, by the folder that its package unpacks to
+    (mindspore-lite-2.7.0-linux-x64), which holds no file that says it; "unknown" in another folder."""
+    found = (re.match(r"mindspore-lite-(\d[\w.]*)", folder.name) for folder in tool.resolve().parents)
+    return next((match[1] for match in found if match), "unknown")
 
 
 def lite_version() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from exporter import folders, verify
 from exporter.checkpoint import Checkpoint
+from exporter.chips import logits_in_float32
 from exporter.config import LlamaConfig
 from exporter.constants import parameters, write_constants
 from exporter.convert import CONFIG
@@ -62,6 +63,8 @@ def export(options: Options, progress: Progress) -> Path:
     source, checkpoint = open_model(options.model, seed)
     ops = import_module(f"exporter.opsets.{TARGETS[options.target].opset}")
     shape, buckets = shape_of(options, checkpoint.config, ops)
+    if shape.chip is not None and not logits_in_float32(checkpoint.config):
+        progress.console.print("The logits will be float16: the vocabulary or the hidden size is no multiple of 16")
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 

@@ -97,4 +97,5 @@ OURS_MISSING = EZ3003.replace("aclnnAddCustom1", "Default/FusedAttention-op0").r
 )
 OURS_UNKNOWN = "EZ0501: IR for Op [Default/FusedAttention-op0, optype [FusedAttention]], is not registered.\n"
 OURS_REFUSED = "[ERROR] edgellama: FusedAttention: 9 query heads are not a multiple of 2 key/value heads\n"
+HEAD_REFUSED = "[ERROR] edgellama: LmHead: the hidden size 72 is not a multiple of 16 up to 65535\n"
 UNKNOWN_CODE = "E40021: [PID: 7] 2025-02-25-14:07:19.774.362 Failed to compile Op [Cast_3].\n"

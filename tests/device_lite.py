@@ -1,14 +1,16 @@
 """A stand-in for `mindspore_lite` with device tensors, SIMULATED: written from the public API of release 2.7.
 
 No NPU is here. What it keeps of the real one: a device tensor's data is apart from the host's until it is copied, its
-size is fixed, a failed allocation gives a tensor without one and a line in the log, a model with gears begins in none
-of them and refuses shapes of no gear. The model computes the toy of tiny.py on the device's memory.
+size is fixed, a failed allocation gives a tensor without one and a line in the log. A thread has no device until it
+allocates, reads, resizes or predicts: what it copies to one before is lost, which the log alone tells. A model with
+gears begins in none of them and refuses shapes of no gear. It computes the toy of tiny.py on the device's memory.
 """
 
 from __future__ import annotations
 
 import enum
 import os
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +34,8 @@ def log(line: str) -> None:
 
 def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespace:
     """The module, for one graph of the toy; `room` is the device's memory in bytes."""
-    state = SimpleNamespace(left=room, uploads=0, contexts=[])
+    state = SimpleNamespace(left=room, uploads=0, lost=0, contexts=[])
+    thread = threading.local()  # .device: what aclrtSetDevice was called with on it
 
     class Tensor:
         def __init__(self, tensor: Any = None, shape: Any = None, dtype: Any = None, device: str | None = None) -> None:
@@ -43,6 +46,7 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
                 self._data = None
                 return
             state.left -= size
+            thread.device = device
             self._data = np.full(shape, 77, dtype.name.lower())  # what was in the memory before
 
         @property
@@ -51,11 +55,16 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
 
         def set_data_from_numpy(self, array: np.ndarray) -> None:
             assert self._data is not None and array.nbytes == self._data.nbytes and array.dtype == self._data.dtype
+            if getattr(thread, "device", None) != self.device:
+                log(f"copy host data to device data failed, data size: {array.nbytes}")
+                state.lost += 1
+                return
             self._data[...] = array
             state.uploads += 1
 
         def get_data_to_numpy(self) -> np.ndarray:
             assert self._data is not None
+            thread.device = self.device
             return self._data.copy()
 
     class Model:
@@ -74,6 +83,7 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
                 log(f"Current batch size {shapes[0][0]} is invalid, please check device info of context")
                 raise RuntimeError("resize failed! Error is Common error code.")
             assert [list(shape) for shape in shapes] == wanted
+            thread.device = f"ascend:{state.contexts[-1].ascend.device_id}"
             self.gear = shapes[0][0]
 
         def predict(self, inputs: Sequence[Any], outputs: Sequence[Any] | None = None) -> None:
@@ -81,6 +91,7 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
                 log("Byte size of input 0 != the size expected, given size 4, expected size 16")
                 raise RuntimeError("predict failed!")
             assert all(t.device == "ascend:1" for t in [*inputs, *(outputs or ())])
+            thread.device = "ascend:1"
             weights = Weights(context)
             names = ("embedding", "position", "q", "k", "v")
             bound = {spec.name: tensor._data for spec, tensor in zip(graph.inputs, inputs, strict=True)}

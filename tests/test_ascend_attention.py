@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter import chips
+from exporter.opsets import Shape
 from kernels import reference
 from kernels.ascend import standin
+from runtime.errors import UserError
 
 CHIPS = tuple(standin.CHIPS)
 TOLERANCE = 2e-3  # of float16 results of size 1
@@ -143,6 +147,13 @@ def test_a_long_cache_is_split_over_the_cores_that_can_meet() -> None:
         check(Case((1999,), (1,), 1, 2048, groups=1, ratio=2, window=700), chip)
 
 
+def test_a_long_cache_is_not_split_where_the_partial_results_have_no_room() -> None:
+    case = Case((1999,), (1,), 1, 2048, groups=1, ratio=30, head_dim=176)
+    plan = standin.plan("ascend910b", "fused_attention", [1, 1, 32 * 176, 30, 1, 176, 2048, 2051, 0], 0.1)
+    assert plan.details[1] == 1 and plan.workspace_bytes == 0
+    check(case, "ascend910b")
+
+
 @pytest.mark.parametrize("chip", CHIPS)
 def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
     """With less unified buffer the tiling takes smaller tiles, and the results stay."""
@@ -154,6 +165,11 @@ def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
         tight, wide = (standin.plan(chip, "fused_attention", shape, 0.1, limits) for limits in (small, real))
         assert tight.ub_bytes <= small[0] < wide.ub_bytes
         check(case, chip, chip_limits=small)
+    for l0c in (24 * 1024, 40 * 1024):  # shared by the two products, whichever is wider
+        for head_dim in (64, 192):
+            shape = [1, 512, 6 * head_dim, 4, 1, head_dim, 4096, 4096, 0]
+            keys, queries = standin.plan(chip, "fused_attention", shape, 0.1, [*real[:4], l0c, *real[5:]]).details[:2]
+            assert queries * (keys + head_dim) * 4 <= l0c
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -235,6 +251,40 @@ def test_tiling_refuses_what_does_not_fit() -> None:
     shape = list((SHAPE | {"heads": 32, "head_dim": 256, "width": 34 * 256}).values())
     with pytest.raises(standin.TilingError, match="no tile of head size 256 with 32 query heads"):
         standin.plan("ascend910b", "fused_attention", shape, 0.1)
+
+
+def refused_at_export(chip: str, ratio: int, head_dim: int) -> bool:
+    config = SimpleNamespace(num_attention_heads=ratio, num_key_value_heads=1, head_dim=head_dim)
+    try:
+        chips.check_model(config, Shape(1, 512, 4096, "fp16", "float16", chip), (1, 512))  # type: ignore[arg-type]
+    except UserError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_export_refuses_the_heads_that_the_tiling_refuses(chip: str) -> None:
+    """Every head size and number of query heads; what Matmul's own tiling would refuse is refused by the plan."""
+    limits = standin.limits(chip)
+    for head_dim in range(16, 257, 16):
+        for ratio in range(1, 33):
+            shapes = [[1, n, (ratio + 2) * head_dim, ratio, 1, head_dim, 4096, 4096, 0] for n in (1, 2, 32, 512)]
+            try:
+                for shape in shapes:
+                    standin.plan(chip, "fused_attention", shape, 0.1, limits)
+                problem = ""
+            except standin.TilingError as error:
+                problem = str(error)
+            assert refused_at_export(chip, ratio, head_dim) == bool(problem), (head_dim, ratio, problem)
+
+
+def test_export_names_a_target_that_takes_the_heads() -> None:
+    config = SimpleNamespace(num_attention_heads=32, num_key_value_heads=1, head_dim=256)
+    shape = Shape(1, 32, 64, "fp16", "float16", "ascend910b")
+    said = r"at head size 256 .* Ascend 910B take up to 26. Export with TARGET=ascend310b$"
+    with pytest.raises(UserError, match=said):
+        chips.check_model(config, shape, (1, 32))  # type: ignore[arg-type]
+    chips.check_model(config, replace(shape, chip="ascend310b"), (1, 32))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -108,9 +108,12 @@ def test_a_device_that_acl_cannot_open_is_told_with_its_status(tmp_path: Path, m
 
 
 def test_a_probe_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "acl.py").write_text("import os; os._exit(139)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
-    with pytest.raises(UserError, match=r"`acl` gave no answer"):
+    (tmp_path / "acl.py").write_text("import os; os.kill(os.getpid(), 11)")
+    with pytest.raises(UserError, match=r"`acl` gave no answer \(killed by signal 11\).*ends:\n\(it printed nothing\)"):
+        find(0)
+    (tmp_path / "acl.py").write_text("raise RuntimeError('libascend_hal.so is not loaded')")
+    with pytest.raises(UserError, match=r"(?s)no answer \(status 1\).*RuntimeError: libascend_hal.so is not loaded$"):
         find(0)
 
 

@@ -224,6 +224,17 @@ def test_what_they_can(weights: str) -> None:
     chips.check_model(LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS}), shape, range(1, 101))
 
 
+@pytest.mark.parametrize("vocabulary", [272, 264])
+def test_logits_in_float16_are_told_at_export(
+    vocabulary: int, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_checkpoint(vocab_size=vocabulary)
+    command = [sys.executable, "-m", "exporter", "export", str(model), "--out", str(tmp_path / "out")]
+    options = ["--target", "ascend310p", "--context", "64", "--buckets", "4", "--no-verify"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("logits will be float16" in done.stderr) == (vocabulary % 16 > 0)
+
+
 def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "exporter", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310b", "--weights", "int8"]

@@ -31,6 +31,11 @@ def test_lm_head(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
     check(chip, rows, hidden, vocabulary)
 
 
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_wide_hidden_state(chip: str) -> None:
+    check(chip, 1, 4096, 272)
+
+
 @settings(max_examples=30, deadline=None)
 @given(chip=st.sampled_from(CHIPS), rows=st.integers(1, 40), hidden=st.integers(1, 20), vocabulary=st.integers(1, 100))
 def test_any_shape(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
@@ -64,6 +69,10 @@ def test_plans_for_real_models_fill_the_chip(chip: str, rows: int, hidden: int, 
 def test_blocks_follow_the_chip_s_memory(chip: str) -> None:
     ub, l1, l0a, l0b, l0c, *cores = standin.limits(chip)
     check(chip, 20, 256, 1024, [ub, l1, l0a // 4, l0b // 4, l0c, *cores])
+    if chip == "ascend310p":  # the unified buffer that Matmul needs is twice its largest block, here 128 columns of K
+        with pytest.raises(standin.TilingError, match="a block of 16 x 128 does not fit the chip's local memory"):
+            standin.plan(chip, "lm_head", [1, 256, 49152], chip_limits=[72 * 1024, l1, l0a, l0b, l0c, *cores])
+        standin.plan(chip, "lm_head", [1, 256, 49152], chip_limits=[80 * 1024, l1, l0a, l0b, l0c, *cores])
     with pytest.raises(standin.TilingError, match="a block of 32 x 128 does not fit the chip's local memory"):
         standin.plan(chip, "lm_head", [20, 256, 49152], chip_limits=[ub, l1, l0a, l0b, 1024, *cores])
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +125,45 @@ def test_a_row_of_the_device_s_cache_is_kept_and_given_back(simulated: Any) -> N
     engine.cache.fill(1, 3, kept)
     for name, tensor in engine.cache.arrays.items():
         np.testing.assert_array_equal(tensor.read()[1, :, :3], kept[name])
+
+
+def on_a_new_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_a_thread_that_is_new_to_the_device_copies_to_it(simulated: Any) -> None:
+    """A server's threads: nothing is resized between the calls, so each begins with copies to the device."""
+    engine, lite = simulated()
+    expected, _ = simulated()
+    start, length = np.zeros(BATCH), np.ones(BATCH)
+    for call in range(3):
+        tokens = np.full((BATCH, 1), call + 1, np.int32)
+        got = on_a_new_thread(lambda tokens=tokens, call=call: engine.forward(tokens, start + call, length))
+        np.testing.assert_array_equal(got, expected.forward(tokens, start + call, length))
+    on_a_new_thread(lambda: engine.reorder(np.array([1, 1]), 3))
+    kept = on_a_new_thread(lambda: engine.prefixes.held(0, 3))
+    engine.forward(np.array([[7, 8, 9], [7, 8, 9]]), start, np.array([3, 3]))
+    on_a_new_thread(lambda: engine.cache.fill(1, 3, kept))
+    for name, tensor in engine.cache.arrays.items():
+        np.testing.assert_array_equal(tensor.read()[1, :, :3], kept[name])
+    assert lite.state.lost == 0
+
+
+def test_a_tensor_reads_before_its_first_write_on_a_thread() -> None:
+    lite = make_lite(SimpleNamespace(), 1)  # type: ignore[arg-type]
+    first, second = DeviceTensor(lite, (2,), "int32", 1), DeviceTensor(lite, (2,), "int32", 2)
+    for tensor in (second, first, second):  # one thread, two devices
+        tensor.write(np.array([1, 2], np.int32))
+    on_a_new_thread(lambda: first.write(np.array([3, 4], np.int32)))
+    assert lite.state.lost == 0
+    np.testing.assert_array_equal(first.read(), [3, 4])
+
+    def past_the_tensor() -> None:
+        first.tensor.set_data_from_numpy(np.array([5, 6], np.int32))
+
+    on_a_new_thread(past_the_tensor)
+    assert lite.state.lost == 1  # the simulation does lose it
 
 
 def test_gears_are_switched_by_the_code_that_switches_buckets_on_the_host() -> None:

@@ -36,8 +36,14 @@ def test_our_operator_s_absence_names_our_package() -> None:
 
 def test_our_operator_s_own_refusal_is_passed_on() -> None:
     found = explain(texts.OURS_REFUSED + texts.EZ3003)  # SIMULATED
-    assert found is not None
-    assert "FusedAttention: 9 query heads are not a multiple of 2 key/value heads" in found.cause
+    assert found is not None and found.operator == "FusedAttention"
+    assert found.cause == "operator FusedAttention refused: 9 query heads are not a multiple of 2 key/value heads"
+    found = explain(texts.HEAD_REFUSED)  # SIMULATED
+    assert found is not None and found.operator == "LmHead"
+    assert found.cause == "operator LmHead refused: the hidden size 72 is not a multiple of 16 up to 65535"
+    assert "`make kernels`, then export and convert again" in found.remedy
+    found = explain("[ERROR] edgellama: no memory\n")
+    assert found is not None and found.operator is None and "an operator of this project refused: no mem" in found.cause
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,9 @@ def test_soc_is_the_one_asked_for_then_this_host_s_then_the_export_s(
         UserError, match=r"chip to convert for is 'Ascend310P3' \(SOC\); this artifact is for ascend310b"
     ):
         converting(WRITES, soc="Ascend310P3")
+    with pytest.raises(UserError, match=r"is '310B4' .* needs a version of Ascend310B, such as Ascend310B4. `npu-smi"):
+        converting(WRITES, soc="310B4")
+    assert converting(WRITES, soc="Ascend310B4").name.endswith("-310b4")  # the remedy
 
 
 def test_the_rest_of_the_configuration_is_kept(tmp_path: Path) -> None:
@@ -195,9 +198,17 @@ def test_what_cannot_be_converted_is_refused(converting: Any, exported: Path) ->
 
 def test_a_host_with_everything(cann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.convert_host.find_spec", lambda name: None)
+    folder = tmp_path / "mindspore-lite-2.7.0rc1-linux-x64/tools/converter/converter"
+    folder.mkdir(parents=True)
+    tool = converter_that(folder, "")
+    environment = {"ASCEND_HOME_PATH": str(cann), "PATH": str(folder)}
+    assert inspect_host(B310, environment) == Host(cann, "8.2.0.1.220", tool, "2.7.0rc1")
+    linked = tmp_path / "bin/converter_lite"
+    linked.parent.mkdir()
+    linked.symlink_to(tool)
+    assert inspect_host(B310, {**environment, "PATH": str(linked.parent)}).lite == "2.7.0rc1"
     tool = converter_that(tmp_path, "")
-    host = inspect_host(B310, {"ASCEND_HOME_PATH": str(cann), "PATH": str(tmp_path)})
-    assert host == Host(cann, "8.2.0.1.220", tool, "converter_lite")
+    assert inspect_host(B310, {**environment, "PATH": str(tmp_path)}) == Host(cann, "8.2.0.1.220", tool, "unknown")
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
 from exporter.checkpoint import Checkpoint
-from exporter.chips import CHIPS, check_model
+from exporter.chips import CHIPS, check_model, logits_in_float32
 from exporter.config import LlamaConfig
 from exporter.opsets import Input, Shape, cache_inputs, linear_sizes, portable
 from exporter.opsets.ascend_weights import is_quantized, weight_pieces
@@ -258,7 +258,7 @@ class NormSwiGLU(nn.Cell):
 class Head(nn.Cell):
     """Logits [B, V] float32 of each row's last valid token only.
 
-    LmHead takes whole blocks of 16. Of another vocabulary or hidden size the chip's own product is given in float16.
+    Where LmHead does not take the vocabulary or the hidden size, the chip's own product is given in float16.
     """
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
@@ -266,7 +266,7 @@ class Head(nn.Cell):
         self.norm = RMSNorm(config, shape, "model.norm")
         vocabulary, hidden = config.vocab_size, config.hidden_size
         self.weight = embedding if config.tie_word_embeddings else weight("lm_head.weight", vocabulary, hidden)
-        self.fused = vocabulary % 16 == 0 and hidden % 16 == 0
+        self.fused = logits_in_float32(config)
         self.matmul = LmHead("lm_head") if self.fused else ops.MatMul(transpose_b=True)
         self.gather, self.cast = ops.Gather(), ops.Cast()
 

@@ -5,23 +5,45 @@
 #
 # Needs CANN's toolkit with its environment sourced; no NPU. Everything missing is listed at once; exit code 2.
 # Without --install-path the package goes under CANN's opp/vendors; with it, source DIR/vendors/edgellama/bin/set_env.bash
-# before converting or running a model.
+# before converting or running a model. It is built in DIR/edgellama-package of --build-dir (default: build), which is
+# made anew; nothing else in DIR is touched.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-build="$here/../../build/ascend-package"
-chips="" install_path="" install=yes
+build_dir="$here/../../build"
+known="ascend310p ascend310b ascend910b"
+modules="compiler/tikcpp/ascendc_kernel_cmake"  # CANN's CMake modules for operator packages
+chips="$known" install_path="" install=yes
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+# The version that a CANN of this folder states, without the package's own in front (version=[7.1.0.1:8.0.RC1]).
+version_of() {
+    local file version
+    for file in compiler/version.info version.cfg; do
+        [ -f "$1/$file" ] || continue
+        version="$(sed -n 's/^ *[Vv]ersion *= *\[\{0,1\}\([A-Za-z0-9_.:]*\).*/\1/p' "$1/$file" | sed -n '1s/.*://;1p')"
+        [ -z "$version" ] || { echo "$version"; return; }
+    done
+    echo unknown
+}
 
 while [ $# -gt 0 ]; do
     case "$1" in
         --chips) [ $# -ge 2 ] || { usage >&2; exit 2; }; chips="$2"; shift 2 ;;
         --install-path) [ $# -ge 2 ] || { usage >&2; exit 2; }; install_path="$2"; shift 2 ;;
         --no-install) install=no; shift ;;
-        --build-dir) [ $# -ge 2 ] || { usage >&2; exit 2; }; build="$2"; shift 2 ;;
+        --build-dir) [ -n "${2:-}" ] || { usage >&2; exit 2; }; build_dir="$2"; shift 2 ;;
         -h|--help) usage; exit 0 ;;
         *) echo "build.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
+    esac
+done
+
+IFS='; ' read -r -a asked <<< "$chips"
+for chip in "${asked[@]:-}"; do
+    case " $known " in
+        *" $chip "*) ;;
+        *) echo "build.sh: --chips names '$chip'; the kernels are for ${known// /, }, parted by ';'" >&2; exit 2 ;;
     esac
 done
 
@@ -33,9 +55,12 @@ and run: source /usr/local/Ascend/ascend-toolkit/set_env.sh")
 elif [ ! -d "$cann" ]; then
     missing+=("CANN: $cann does not exist (from ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME). Source the set_env.sh of the \
 installed version")
-elif [ ! -d "$cann/compiler/tikcpp/ascendc_kernel_cmake" ]; then
-    missing+=("CANN: $cann has no compiler/tikcpp/ascendc_kernel_cmake, the CMake modules for operator packages. Install \
+elif [ ! -d "$cann/$modules" ]; then
+    missing+=("CANN: $cann has no $modules, the CMake modules for operator packages. Install \
 the toolkit, not the runtime alone, in version 8.3 or later")
+elif [ ! -f "$cann/$modules/asc-config.cmake" ] && [ ! -f "$cann/$modules/ASCConfig.cmake" ]; then
+    missing+=("CANN: $cann is version $(version_of "$cann"), and its $modules has no asc-config.cmake, which CANN has \
+since 8.3. Install the toolkit in version 8.3 or later and run: source /usr/local/Ascend/ascend-toolkit/set_env.sh")
 fi
 if ! command -v cmake >/dev/null; then
     missing+=("cmake: not found; 3.19 or later is needed (pip install cmake)")
@@ -59,13 +84,14 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 2
 fi
 
+build="$build_dir/edgellama-package"
 rm -rf "$build"
 mkdir -p "$build"
 build="$(cd "$build" && pwd)"
-configure=(cmake -S "$here" -B "$build" --preset=default "-DASCEND_CANN_PACKAGE_PATH=$cann"
-           "-DASCEND_AUTOGEN_PATH=$build/autogen")
-[ -z "$chips" ] || configure+=("-DASCEND_COMPUTE_UNIT=$chips")
-(cd "$here" && "${configure[@]}")
+export ASCEND_HOME_PATH="$cann"  # where CANN's modules look
+units="$(IFS=';'; echo "${asked[*]}")"
+(cd "$here" && cmake -S "$here" -B "$build" --preset=default "-DASCEND_CANN_PACKAGE_PATH=$cann" \
+    "-DASCEND_AUTOGEN_PATH=$build/autogen" "-DASCEND_COMPUTE_UNIT=$units")
 cmake --build "$build" --target binary package -j"$(nproc)"
 
 package="$(find "$build" -maxdepth 1 -name 'custom_opp_*.run' | head -n 1)"

@@ -34,6 +34,11 @@ class StandInError(RuntimeError):
     def kind(self) -> str:
         return str(self).partition("]")[0].lstrip("[")
 
+    @property
+    def check(self) -> str:
+        """File and line of the check that found it, the words in brackets at the end of the message."""
+        return str(self).rpartition("(")[2].rstrip(")")
+
 
 class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,29 @@ from runtime.artifact import CacheSpec, TensorSpec
 from runtime.errors import UserError
 
 
+class _Thread(threading.local):
+    """The device that the calling thread's copies go to, as far as this module set it. Each thread has its own in CANN:
+    so it is kept here by thread, not by engine."""
+
+    device: int | None = None
+
+
+_thread = _Thread()
+
+
 class DeviceTensor:
     """A MindSpore Lite tensor whose data is on a device. Its shape never changes, it has no views, and every look at
-    it copies: that is what Tensor(device=...) offers."""
+    it copies: that is what Tensor(device=...) offers.
+
+    MindSpore Lite 2.7 sets the thread's device where it allocates and where it copies from the device, not where it
+    copies to it (its acl_allocator.cc). A copy to the device on a thread that has none fails, and Python is not told.
+    """
 
     def __init__(self, lite: Any, shape: Sequence[int], dtype: str, device: int) -> None:
         """Allocate it. Raises UserError where the device has no room."""
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
+        self.device = device
         kind = getattr(lite.DataType, dtype.upper())
         self.tensor = lite.Tensor(shape=list(shape), dtype=kind, device=f"ascend:{device}")
         try:
@@ -30,13 +46,16 @@ class DeviceTensor:
                 f"device {device} has no room for {self.nbytes:,} bytes (a tensor of shape {self.shape}). Free some "
                 "(`npu-smi info` lists processes), or export with a smaller CONTEXT or BATCH"
             )
+        _thread.device = device
 
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def write(self, array: np.ndarray) -> None:
-        """Copy an array of the same shape and dtype to the device."""
+        """Copy an array of the same shape and dtype to the device. Raises UserError where it cannot be reached."""
+        if _thread.device != self.device:
+            self.read()
         self.tensor.set_data_from_numpy(array)
 
     def read(self) -> np.ndarray:
@@ -44,6 +63,7 @@ class DeviceTensor:
         array = self.tensor.get_data_to_numpy()
         if array.shape != self.shape:  # MindSpore Lite logs a failed copy and hands out an empty array
             raise UserError(f"copying {self.nbytes:,} bytes from the device failed. See its health with `npu-smi info`")
+        _thread.device = self.device
         return array
 
 

@@ -102,7 +102,7 @@ class Finding:
 def explain(log: str) -> Finding | None:
     """The first thing in the log that is known; None where nothing is."""
     if ours := OURS.search(log):
-        return Finding(f"the attention operator refused its shapes: {ours[1]}", "Export again with this release")
+        return _refusal(ours[1])
     code = CODE.search(log)
     for pattern in OPERATOR:
         if found := pattern.search(log):
@@ -115,6 +115,19 @@ def explain(log: str) -> Finding | None:
             f"{code[1]}: {code[2].strip().rstrip('.')}", f"CANN's documentation explains {code[1]}", code=code[1]
         )
     return None
+
+
+def _refusal(said: str) -> Finding:
+    """The exporter asks for nothing that the operators of the same release refuse."""
+    name, _, problem = said.partition(": ")
+    if name not in OPERATORS_OF_OURS:
+        name, problem = "", said
+    return Finding(
+        f"{f'operator {name}' if name else 'an operator of this project'} refused: {problem}",
+        "The artifact or the installed operator package is of another release: build and install the package with "
+        "`make kernels`, then export and convert again",
+        name or None,
+    )
 
 
 def _operator(found: re.Match[str], code: re.Match[str] | None) -> Finding:

@@ -14,6 +14,7 @@ from runtime.ascend.npu_smi import NpuSmi
 from runtime.errors import UserError
 
 TIMEOUT = 60  # seconds: opening a device for the first time after a reset takes a while
+TAIL_LINES = 6  # of what a probe that died printed
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,17 @@ def ask_acl(device: int) -> dict[str, Any] | None:
     command = [sys.executable, "-m", "runtime.ascend.acl_probe", str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"CANN's Python module `acl` gave no answer ({error}). Check the driver with `npu-smi info`"
+            f"CANN's Python module `acl` gave no answer in {TIMEOUT} s. Check the driver with `npu-smi info`"
+        ) from error
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        said = "\n".join(done.stderr.strip().splitlines()[-TAIL_LINES:]) or "(it printed nothing)"
+        how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        raise UserError(
+            f"CANN's Python module `acl` gave no answer ({how}). Check the driver with `npu-smi info`. It ends:\n{said}"
         ) from error
     return None if "missing" in answer else answer
 

@@ -44,7 +44,7 @@ class AscendGraph(LiteGraph):
         with self._native:
             for tensor, array in bound:
                 if array is not None:
-                    tensor.write(array)
+                    tensor.write(array)  # the smallest tensors: on a new thread the first is read before
             try:
                 self._model.predict([tensor.tensor for tensor, _ in bound], [out.tensor for out in self._outputs])
             except RuntimeError as error:

@@ -8,6 +8,14 @@ KERNEL(datacopypad) {
     DataCopyPad(k.y, Global(in), params, DataCopyPadExtParams<float>());
 }
 
+KERNEL(datacopypad_out) {
+    Ones k;
+    Order<PIPE_V, PIPE_MTE3>();
+    DataCopyExtParams params;
+    params.blockLen = 20;
+    DataCopyPad(Global(out), k.x, params);
+}
+
 KERNEL(brcb) {
     Ones k;
     Brcb(k.y, k.x, 1, BrcbRepeatParams(1, 8));
@@ -21,6 +29,11 @@ KERNEL(cast_rint) {
 KERNEL(cast_to_float_with_rounding) {
     Ones k;
     Cast(k.y, k.x.ReinterpretCast<half>(), RoundMode::CAST_RINT, 64);
+}
+
+KERNEL(cast_to_odd) {
+    Ones k;
+    Cast(k.y.ReinterpretCast<half>(), k.x, RoundMode::CAST_ODD, 64);
 }
 
 KERNEL(copy_bfloat16) {
@@ -45,10 +58,17 @@ KERNEL(reduce_index_value) {
     WholeReduceMax(k.y, k.x, 64, 4, 1, 1, 8, ReduceOrder::ORDER_INDEX_VALUE);
 }
 
+KERNEL(reduce_only_index) {
+    Ones k;
+    WholeReduceMax(k.y, k.x, 64, 4, 1, 1, 8, ReduceOrder::ORDER_ONLY_INDEX);
+}
+
 KERNEL(free_flags) {
     SetFlag<HardEvent::V_MTE3>(EVENT_ID0);
     WaitFlag<HardEvent::V_MTE3>(EVENT_ID0);
 }
+
+KERNEL(event_that_is_none) { SetFlag<static_cast<HardEvent>(99)>(EVENT_ID0); }
 
 KERNEL(syncall_in_hardware) { SyncAll(); }
 
@@ -59,6 +79,15 @@ KERNEL(syncall_through_memory) {
     GlobalTensor<std::int32_t> flags;
     flags.SetGlobalBuffer(reinterpret_cast<std::int32_t*>(out));
     SyncAll(flags, buffer.Get<std::int32_t>());
+}
+
+KERNEL(syncall_with_half_its_workspace) {
+    TPipe pipe;
+    Buffer buffer;
+    pipe.InitBuffer(buffer, 32);
+    GlobalTensor<std::int32_t> flags;
+    flags.SetGlobalBuffer(reinterpret_cast<std::int32_t*>(out));
+    if (standin::kChip.softSyncAll) SyncAll(flags, buffer.Get<std::int32_t>(4));
 }
 
 KERNEL(kernel_type_mixed) { KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2); }
@@ -99,7 +128,7 @@ GlobalTensor<T> Typed(GM_ADDR address) {
 struct Operand {
     Operand(TPipe& pipe, GM_ADDR workspace) {
         pipe.InitBuffer(ones, 512);
-        pipe.InitBuffer(loan, 1024);
+        pipe.InitBuffer(loan, 2048);
         LocalTensor<half> x = ones.Get<half>();
         Duplicate(x, half(1.0f), 256);
         Order<PIPE_V, PIPE_MTE3>();
@@ -191,6 +220,18 @@ KERNEL(matmul_without_local_workspace) {
     mm.IterateAll(Global(out));
 }
 
+KERNEL(matmul_with_a_small_local_workspace) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Operand operand(pipe, workspace);
+    PipeBarrier<PIPE_ALL>();
+    Set(mm, workspace);
+    if (standin::kChip.matmulNeedsUb) mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>(1024));
+    mm.IterateAll(Global(out));
+}
+
 KERNEL(matmul_with_local_workspace) {
     TPipe pipe;
     TCubeTiling tiling_ = Tiling();
@@ -216,6 +257,34 @@ KERNEL(matmul_transposed_without_istrans) {
     mm.SetTensorB(Typed<half>(workspace), true);
 }
 
+KERNEL(matmul_with_a_transposed) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    mm.SetTensorA(Typed<half>(workspace), true);
+}
+
+KERNEL(matmul_never_registered) {
+    Product<half> mm;
+    mm.IterateAll(Global(out));
+}
+
+KERNEL(matmul_that_adds_to_its_result) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    mm.IterateAll(Global(out), 1);
+}
+
+KERNEL(five_matmul_objects) {
+    TPipe pipe;
+    TCubeTiling t = Tiling();
+    Product<half> a, b, c, d, e;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), a, &t, b, &t, c, &t, d, &t, e, &t);
+}
+
 KERNEL(matmul_shape_over_its_tiling) {
     TPipe pipe;
     TCubeTiling tiling_ = Tiling();
@@ -227,6 +296,37 @@ KERNEL(matmul_shape_over_its_tiling) {
 KERNEL(matmul_base_of_8) {
     TPipe pipe;
     TCubeTiling tiling_ = Tiling(8);
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_on_no_cores) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    tiling_.usedCoreNum = 0;
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_depth_below_its_step) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    tiling_.stepKa = 2;
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_without_translength) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling();
+    tiling_.transLength = 0;
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
+KERNEL(matmul_over_l0b) {
+    TPipe pipe;
+    TCubeTiling tiling_ = Tiling(16, 2064);
     Product<half> mm;
     REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
 }

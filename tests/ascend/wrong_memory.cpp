@@ -44,6 +44,16 @@ KERNEL(gather_past_the_end) {
     Gather(k.y, k.x, offsets.ReinterpretCast<std::uint32_t>(), 0, 8);
 }
 
+KERNEL(gather_between_elements) {
+    Ones k;
+    Buffer table;
+    k.pipe.InitBuffer(table, 32);
+    LocalTensor<std::int32_t> offsets = table.Get<std::int32_t>();
+    Duplicate(offsets, 6, 8);
+    PipeBarrier<PIPE_V>();
+    Gather(k.y, k.x, offsets.ReinterpretCast<std::uint32_t>(), 0, 8);
+}
+
 KERNEL(local_index_past_the_end) {
     Ones k;
     Adds(k.y, k.x[N + 1], 1.0f, 8);
@@ -61,6 +71,24 @@ KERNEL(global_write_past_the_end) {
 }
 
 KERNEL(global_tensor_too_long) { Global(in, N + 1); }
+
+KERNEL(global_index_past_the_end) { Global(in, 8)[9]; }
+
+KERNEL(global_address_of_nothing) {
+    float nowhere[8];
+    Global(reinterpret_cast<GM_ADDR>(nowhere), 8);
+}
+
+KERNEL(global_without_setglobalbuffer) {
+    Ones k;
+    GlobalTensor<float> x;
+    DataCopy(k.y, x, 8);
+}
+
+KERNEL(buffer_past_its_end) {
+    Ones k;
+    k.a.GetWithOffset<float>(N, 32);
+}
 
 KERNEL(local_misaligned) {
     Ones k;
@@ -95,6 +123,42 @@ KERNEL(nine_queue_buffers) {
     InQueue a, b;
     pipe.InitBuffer(a, 4, 32);
     pipe.InitBuffer(b, 5, 32);
+}
+
+KERNEL(buffers_65) {
+    TPipe pipe;
+    Buffer buffers[65];
+    for (Buffer& buffer : buffers) pipe.InitBuffer(buffer, 32);
+}
+
+KERNEL(blocks_4096) {
+    Ones k;
+    DataCopy(k.y, Global(in), DataCopyParams(4096, 1, 0, 0));
+}
+
+KERNEL(reduce_of_256_repeats) {
+    Ones k;
+    WholeReduceSum(k.y, k.x, 64, 256, 1, 1, 0);
+}
+
+KERNEL(add_nothing) {
+    Ones k;
+    Add(k.y, k.x, k.x, 0);
+}
+
+KERNEL(adds_nothing) {
+    Ones k;
+    Adds(k.y, k.x, 1.0f, 0);
+}
+
+KERNEL(duplicate_nothing) {
+    Ones k;
+    Duplicate(k.y, 1.0f, 0);
+}
+
+KERNEL(cast_nothing) {
+    Ones k;
+    Cast(k.y.ReinterpretCast<half>(), k.x, RoundMode::CAST_NONE, 0);
 }
 
 KERNEL(repeat_of_256) {

@@ -36,6 +36,22 @@ KERNEL(enque_twice) {
     k.queue.EnQue(x);
 }
 
+KERNEL(enque_past_the_depth) {
+    TPipe pipe;
+    InQueue queue;
+    pipe.InitBuffer(queue, 2, 32);
+    for (int i = 0; i < 2; ++i) {
+        LocalTensor<float> x = queue.AllocTensor<float>();
+        DataCopy(x, Global(in), 8);
+        queue.EnQue(x);
+    }
+}
+
+KERNEL(use_of_no_tensor) {
+    Ones k;
+    Adds(k.y, LocalTensor<float>(), 1.0f, 8);
+}
+
 KERNEL(use_while_queued) {
     Queued k;
     LocalTensor<float> x = k.Loaded(in);
@@ -154,6 +170,13 @@ KERNEL(copy_in_after_copy_out_of_global) {
     DataCopy(k.y, Global(out), N);
 }
 
+KERNEL(copy_out_over_copy_in_of_global) {
+    Ones k;
+    Order<PIPE_V, PIPE_MTE3>();
+    DataCopy(k.y, Global(out), N);
+    DataCopy(Global(out), k.x, N);
+}
+
 KERNEL(copies_in_overlap) {
     Ones k;
     DataCopy(k.y, Global(in), N);
@@ -211,6 +234,16 @@ KERNEL(two_cores_write_the_same) {
     Ones k;
     Order<PIPE_V, PIPE_MTE3>();
     DataCopy(Global(out), k.x, 8);
+}
+
+KERNEL(two_cores_read_and_write_the_same) {
+    Ones k;
+    Order<PIPE_V, PIPE_MTE3>();
+    if (GetBlockIdx() == 0) {
+        DataCopy(k.y, Global(out), 8);
+    } else {
+        DataCopy(Global(out), k.x, 8);
+    }
 }
 
 KERNEL(reads_what_another_core_writes) {

@@ -80,6 +80,15 @@ inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys, bool split) {
     return queues + buffers + (split ? 2 * ratio * (dim + 16) * 4 : 0);
 }
 
+// The longest tile that fits beside what `splits` needs; false, with keys below 16, where none does.
+inline bool PlanKeys(const AttentionShape& s, const ChipLimits& chip, DecodePlan* plan) {
+    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
+        plan->ubBytes = DecodeUb(s.heads / s.groups, s.headDim, plan->keys, plan->splits > 1);
+        if (plan->ubBytes <= chip.ub - kUbMargin) return true;
+    }
+    return false;
+}
+
 inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                               DecodePlan* plan) {
     const std::string problem = CheckShape(s, name);
@@ -91,15 +100,15 @@ inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, c
     if (chip.splitCores) {
         plan->splits = std::max<int64_t>(1, std::min(chip.vectorCores / items, farthest / kKeysPerSplit));
     }
-    plan->workers = plan->splits > 1 ? items * plan->splits : std::min(chip.vectorCores, items);
-    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
-        plan->ubBytes = DecodeUb(ratio, s.headDim, plan->keys, plan->splits > 1);
-        if (plan->ubBytes <= chip.ub - kUbMargin) break;
+    if (!PlanKeys(s, chip, plan) && plan->splits > 1) {
+        plan->splits = 1;  // a partial result of many wide heads leaves no room for a tile
+        PlanKeys(s, chip, plan);
     }
     if (plan->keys < kFractal) {
         return name + ": " + std::to_string(plan->ubBytes) + " bytes of unified buffer are needed, the chip has " +
                std::to_string(chip.ub - kUbMargin);
     }
+    plan->workers = plan->splits > 1 ? items * plan->splits : std::min(chip.vectorCores, items);
     plan->workspaceBytes = plan->splits > 1 ? plan->workers * ratio * (s.headDim + 16) * 4 : 0;
     return "";
 }
@@ -125,12 +134,15 @@ inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t qu
     plan->keys = keys;
     plan->tileTokens = std::min(s.tokens, queries / ratio);
     plan->prepareTokens = std::min(plan->tileTokens, std::max<int64_t>(1, (dim > 128 ? 16 : 32) / ratio));
-    plan->qk = PlanCube(queries, keys, dim, queries, keys, chip);
-    plan->pv = PlanCube(queries, dim, keys, queries, dim, chip);
-    plan->matmulBytes = chip.matmulNeedsUb ? queries * std::max(keys, dim) * 4 : 0;
+    plan->qk = PlanCube(queries, keys, dim, queries, keys, true, chip);
+    plan->pv = PlanCube(queries, dim, keys, queries, dim, false, chip);
+    plan->qk.l1 = plan->pv.l1 = chip.l1 / 2;
+    plan->qk.l0c = CubeL0c(plan->qk);  // L0C in halves would be too little for pv where the head is wide
+    plan->pv.l0c = chip.l0c - plan->qk.l0c;
+    plan->matmulBytes = chip.matmulNeedsUb ? std::max(CubeUb(plan->qk), CubeUb(plan->pv)) : 0;
+    plan->qk.ub = plan->pv.ub = plan->matmulBytes;
     plan->ubBytes = PrefillUb(ratio, dim, queries, keys, plan->prepareTokens, plan->matmulBytes);
-    return plan->ubBytes <= chip.ub - kUbMargin && plan->qk.baseK >= kFractal && plan->pv.baseK >= kFractal &&
-           CubeL1(plan->qk) + CubeL1(plan->pv) <= chip.l1 && queries * (keys + dim) * 4 <= chip.l0c;
+    return plan->ubBytes <= chip.ub - kUbMargin && CubeFits(plan->qk) && CubeFits(plan->pv);
 }
 
 // The widest tile with enough rows to fill the cube (64, or all there are); failing that, the tallest of any width.

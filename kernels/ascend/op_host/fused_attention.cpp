@@ -21,15 +21,8 @@ ge::graphStatus TilingFunction(gert::TilingContext* context) {
 
     PrefillPlan plan;
     problem = PlanPrefill(shape, limits, kName, &plan);
-    ChipLimits shared = limits;  // by the two products
-    shared.l1 /= 2;
-    shared.l0c /= 2;
-    if (problem.empty()) {
-        problem = TileCube(platform, kName, plan.qk, shared, plan.matmulBytes, true, &data->prefill.qk);
-    }
-    if (problem.empty()) {
-        problem = TileCube(platform, kName, plan.pv, shared, plan.matmulBytes, false, &data->prefill.pv);
-    }
+    if (problem.empty()) problem = TileCube(platform, kName, plan.qk, &data->prefill.qk);
+    if (problem.empty()) problem = TileCube(platform, kName, plan.pv, &data->prefill.pv);
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, &data->prefill);
     return SetLaunch(context, platform, ATTENTION_KEY_PREFILL, plan.blocks, plan.workers * plan.workspaceBytes);

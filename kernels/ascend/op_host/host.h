@@ -59,26 +59,31 @@ inline ge::graphStatus SetLaunch(gert::TilingContext* context, const platform_as
     return ge::GRAPH_SUCCESS;
 }
 
-// Matmul's own tiling for one product, with the plan's base block. limits: the L1 and L0C that it may take.
+// Matmul's own tiling for one product, with the plan's base block, in the memory that the plan gives it.
 inline std::string TileCube(const platform_ascendc::PlatformAscendC& platform, const std::string& name,
-                            const CubePlan& plan, const ChipLimits& limits, int64_t ubBytes, bool transposed,
-                            AscendC::tiling::TCubeTiling* out) {
+                            const CubePlan& plan, AscendC::tiling::TCubeTiling* out) {
     using matmul_tiling::CubeFormat;
     using matmul_tiling::DataType;
     using matmul_tiling::TPosition;
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     matmul_tiling::MatmulApiTiling tiling(platform);
     tiling.SetAType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16);
-    tiling.SetBType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16, transposed);
+    tiling.SetBType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16, plan.transposed);
     tiling.SetCType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT);
     tiling.EnableBias(false);
     tiling.SetShape(narrow(plan.m), narrow(plan.n), narrow(plan.k));
     tiling.SetOrgShape(narrow(plan.m), narrow(plan.rowN), narrow(plan.k));
     tiling.SetFixSplit(narrow(plan.baseM), narrow(plan.baseN), -1);
-    tiling.SetBufferSpace(narrow(limits.l1), narrow(limits.l0c), ubBytes > 0 ? narrow(ubBytes) : -1);
+    tiling.SetBufferSpace(narrow(plan.l1), narrow(plan.l0c), plan.ub > 0 ? narrow(plan.ub) : -1);
+    tiling.SetMatmulConfigParams(0);  // the kernels' template, Norm; the default, MDL, takes more memory
     if (tiling.GetTiling(*out) == -1 || out->baseM != plan.baseM || out->baseN != plan.baseN) {
         return name + ": Matmul finds no tiling for " + std::to_string(plan.m) + " x " +
                std::to_string(plan.n) + " x " + std::to_string(plan.k) + " on this chip";
+    }
+    const int64_t ub = std::max(out->shareUbSize, 2 * out->transLength);  // as MatmulGetTmpBufSize gives it
+    if (plan.ub > 0 && ub > plan.ub) {
+        return name + ": Matmul asks for " + std::to_string(ub) + " bytes of unified buffer, " +
+               std::to_string(plan.ub) + " are lent to it";
     }
     return "";
 }

@@ -42,7 +42,7 @@ ge::graphStatus TilingFunction(gert::TilingContext* context) {
     LmHeadTiling* data = context->GetTilingData<LmHeadTiling>();
     if (data == nullptr) return Refuse(std::string(kName) + ": no room for the tiling data");
     *data = LmHeadTiling();
-    problem = TileCube(platform, kName, plan.product, limits, plan.matmulBytes, true, &data->product);
+    problem = TileCube(platform, kName, plan.product, &data->product);
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, data);
     return SetLaunch(context, platform, 0, plan.blocks, 0);

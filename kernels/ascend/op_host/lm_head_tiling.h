@@ -47,12 +47,11 @@ inline std::string PlanLmHead(const LmHeadShape& s, const ChipLimits& chip, cons
         plan->workers = plan->blocks * each;
     }
     const int64_t baseM = std::min(CeilTo(s.rows, kFractal), kMaxRows), baseN = std::min(plan->columns, kColumns);
-    plan->product = PlanCube(s.rows, plan->columns, s.hidden, baseM, baseN, chip);
+    plan->product = PlanCube(s.rows, plan->columns, s.hidden, baseM, baseN, true, chip);
     plan->product.rowN = s.vocabulary;
     plan->product.stepK = std::min(plan->product.stepK, kStepK);
-    plan->matmulBytes = chip.matmulNeedsUb ? chip.ub / 2 : 0;
-    if (plan->product.baseK < kFractal || CubeL1(plan->product) > chip.l1 || baseM * baseN * 4 > chip.l0c ||
-        (chip.matmulNeedsUb && baseM * baseN * 4 > plan->matmulBytes)) {
+    plan->product.ub = plan->matmulBytes = chip.matmulNeedsUb ? chip.ub - kUbMargin : 0;  // nothing else needs it
+    if (!CubeFits(plan->product)) {
         return name + ": a block of " + std::to_string(baseM) + " x " + std::to_string(baseN) +
                " does not fit the chip's local memory";
     }

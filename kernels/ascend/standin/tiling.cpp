@@ -2,6 +2,7 @@
 // tiling replaced by the plan's base blocks.
 #include <cstdio>
 #include <cstring>
+#include <vector>
 
 #include "../op_host/tiling_fill.h"
 
@@ -24,8 +25,26 @@ AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     t.stepKa = t.stepKb = t.depthA1 = t.depthB1 = narrow(p.stepK);
     t.dbL0A = t.dbL0B = 2;
     t.dbL0C = 1;
-    t.transLength = narrow(p.baseM * p.baseN * 4);
+    t.transLength = narrow(CubeUb(p) / 2);
     return t;
+}
+
+// What Matmul's own tiling would refuse of products that are in use together: a block that does not fit the L1 or L0C
+// which the product is given. What they are given must be there. An empty string where nothing is wrong.
+std::string Refused(const std::vector<CubePlan>& products, const ChipLimits& chip, const std::string& name) {
+    int64_t l1 = 0, l0c = 0;
+    for (const CubePlan& p : products) {
+        if (p.baseM * p.baseN * 4 > p.l0c || (p.baseM + p.baseN) * p.baseK * 2 > p.l1) {
+            return name + ": Matmul finds no tiling for " + std::to_string(p.m) + " x " + std::to_string(p.n) + " x " +
+                   std::to_string(p.k) + " in " + std::to_string(p.l1) + " bytes of L1, " + std::to_string(p.l0c) +
+                   " of L0C";
+        }
+        l1 += p.l1;
+        l0c += p.l0c;
+    }
+    if (l1 <= chip.l1 && l0c <= chip.l0c) return "";
+    return name + ": the products are given " + std::to_string(l1) + " bytes of L1 and " + std::to_string(l0c) +
+           " of L0C, the chip has " + std::to_string(chip.l1) + " and " + std::to_string(chip.l0c);
 }
 
 // rows, tokens, width, heads, groups, headDim, capacity, positions, window
@@ -61,7 +80,8 @@ int Decode(const AttentionShape& shape, const ChipLimits& chip, const char* name
 int Prefill(const AttentionShape& shape, const ChipLimits& chip, const char* name, PrefillTiling* tiling,
             Summary* summary, char* message, size_t bytes) {
     PrefillPlan plan;
-    const std::string problem = PlanPrefill(shape, chip, name, &plan);
+    std::string problem = PlanPrefill(shape, chip, name, &plan);
+    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, name);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
     tiling->qk = Cube(plan.qk);
@@ -103,7 +123,8 @@ int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling,
     static_assert(sizeof(LmHeadTiling) <= 2048);
     const LmHeadShape s{shape[0], shape[1], shape[2]};
     LmHeadPlan plan;
-    const std::string problem = PlanLmHead(s, Limits(chip), "LmHead", &plan);
+    std::string problem = PlanLmHead(s, Limits(chip), "LmHead", &plan);
+    if (problem.empty()) problem = Refused({plan.product}, Limits(chip), "LmHead");
     if (!problem.empty()) return Fail(problem, message, bytes);
     auto* data = static_cast<LmHeadTiling*>(tiling);
     Fill(s, plan, data);

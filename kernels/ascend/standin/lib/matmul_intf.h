@@ -84,8 +84,7 @@ public:
     void IterateAll(const GlobalTensor<C>& gm, std::uint8_t enAtomic = 0) {
         if (!registered_) standin::Fail("matmul", "IterateAll before REGIST_MATMUL_OBJ");
         if (enAtomic != 0) standin::Fail("unsupported", "the stand-in has no atomic results");
-        if (!sync && !standin::kChip.matmulAsync) Lacks("IterateAll<false>");
-        static_assert(sync, "the stand-in has no asynchronous IterateAll");
+        static_assert(sync, "the stand-in has no asynchronous IterateAll; neither has the 310B");
         standin::Core& core = standin::CurrentCore();
         if (core.activeMatmul != nullptr && core.activeMatmul != this) {
             standin::Fail("matmul", "two Matmul objects at once: End() of the first is missing");
@@ -106,7 +105,7 @@ public:
         }
         if (standin::kChip.matmulNeedsUb) {
             if (!hasWorkspace_) standin::Fail("matmul", "the %s needs SetLocalWorkspace first", standin::kChip.name);
-            const std::size_t need = std::size_t{4} * tiling_.baseM * tiling_.baseN;
+            const std::size_t need = std::size_t{2} * tiling_.transLength;  // as MatmulGetTmpBufSize says
             if (workspace_.Bytes() < need) {
                 standin::Fail("capacity", "Matmul's local workspace has %zu bytes, it needs %zu", workspace_.Bytes(),
                               need);
@@ -125,12 +124,13 @@ public:
     void End() { standin::CurrentCore().activeMatmul = nullptr; }
 
 private:
-    [[noreturn]] static void Lacks(const char* what) {
-        standin::Fail("unsupported", "Matmul on the %s has no %s", standin::kChip.name, what);
+    [[noreturn]] static void Lacks(const standin::Said& what) {
+        standin::Fail({"unsupported", what.file, what.line}, "Matmul on the %s has no %s", standin::kChip.name,
+                      what.word);
     }
-    [[noreturn]] static void Full(const char* where, std::size_t used, std::size_t has) {
-        standin::Fail("capacity", "%s of the %s has %zu bytes, the Matmul objects take %zu", where,
-                      standin::kChip.name, has, used);
+    [[noreturn]] static void Full(const standin::Said& where, std::size_t used, std::size_t has) {
+        standin::Fail({"capacity", where.file, where.line}, "%s of the %s has %zu bytes, the Matmul objects take %zu",
+                      where.word, standin::kChip.name, has, used);
     }
 
     std::size_t L1Bytes() const {

@@ -164,16 +164,18 @@ private:
         std::uint8_t writePipe = 0;
     };
 
-    [[noreturn]] void Race(const char* what, const char* verb, std::size_t byte, int pipe, int other,
+    [[noreturn]] void Race(const Said& what, const char* verb, std::size_t byte, int pipe, int other,
                            const char* did) {
-        Fail("race", "core %d: %s on the %s pipe %s unified buffer byte %zu, which the %s pipe %s: no flag, queue or "
-             "barrier orders the two", block_, what, PipeName(pipe), verb, byte, PipeName(other), did);
+        Fail({"race", what.file, what.line}, "core %d: %s on the %s pipe %s unified buffer byte %zu, which the %s pipe "
+             "%s: no flag, queue or barrier orders the two", block_, what.word, PipeName(pipe), verb, byte,
+             PipeName(other), did);
     }
 
-    [[noreturn]] void RaceGlobal(const char* what, const char* verb, const GlobalRegion& region, std::size_t byte,
+    [[noreturn]] void RaceGlobal(const Said& what, const char* verb, const GlobalRegion& region, std::size_t byte,
                                  int pipe, int other, const char* did) {
-        Fail("race", "core %d: %s on the %s pipe %s %s byte %zu, which the %s pipe %s: no flag, queue or barrier "
-             "orders the two", block_, what, PipeName(pipe), verb, region.name.c_str(), byte, PipeName(other), did);
+        Fail({"race", what.file, what.line}, "core %d: %s on the %s pipe %s %s byte %zu, which the %s pipe %s: no "
+             "flag, queue or barrier orders the two", block_, what.word, PipeName(pipe), verb, region.name.c_str(),
+             byte, PipeName(other), did);
     }
 
     std::vector<std::uint8_t> memory_;

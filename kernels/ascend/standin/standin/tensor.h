@@ -118,7 +118,7 @@ public:
     GlobalTensor operator[](std::uint64_t elements) const {
         GlobalTensor moved = *this;
         if (elements * sizeof(T) > bytes_) {
-            standin::Fail("bounds", "%s: a global tensor of %zu elements is indexed at %llu", region_->name.c_str(),
+            standin::Fail("bounds", "%s: a global tensor of %zu elements is indexed at %llu", Region("[]").name.c_str(),
                           bytes_ / sizeof(T), static_cast<unsigned long long>(elements));
         }
         moved.data_ += elements;
@@ -138,24 +138,30 @@ public:
     // --- for the stand-in's own functions ---
     void Access(std::size_t relative, std::size_t bytes, int pipe, std::uint32_t seq, bool write,
                 const char* what) const {
-        if (region_ == nullptr) standin::Fail("bounds", "%s uses a global tensor without SetGlobalBuffer", what);
+        standin::GlobalRegion& region = Region(what);
         if (relative + bytes > bytes_) {
             standin::Fail("bounds", "%s reaches byte %zu of a global tensor of %zu bytes in %s", what,
-                          relative + bytes, bytes_, region_->name.c_str());
+                          relative + bytes, bytes_, region.name.c_str());
         }
-        const std::size_t offset = reinterpret_cast<std::uint8_t*>(data_) - region_->begin;
-        standin::CurrentCore().TouchGlobal(*region_, offset + relative, bytes, pipe, seq, write, what);
+        const std::size_t offset = reinterpret_cast<std::uint8_t*>(data_) - region.begin;
+        standin::CurrentCore().TouchGlobal(region, offset + relative, bytes, pipe, seq, write, what);
     }
 
     void RequireAligned(const char* what) const {
-        const std::size_t offset = reinterpret_cast<std::uint8_t*>(data_) - region_->begin;
+        const standin::GlobalRegion& region = Region(what);
+        const std::size_t offset = reinterpret_cast<std::uint8_t*>(data_) - region.begin;
         if (offset % 32 != 0) {
             standin::Fail("alignment", "%s: an address in %s is %zu bytes past a 32-byte boundary", what,
-                          region_->name.c_str(), offset % 32);
+                          region.name.c_str(), offset % 32);
         }
     }
 
 private:
+    standin::GlobalRegion& Region(const char* what) const {
+        if (region_ == nullptr) standin::Fail("bounds", "%s uses a global tensor without SetGlobalBuffer", what);
+        return *region_;
+    }
+
     T* data_ = nullptr;
     std::size_t bytes_ = 0;
     standin::GlobalRegion* region_ = nullptr;
