@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from runtime.errors import UserError
 
 REPLACEMENT = "\ufffd"  # what undecodable bytes become
 LONGEST_HOLD = 64  # tokens; a character has at most 4 bytes, so that many undecodable ones are not a character to come
 ALONE = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
+LONG = 4096  # characters that take a millisecond to encode
+CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8's bytes of a character behind its first
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # a byte as SentencePiece writes it
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -60,7 +66,43 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             found = f"U+{ord(text[error.start]):04X} at {error.start:,}"
             raise UserError(f"the text is not valid Unicode ({found}). Give it as UTF-8") from error
-        return self.model.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < LONG:
+            return self.model.encode(text, add_special_tokens=add_special_tokens).ids
+        # a batch, unlike a single text, lets Python's other threads run meanwhile; it starts native threads to do so
+        return self.model.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, found without encoding it; 0 where this tokenizer does not tell."""
+        if self._reach is None:
+            return 0
+        reach, uncounted = self._reach
+        return math.ceil(len(text.encode(errors="replace").translate(None, uncounted)) / reach)
+
+    @functools.cached_property
+    def _reach(self) -> tuple[int, bytes] | None:
+        """Characters of a text that one token stands for at most, and which bytes of a text not to count as characters;
+        None where a token may stand for any number."""
+        if any(token.lstrip or token.rstrip for token in self.model.get_added_tokens_decoder().values()):
+            return None  # it takes in the whitespace beside it
+        normalizers, splitters = _parts(self.model.normalizer), _parts(self.model.pre_tokenizer)
+        shrunk = [_shrinks(part) for part in normalizers]
+        vocabulary = self.model.get_vocab()
+        dropped = self._dropped(vocabulary, splitters)
+        if None in shrunk or not all(map(_keeps, splitters)) or dropped is None or (dropped and normalizers):
+            return None
+        return max(map(len, vocabulary)) * math.prod(filter(None, shrunk)), CONTINUATION + dropped
+
+    def _dropped(self, vocabulary: Mapping[str, int], splitters: Sequence[Mapping[str, Any]]) -> bytes | None:
+        """Bytes of a text that become no token: SmolLM2's vocabulary, for one, lacks some that no text of its training
+        had. None where one unknown token may stand for any number of characters."""
+        model = self.model.model
+        if not isinstance(model, models.BPE):
+            return None
+        if any(part["type"] == "ByteLevel" for part in splitters):
+            missing = bytes(byte for letter, byte in _byte_letters().items() if letter not in vocabulary)
+            return None if missing and model.unk_token is not None and model.fuse_unk else missing
+        whole = model.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+        return b"" if whole else None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.model.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
@@ -72,13 +114,51 @@ class Tokenizer:
             lambda token, skip_special_tokens: self.model.decode([token], skip_special_tokens=skip_special_tokens)
         )
 
+    def token_bytes(self, token: int, *, first: bool = False) -> bytes:
+        """What a token stands for in a text, which may be a part of a character; nothing for an id without a token.
+
+        first: at the beginning of a text, where some decoders drop a space.
+        """
+        alone = self.alone(token, False) if first else REPLACEMENT
+        return self._bytes(token) if REPLACEMENT in alone else alone.encode()
+
+    @functools.cached_property
+    def _bytes(self) -> Callable[[int], bytes]:
+        return functools.lru_cache(maxsize=ALONE)(self._spelled)
+
+    def _spelled(self, token: int) -> bytes:
+        written = self.model.id_to_token(token)
+        if written is None:
+            return b""
+        if "ByteLevel" in self._decoders:
+            letters = _byte_letters()
+            known = all(letter in letters for letter in written)  # not those of some special tokens
+            return bytes(letters[letter] for letter in written) if known else written.encode()
+        byte = BYTE_TOKEN.fullmatch(written) if "ByteFallback" in self._decoders else None
+        if byte is not None:
+            return bytes.fromhex(byte[1])
+        twice = self.decode([token, token], skip_special_tokens=False)
+        return twice[len(self.alone(token, False)) :].encode()  # as it is behind another one
+
+    @functools.cached_property
+    def _decoders(self) -> frozenset[str]:
+        return frozenset(part["type"] for part in _parts(self.model.decoder))
+
     def is_added_token(self, token: int) -> bool:
         """Whether this is a token apart (a special one, most often), which text is split at before anything else."""
         return token in self._added
 
+    def is_special_token(self, token: int) -> bool:
+        """Whether this is one of the tokens that skip_special_tokens leaves out of a text."""
+        return token in self._special
+
     @functools.cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self.model.get_added_tokens_decoder())
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(token for token, added in self.model.get_added_tokens_decoder().items() if added.special)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -116,9 +196,12 @@ class TextStream:
     Tokens are bytes, not characters: what ends in an incomplete UTF-8 sequence is held back until it is whole. Each
     piece is the difference of two decodings, of the tokens already shown and of those with the new ones, since a
     decoder may treat the first token of a sequence differently (a leading space, for one).
+
+    held: whole characters that are held back with the incomplete one behind them.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self.held = 0
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._ids: list[int] = []  # the last piece's tokens, then those not shown yet
@@ -131,8 +214,10 @@ class TextStream:
         text = self._decode()
         incomplete = text.endswith(REPLACEMENT) and len(self._ids) - self._shown < LONGEST_HOLD
         if incomplete or len(text) <= len(self._text):
+            self.held = max(0, len(text.rstrip(REPLACEMENT)) - len(self._text))
             return ""
         piece = text[len(self._text) :]
+        self.held = 0
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)
         self._text = self._tokenizer.model.decode(self._ids, skip_special_tokens=self._skip)
@@ -142,13 +227,51 @@ class TextStream:
         """What is still held back, at the end of the sequence."""
         text = self._decode()
         piece = text[len(self._text) :]
-        self._ids, self._shown, self._text = [], 0, ""
+        self._ids, self._shown, self._text, self.held = [], 0, "", 0
         return piece
 
     def _decode(self) -> str:
         if len(self._ids) == 1:
             return self._tokenizer.alone(self._ids[0], self._skip)
         return self._tokenizer.model.decode(self._ids, skip_special_tokens=self._skip)
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letter of each byte: printable ones are their own, the others have those from U+0100 on, in order."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = {letter: ord(letter) for letter in letters if ord(letter) < 256}
+    others = sorted(set(range(256)) - set(own.values()))
+    return own | dict(zip(letters[len(own) :], others, strict=True))
+
+
+def _parts(component: Any) -> list[dict[str, Any]]:
+    """A normalizer, pre-tokenizer or decoder as tokenizer.json describes it: each part of a sequence, or the one."""
+
+    def flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if part["type"] != "Sequence":
+            yield part
+        for inner in next((value for value in part.values() if isinstance(value, list)), []):
+            yield from flat(inner)
+
+    return [] if component is None else list(flat(json.loads(component.__getstate__())))
+
+
+def _shrinks(normalizer: Mapping[str, Any]) -> int | None:
+    """How many characters it may make one of; None where that is not known."""
+    kind = normalizer["type"]
+    if kind == "NFC":
+        return 4  # no character has a longer canonical decomposition (Unicode's UAX #15)
+    if kind == "Replace":
+        string = normalizer["pattern"].get("String")
+        return 1 if string is not None and len(normalizer["content"]) >= len(string) else None
+    return 1 if kind in ("Prepend", "NFD") else None
+
+
+def _keeps(splitter: Mapping[str, Any]) -> bool:
+    """Whether this pre-tokenizer leaves every character in the text."""
+    known = splitter["type"] in ("ByteLevel", "Metaspace", "Digits", "Split", "Punctuation")
+    return known and splitter.get("behavior") != "Removed"
 
 
 def check_messages(messages: Any) -> None:

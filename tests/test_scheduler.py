@@ -267,12 +267,13 @@ def test_logprobs_are_the_models_own(model: LlamaForCausalLM) -> None:
         out = model.generate([text], max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
         logits = out.logits[0][0].astype(np.float64)  # type: ignore[union-attr,index]
         expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
-        assert event.logprobs is not None and event.token is not None
-        np.testing.assert_allclose(event.logprobs.token, expected[event.token], atol=1e-5)
+        (found,) = event.logprobs
+        assert found.token == event.token
+        np.testing.assert_allclose(found.logprob, expected[found.token], atol=1e-5)
         order = np.argsort(-expected)[:2]
-        assert [i for i, _ in event.logprobs.top] == order.tolist()
-        np.testing.assert_allclose([value for _, value in event.logprobs.top], expected[order], atol=1e-5)
-        text.append(event.token)
+        assert [i for i, _ in found.top] == order.tolist()
+        np.testing.assert_allclose([value for _, value in found.top], expected[order], atol=1e-5)
+        text.append(found.token)
 
 
 def test_the_thread_serves_submitters_of_other_threads(model: LlamaForCausalLM) -> None:

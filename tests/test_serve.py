@@ -88,6 +88,14 @@ def test_a_chat_goes_through_the_template(api: openai.OpenAI, name: str, model: 
     assert second.choices[0].message.content == expected
 
 
+def test_fields_that_only_state_the_default_are_taken(api: openai.OpenAI, name: str) -> None:
+    plain = api.completions.create(model=name, prompt="hello", **GREEDY).choices[0].text
+    assert api.completions.create(model=name, prompt="hello", echo=False, **GREEDY).choices[0].text == plain
+    asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "hello"}], **GREEDY}
+    stated = api.chat.completions.create(functions=[], function_call="none", **asked)
+    assert stated.choices[0].message.content == api.chat.completions.create(**asked).choices[0].message.content
+
+
 def test_a_chat_without_a_limit_ends_where_the_context_is_full(api: openai.OpenAI, name: str) -> None:
     done = api.chat.completions.create(
         model=name, messages=[{"role": "user", "content": "hello"}], temperature=0, extra_body={"ignore_eos": True}
@@ -182,7 +190,37 @@ def test_logprobs(api: openai.OpenAI, name: str, model: LlamaForCausalLM) -> Non
     assert chat.logprobs is not None and chat.logprobs.content == streamed and len(streamed) == 4
     for entry in streamed:
         assert len(entry.top_logprobs) == 3 and entry.top_logprobs[0].logprob == entry.logprob
-        assert entry.bytes is None or bytes(entry.bytes).decode() == entry.token
+    joined = b"".join(bytes(entry.bytes or []) for entry in streamed)
+    assert joined.decode(errors="replace") == chat.message.content
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_logprobs_are_of_what_is_shown(api: openai.OpenAI, name: str, model: LlamaForCausalLM, streaming: bool) -> None:
+    """Over HTTP, with a stop string of two tokens and with eos; tests/test_serve_logprobs.py has the rest."""
+    letters = model.tokenizer.encode("abcdefghijklmnopqrstuvwxyz")
+    eos = model.generation_config.eos_token_id[0]
+    asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
+    asked |= {"max_tokens": 9, "temperature": 2.0, "seed": 3, "logit_bias": {str(letter): 60 for letter in letters}}
+
+    def told(**more: Any) -> tuple[str, list[str]]:
+        if not streaming:
+            choice = api.chat.completions.create(**{**asked, **more}).choices[0]
+            assert choice.logprobs is not None
+            return choice.message.content or "", [entry.token for entry in choice.logprobs.content or []]
+        text, tokens = "", []
+        for chunk in api.chat.completions.create(stream=True, **{**asked, **more}):
+            text += chunk.choices[0].delta.content or ""
+            found = chunk.choices[0].logprobs
+            tokens += [entry.token for entry in found.content or []] if found else []
+            assert text.startswith("".join(tokens))
+        return text, tokens
+
+    free, tokens = told()
+    assert len(free) == 9 and tokens == list(free)
+    stopped, tokens = told(stop=free[4:6])
+    assert stopped == free[: free.index(free[4:6])] and tokens == list(stopped)
+    ended, tokens = told(extra_body={"min_tokens": 3}, logit_bias={**asked["logit_bias"], str(eos): 100})
+    assert ended == free[:3] and tokens == list(ended)
 
 
 def test_response_formats(api: openai.OpenAI, name: str, model: LlamaForCausalLM) -> None:

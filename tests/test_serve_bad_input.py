@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from serving import Gate, client, serving, wait_until, with_template
 
 from runtime.model import LlamaForCausalLM
 from runtime.serve.app import Service
+from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +50,18 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"stop": [""]}, 400, "stop"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias of 'x'"),
     ({"logit_bias": {"264": 1}}, 400, "logit_bias of '264'"),
+    ({"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias of '999999999999...9999999999999' is 1; needed"),
+    ({"logit_bias": {"5": "1"}}, 400, "logit_bias of '5' is '1'; needed"),
+    ({"logit_bias": {"5": 10**4000}}, 400, "logit_bias of '5' is 1000000000"),
+    ({"repetition_penalty": 1e-300, "temperature": 1}, 400, "repetition_penalty: "),
+    ({"repetition_penalty": 1e300, "temperature": 1}, 400, "repetition_penalty: "),
+    ({"functions": [{"name": "f"}]}, 400, "functions: "),
     ({"top_logprobs": 2}, 400, "goes with logprobs"),
     ({"tools": [{"type": "function"}]}, 400, "tools: "),
     ({"frobnicate": True}, 400, "frobnicate: this server has no such field"),
-    ({"messages": [{"role": "user", "content": "x" * 100}]}, 400, "the prompt has 105 tokens"),
+    ({"messages": [{"role": "user", "content": "x" * 100}]}, 400, "the prompt has 105 tokens;"),
+    ({"messages": [{"role": "user", "content": "x" * 1000}]}, 400, "the prompt has 112 tokens or more;"),
+    ({"messages": [{"role": "user", "content": "x"}] * 64}, 400, "the prompt has 64 messages"),
     ({"response_format": {"type": "json_schema"}}, 400, "response_format: "),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "foo"}}}},
@@ -141,11 +153,16 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("prompt", "message"),
         [
-            ([], "prompt"),
+            ([], "at least one prompt or token is needed"),
+            ([None], "at least one prompt or token is needed"),
             ("", "prompt"),
             ([264], "token id 264"),
             ([-1], "prompt"),
+            ([10**25], "prompt.0: "),
+            ([[1], [10**25]], "prompt.1.0: "),
+            ([1] * 64, "the prompt has 64 tokens"),
             ([1.5], "prompt"),
+            ([1, "a"], "prompt.1: "),
             ([[1], []], "prompt"),
             ([[1]] * 1_000_000, "more answers are asked for"),
         ],
@@ -153,3 +170,50 @@ class TestBadInput:
     def test_bad_prompts(self, server: tuple[Service, str], name: str, prompt: Any, message: str) -> None:
         answer = httpx.post(f"{server[1]}/v1/completions", json={"model": name, "prompt": prompt}, timeout=60)
         assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_other_requests_are_served_while_a_body_is_read(
+    server: tuple[Service, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one takes a second. Here it takes as long as it takes to ask for something else."""
+    reading, asked = threading.Event(), threading.Event()
+    validate = CompletionRequest.model_validate_json
+
+    def slowly(*arguments: Any, **options: Any) -> CompletionRequest:
+        reading.set()
+        assert asked.wait(60)
+        return validate(*arguments, **options)
+
+    monkeypatch.setattr(CompletionRequest, "model_validate_json", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(httpx.post, f"{server[1]}/v1/completions", json={"model": name, "prompt": ""}, timeout=60)
+        try:
+            assert reading.wait(60)
+            assert httpx.get(f"{server[1]}/health", timeout=10).status_code == 200
+        finally:
+            asked.set()
+        assert done.result().status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * 1000}),
+        (CompletionRequest, {"prompt": [1] + ["a"] * 1000}),
+        (CompletionRequest, {"prompt": ["a"] + [1] * 1000}),
+        (CompletionRequest, {"prompt": [[1]] + [["a"]] * 1000}),
+        (ChatRequest, {"messages": ["a"] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+        (ChatRequest, {"messages": [{"role": "user", **{f"field{i}": 1 for i in range(1000)}}]}),
+        (ChatRequest, {"modalities": ["audio"] * 1000}),
+        (ChatRequest, {f"field{i}": 1 for i in range(1000)}),
+        (ChatRequest, {"stop": [1] * 1000}),
+    ],
+)
+def test_not_all_that_is_wrong_with_a_body_is_listed(kind: type[Request], wrong: dict[str, Any]) -> None:
+    """Of a body of eight megabytes it would take half a minute, in which nothing else runs."""
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x", **wrong}
+    del body["prompt" if kind is ChatRequest else "messages"]
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate_json(json.dumps(body), context=Limits(context=10_000, answers=10_000))
+    assert refused.value.error_count() < 20

@@ -129,7 +129,8 @@ def test_what_it_refuses(artifact: Path) -> None:
         assert f"error: cannot listen on 127.0.0.1 port {port}" in refused(str(artifact), "--port", str(port))
     assert "error: cannot listen on" in refused(str(artifact), "--port", "70000")
     assert "error: --queue is -1" in refused(str(artifact), "--queue", "-1")
-    assert "error: --grace is nan" in refused(str(artifact), "--grace", "nan")
+    for grace in ("nan", "inf", "-1", "1e300"):
+        assert f"error: --grace is {float(grace)}; needed: 0 to" in refused(str(artifact), f"--grace={grace}")
     assert "error: the API key is empty" in refused(str(artifact), "--api-key", " ")
     assert "no such folder" in refused(str(artifact / "none"), "--port", "0")
     missing = "import sys\nsys.modules['uvicorn'] = None"

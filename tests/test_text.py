@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from runtime.errors import UserError
-from runtime.text import Tokenizer
+from runtime.text import LONG, Tokenizer
 
 LLAMA3_STYLE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -178,6 +181,136 @@ def test_ids_and_text_are_those_of_transformers(text: str) -> None:
     assert BYTE_LEVEL.encode(text) == ids
     assert BYTE_LEVEL.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids
     assert BYTE_LEVEL.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(min_size=1, max_size=30), st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]), st.booleans())
+def test_a_long_text_has_the_ids_that_tokenizers_gives_it(text: str, tokenizer: Tokenizer, special: bool) -> None:
+    text *= LONG // len(text) + 1
+    expected = tokenizer.model.encode(text, add_special_tokens=special).ids
+    assert tokenizer.encode(text, add_special_tokens=special) == expected
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    ticks, done = [0], threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks[0] += 1
+            time.sleep(0.001)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    try:
+        before = ticks[0]
+        BYTE_LEVEL.encode("the é " * 100_000)  # hundreds of milliseconds
+        assert ticks[0] - before > 5
+    finally:
+        done.set()
+        ticking.join()
+
+
+def variant(model: tokenizers.Tokenizer, /, **parts: Any) -> Tokenizer:
+    for name, part in parts.items():
+        setattr(model, name, part)
+    return Tokenizer(model, {}, None)
+
+
+def without_letters(**options: Any) -> Tokenizer:
+    """Byte-level, of a vocabulary that lacks bytes, as SmolLM2's does: their part of a text becomes no token."""
+    described = json.loads(byte_level().to_str())
+    vocabulary = described["model"]["vocab"]
+    for letter in "xĊĠÃ":
+        vocabulary["<unk>" if letter == "x" else f"<{letter}>"] = vocabulary.pop(letter)
+    described["model"].update(merges=[], **options)
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(described)), {}, None)
+
+
+LLAMA2_SPACES = normalizers.Replace(" ", "▁")
+BOUNDED = [
+    BYTE_LEVEL,
+    SENTENCEPIECE,
+    without_letters(),
+    without_letters(unk_token="<unk>"),
+    variant(byte_level(), normalizer=normalizers.NFC()),
+    variant(
+        sentencepiece(), normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ),
+    variant(sentencepiece(), pre_tokenizer=pre_tokenizers.Metaspace()),
+]
+COMBINING = st.text("ΑΙ\u0313\u0301\u0345a\u0328\u0308\n x", max_size=40)  # four of these may become one character
+
+
+@settings(max_examples=500)
+@given(st.one_of(st.text(max_size=40), COMBINING), st.sampled_from(BOUNDED))
+def test_a_text_has_no_fewer_tokens_than_the_fewest(text: str, tokenizer: Tokenizer) -> None:
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_a_token_may_stand_for_many_bytes_and_for_what_its_characters_are_composed_of() -> None:
+    composed = byte_level()
+    composed.normalizer = normalizers.NFC()
+    for model, token, text in ((sentencepiece(), "€" * 9, "€" * 9), (composed, "ᾌ" * 9, "Α\u0313\u0301\u0345" * 9)):
+        model.add_tokens([AddedToken(token, normalized=True)])
+        tokenizer = Tokenizer(model, {}, None)
+        assert len(tokenizer.encode(text, add_special_tokens=False)) == 1 == tokenizer.fewest_tokens(text)
+
+
+@pytest.mark.parametrize("tokenizer", BOUNDED)
+def test_the_fewest_tokens_grow_with_the_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.fewest_tokens("a" * 10_000) >= 10_000 // (4 * len("<|start|>"))
+    assert tokenizer.fewest_tokens("") == 0
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        variant(byte_level(), normalizer=normalizers.Replace(Regex("a+"), "a")),
+        variant(byte_level(), normalizer=normalizers.Replace("aa", "a")),
+        variant(byte_level(), normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])),
+        variant(byte_level(), pre_tokenizer=pre_tokenizers.WhitespaceSplit()),
+        variant(
+            byte_level(),
+            pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Split("a", "removed"), pre_tokenizers.ByteLevel()]),
+        ),
+        without_letters(unk_token="<unk>", fuse_unk=True),
+        variant(without_letters().model, normalizer=normalizers.NFC()),
+        Tokenizer(
+            tokenizers.Tokenizer(models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>", fuse_unk=True)), {}, None
+        ),
+        variant(byte_level(), model=models.WordLevel({"a": 0}, unk_token="a")),
+    ],
+)
+def test_where_a_token_may_stand_for_any_number_of_characters_none_is_told(tokenizer: Tokenizer) -> None:
+    assert tokenizer.fewest_tokens("a" * 10_000) == 0
+
+
+def test_a_token_that_takes_in_spaces_may_stand_for_any_number_of_characters() -> None:
+    model = byte_level()
+    model.add_special_tokens([AddedToken("<|wide|>", rstrip=True)])
+    tokenizer = Tokenizer(model, {}, None)
+    assert len(tokenizer.encode("<|wide|>" + " " * 1000, add_special_tokens=False)) == 1
+    assert tokenizer.fewest_tokens("<|wide|>" + " " * 1000) == 0
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=30), st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]))
+def test_the_bytes_of_tokens_join_to_their_text(text: str, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(text.replace(" ", "▁") if tokenizer is SENTENCEPIECE else text, add_special_tokens=False)
+    found = [tokenizer.token_bytes(token, first=at == 0) for at, token in enumerate(ids)]
+    assert b"".join(found).decode() == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_the_bytes_of_tokens() -> None:
+    def found(tokenizer: Tokenizer, *written: str) -> list[bytes]:
+        return [tokenizer.token_bytes(tokenizer.model.token_to_id(one)) for one in written]
+
+    assert found(BYTE_LEVEL, "Ġt", "ðŁĻ", "Ċ", "</s>") == [b" t", b"\xf0\x9f\x99", b"\n", b"</s>"]
+    assert found(SENTENCEPIECE, "▁the", "▁", "<0xF0>", "<0x0A>", "€") == [b" the", b" ", b"\xf0", b"\n", "€".encode()]
+    model = byte_level()
+    model.add_tokens(["<｜>"])  # letters that stand for no byte
+    assert found(Tokenizer(model, {}, None), "<｜>") == ["<｜>".encode()]
+    assert BYTE_LEVEL.token_bytes(9999) == b""
 
 
 def test_where_the_template_comes_from(tmp_path: Path) -> None:

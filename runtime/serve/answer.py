@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,19 +16,25 @@ from runtime.text import TextStream, Tokenizer
 
 
 class Logprobs(NamedTuple):
-    """The model's own log-probability of a token, and of the likeliest ones in its place, likeliest first."""
+    """The model's own log-probability of a token, and of the likeliest ones in its place, likeliest first.
 
-    token: float
+    offset: where the token's text begins in the answer's, in characters.
+    """
+
+    token: int
+    logprob: float
     top: tuple[tuple[int, float], ...]
+    offset: int
 
 
 class Event(NamedTuple):
-    """What a step adds to an answer. `text` may be empty, or hold what was held back before. The last event has a
-    finish_reason ("eos", "stop_string", "length"), or the error that ended the answer; then there is no token."""
+    """What a step adds to an answer. `text` may be empty, or hold what was held back before; `logprobs` are those of
+    tokens whose text begins in it. The last event has a finish_reason ("eos", "stop_string", "length"), or the error
+    that ended the answer; then there is no token."""
 
     token: int | None
     text: str = ""
-    logprobs: Logprobs | None = None
+    logprobs: tuple[Logprobs, ...] = ()
     finish_reason: str | None = None
     error: Exception | None = None
     first: bool = False
@@ -67,9 +74,11 @@ class Answer:
         self.cancelled = False
         self.finished = False
         self._chooser = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
+        self._tokenizer = tokenizer
         self._eos = frozenset(config.eos_token_id)
         self._text = ShownText(tokenizer.text_stream(), config.stop_strings)
         self._top_logprobs = top_logprobs
+        self._unshown: deque[Logprobs] = deque()  # of tokens whose text is held back, and may yet be cut off
 
     @property
     def prompt(self) -> np.ndarray:
@@ -88,17 +97,18 @@ class Answer:
         self.texts.push(picked)
         (token,) = picked
         self.last = token
-        logprobs = None if normaliser is None else self._logprobs(logits, normaliser, token)
         if token in self._eos:
             text, reason = self._text.flush(), "eos"
         else:
+            if normaliser is not None and not self._tokenizer.is_special_token(token):
+                self._unshown.append(self._logprobs(logits, normaliser, token))
             text, reason = self._text.push(token), None
             if self._text.stopped:
                 reason = "stop_string"
             elif self.texts.steps == self.texts.limit:
                 text, reason = text + self._text.flush(), "length"
         self.finished = reason is not None
-        self.send(Event(token, text, logprobs, reason, first=self.texts.steps == 1))
+        self.send(Event(token, text, self._shown_logprobs(), reason, first=self.texts.steps == 1))
 
     def fail(self, error: Exception) -> None:
         """End here, and say why."""
@@ -109,17 +119,35 @@ class Answer:
         count = min(self._top_logprobs or 0, logits.size)
         top = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else np.array([], np.int64)
         top = top[np.argsort(-logits[top], kind="stable")]
-        return Logprobs(float(logits[token]) - normaliser, tuple((int(i), float(logits[i]) - normaliser) for i in top))
+        alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in top)
+        return Logprobs(token, float(logits[token]) - normaliser, alternatives, self._text.end)
+
+    def _shown_logprobs(self) -> tuple[Logprobs, ...]:
+        """Those of tokens that are shown by now, in part at least, and were not before."""
+        shown = []
+        while self._unshown and self._unshown[0].offset < self._text.shown:
+            shown.append(self._unshown.popleft())
+        return tuple(shown)
 
 
 class ShownText:
-    """Text as it comes, up to the first stop string; what a stop string may begin with is held back."""
+    """Text as it comes, up to the first stop string; what a stop string may begin with is held back.
+
+    shown: how many characters of it are shown.
+    """
 
     def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
         self.stopped = False
+        self.shown = 0
+        self._decoded = 0  # characters, shown or not
         self._stream = stream
         self._stops = stops
         self._held = ""
+
+    @property
+    def end(self) -> int:
+        """How many characters there are, shown or not: where the next token's text begins."""
+        return self._decoded + self._stream.held
 
     def push(self, token: int) -> str:
         """What this token lets be shown."""
@@ -127,19 +155,19 @@ class ShownText:
 
     def flush(self) -> str:
         """The rest, at the end of the answer."""
-        shown = self._show(self._stream.flush())
-        shown, self._held = shown + self._held, ""
-        return shown
+        text = self._show(self._stream.flush()) + self._held
+        self.shown, self._held = self.shown + len(self._held), ""
+        return text
 
     def _show(self, piece: str) -> str:
         text = self._held + piece
+        self._decoded += len(piece)
         found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = max((overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        self.stopped = bool(found)
+        held = 0 if found else max((overlap(text, stop) for stop in self._stops), default=0)
+        end = min(found) if found else len(text) - held
+        self.shown, self._held = self.shown + end, text[len(text) - held :]
+        return text[:end]
 
 
 def overlap(text: str, stop: str) -> int:

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
 from runtime.serve import schema
+from runtime.serve.answer import Answer, Event
 from runtime.serve.errors import ApiError, from_validation
 from runtime.serve.metrics import Metrics
 from runtime.serve.prepare import Preparer
@@ -166,13 +167,9 @@ class Service:
 
     async def _complete(self, kind: type[schema.Request], request: Request) -> Response:
         began = time.perf_counter()
-        try:
-            asked = kind.model_validate_json(await self._body(request))
-        except ValidationError as error:
-            raise from_validation(error) from error
-        self._check_name(asked.model)
+        body = await self._body(request)
         queue: asyncio.Queue[Item] = asyncio.Queue()
-        answers = await run_in_threadpool(self._preparer.answers, asked, partial(self.outbox.send, queue))
+        asked, answers = await run_in_threadpool(self._prepared, kind, body, partial(self.outbox.send, queue))
         try:
             self.scheduler.submit(answers)
         except Busy:
@@ -184,6 +181,17 @@ class Service:
         if asked.stream:
             return EventStream(running)
         return Response(await running.whole(request.receive), media_type="application/json")
+
+    def _prepared(
+        self, kind: type[schema.Request], body: bytes, send: Callable[[int, Event], None]
+    ) -> tuple[schema.Request, list[Answer]]:
+        """What a body asks for, and its answers. Not for the event loop: a large body takes a second."""
+        try:
+            asked = kind.model_validate_json(body, context=self._preparer.limits)
+        except ValidationError as error:
+            raise from_validation(error) from error
+        self._check_name(asked.model)
+        return asked, self._preparer.answers(asked, send)
 
     async def _body(self, request: Request) -> bytes:
         """The body, if it is declared as JSON (what no page of another site can send unasked) and not too large."""

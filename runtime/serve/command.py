@@ -50,8 +50,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.queue < 0:
         raise UserError(f"--queue is {options.queue}; needed: 0 or more")
-    if not options.grace >= 0:
-        raise UserError(f"--grace is {options.grace}; needed: 0 or more seconds")
+    if not 0 <= options.grace <= threading.TIMEOUT_MAX:  # nan is not, either
+        raise UserError(f"--grace is {options.grace}; needed: 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
     try:
         import uvicorn
 

@@ -33,6 +33,20 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+def too_long(found: str, context: int) -> ApiError:
+    """For a prompt that no context holds. found: what it is, "the prompt has 9,000 tokens" or the like."""
+    return ApiError(
+        400,
+        f"{found}; this model's context holds {context:,}, one of them new. Shorten the prompt",
+        code="context_length_exceeded",
+    )
+
+
+def too_many(most: int) -> ApiError:
+    """For a request that asks for more answers than `most`."""
+    return ApiError(400, f"more answers are asked for than the {most} that this server takes. Ask for fewer")
+
+
 def from_validation(error: ValidationError) -> ApiError:
     """The first thing that pydantic found, by the field's path. Of a union's tries it is the one that came furthest."""
     found = error.errors(include_url=False, include_context=False, include_input=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from runtime.errors import UserError
 from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema
 from runtime.model import LlamaForCausalLM
 from runtime.serve.answer import Answer, Event
-from runtime.serve.errors import ApiError
-from runtime.serve.schema import ChatRequest, CompletionRequest, Request
+from runtime.serve.errors import ApiError, too_long, too_many
+from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request, top_logprobs
 
 COLDEST = 1e-4  # a temperature below takes the likeliest token, as 0 does: scores divided by it would overflow
+MOST_DIGITS = 20  # of a token id
 COMPLETION_TOKENS = 16  # OpenAI's default; a chat's is what the context holds
 
 Send = Callable[[int, Event], None]  # the choice, and what it goes on with
@@ -32,7 +34,7 @@ class Preparer:
     def __init__(self, model: LlamaForCausalLM, most: int) -> None:
         """most: answers that one request may ask for."""
         self.model = model
-        self.most = most
+        self.limits = Limits(model.engine.context, most)
         self._lock = threading.Lock()
 
     def answers(self, request: Request, send: Send) -> list[Answer]:
@@ -41,16 +43,14 @@ class Preparer:
         Raises ApiError for what does not fit, UserError for what the settings or the chat template refuse.
         """
         prompts = self._prompts(request)
-        if len(prompts) * request.n > self.most:  # before they take memory
-            raise ApiError(
-                400, f"more answers are asked for than the {self.most} that this server takes. Ask for fewer"
-            )
+        if len(prompts) * request.n > self.limits.answers:  # before they take time and memory
+            raise too_many(self.limits.answers)
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
         grammar = self._grammar(request, config.eos_token_id)
         answers: list[Answer] = []
         for prompt in prompts:
-            ids = self._checked(prompt)
+            ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
             room = generation.new_token_limit(
                 dataclasses.replace(config, max_new_tokens=limit), ids.size, ids.size, self.model.artifact
             )
@@ -77,30 +77,33 @@ class Preparer:
                 )
         return answers
 
-    def _prompts(self, request: Request) -> list[list[int]]:
-        tokenizer = self.model.tokenizer
+    def _prompts(self, request: Request) -> list[str] | list[list[int]]:
+        """As they are given; a chat as its template writes it, special tokens and all."""
         if isinstance(request, ChatRequest):
-            return [tokenizer.encode_chat([message.as_dict() for message in request.messages])]
+            return [self.model.tokenizer.render_chat([message.as_dict() for message in request.messages])]
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"{type(request).__name__} is no request with a prompt")
-        given = request.prompts[: self.most + 1]
-        return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
+        return request.prompts
 
-    def _checked(self, prompt: list[int]) -> np.ndarray:
-        ids = np.asarray(prompt, np.int64)
+    def _ids(self, prompt: str | list[int], *, add_special_tokens: bool) -> np.ndarray:
+        """Token ids [n] of a prompt that fits."""
         vocab_size, context = self.model.engine.vocab_size, self.model.engine.context
+        if isinstance(prompt, str):
+            prompt = self._encoded(prompt, context, add_special_tokens)
+        ids = np.asarray(prompt, np.int64)
         if ids.size == 0:
             raise ApiError(400, "the prompt is empty; needed: at least one token", param="prompt")
         if ids.max() >= vocab_size:
             raise ApiError(400, f"token id {ids.max()}; this model's are 0..{vocab_size - 1}", param="prompt")
         if ids.size >= context:
-            raise ApiError(
-                400,
-                f"the prompt has {ids.size:,} tokens; this model's context holds {context:,}, one of them new. "
-                "Shorten the prompt",
-                code="context_length_exceeded",
-            )
+            raise too_long(f"the prompt has {ids.size:,} tokens", context)
         return ids
+
+    def _encoded(self, text: str, context: int, add_special_tokens: bool) -> list[int]:
+        tokenizer = self.model.tokenizer
+        if len(text) >= context and (fewest := tokenizer.fewest_tokens(text)) >= context:  # megabytes take seconds
+            raise too_long(f"the prompt has {fewest:,} tokens or more", context)
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _config(self, request: Request) -> tuple[Any, int]:
         """The artifact's settings with the request's in place, and the most new tokens."""
@@ -128,10 +131,13 @@ class Preparer:
         vocab_size = self.model.engine.vocab_size
         biases: dict[tuple[int, ...], float] = {}
         for token, bias in request.logit_bias.items():
-            if not (token.isascii() and token.isdigit() and int(token) < vocab_size and -100 <= bias <= 100):
+            known = token.isascii() and token.isdigit() and len(token) <= MOST_DIGITS and int(token) < vocab_size
+            number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
+            if not (known and number):
                 raise ApiError(
                     400,
-                    f"logit_bias of {token!r} is {bias}; needed: a token id in 0..{vocab_size - 1} and -100..100",
+                    f"logit_bias of {reprlib.repr(token)} is {reprlib.repr(bias)}; needed: a token id in "
+                    f"0..{vocab_size - 1} and -100..100",
                     param="logit_bias",
                 )
             biases[(int(token),)] = bias
@@ -156,13 +162,6 @@ class Preparer:
     @cached_property
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         return GrammarTokenizer.of(self.model)
-
-
-def top_logprobs(request: Request) -> int | None:
-    """How many alternatives to a token are asked for; None: no logprobs at all."""
-    if isinstance(request, ChatRequest):
-        return (request.top_logprobs or 0) if request.logprobs else None
-    return request.logprobs if isinstance(request, CompletionRequest) else None
 
 
 class Penalties:

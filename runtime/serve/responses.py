@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.serve.answer import Answer, Event
-from runtime.serve.schema import ChatRequest, Request
-from runtime.text import REPLACEMENT, Tokenizer
+from runtime.serve.answer import Answer, Event, Logprobs
+from runtime.serve.schema import ChatRequest, Request, top_logprobs
+from runtime.text import Tokenizer
 
 JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 FINISH = {"eos": "stop", "stop_string": "stop", "length": "length"}
@@ -32,6 +32,14 @@ def encoded(value: object) -> bytes:
     return JSON.encode(value).encode()
 
 
+def written(data: bytes, mark: str = "") -> str:
+    """A token's bytes as text. What is no whole text is written as OpenAI does, after `mark`: "\\xf0\\x9f"."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return mark + data.decode(errors="backslashreplace")
+
+
 class Writer:
     """The objects of one response. Its id and time are the same in all of them."""
 
@@ -39,7 +47,7 @@ class Writer:
         self.chat = isinstance(request, ChatRequest)
         self.request = request
         self.tokenizer = tokenizer
-        self._shown: dict[int, int] = {}  # choice -> characters, for text_offset
+        self._begun: set[int] = set()  # choices of which a token's log-probability was told
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # choice -> what stands around the text of a chunk
         self._head = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -59,7 +67,7 @@ class Writer:
                 {
                     "index": index,
                     **content,
-                    "logprobs": self._logprobs(index, of_choice),
+                    "logprobs": None if top_logprobs(self.request) is None else self._logprobs(index, of_choice),
                     "finish_reason": FINISH[of_choice[-1].finish_reason or "length"],
                 }
             )
@@ -78,7 +86,7 @@ class Writer:
         """What these events add to a choice; None where that is nothing to be told."""
         text = "".join(event.text for event in events)
         reason = events[-1].finish_reason
-        logprobs = self._logprobs(index, events)
+        logprobs = self._logprobs(index, events) if any(event.logprobs for event in events) else None
         if reason is None and logprobs is None:
             return self._framed(index, text) if text else None
         return encoded(self._added(index, text, logprobs, None if reason is None else FINISH[reason]))
@@ -106,37 +114,33 @@ class Writer:
             chunk["usage"] = None
         return {**chunk, "choices": choices}
 
-    def _logprobs(self, index: int, events: Sequence[Event]) -> dict[str, Any] | None:
-        entries = [event for event in events if event.logprobs is not None]
-        if not entries:
-            return None
+    def _logprobs(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
+        """Of the tokens that the text of these events is made of."""
+        entries = [entry for event in events for entry in event.logprobs]
         if self.chat:
-            return {"content": [self._chat_logprob(event) for event in entries], "refusal": None}
-        offset = self._shown.get(index, 0)
-        offsets = []
-        for event in entries:
-            offsets.append(offset)
-            offset += len(event.text)
-        self._shown[index] = offset
+            return {"content": [self._chat_logprob(index, entry) for entry in entries], "refusal": None}
         return {
-            "tokens": [self._text(event.token) for event in entries],
-            "token_logprobs": [event.logprobs.token for event in entries if event.logprobs],
-            "top_logprobs": [
-                {self._text(token): value for token, value in event.logprobs.top} for event in entries if event.logprobs
-            ],
-            "text_offset": offsets,
+            "tokens": [self._key(entry.token) for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
         }
 
-    def _chat_logprob(self, event: Event) -> dict[str, Any]:
-        if event.logprobs is None:
-            raise ValueError("the event has no logprobs")
-        top = [self._entry(token, value) for token, value in event.logprobs.top]
-        return {**self._entry(event.token, event.logprobs.token), "top_logprobs": top}
+    def _chat_logprob(self, index: int, entry: Logprobs) -> dict[str, Any]:
+        first = index not in self._begun
+        self._begun.add(index)
+        top = [self._entry(token, value, first) for token, value in entry.top]
+        return {**self._entry(entry.token, entry.logprob, first), "top_logprobs": top}
 
-    def _entry(self, token: int | None, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        whole = REPLACEMENT not in text  # part of a character has no text of its own
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+    def _entry(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(token, first=first)
+        return {"token": written(data), "logprob": logprob, "bytes": list(data)}
 
-    def _text(self, token: int | None) -> str:
-        return "" if token is None else self.tokenizer.decode([token], skip_special_tokens=False)
+    def _top(self, entry: Logprobs) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for token, value in entry.top:
+            found.setdefault(self._key(token), value)  # of two that are written alike, the likelier
+        return found
+
+    def _key(self, token: int) -> str:
+        return written(self.tokenizer.token_bytes(token), "bytes:")
