@@ -7,12 +7,16 @@ returns the scores that count.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
+from runtime.sampling import first
 
 TokenRows = Sequence[np.ndarray]
 Processor = Callable[[TokenRows, np.ndarray], np.ndarray]
@@ -36,10 +40,8 @@ def processors(config: GenerationConfig, vocab_size: int) -> list[Processor]:
 def _processors(config: GenerationConfig) -> Iterator[Processor]:
     if config.sequence_bias:
         yield SequenceBias(config.sequence_bias)
-    if config.repetition_penalty != 1.0:
-        yield lambda texts, scores: repetition_penalty(texts, scores, config.repetition_penalty)
-    if config.no_repeat_ngram_size:
-        yield lambda texts, scores: no_repeat_ngram(texts, scores, config.no_repeat_ngram_size)
+    if config.repetition_penalty != 1.0 or config.no_repeat_ngram_size:
+        yield Penalties(config.repetition_penalty, config.no_repeat_ngram_size)
     banned = [ids for ids in config.bad_words_ids if not (len(ids) == 1 and ids[0] in config.eos_token_id)]
     if banned:
         yield SequenceBias([(ids, -np.inf) for ids in banned])
@@ -63,26 +65,35 @@ class SequenceBias:
         return scores
 
 
-def repetition_penalty(texts: TokenRows, scores: np.ndarray, penalty: float) -> np.ndarray:
-    """CTRL (Keskar et al., 2019): tokens of the text have positive scores divided, negative ones multiplied."""
-    for text, row in zip(texts, scores, strict=True):
-        found = row[text]
-        row[text] = np.where(found < 0, found * np.float32(penalty), found / np.float32(penalty))
-    return scores
+class Penalties:
+    """repetition_penalty, of CTRL (Keskar et al., 2019): tokens of the text have positive scores divided by it,
+    negative ones multiplied. Then no_repeat_ngram_size: no token that would end the text with so many tokens that it
+    holds already. The work is done in kernels/cpu/penalties.cpp."""
+
+    def __init__(self, repetition_penalty: float, no_repeat_ngram_size: int) -> None:
+        self.settings = (repetition_penalty, no_repeat_ngram_size)
+        self._penalise = _native()
+
+    def __call__(self, texts: TokenRows, scores: np.ndarray) -> np.ndarray:
+        at, size = first(scores), scores.shape[1]
+        for row, text in enumerate(texts):
+            self._penalise(at, row, size, _byref(_of_ids(text)), len(text), *self.settings)
+        return scores
 
 
-def no_repeat_ngram(texts: TokenRows, scores: np.ndarray, size: int) -> np.ndarray:
-    """Bans each token that would end the text with `size` tokens that it holds already."""
-    for text, row in zip(texts, scores, strict=True):
-        windows = text.size - size + 1
-        if windows < 1:
-            continue
-        suffix = text[text.size - size + 1 :]  # size - 1 tokens
-        match = np.ones(windows, bool)
-        for offset, token in enumerate(suffix):
-            match &= text[offset : offset + windows] == token
-        row[text[size - 1 :][match]] = -np.inf
-    return scores
+@cache
+def _native() -> Any:
+    """edgellama_penalise of penalties.cpp."""
+    from kernels.cpu.library import library  # late: `import runtime` stays light
+
+    pointer, whole = ctypes.c_void_p, ctypes.c_long
+    function = library().edgellama_penalise
+    function.restype, function.argtypes = None, [pointer, whole, whole, pointer, whole, ctypes.c_float, whole]
+    return function
+
+
+_byref: Any = ctypes.byref
+_of_ids: Any = ctypes.c_int64.from_buffer  # the cheapest way to an array's first element
 
 
 def without_eos(scores: np.ndarray, eos: Sequence[int]) -> np.ndarray:

@@ -61,26 +61,26 @@ class Sampler:
 
     def likeliest(self, scores: np.ndarray, row: int = 0) -> int:
         """The first of the highest scores of `row`. Raises as `draw` does."""
-        token = self._likeliest(self._at, _first(scores), row, scores.shape[-1])
+        token = self._likeliest(self._at, first(scores), row, scores.shape[-1])
         return token if token >= 0 else _refuse(token)
 
     def draw(self, scores: np.ndarray, row: int, uniform: float) -> int:
         """The token that a number in [0, 1) picks by the softmax of what the settings leave of `row`.
 
         Raises UserError where every score is -inf, NotNumbersError where one is not a number."""
-        token = self._draw(self._at, _first(scores), row, scores.shape[-1], uniform)
+        token = self._draw(self._at, first(scores), row, scores.shape[-1], uniform)
         return token if token >= 0 else _refuse(token)
 
     def warped(self, scores: np.ndarray) -> np.ndarray:
         """What the settings leave of scores [V], as transformers has it: over temperature, -inf for what is dropped."""
         out = np.empty(scores.size, np.float32)
-        _refuse(self._warp(self._at, _first(scores), scores.size, _first(out)))
+        _refuse(self._warp(self._at, first(scores), scores.size, first(out)))
         return out
 
     def log_normaliser(self, scores: np.ndarray, row: int = 0) -> float:
         """log(sum(exp(score / temperature))) of `row`: a score less this is its log-probability."""
         out = ctypes.c_double()
-        _refuse(self._log_normaliser(self._at, _first(scores), row, scores.shape[-1], _byref(out)))
+        _refuse(self._log_normaliser(self._at, first(scores), row, scores.shape[-1], _byref(out)))
         return out.value
 
 
@@ -105,7 +105,7 @@ def _functions() -> tuple[Any, Any, Any, Any]:
 _byref, _at_buffer = ctypes.byref, ctypes.c_float.from_buffer
 
 
-def _first(scores: Any) -> ctypes._CArgObject:
+def first(scores: Any) -> ctypes._CArgObject:
     """Where an array begins, the cheapest way; it must be C-contiguous and writable."""
     if scores.dtype is not FLOAT32 and scores.dtype != FLOAT32:
         raise TypeError(f"scores are {scores.dtype}; needed: float32")

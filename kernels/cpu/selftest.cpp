@@ -18,6 +18,7 @@
 #include "embedding.h"
 #include "linear.h"
 #include "pack.h"
+#include "penalties.h"
 #include "sampling.h"
 
 namespace edgellama {
@@ -297,8 +298,29 @@ void test_sampling(Isa isa) {
       }
 }
 
+// Texts that repeat, in exactly allocated buffers; of every length around the n-gram's.
+void test_penalties() {
+  for (const long ngram : {0L, 1L, 2L, 3L, 9L})
+    for (long length = 1; length < 12; ++length) {
+      const std::vector<float> before = gaussian(5, 10);
+      std::vector<float> scores = before;
+      std::vector<int64_t> text(static_cast<size_t>(length));
+      for (long i = 0; i < length; ++i) text[i] = i * i % 5;
+      edgellama_penalise(scores.data(), 0, 5, text.data(), length, 1.5f, ngram);
+      for (long token = 0; token < 5; ++token) {
+        const bool there = std::find(text.begin(), text.end(), token) != text.end();
+        bool banned = false;
+        for (long i = 0; ngram > 0 && i + ngram <= length; ++i)
+          banned |= text[i + ngram - 1] == token && std::equal(text.end() - (ngram - 1), text.end(), text.begin() + i);
+        const float kept = there ? before[token] < 0 ? before[token] * 1.5f : before[token] / 1.5f : before[token];
+        expect(scores[token] == (banned ? -HUGE_VALF : kept), "penalties of " + std::to_string(ngram));
+      }
+    }
+}
+
 void test_kernels() {
   test_linear_scratch();
+  test_penalties();
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
     if (!isa_available(isa)) continue;
