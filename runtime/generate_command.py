@@ -49,6 +49,8 @@ def run_generate(options: argparse.Namespace) -> None:
     ids = prompt_ids(model, prompt, options.system, options.raw)
     constraint = grammar(options, model)
     pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, logits_processor=constraint, **sampling(options))
+    if not continues(model, options.system, options.raw):
+        pieces.behind = ()
     if options.json:
         print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
     else:
@@ -57,12 +59,17 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bool) -> list[int]:
     """Token ids of the prompt: through the chat template where there is one, unless `raw`."""
-    if raw or (model.tokenizer.chat_template is None and system is None):
+    if continues(model, system, raw):
         if system is not None:
             raise UserError("--system goes with a chat template, and --raw leaves it out. Drop one of them")
         return model.tokenizer.encode(prompt)
     messages = [{"role": "system", "content": system}] if system is not None else []
     return model.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
+
+
+def continues(model: LlamaForCausalLM, system: str | None, raw: bool) -> bool:
+    """Whether the answer goes on with the prompt's text, instead of being a message of its own."""
+    return raw or (model.tokenizer.chat_template is None and system is None)
 
 
 def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:

@@ -269,6 +269,7 @@ class LlamaForCausalLM:
         if all(settings.get(name) is None and getattr(self.generation_config, name) is None for name in limits):
             settings["max_new_tokens"] = self.engine.context
         stream = self.stream(turn.ids, **{"reuse_prefix": True, **settings})
+        stream.behind = ()  # an answer is a text of its own
         stream.listeners.append(turn.heard)
         self.transcripts.keep(turn)
         return stream

@@ -188,9 +188,14 @@ class TextGenerationPipeline:
             if own["return_tensors"]:
                 records[index].append({"generated_token_ids": [*prompts[index], *new.tolist()]})
             else:
-                text = self.tokenizer.decode(new.tolist(), skip_special_tokens=own["skip_special_tokens"])
+                text = self._new_text(prompts[index], new.tolist(), own["skip_special_tokens"])
                 records[index].append({"generated_text": _told(inputs[index], text, own)})
         return records
+
+    def _new_text(self, prompt: list[int], new: list[int], skip_special_tokens: bool) -> str:
+        """As Hugging Face's: what the text has more than the prompt's. By itself it might lose its first space."""
+        before = self.tokenizer.decode(prompt, skip_special_tokens=skip_special_tokens)
+        return str(self.tokenizer.decode([*prompt, *new], skip_special_tokens=skip_special_tokens))[len(before) :]
 
 
 def _known(caller: str, settings: Iterable[str]) -> None:

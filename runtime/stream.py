@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
 
 from runtime.generation import Timings
 from runtime.graphemes import Graphemes
 from runtime.output import Piece
-from runtime.text import Tokenizer
+from runtime.text import TextStream, Tokenizer
 from runtime.turn import Cancelled, Turn
 from runtime.wave import Wave
 
@@ -17,13 +17,15 @@ class Stream(Iterator[Piece]):
     """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
 
     `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
-    Each of `listeners` is called with a Piece before it is handed out.
+    Each of `listeners` is called with a Piece before it is handed out. `behind` are the tokens of the text that it goes
+    on with; none, before the first piece is asked for, makes it a text of its own.
     """
 
     def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
         self.listeners: list[Callable[[Piece], None]] = []
+        self.behind: Sequence[int] = wave.texts.row(0).tolist()
         self._cancelled = wave.call.cancelled
-        self._pieces = _pieces(wave, turn, tokenizer)
+        self._pieces = _pieces(wave, turn, lambda: tokenizer.text_stream(behind=self.behind))
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
@@ -47,9 +49,9 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
-def _pieces(wave: Wave, turn: Turn, tokenizer: Tokenizer) -> Generator[Piece, None, None]:
+def _pieces(wave: Wave, turn: Turn, text_stream: Callable[[], TextStream]) -> Generator[Piece, None, None]:
     timings = Timings()
-    characters, graphemes = tokenizer.text_stream(), Graphemes()
+    characters, graphemes = text_stream(), Graphemes()
     try:
         with turn.take(wave.call.cancelled):
             for (token,) in wave.decode(timings):

@@ -21,6 +21,7 @@ from runtime.errors import UserError
 
 REPLACEMENT = "\ufffd"  # what undecodable bytes become
 LONGEST_HOLD = 64  # tokens; a character has at most 4 bytes, so that many undecodable ones are not a character to come
+NEAR = 8  # tokens before a text that say how it begins: a character has at most 4
 ALONE = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
 LONG = 4096  # characters that take a millisecond to encode
 CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8's bytes of a character behind its first
@@ -185,9 +186,13 @@ class Tokenizer:
         """Token ids of `render_chat`; the template writes bos and the like itself."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
-    def text_stream(self, *, skip_special_tokens: bool = True) -> TextStream:
-        """A decoder for one sequence that arrives token by token."""
-        return TextStream(self, skip_special_tokens)
+    def text_stream(self, *, skip_special_tokens: bool = True, behind: Sequence[int] = ()) -> TextStream:
+        """A decoder for one sequence that arrives token by token.
+
+        behind: the tokens of the text that it goes on with. Some decoders drop the space that a text begins with, and
+        the first word behind another has one to keep.
+        """
+        return TextStream(self, skip_special_tokens, behind)
 
 
 class TextStream:
@@ -200,13 +205,15 @@ class TextStream:
     held: whole characters that are held back with the incomplete one behind them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, behind: Sequence[int] = ()) -> None:
         self.held = 0
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._ids: list[int] = []  # the last piece's tokens, then those not shown yet
-        self._shown = 0  # how many of them are shown
-        self._text = ""  # their decoding
+        self._ids = [int(i) for i in behind[-NEAR:]]  # the last piece's tokens, then those not shown yet
+        self._shown = len(self._ids)  # how many of them are shown
+        self._text = self._decode() if self._ids else ""  # their decoding
+        if self._text.endswith(REPLACEMENT):  # cut within a character, whose rest is no text of its own
+            self._ids, self._shown, self._text = [], 0, ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; often empty."""

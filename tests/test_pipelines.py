@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from exported import checkpoint, reference, run_python, tiny_artifact
 from test_generation import load
+from test_text import SENTENCEPIECE
 from transformers import AutoTokenizer
 from transformers import pipeline as theirs
 
@@ -142,6 +143,12 @@ def test_a_prompt_beside_a_long_one_is_answered_as_alone(toy: TextGenerationPipe
     long = " ".join(["w5"] * 60)
     settings = {"do_sample": False, "max_new_tokens": 9}
     assert toy([long, "w9"], **settings) == [toy(long, **settings), toy("w9", **settings)]
+
+
+def test_the_space_behind_a_prompt_stays(toy: TextGenerationPipeline) -> None:
+    """Llama 2's decoder drops the first one of a text."""
+    the, a = (SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a"))
+    assert pipeline(model=toy.model, tokenizer=SENTENCEPIECE)._new_text([the], [a], True) == " a"
 
 
 def test_several_answers_to_several_prompts(toy: TextGenerationPipeline) -> None:

@@ -150,6 +150,13 @@ def test_spaces_and_special_tokens_in_a_stream() -> None:
     assert streamed(SENTENCEPIECE, ids) == ["", "the", " a", "b", "", ""]
 
 
+def test_what_goes_on_with_a_text_keeps_its_first_space() -> None:
+    the, a, b, byte = (SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a", "b", "<0xE2>"))
+    for behind, expected in (((the,), [" a", "b", ""]), ((the,) * 20, [" a", "b", ""]), ((the, byte), ["a", "b", ""])):
+        stream = SENTENCEPIECE.text_stream(behind=behind)
+        assert [stream.push(a), stream.push(b), stream.flush()] == expected
+
+
 def test_endless_undecodable_bytes_are_shown_after_a_while() -> None:
     stream = BYTE_LEVEL.text_stream()
     token = BYTE_LEVEL.model.token_to_id("ÿ")

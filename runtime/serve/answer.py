@@ -60,10 +60,12 @@ class Answer:
         processors: Sequence[LogitsProcessor] = (),
         top_logprobs: int | None = None,
         reuse: bool = True,
+        continues: bool = False,
     ) -> None:
         """limit: most new tokens. send: gets the Events, in the engine's thread. top_logprobs: None for no logprobs at
         all. reuse: whether what the cache holds of the prompt may be taken; it may round otherwise, in the last digits,
-        where another answer's tokens were written one by one. The stop strings of `config` end the text before them."""
+        where another answer's tokens were written one by one. continues: the answer goes on with the prompt's text,
+        instead of being one of its own. The stop strings of `config` end the text before them."""
         self.texts = Texts([np.asarray(prompt, np.int64)], [limit])
         self.send = send
         self.row = -1
@@ -76,7 +78,9 @@ class Answer:
         self._chooser = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
         self._tokenizer = tokenizer
         self._eos = frozenset(config.eos_token_id)
-        self._text = ShownText(tokenizer.text_stream(), config.stop_strings)
+        self._text = ShownText(
+            tokenizer.text_stream(behind=self.prompt.tolist() if continues else ()), config.stop_strings
+        )
         self._top_logprobs = top_logprobs
         self._unshown: deque[Logprobs] = deque()  # of tokens whose text is held back, and may yet be cut off
 

@@ -73,6 +73,7 @@ class Preparer:
                         processors=processors,
                         top_logprobs=top_logprobs(request),
                         reuse=request.seed is None,  # a seed asks for the same tokens again
+                        continues=not isinstance(request, ChatRequest),
                     )
                 )
         return answers
