@@ -71,7 +71,7 @@ class BeamWave:
                     candidates.ended[:] = self._ended(prompt, candidates, step, last)
                     source[mine] = first + search.advance(came_from, candidates)
                     texts.ids[mine, texts.prompt_length[first] :][:, : search.limit] = search.running.tokens
-            texts.length = [length + 1 for length in texts.length]
+                    texts.length[mine] = [length + 1 for length in texts.length[mine]]
             texts.steps += 1
         return [search.finished for search in self.searches]
 

@@ -141,6 +141,17 @@ def test_a_row_is_as_long_as_it_would_be_alone(model: LlamaForCausalLM) -> None:
         assert (both.beam_indices[row, count:] == -1).all()
 
 
+def test_beams_that_fill_the_context_leave_those_beside_them_going_on(tmp_path: Path) -> None:
+    """In one wave: the search of the long prompt closes five steps before the other's."""
+    model = load(tmp_path, batch=4, eos_token_id=())
+    long, short = [5] * 60, [6, 7]  # of a context of 64
+    settings = {"max_new_tokens": 9, "num_beams": 2}
+    alone = [model.generate([row], **settings)[0, len(row) :].tolist() for row in (long, short)]
+    ids, mask = padded([long, short], "left", 0)
+    both = model.generate(ids, mask, **settings, pad_token_id=3)[:, 60:].tolist()
+    assert both == [alone[0] + [3] * 5, alone[1]]
+
+
 def test_hugging_faces_names_for_prompt_tokenizer_and_device(model: LlamaForCausalLM) -> None:
     expected = model.generate([5, 6], max_new_tokens=3).tolist()
     assert model.generate(inputs=np.array([[5, 6]]), max_new_tokens=3, tokenizer=object()).tolist() == expected
