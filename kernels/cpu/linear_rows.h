@@ -6,6 +6,12 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
+// Decode waits for memory, and the hardware's prefetcher stops at each page: ask for the bytes this far ahead.
+constexpr long kAhead = 4096;
+static inline void prefetch(const uint8_t* from, long bytes) {
+  for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i + kAhead, 0, 3);
+}
+
 // Asks for the weights further on: into the second-level cache early, into the first shortly before. Panels follow one
 // another, so it may reach into the next; at the end of a matrix it asks for memory that is never read, which is
 // harmless. Without it a thread of a Xeon got 10 GB/s out of the memory, with it 14 (int8; int4 gains half again as
@@ -14,18 +20,12 @@ namespace edgellama::EDGELLAMA_ISA {
 template <Format format, int bytes>
 static inline void prefetch_weights(const uint8_t* at) {
   constexpr bool kWide = format == Format::f32;
-  constexpr int kFar = kWide ? 6144 : 16384, kNear = kWide ? 1024 : 4096;
+  constexpr long kFar = kWide ? 6144 : 16384, kNear = kWide ? 1024 : kAhead;
 #pragma GCC unroll 8
   for (int i = 0; i < bytes; i += 64) {
     __builtin_prefetch(at + kFar + i, 0, 2);
     __builtin_prefetch(at + kNear + i, 0, 3);
   }
-}
-
-// Decode waits for memory, and the hardware's prefetcher stops at each page: ask for the bytes this far ahead.
-constexpr long kAhead = 4096;
-static inline void prefetch(const uint8_t* from, long bytes) {
-  for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i + kAhead, 0, 3);
 }
 
 // y += rows x panel, float weights. With few rows, several sums a row hide the latency of the multiply-add.
@@ -37,9 +37,9 @@ static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* r
   F part[kChains][R][kVec] = {};
   constexpr int kCell = format == Format::f32 ? 4 : 2;
   for (long i = 0; i < depth; i += 4) {
-    constexpr long kStep = kPanel * (format == Format::f32 ? 4 : 2);
-    prefetch(panel + i * kStep, 4 * kStep);
-    prefetch_weights<format, 4 * kPanel * kCell>(panel + i * kPanel * kCell);
+    constexpr long kStep = kPanel * kCell;
+    if constexpr (format == Format::f32) prefetch(panel + i * kStep, 4 * kStep);  // between its far and its near
+    prefetch_weights<format, 4 * kStep>(panel + i * kStep);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       F w[kVec];

@@ -117,6 +117,13 @@ TCubeTiling Tiling(int baseM = 16, int baseN = 16, int depth = 1) {
     return t;
 }
 
+// A kernel's product with a tiling of its own; what is wrong with that shows here.
+void Register(TCubeTiling tiling_) {
+    TPipe pipe;
+    Product<half> mm;
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+}
+
 template <typename T>
 GlobalTensor<T> Typed(GM_ADDR address) {
     GlobalTensor<T> tensor;
@@ -293,64 +300,33 @@ KERNEL(matmul_shape_over_its_tiling) {
     mm.SetSingleShape(32, 16, 16);
 }
 
-KERNEL(matmul_base_of_8) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling(8);
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-}
+KERNEL(matmul_base_of_8) { Register(Tiling(8)); }
 
 KERNEL(matmul_on_no_cores) {
-    TPipe pipe;
     TCubeTiling tiling_ = Tiling();
     tiling_.usedCoreNum = 0;
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Register(tiling_);
 }
 
 KERNEL(matmul_depth_below_its_step) {
-    TPipe pipe;
     TCubeTiling tiling_ = Tiling();
     tiling_.stepKa = 2;
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Register(tiling_);
 }
 
 KERNEL(matmul_without_translength) {
-    TPipe pipe;
     TCubeTiling tiling_ = Tiling();
     tiling_.transLength = 0;
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Register(tiling_);
 }
 
-KERNEL(matmul_over_l0b) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling(16, 2064);
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-}
+KERNEL(matmul_over_l0b) { Register(Tiling(16, 2064)); }
 
-KERNEL(matmul_over_l0a) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling(2064);
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-}
+KERNEL(matmul_over_l0a) { Register(Tiling(2064)); }
 
-KERNEL(matmul_l0c_of_256_kb) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling(256, 256);
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-}
+KERNEL(matmul_l0c_of_256_kb) { Register(Tiling(256, 256)); }
 
-KERNEL(matmul_l1_of_512_kb) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling(128, 128, 64);
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-}
+KERNEL(matmul_l1_of_512_kb) { Register(Tiling(128, 128, 64)); }
 
 KERNEL(matmul_of_float) {
     TPipe pipe;
