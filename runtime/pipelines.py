@@ -67,10 +67,11 @@ def pipeline(
         raise UserError(f"task is {task!r}; this runtime has {TASK!r} only")
     if model is None:
         raise UserError("no model given. Pass model=FOLDER, as `make export` writes it")
-    if not isinstance(model, LlamaForCausalLM):
-        model = LlamaForCausalLM.from_pretrained(model, threads=threads, device_id=device_id)
     asked = {"device": device, "device_map": device_map, "dtype": dtype, "torch_dtype": torch_dtype}
-    check_placement("pipeline", asked, model.artifact.manifest)
+    if isinstance(model, LlamaForCausalLM):
+        check_placement("pipeline", asked, model.artifact.manifest)
+    else:
+        model = LlamaForCausalLM.from_pretrained(model, threads=threads, device_id=device_id, **asked)
     if isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.from_folder(tokenizer)
     return TextGenerationPipeline(model, tokenizer, **settings)

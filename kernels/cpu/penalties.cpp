@@ -23,6 +23,7 @@ void penalise_repetition(float* scores, long n, const int64_t* text, long length
 
 // Whatever follows an earlier place of the text's last ngram - 1 tokens.
 void ban_repeats(float* scores, const int64_t* text, long length, long ngram) {
+  if (length < ngram) return;
   const int64_t* const suffix = text + length - (ngram - 1);
   for (long i = 0; i + ngram <= length; ++i)
     if (std::equal(suffix, text + length, text + i)) scores[text[i + ngram - 1]] = -HUGE_VALF;
