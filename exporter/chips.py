@@ -43,7 +43,7 @@ CHIPS = {
     "ascend310b": Chip("Ascend 310B", "Ascend310B1", COMMON),
     "ascend910b": Chip("Ascend 910B", "Ascend910B3", COMMON | FUSED, {224: 31, 240: 28, 256: 26}),
 }
-CUSTOM = ("FusedAttention", "FusedAttentionDecode", "LmHead")  # of kernels/ascend, for each of the three
+CUSTOM = ("FusedAttention", "LmHead")  # of kernels/ascend, for each of the three
 MAX_RATIO = 32  # query heads of one key/value head
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 

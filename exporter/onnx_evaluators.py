@@ -40,10 +40,6 @@ class FusedAttention(OpRun):
         return (attended, *copies)
 
 
-class FusedAttentionDecode(FusedAttention):
-    """The same, where every row has at most one token."""
-
-
 class LmHead(OpRun):
     op_domain = DOMAIN
     kernel = "lm_head"
@@ -179,7 +175,6 @@ OPERATORS: list[type[OpRun]] = [
     EdgeEmbedding,
     EdgeHead,
     FusedAttention,
-    FusedAttentionDecode,
     Gemm,
     LmHead,
     MatMul,

@@ -57,7 +57,6 @@ CUSTOM: dict[str, CustomOperator] = {
     "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
     "EdgeHead": CustomOperator(("h", "weight", "length", "gamma"), {"format": str, "vocabulary": int, "eps": float}),
     "FusedAttention": ATTENTION,
-    "FusedAttentionDecode": ATTENTION,  # a kernel of its own on Ascend, for one token a row
     "LmHead": CustomOperator(("x", "weight"), {}),
 }
 

@@ -66,11 +66,11 @@ class Case:
         return {"heads": self.groups * self.ratio, "scale": self.head_dim**-0.5, "window": self.window}
 
 
-def check(case: Case, chip: str, operator: str = "fused_attention", chip_limits: list[int] | None = None) -> None:
+def check(case: Case, chip: str, chip_limits: list[int] | None = None) -> None:
     """The kernel's output, its cache writes, and every other byte of the caches, against the definition."""
     expected, got = case.inputs(), case.inputs()
     want = reference.fused_attention(**expected, **case.attributes)
-    out = standin.fused_attention(**got, **case.attributes, chip=chip, operator=operator, chip_limits=chip_limits)
+    out = standin.fused_attention(**got, **case.attributes, chip=chip, chip_limits=chip_limits)
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_array_equal(got["v_cache"].view(np.uint16), expected["v_cache"].view(np.uint16))
     before = case.inputs()["k_cache"]
@@ -113,9 +113,8 @@ def test_a_long_bucket_in_several_tiles(chip: str) -> None:
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_decode_operator(chip: str) -> None:
-    case = Case((0, 1, 63, 64, 129, 7), (1, 1, 1, 1, 1, 0), 1, 130, ratio=4)
-    check(case, chip, operator="fused_attention_decode")
+def test_decode_of_a_cache_shorter_than_a_split(chip: str) -> None:
+    check(Case((0, 1, 63, 64, 129, 7), (1, 1, 1, 1, 1, 0), 1, 130, ratio=4), chip)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -242,9 +241,13 @@ def test_tiling_refuses_what_the_kernels_cannot_do(change: dict[str, int], messa
         standin.plan("ascend310p", "fused_attention", list((SHAPE | change).values()), 0.125)
 
 
-def test_decode_tiling_refuses_several_tokens() -> None:
-    with pytest.raises(standin.TilingError, match=r"^FusedAttentionDecode: .* one token a row, not 32"):
-        standin.plan("ascend310b", "fused_attention_decode", list(SHAPE.values()), 0.125)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_one_token_takes_the_decode_kernel_and_more_take_the_prefill_kernel(chip: str) -> None:
+    keys = [
+        standin.plan(chip, "fused_attention", list((SHAPE | {"tokens": tokens}).values()), 0.125).key
+        for tokens in (1, 2, 32)
+    ]
+    assert keys == [1, 2, 2]  # ATTENTION_KEY_DECODE, ATTENTION_KEY_PREFILL
 
 
 def test_tiling_refuses_what_does_not_fit() -> None:

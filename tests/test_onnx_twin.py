@@ -251,7 +251,7 @@ def test_a_device_may_return_what_it_writes() -> None:
 
 def test_plain_attributes_an_optional_one_and_half_precision() -> None:
     """As an Ascend op set writes them: no list of texts, window left out."""
-    op = attention("first", "start", reg_op_name="FusedAttentionDecode", attr=(), heads=4, scale=0.25)
+    op = attention("first", "start", attr=(), heads=4, scale=0.25)
     shape = (ROWS, TOKENS, HEADS * DIM)
     model = onnx_twin.translate(*custom_graph(op, output="first", shape=shape))
     x = custom_inputs()

@@ -7,9 +7,9 @@ often closer than float16 tells apart. Shape.chip says which built-in operators 
 (exporter.chips): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
 
 One graph serves every bucket, decode among them: its token axis is dynamic and each bucket becomes a gear. So attention
-is FusedAttention throughout, whose tiling takes the decode kernel at the gear of one token. A graph of its own with
-FusedAttentionDecode would be a second file, and MindSpore Lite shares no constants between files on this path: the
-weights would be in memory twice.
+is FusedAttention throughout; its tiling selects the decode kernel at the gear of one token. A separate decode graph
+would be a second file. MindSpore Lite shares no constants between files on this path, so the weights would be in memory
+twice.
 
 Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, D head size, C cache capacity, E hidden
 size.

@@ -23,7 +23,7 @@ from kernels.reference import Array
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"
 CHIPS = {"ascend310p": 2002, "ascend310b": 3002, "ascend910b": 2201}
-KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "fused_attention_decode", "lm_head"))
+KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "lm_head"))
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
 
@@ -151,9 +151,12 @@ def limits(chip: str) -> list[int]:
 def plan(chip: str, operator: str, shape: list[int], scale: float = 0.0, chip_limits: list[int] | None = None) -> Plan:
     """Runs an operator's tiling function.
 
-    operator: "fused_attention" or "fused_attention_decode"; shape: rows, tokens, width of qkv, heads, key/value
-    heads, head size, capacity, rotary positions, window. Or "lm_head"; shape: rows, hidden size, vocabulary.
-    Raises TilingError with the operator's own message.
+    operator, and what its shape lists:
+    - "fused_attention": rows, tokens, width of qkv, heads, key/value heads, head size, capacity, rotary positions,
+      window.
+    - "lm_head": rows, hidden size, vocabulary.
+
+    Raises TilingError with the operator's message.
     """
     summary, message = _Summary(), ctypes.create_string_buffer(512)
     tiling = np.zeros(2048, np.uint8)
@@ -192,7 +195,6 @@ def fused_attention(
     scale: float,
     window: int = 0,
     chip: str = "ascend310p",
-    operator: str = "fused_attention",
     chip_limits: list[int] | None = None,
 ) -> Array:
     """kernels.reference.fused_attention on the stand-in of `chip`. float16 data, caches mutated, float16 result."""
@@ -208,7 +210,7 @@ def fused_attention(
     rows, tokens, width = qkv.shape
     _, groups, capacity, head_dim = k_cache.shape
     shape = [rows, tokens, width, heads, groups, head_dim, capacity, cos.shape[0], window]
-    decided = plan(chip, operator, shape, scale, chip_limits)
+    decided = plan(chip, "fused_attention", shape, scale, chip_limits)
     out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
     workspace = np.zeros(decided.workspace_bytes, np.uint8) if decided.workspace_bytes else None
     arguments = [
@@ -224,7 +226,7 @@ def fused_attention(
         Argument("v_cache", v_cache, writable=True),
         Argument("workspace", workspace, writable=True, fresh=True),
     ]
-    _run(chip, operator, arguments, decided)
+    _run(chip, "fused_attention", arguments, decided)
     return out
 
 

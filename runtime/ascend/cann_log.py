@@ -18,7 +18,7 @@ OPERATOR = (
     re.compile(r"OP TYPE: (?P<type>[\w:]+)"),  # MindSpore Lite's list of operators that it cannot parse
 )
 OURS = re.compile(r"\[ERROR\] edgellama: (.+)")  # the operator package's own refusal
-OPERATORS_OF_OURS = ("FusedAttention", "FusedAttentionDecode", "LmHead")
+OPERATORS_OF_OURS = ("FusedAttention", "LmHead")
 
 # (pattern, cause, remedy); \1 in the cause is the pattern's group. The first that matches counts.
 CAUSES: tuple[tuple[str, str, str], ...] = (

@@ -1,7 +1,7 @@
 // How the attention kernels are cut for a chip: plain C++ over shapes, attributes and the chip's limits.
 //
 // Nothing of CANN is included here, so the same functions run in the tests. The tiling functions of the operators
-// (attention_host.h) read the limits from the platform, call these, and fill in what Matmul's own tiling adds.
+// (fused_attention.cpp) read the limits from the platform, call these, and fill in what Matmul's own tiling adds.
 #ifndef EDGELLAMA_ATTENTION_TILING_H
 #define EDGELLAMA_ATTENTION_TILING_H
 
@@ -89,11 +89,11 @@ inline bool PlanKeys(const AttentionShape& s, const ChipLimits& chip, DecodePlan
     return false;
 }
 
+// The plan for one token per row: s.tokens is 1. Returns an error message, or an empty string on success.
 inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                               DecodePlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
-    if (s.tokens != 1) return name + ": the decode kernel takes one token a row, not " + std::to_string(s.tokens);
     const int64_t ratio = s.heads / s.groups, items = s.rows * s.groups;
     const int64_t farthest = s.window > 0 ? std::min(s.window, s.capacity) : s.capacity;
     plan->splits = 1;

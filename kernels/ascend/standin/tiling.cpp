@@ -10,6 +10,8 @@ namespace {
 
 using namespace edgellama;
 
+const char* const kAttention = "FusedAttention";
+
 AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     AscendC::tiling::TCubeTiling t{};
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -66,22 +68,22 @@ int Fail(const std::string& problem, char* message, size_t bytes) {
     return 1;
 }
 
-int Decode(const AttentionShape& shape, const ChipLimits& chip, const char* name, DecodeTiling* tiling,
-           Summary* summary, char* message, size_t bytes) {
+int Decode(const AttentionShape& shape, const ChipLimits& chip, DecodeTiling* tiling, Summary* summary, char* message,
+           size_t bytes) {
     DecodePlan plan;
-    const std::string problem = PlanDecode(shape, chip, name, &plan);
+    const std::string problem = PlanDecode(shape, chip, kAttention, &plan);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
     *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, plan.workspaceBytes, plan.ubBytes,
-                sizeof(DecodeTiling), {plan.keys, plan.splits}};
+                sizeof(AttentionTiling), {plan.keys, plan.splits}};
     return 0;
 }
 
-int Prefill(const AttentionShape& shape, const ChipLimits& chip, const char* name, PrefillTiling* tiling,
-            Summary* summary, char* message, size_t bytes) {
+int Prefill(const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* tiling, Summary* summary,
+            char* message, size_t bytes) {
     PrefillPlan plan;
-    std::string problem = PlanPrefill(shape, chip, name, &plan);
-    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, name);
+    std::string problem = PlanPrefill(shape, chip, kAttention, &plan);
+    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, kAttention);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
     tiling->qk = Cube(plan.qk);
@@ -96,25 +98,16 @@ int Prefill(const AttentionShape& shape, const ChipLimits& chip, const char* nam
 
 extern "C" {
 
-// Plans FusedAttentionDecode into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message.
-int plan_fused_attention_decode(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
-                                char* message, size_t bytes) {
-    return Decode(Shape(shape, scale), Limits(chip), "FusedAttentionDecode", static_cast<DecodeTiling*>(tiling),
-                  static_cast<Summary*>(summary), message, bytes);
-}
-
+// Plans FusedAttention into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message.
 int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
                          char* message, size_t bytes) {
     static_assert(sizeof(AttentionTiling) <= 2048);
     auto* data = static_cast<AttentionTiling*>(tiling);
     auto* out = static_cast<Summary*>(summary);
     if (shape[1] == 1) {
-        const int failed = Decode(Shape(shape, scale), Limits(chip), "FusedAttention", &data->decode, out, message,
-                                  bytes);
-        out->tilingBytes = sizeof(AttentionTiling);
-        return failed;
+        return Decode(Shape(shape, scale), Limits(chip), &data->decode, out, message, bytes);
     }
-    return Prefill(Shape(shape, scale), Limits(chip), "FusedAttention", &data->prefill, out, message, bytes);
+    return Prefill(Shape(shape, scale), Limits(chip), &data->prefill, out, message, bytes);
 }
 
 // shape: rows, hidden size, vocabulary. The float is there for all to be called alike.
