@@ -173,7 +173,7 @@ def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:
 def _verify(arguments: argparse.Namespace, progress: Progress) -> None:
     from exporter.synthetic import opened_for
     from exporter.verify import prove
-    from runtime.artifact import Artifact
+    from runtime.artifact.manifest import Artifact
 
     with progress.stage("Hashing every file"):
         artifact = Artifact.open(arguments.artifact, check_data=True)

@@ -13,7 +13,7 @@ from typing import Any
 from exporter.mindir import DTYPES
 from exporter.opsets import Input
 from exporter.pieces import HashedFile, Piece, write_tensors
-from runtime.artifact import FileEntry
+from runtime.artifact.manifest import FileEntry
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 ALIGNMENT = 64

@@ -17,8 +17,7 @@ from pathlib import Path
 from exporter.convert_host import Host, check_room, inspect_host
 from exporter.folders import whole
 from exporter.progress import Progress
-from runtime import artifact
-from runtime.artifact import Artifact, Conversion, FileEntry, Graph
+from runtime.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
 from runtime.ascend import npu_smi
 from runtime.ascend.cann_log import explain
 from runtime.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
@@ -69,7 +68,7 @@ def convert(options: Options, progress: Progress) -> Path:
         _copy_rest(source, partial)
         conversion = Conversion(soc, graph.buckets, host.cann_version, host.lite)
         manifest = replace(source.manifest, graphs=(_entry(graph, partial, compiled),), converted=conversion)
-        artifact.write_manifest(partial, manifest)
+        write_manifest(partial, manifest)
     return out
 
 
@@ -209,15 +208,15 @@ def check_output(path: Path, log: Path) -> Path:
 
 def _entry(graph: Graph, folder: Path, compiled: Path) -> Graph:
     """The converted graph, with whatever files the converter put beside it (weights, where they exceed 2 GB)."""
-    main = artifact.file_entry(folder, str(compiled.relative_to(folder)))
+    main = file_entry(folder, str(compiled.relative_to(folder)))
     others = sorted(path for path in compiled.parent.rglob("*") if path.is_file() and path != compiled)
-    data: tuple[FileEntry, ...] = tuple(artifact.file_entry(folder, str(path.relative_to(folder))) for path in others)
+    data: tuple[FileEntry, ...] = tuple(file_entry(folder, str(path.relative_to(folder))) for path in others)
     return replace(graph, file=main.file, sha256=main.sha256, bytes=main.bytes, data=data)
 
 
 def _copy_rest(source: Artifact, folder: Path) -> None:
     """The tokenizer and the like: what the manifest does not list as graph or weights."""
-    left_out = {artifact.MANIFEST, CONFIG, *(entry.file for entry in source.manifest.files())}
+    left_out = {MANIFEST, CONFIG, *(entry.file for entry in source.manifest.files())}
     for path in source.path.iterdir():
         if path.is_file() and path.name not in left_out:
             shutil.copy2(path, folder / path.name)

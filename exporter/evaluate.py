@@ -21,7 +21,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.progress import Progress
 from exporter.reference import reference_model
 from exporter.synthetic import opened_for
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
 from runtime.text import Tokenizer
 

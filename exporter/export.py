@@ -22,8 +22,16 @@ from exporter.progress import Progress
 from exporter.synthetic import open_model
 from exporter.targets import TARGETS
 from exporter.weights import write_weights
-from runtime import artifact
-from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from runtime.artifact.manifest import (
+    CacheSpec,
+    FileEntry,
+    Graph,
+    Manifest,
+    Source,
+    TensorSpec,
+    file_entry,
+    write_manifest,
+)
 from runtime.errors import UserError
 
 BUCKETS = (32, 128, 512)
@@ -75,11 +83,11 @@ def export(options: Options, progress: Progress) -> Path:
             (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
-        origin = artifact.Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
+        origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
         manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, ops, graphs, weights)
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
-        artifact.write_manifest(partial, manifest)
+        write_manifest(partial, manifest)
     return out
 
 
@@ -147,7 +155,7 @@ def _write_graphs(
             weights.update({tensor.name: tensor for spec in moved for tensor in ops.stored(spec, config, shape)})
             inputs = inputs + moved
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-        entry = artifact.file_entry(folder, name)
+        entry = file_entry(folder, name)
         outputs = _specs(ops.outputs(config, traced))
         graphs.append(Graph(name, entry.sha256, entry.bytes, traced.tokens, served, _specs(inputs), outputs, data))
     if not weights:
@@ -189,7 +197,7 @@ def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:
 def _manifest(
     target: str,
     name: str,
-    source: artifact.Source,
+    source: Source,
     checkpoint: Checkpoint,
     shape: Shape,
     buckets: tuple[int, ...],

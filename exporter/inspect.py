@@ -14,13 +14,12 @@ from rich.table import Table
 
 from exporter import mindir_graph
 from exporter.family import SLIDING
-from exporter.memory import COPIES_NOTE, run_time_memory
 from exporter.mindir_graph import MindIRGraph
+from exporter.plan.memory import COPIES_NOTE, run_time_memory
 from exporter.progress import Progress
-from runtime.artifact import Artifact, Manifest, TensorSpec
+from runtime.artifact.manifest import Artifact, Manifest, TensorSpec
+from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
 from runtime.errors import UserError
-from runtime.kv_cache import PREFIXES as CACHE_PREFIXES
-from runtime.step_inputs import STEP_INPUTS
 
 NEW_ROWS = ("k_new.", "v_new.")
 

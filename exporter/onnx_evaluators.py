@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 
 from exporter.onnx_operators import DOMAIN
 from kernels import reference, weight_format
-from runtime.weights import ALIGNMENT
+from runtime.artifact.safetensors import ALIGNMENT
 
 BLOCK = 1 << 25  # elements of a matrix that are float32 at a time
 

@@ -16,7 +16,7 @@ from exporter.mindir_graph import read
 from exporter.onnx_evaluators import operators
 from exporter.onnx_twin import WRITTEN, translate
 from kernels import reference
-from runtime.artifact import Artifact, Graph
+from runtime.artifact.manifest import Artifact, Graph
 from runtime.engine import Engine
 
 

@@ -17,9 +17,9 @@ from onnx import TensorProto, checker, helper
 
 from exporter.mindir_graph import MindIRGraph, Parameter, read
 from exporter.onnx_operators import DOMAIN, Translation, translate_operation
-from runtime.artifact import Artifact, Graph, TensorSpec
+from runtime.artifact.manifest import Artifact, Graph, TensorSpec
+from runtime.artifact.step_graph import shape_at
 from runtime.errors import UserError
-from runtime.step_inputs import shape_at
 
 OPSET = 18  # the oldest with Split's num_outputs
 TOKENS = "tokens"  # the symbolic size of the token axis

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact.manifest import Artifact, Manifest
 from runtime.engine import Engine
 from runtime.errors import UserError
 

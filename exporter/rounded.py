@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from exporter.checkpoint import Checkpoint, RawBlocks
 from exporter.opsets.cpu_weights import format_of, merged_place
 from kernels.weight_format import PANEL, panel_count, unpack
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.safetensors import MappedWeights
 from runtime.errors import UserError
-from runtime.weights import MappedWeights
 
 # The most that rounding may take from a block of rows: root mean square of the error over that of the weights. Of a
 # group of 32 whose largest value stands alone, int8 loses 0.013 and int4 0.22; of normal numbers 0.005 and 0.075.

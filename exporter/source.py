@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from exporter.presets import PRESETS, RegistryFile
-from runtime.artifact import sha256_file
+from runtime.artifact.manifest import sha256_file
 from runtime.errors import UserError
 
 # Of a hub's repository: what an export reads. Sub-folders hold other formats of the same weights.

@@ -21,7 +21,7 @@ from exporter.config import LlamaConfig
 from exporter.presets import PRESETS
 from exporter.source import Source, folder_name, resolve
 from exporter.tokenizer_files import folder_tokenizer_files, generation_config, to_json
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
 from runtime.errors import UserError
 
 GRANULE = 1 << 16  # numbers

@@ -20,7 +20,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.progress import Progress
 from exporter.reference import reference_logits
 from exporter.rounded import RoundedCheckpoint
-from runtime.artifact import Manifest, Parity
+from runtime.artifact.manifest import Manifest, Parity
 from runtime.errors import UserError
 
 DECODE_STEPS = 64

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from exporter.opsets import Input
 from exporter.pieces import HashedFile, Piece, write_tensors
-from runtime.artifact import FileEntry
-from runtime.weights import ALIGNMENT
+from runtime.artifact.manifest import FileEntry
+from runtime.artifact.safetensors import ALIGNMENT
 
 DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int8": "I8", "int32": "I32"}
 

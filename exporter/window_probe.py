@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from exporter.probe import engine_for
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
 
 

@@ -15,17 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact import Artifact, Graph, Manifest, TensorSpec
+from runtime.artifact.manifest import Artifact, Graph, Manifest, TensorSpec
+from runtime.artifact.safetensors import MappedWeights
+from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
 from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.errors import UserError
-from runtime.kv_cache import PREFIXES, KVCache
+from runtime.kv_cache import KVCache
 from runtime.lite_graph import LiteGraph, available_threads, import_lite
 from runtime.native_exit import keep_libraries
 from runtime.prefix_cache import PrefixCache
 from runtime.resident import release_library_pages
-from runtime.step_inputs import STEP_INPUTS, StepInputs, shape_at
+from runtime.step_inputs import StepInputs
 from runtime.turn import Cancelled, Turn
-from runtime.weights import MappedWeights
 
 OPSETS = ("portable", "cpu", "ascend")
 # What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
@@ -255,7 +256,7 @@ class Engine:
         """What a graph input is bound to: this call's inputs, a cache, or a weight."""
         if spec.name in STEP_INPUTS:
             return step.arrays[spec.name]
-        if spec.name.startswith(PREFIXES):
+        if spec.name.startswith(CACHE_PREFIXES):
             return self.cache.bind(spec)
         if self._weights is not None:
             return self._weights.array(spec.name)

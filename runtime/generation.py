@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
 from runtime.generation_config import GenerationConfig
 from runtime.prefix_cache import Placement

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from runtime.artifact import CacheSpec, TensorSpec
+from runtime.artifact.manifest import CacheSpec, TensorSpec
 
-PREFIXES = ("k_cache.", "v_cache.", "k_scale.", "v_scale.")
 ALIGNMENT = 64  # bytes: a vector load of a kernel then touches one cache line
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime import generation
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.beam_wave import BeamWave, beam_output
 from runtime.choosing import LogitsProcessor, StoppingCriterion, listed
 from runtime.engine import Engine

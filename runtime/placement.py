@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
 from runtime.errors import UserError
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # Hugging Face's names -> of weights

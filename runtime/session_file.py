@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.safetensors import MappedWeights
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.weights import MappedWeights
 
 FORMAT = "edgellama session 1"
 DTYPES = {"int8": "I8", "int16": "F16", "float16": "F16", "int32": "I32", "float32": "F32"}  # int16: bits of a float16

@@ -12,25 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.artifact import Graph, TensorSpec
+from runtime.artifact.manifest import Graph
+from runtime.artifact.step_graph import SELF_MASKS, STEP_INPUTS, shape_at
 from runtime.errors import UserError
 
 MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
-SELF_MASKS = ("self_mask", "window_self_mask")
-CACHE_MASKS = ("cache_mask", "window_cache_mask")
-STEP_INPUTS = ("tokens", "tokens_by_step", "start", "length", "positions", "last", *CACHE_MASKS, *SELF_MASKS)
-
-
-def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
-    """Shape of a graph input at `bucket` tokens, given its shape at the traced bucket."""
-    if spec.name in ("tokens", "positions"):  # [B, S]
-        return (spec.shape[0], bucket)
-    if spec.name == "tokens_by_step":  # [S, B]: a gear of a model for Ascend is its first dimension
-        return (bucket, spec.shape[1])
-    if spec.name in (*SELF_MASKS, "window_cache_mask"):  # [B, 1, R*S, S or C], R query heads a KV head
-        rows, one, grouped, columns = spec.shape
-        return (rows, one, grouped // traced * bucket, bucket if spec.name in SELF_MASKS else columns)
-    return spec.shape
 
 
 def causal_mask(shape: tuple[int, ...], window: int = 0) -> np.ndarray:

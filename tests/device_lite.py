@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tiny import InPlaceGraph, Weights
 
-from runtime.artifact import Graph, TensorSpec
+from runtime.artifact.manifest import Graph, TensorSpec
 
 
 class DataType(enum.Enum):

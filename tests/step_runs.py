@@ -118,7 +118,7 @@ class MindSporeGraph:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from runtime.artifact import Artifact
+    from runtime.artifact.manifest import Artifact
 
     make = {"lite": lite_engine, "mindspore": mindspore_engine}[sys.argv[1]]
     np.save(sys.argv[2], np.stack([run_schedule(make(Artifact.open(path))) for path in sys.argv[3:]]))

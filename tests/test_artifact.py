@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.artifact import (
+from runtime.artifact.manifest import (
     MANIFEST,
     Artifact,
     CacheSpec,

@@ -14,7 +14,7 @@ import ascend_texts as texts
 import pytest
 from test_ascend_runtime import ascend_manifest
 
-from runtime.artifact import Artifact, Conversion
+from runtime.artifact.manifest import Artifact, Conversion
 from runtime.ascend import device, npu_smi
 from runtime.ascend.chips import CHIPS, chip_of_soc
 from runtime.ascend.device import Device, find

@@ -26,7 +26,7 @@ from exporter.mindir_graph import Operation
 from exporter.onnx_run import twin_engine
 from exporter.opsets import Input, Shape
 from kernels.ascend import standin
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.ascend.chips import chip_of_soc, chip_of_target
 from runtime.errors import UserError
 

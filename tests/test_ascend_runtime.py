@@ -19,7 +19,7 @@ import pytest
 from device_lite import DataType, make_lite
 from tiny import VOCAB, Weights, manifest, whole_text_logits
 
-from runtime.artifact import Artifact, Conversion, Manifest, TensorSpec, write_manifest
+from runtime.artifact.manifest import Artifact, Conversion, Manifest, TensorSpec, write_manifest
 from runtime.ascend import graph as ascend_graph
 from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.ascend.device import Device

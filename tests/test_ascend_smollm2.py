@@ -18,7 +18,7 @@ from step_runs import ROOT
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from exporter.onnx_run import twin_engine
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,9 @@ import pytest
 import tiny
 
 from runtime.__main__ import main
-from runtime.artifact import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
-from runtime.bench import command, fresh, machine, overhead, report, workload
+from runtime.artifact import sizes
+from runtime.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from runtime.bench import command, fresh, machine, overhead, report
 from runtime.bench.workload import Settings, Workload
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -204,12 +205,12 @@ def cpu_manifest(tied: bool) -> Manifest:
 def test_a_step_reads_its_weights_and_the_filled_cache(tied: bool) -> None:
     manifest = cpu_manifest(tied)
     # the tied embedding is the head and read whole; an untied one is only looked up in
-    assert workload.step_weight_bytes(manifest) == 4000 + 600 + 32
-    assert workload.cache_bytes_per_token(manifest) == 2 * (8 + 2)  # k and v: 8 cells of a byte and a scale of two
-    assert workload.cache_bytes(manifest) == 2 * 10 * 20
+    assert sizes.step_weight_bytes(manifest) == 4000 + 600 + 32
+    assert sizes.cache_bytes_per_token(manifest) == 2 * (8 + 2)  # k and v: 8 cells of a byte and a scale of two
+    assert sizes.cache_bytes(manifest) == 2 * 10 * 20
     # the middle of 4 steps behind 5 tokens sees 7
-    assert workload.bytes_per_step(manifest, depth=5, rows=2, steps=4) == 4632 + 2 * 7 * 20
-    assert workload.weights_bytes(manifest) == 9999
+    assert sizes.bytes_per_step(manifest, depth=5, rows=2, steps=4) == 4632 + 2 * 7 * 20
+    assert sizes.weights_bytes(manifest) == 9999
 
 
 def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from test_runtime_cli import run
 from tiny import NumpyGraph, Weights, artifact
 from toy_chat import CONTEXT, tokenizer, write_files
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.chat import Chat
 
 SHORT = ("--max-new-tokens", "6")

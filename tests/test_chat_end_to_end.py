@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from exported import REPOSITORY, export, run_python, tiny_artifact
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 
 CHAT = [sys.executable, "-m", "runtime", "chat"]
 OPTIONS = ["--max-new-tokens", "8", "--do-sample", "--seed", "1", "--temperature", "0.7"]

@@ -24,7 +24,7 @@ from exporter import convert as conversion
 from exporter.convert import Options, check_output, convert, read_config, write_config
 from exporter.convert_host import Host, cann_version, check_room, inspect_host, package_chips
 from exporter.progress import Progress
-from runtime.artifact import Artifact, Conversion
+from runtime.artifact.manifest import Artifact, Conversion
 from runtime.ascend.chips import chip_of_target
 from runtime.ascend.npu_smi import parse
 from runtime.errors import UserError

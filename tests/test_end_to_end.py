@@ -15,7 +15,7 @@ from exported import BUCKETS, CONTEXT, checkpoint, export, generate, reference, 
 from test_artifact import rewrite
 from transformers import AutoTokenizer
 
-from runtime.artifact import MANIFEST, sha256_file
+from runtime.artifact.manifest import MANIFEST, sha256_file
 from runtime.text import Tokenizer
 
 VOCAB = 265

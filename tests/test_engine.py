@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny import VOCAB, InPlaceGraph, NumpyGraph, Weights, artifact, in_place_manifest, whole_text_logits
 
-from runtime.artifact import Artifact, file_entry, write_manifest
+from runtime.artifact.manifest import Artifact, file_entry, write_manifest
 from runtime.engine import PASS_COST, Engine, plan_chunks
 from runtime.errors import UserError
 

@@ -17,7 +17,7 @@ from checkpoints import CONFIGS, DEFAULTS, ROOT
 from step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
 
 from exporter.__main__ import main
-from runtime.artifact import Artifact, file_entry, write_manifest
+from runtime.artifact.manifest import Artifact, file_entry, write_manifest
 from runtime.errors import UserError
 
 TOLERANCE = 1e-4  # of the range of the reference's logits

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from exporter import verify
 from exporter.checkpoint import open_checkpoint
 from exporter.reference import _numpy, _transformers
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact.manifest import Artifact, Manifest
 from runtime.step_inputs import MASKED, StepInputs
 
 FAMILY = [name for name in CONFIGS if name.startswith(("mistral", "qwen2"))]

@@ -12,7 +12,7 @@ from checkpoints import CONFIGS, export_all
 from step_runs import expected, relative_error, run_schedule
 
 from exporter.onnx_run import twin_engine
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 
 TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, through two or three layers
 MINDSPORE = (

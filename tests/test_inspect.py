@@ -12,9 +12,9 @@ import pytest
 
 from exporter.__main__ import main
 from exporter.inspect import size
-from exporter.memory import peak_activations, run_time_memory
 from exporter.mindir_graph import MindIRGraph, Operation, Value, read
-from runtime.artifact import Artifact, Conversion, file_entry, read_manifest, write_manifest
+from exporter.plan.memory import peak_activations, run_time_memory
+from runtime.artifact.manifest import Artifact, Conversion, file_entry, read_manifest, write_manifest
 
 
 @pytest.fixture

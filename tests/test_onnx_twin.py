@@ -20,7 +20,7 @@ from exporter.onnx_evaluators import OPERATORS
 from exporter.onnx_operators import TRANSLATIONS
 from exporter.onnx_run import TwinGraph
 from kernels import reference
-from runtime.artifact import Artifact, Graph, TensorSpec
+from runtime.artifact.manifest import Artifact, Graph, TensorSpec
 from runtime.errors import UserError
 from runtime.step_inputs import StepInputs
 

@@ -21,16 +21,16 @@ import exporter.plan
 from exporter import mindir_graph
 from exporter.__main__ import main
 from exporter.config import LlamaConfig
-from exporter.memory import run_time_memory
 from exporter.plan.boards import BOARDS, Board
 from exporter.plan.command import Options as PlanOptions
 from exporter.plan.command import describe, make
 from exporter.plan.cost import Plan, roofline
+from exporter.plan.memory import run_time_memory
 from exporter.plan.tensors import OPSETS, parameters
 from exporter.presets import PRESETS
 from exporter.targets import TARGETS
-from runtime.artifact import Artifact, Manifest
-from runtime.bench import workload
+from runtime.artifact import sizes
+from runtime.artifact.manifest import Artifact, Manifest
 from runtime.errors import UserError
 
 CACHE_NAMES = {"int16": "float16"}
@@ -80,10 +80,10 @@ def test_sizes_are_the_artifacts(case: str, artifacts: dict[str, Path]) -> None:
     manifest = artifact.manifest
     plan = planned(manifest)
     assert plan.buckets == manifest.buckets
-    assert plan.weights_file() == workload.weights_bytes(manifest)
-    assert plan.cache_bytes() == workload.cache_bytes(manifest)
+    assert plan.weights_file() == sizes.weights_bytes(manifest)
+    assert plan.cache_bytes() == sizes.cache_bytes(manifest)
     if manifest.target == "cpu":  # its kernels keep results of their own beside the graph's
-        assert plan.step_weight_bytes() == workload.step_weight_bytes(manifest)
+        assert plan.step_weight_bytes() == sizes.step_weight_bytes(manifest)
     graphs = {graph.file: mindir_graph.read(artifact.file(graph.file)) for graph in manifest.graphs}
     estimated, found = plan.memory(), run_time_memory(manifest, graphs)
     assert (estimated.weights, estimated.copies) == (found.weights, found.copies)

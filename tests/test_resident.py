@@ -44,7 +44,7 @@ PROGRAM = """
 import json, sys
 import numpy as np
 from runtime import engine, resident
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 
 release = resident.release_library_pages
 released = []

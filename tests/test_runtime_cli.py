@@ -13,7 +13,7 @@ from test_text import byte_level, save
 from tiny import VOCAB, NumpyGraph, Weights, artifact
 
 from runtime.__main__ import main
-from runtime.artifact import MANIFEST
+from runtime.artifact.manifest import MANIFEST
 
 REPOSITORY = Path(__file__).parents[1]
 

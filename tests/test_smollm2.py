@@ -13,7 +13,7 @@ from smollm2 import LENGTHS, NEW_TOKENS
 from transformers import LlamaForCausalLM
 
 from exporter.onnx_run import twin_engine
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,9 @@ from exporter.presets import PRESETS
 from exporter.reference import _numpy
 from exporter.synthetic import GRANULE, SyntheticCheckpoint, open_model
 from exporter.weights import write_weights
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
+from runtime.artifact.sizes import cache_bytes
 from runtime.bench.fresh import measure
-from runtime.bench.workload import cache_bytes
 from runtime.errors import UserError
 
 TINY = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "vocab_size": 5000, "attention_bias": True})

@@ -12,8 +12,8 @@ from safetensors.torch import save_file as save_torch
 
 from exporter.opsets import Input
 from exporter.weights import write_weights
+from runtime.artifact.safetensors import ALIGNMENT, MappedWeights
 from runtime.errors import UserError
-from runtime.weights import ALIGNMENT, MappedWeights
 
 TENSORS = {
     "f32": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from runtime.artifact import Artifact, CacheSpec, Graph, Manifest, Source, TensorSpec, file_entry, write_manifest
+from runtime.artifact.manifest import (
+    Artifact,
+    CacheSpec,
+    Graph,
+    Manifest,
+    Source,
+    TensorSpec,
+    file_entry,
+    write_manifest,
+)
 
 LAYERS, HEADS, GROUPS, DIM, VOCAB = 2, 4, 2, 4, 50
 WIDTH = HEADS * DIM

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.ascend.device import find
 from runtime.engine import Engine
 

@@ -27,7 +27,8 @@ from exporter.pieces import Piece, tensor_pieces
 from exporter.rope import rope_table
 from kernels.cpu.library import ABI
 from kernels.weight_format import panel_bytes, panel_count
-from runtime.weights import ALIGNMENT, STRETCH
+from runtime.artifact.safetensors import ALIGNMENT
+from runtime.artifact.step_graph import STRETCH
 
 CACHE_POLICY = "in_place"
 CACHES = ("float16", "int8", "float32")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exporter.config import LlamaConfig
-from exporter.memory import LIBRARIES, Memory, load_copies
 from exporter.opsets import Shape
 from exporter.plan.boards import Board
+from exporter.plan.memory import LIBRARIES, Memory, load_copies
 from exporter.plan.tensors import OPSETS, Weight, cache_token_bytes, file_bytes, weights
 from exporter.targets import TARGETS
 
@@ -52,7 +52,7 @@ class Plan:
         return self.shape.rows * self.shape.context * cache_token_bytes(self.config, self.shape.cache)
 
     def memory(self) -> Memory:
-        """What exporter.memory reads from an artifact, with its intermediate results estimated."""
+        """What exporter.plan.memory reads from an artifact, with its intermediate results estimated."""
         size = self.weights_file()
         return Memory(
             weights=size,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter.inspect import size
-from exporter.memory import COPIES_NOTE
+from exporter.plan.memory import COPIES_NOTE
 
 MS = 1e-3
 

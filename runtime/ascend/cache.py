@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import CacheSpec, TensorSpec
+from runtime.artifact.manifest import CacheSpec, TensorSpec
 from runtime.errors import UserError
 
 

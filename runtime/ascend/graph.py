@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import Artifact, Graph
+from runtime.artifact.manifest import Artifact, Graph
 from runtime.ascend.cache import DeviceCache, DeviceTensor
 from runtime.ascend.cann_log import explain
 from runtime.ascend.device import Device, find

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact.manifest import Artifact, Manifest
 from runtime.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
 from runtime.ascend.device import Device
 from runtime.errors import UserError

@@ -11,20 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
 from runtime.bench import fresh, machine, report
 from runtime.bench.overhead import Overhead, statistic
-from runtime.bench.workload import (
-    TEXT,
-    Settings,
-    Workload,
-    bytes_per_step,
-    cache_bytes,
-    cache_bytes_per_token,
-    loop_times,
-    step_weight_bytes,
-    weights_bytes,
-)
+from runtime.bench.workload import TEXT, Settings, Workload, loop_times
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.lite_graph import available_threads

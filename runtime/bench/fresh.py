@@ -29,7 +29,7 @@ def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int 
 
 
 def main(began: str, artifact: str, threads: str, tokens: str) -> None:
-    from runtime.artifact import Artifact
+    from runtime.artifact.manifest import Artifact
     from runtime.bench.machine import peak_memory
     from runtime.bench.workload import Workload
     from runtime.engine import Engine

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from runtime import generation
+from runtime.artifact.sizes import step_weight_bytes
 from runtime.bench.machine import ReadBandwidth
-from runtime.bench.workload import SEED, Workload, step_weight_bytes
+from runtime.bench.workload import SEED, Workload
 from runtime.choosing import Chooser, stops
 from runtime.generation import Texts
 from runtime.generation_config import GenerationConfig

@@ -1,9 +1,8 @@
-"""What is measured: prompts and steps of an engine, and the bytes that a step has to read."""
+"""What is measured: prompts and steps of an engine."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +10,13 @@ from typing import Any
 import numpy as np
 
 from runtime import generation
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
 from runtime.engine import Engine
 from runtime.errors import UserError
-from runtime.kv_cache import PREFIXES
-from runtime.step_inputs import STEP_INPUTS
 from runtime.text import Tokenizer
 
 SEED = 0
 HASHED_PROMPT, HASHED_TOKENS = 32, 64
-ROTARY_TABLES = ("rope.cos", "rope.sin")
-EMBEDDING = "model.embed_tokens.weight"
 TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody on the stairs looked up. " * 16
 
 
@@ -128,42 +123,3 @@ def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:
         "detokenize": (streamed - encoded) / count,
         "greedy": (picked - picking) / count,
     }
-
-
-def step_weight_bytes(manifest: Manifest) -> int:
-    """Weight bytes that a step of any batch reads: all but what is looked up by row (rotary tables, and the embedding
-    where the head does not share it)."""
-    tied = manifest.config.get("tie_word_embeddings", False)
-    graph = manifest.graph_for(1)
-    if manifest.weights is None:  # constants of the graph, in float32
-        embedding = 4 * manifest.config["vocab_size"] * manifest.config.get("hidden_size", 0)
-        return weights_bytes(manifest) - (0 if tied else embedding)
-    looked_up = {*ROTARY_TABLES, *(() if tied else (EMBEDDING,))}
-    return sum(
-        spec.nbytes
-        for spec in graph.inputs
-        if spec.name not in STEP_INPUTS and not spec.name.startswith(PREFIXES) and spec.name not in looked_up
-    )
-
-
-def cache_bytes_per_token(manifest: Manifest) -> int:
-    """Bytes of one position of one row."""
-    return cache_bytes(manifest) // (manifest.batch * manifest.context)
-
-
-def cache_bytes(manifest: Manifest) -> int:
-    """Size of the whole cache: all rows, all layers, keys and values (and their scales)."""
-    return sum(spec.nbytes for spec in manifest.graph_for(1).inputs if spec.name.startswith(PREFIXES))
-
-
-def weights_bytes(manifest: Manifest) -> int:
-    """Size of the weights on disk: the weights file, or the graphs' data."""
-    if manifest.weights is not None:
-        return manifest.weights.bytes
-    return sum(data.bytes for graph in manifest.graphs for data in graph.data)
-
-
-def bytes_per_step(manifest: Manifest, depth: int, rows: int, steps: int) -> int:
-    """Bytes that the middle one of `steps` steps behind `depth` tokens has to read: weights once, each row's cache."""
-    filled = depth + math.ceil(steps / 2)
-    return step_weight_bytes(manifest) + rows * filled * cache_bytes_per_token(manifest)

@@ -17,8 +17,8 @@ from prepare import Peer
 from exporter import evaluate
 from exporter.checkpoint import open_checkpoint
 from exporter.reference import reference_model
-from runtime.artifact import Artifact
-from runtime.bench.workload import EMBEDDING, step_weight_bytes
+from runtime.artifact.manifest import Artifact
+from runtime.artifact.sizes import EMBEDDING, step_weight_bytes
 from runtime.text import Tokenizer
 
 TOKENS = 4096

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.engine import Engine as StepEngine
 
 

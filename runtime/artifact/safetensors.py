@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.artifact.step_graph import STRETCH
 from runtime.errors import UserError
 
 DTYPES = {
@@ -28,7 +29,6 @@ DTYPES = {
     "I64": "int64",
 }
 ALIGNMENT = 64  # bytes: where each tensor begins, for the kernels' loads
-STRETCH = ".*"  # ends the name of a graph input that takes every tensor below a name, as one array of bytes
 REMEDY = "Copy the whole folder again or export again"
 
 

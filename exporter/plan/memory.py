@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter.mindir_graph import MindIRGraph, Value
-from runtime.artifact import Manifest
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.sizes import cache_bytes
 from runtime.ascend.chips import chip_of_target
 from runtime.ascend.requirements import Needed
-from runtime.bench.workload import cache_bytes
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
 # Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
