@@ -1,7 +1,10 @@
-"""python -m runtime COMMAND ARTIFACT: what an exported artifact can do, from the command line.
+"""`python -m runtime COMMAND ARTIFACT`: run an exported artifact from the command line.
 
-Answers go to standard output, everything else to standard error. Exit status: 0; 2 for what the user can mend (one
-clear message, with --debug a traceback too); 130 after Ctrl-C; 141 when nobody reads the answer.
+Answers go to standard output, everything else to standard error. Exit status:
+- 0: success
+- 2: an error that the user can fix (one message; --debug adds a traceback)
+- 130: Ctrl-C
+- 141: the reader of standard output has gone away
 """
 
 from __future__ import annotations
@@ -13,24 +16,26 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from runtime import chat_command, generate_command
 from runtime.bench import command as bench_command
+from runtime.cli import chat, generate
 from runtime.errors import UserError
 from runtime.serve import command as serve_command
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line: one subcommand per command module."""
     top = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported artifact.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate_command, chat_command, bench_command, serve_command):
+    for command in (generate, chat, bench_command, serve_command):
         command.add_parser(commands)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     options = parser().parse_args(arguments)
-    # A terminal that cannot show a character is no reason to fail; bytes that are not UTF-8 are told by the tokenizer.
+    # Output replaces characters that the terminal cannot show. Input keeps bytes that are not UTF-8 as surrogates: the
+    # tokenizer reports them with a clear message.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -44,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head`: nobody reads on; what Python flushes at exit must find an open end
+    except BrokenPipeError:  # for example `| head`; Python flushes stdout at exit, so connect it to something open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as the shell counts it
+        return 141  # 128 + SIGPIPE, as a shell reports it
     return 0
 
 

@@ -129,13 +129,13 @@ def test_every_answer_keeps_to_a_grammar(folder: Path, pipe: Any, capfd: pytest.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("/bogus", "/bogus is no command. /help lists them"),
+        ("/bogus", "/bogus is not a command. /help lists the commands"),
         ("/save", "/save takes one file name, and 0 are given"),
         ("/load a b", "/load takes one file name, and 2 are given"),
         ("/load none", "none: no such file"),
         ("/save 'x", "Close the quotes"),
         ("/save x", "nothing has been said yet"),
-        ("/reset now", "/reset takes nothing"),
+        ("/reset now", "/reset takes no argument"),
         ("h\udcff", "not valid Unicode"),
         ("a" * 300 + "bc" * 300, r"this artifact holds 512 (context)"),
     ],

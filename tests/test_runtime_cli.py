@@ -189,7 +189,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
     code = (
-        "import sys\nimport runtime.__main__ as cli\nimport runtime.generate_command as command\n"
+        "import sys\nimport runtime.__main__ as cli\nimport runtime.cli.generate as command\n"
         "def leave(options):\n    print('x' * 100000, flush=True)\n    print('y' * 100000, flush=True)\n"
         "command.run_generate = leave\nsys.exit(cli.main(['generate', 'x', '--prompt', 'x']))"
     )

@@ -16,6 +16,7 @@ from runtime.artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_
 from runtime.bench import fresh, machine, report
 from runtime.bench.overhead import Overhead, statistic
 from runtime.bench.workload import TEXT, Settings, Workload, loop_times
+from runtime.cli.options import add_artifact, add_debug, add_threads
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.lite_graph import available_threads
@@ -36,8 +37,8 @@ def add_parser(commands: Any) -> None:
         description="Measure prefill, decode, load time and memory, beside the read bandwidth of this machine. "
         "`pydoc runtime.bench` describes the JSON.",
     )
-    parser.add_argument("artifact", type=Path, help="folder written by `make export`")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
+    add_artifact(parser)
+    add_threads(parser)
     parser.add_argument("--prompt-lengths", type=numbers, default=defaults.prompt_lengths, metavar="N,N,...")
     parser.add_argument("--depths", type=numbers, default=defaults.depths, metavar="N,N,...", help="context depths")
     parser.add_argument("--batches", type=numbers, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps a sample")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - prints them instead of the table")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs the extra edgellama[plot])")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_debug(parser, native_log=False)
     parser.set_defaults(run=run)
 
 
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in names})
     if options.plot:
         report.plotting()  # a missing library is told before minutes of work
-    found = bench(options.artifact, settings)
+    found = bench(Path(options.artifact), settings)
     text = json.dumps(found, indent=1) + "\n"
     if options.json == "-":
         sys.stdout.write(text)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from runtime.cli.options import add_artifact, add_threads
 from runtime.errors import UserError
 
 TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "winter")
@@ -26,11 +27,11 @@ TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "wi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runtime.serve.bench", description=__doc__)
-    parser.add_argument("artifact", help="folder written by `make export`, with as many rows as clients (BATCH=8)")
+    add_artifact(parser)
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="of each answer; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, metavar="N", help="the server's CPU threads; default: all available")
+    add_threads(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
     try:

@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import Any
 
+from runtime.cli.options import add_model, load
 from runtime.errors import UserError
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
@@ -28,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "As many answers run at once as the artifact has rows (export with BATCH=8 for eight), others wait. "
         "Ctrl-C or SIGTERM lets what runs end. Needs the extra: pip install 'edgellama[serve]'",
     )
-    serve.add_argument("artifact", help="folder written by `make export`")
+    add_model(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
     )
@@ -42,8 +43,6 @@ def add_parser(commands: Any) -> None:
     serve.add_argument(
         "--grace", type=float, default=GRACE, metavar="SECONDS", help="what runs may take to end; default: %(default)s"
     )
-    serve.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
-    serve.add_argument("--debug", action="store_true", help="show tracebacks and what native code logs")
     serve.set_defaults(run=run)
 
 
@@ -61,16 +60,12 @@ def run(options: argparse.Namespace) -> None:
             f"serving needs libraries, of which {error.name} is missing. "
             'Install the extra: pip install "edgellama[serve]"'
         ) from error
-    from runtime.model import LlamaForCausalLM
-
     key = os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key
     if key is not None and not key.strip():
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
     listening = listen(options.host, options.port)
     with listening:
-        model = LlamaForCausalLM.from_pretrained(
-            options.artifact, threads=options.threads, show_progress=True, show_native_log=options.debug
-        )
+        model = load(options)
         hosts = {"localhost", "127.0.0.1", "::1", options.host} if is_loopback(options.host) else None
         service = Service(model, queue=options.queue, api_key=key, hosts=hosts)
         if hosts is None and key is None:

@@ -1,4 +1,4 @@
-"""`python -m runtime generate`: answer one prompt, streamed or as JSON."""
+"""`python -m runtime generate`: answer one prompt, streamed as text or printed as JSON."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.cli.options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
-from runtime.model_options import add_model, load
 from runtime.output import Piece
 from runtime.progress import progress
-from runtime.sampling_options import add_grammar, add_sampling, grammar, sampling
 
-NEW_TOKENS = 256  # generous for an answer, short enough to wait for
+NEW_TOKENS = 256  # long enough for an answer, short enough to wait for
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the runtime's command line."""
+    """Add `generate` to the subcommands of the runtime's command line."""
     generate = commands.add_parser(
         "generate",
         help="answer one prompt",
-        description="Answer one prompt, streaming the text. An artifact with a chat template gets the prompt as a user "
-        "message; --raw continues the text as it is.",
+        description="Answer one prompt and stream the text. With an artifact that has a chat template, the prompt is a "
+        "user message; --raw continues the prompt as plain text instead.",
     )
     add_model(generate)
     generate.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
@@ -40,26 +39,34 @@ def add_parser(commands: Any) -> None:
 
 
 def run_generate(options: argparse.Namespace) -> None:
+    """Run the command. Raises UserError for an empty prompt and for options that do not fit the artifact."""
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty. Give some text: --prompt TEXT")
-    began = time.perf_counter()
+    start = time.perf_counter()
     model = load(options)
-    loaded = time.perf_counter() - began
+    load_seconds = time.perf_counter() - start
     ids = prompt_ids(model, prompt, options.system, options.raw)
-    constraint = grammar(options, model)
-    pieces = model.stream(ids, max_new_tokens=options.max_new_tokens, logits_processor=constraint, **sampling(options))
-    if not continues(model, options.system, options.raw):
+    pieces = model.stream(
+        ids,
+        max_new_tokens=options.max_new_tokens,
+        logits_processor=grammar(options, model),
+        **sampling_settings(options),
+    )
+    if not is_continuation(model, options.system, options.raw):
         pieces.behind = ()
     if options.json:
-        print(json.dumps(report(list(pieces), ids, loaded), ensure_ascii=False), flush=True)
+        print(json.dumps(report(list(pieces), ids, load_seconds), ensure_ascii=False), flush=True)
     else:
-        show(pieces, loaded, len(ids))
+        show(pieces, load_seconds, len(ids))
 
 
 def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bool) -> list[int]:
-    """Token ids of the prompt: through the chat template where there is one, unless `raw`."""
-    if continues(model, system, raw):
+    """Token ids of the prompt. Applies the chat template if the artifact has one and `raw` is false.
+
+    Raises UserError for a system message with `raw`, or with an artifact without a chat template.
+    """
+    if is_continuation(model, system, raw):
         if system is not None:
             raise UserError("--system goes with a chat template, and --raw leaves it out. Drop one of them")
         return model.tokenizer.encode(prompt)
@@ -67,19 +74,19 @@ def prompt_ids(model: LlamaForCausalLM, prompt: str, system: str | None, raw: bo
     return model.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
 
 
-def continues(model: LlamaForCausalLM, system: str | None, raw: bool) -> bool:
-    """Whether the answer goes on with the prompt's text, instead of being a message of its own."""
+def is_continuation(model: LlamaForCausalLM, system: str | None, raw: bool) -> bool:
+    """Whether the answer continues the prompt's text. If false, the answer is a separate message."""
     return raw or (model.tokenizer.chat_template is None and system is None)
 
 
-def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:
-    """Print the text as it comes, then one line of figures on standard error."""
+def show(pieces: Iterator[Piece], load_seconds: float, prompt_tokens: int) -> None:
+    """Print the text while it is generated, then one line of timings on standard error."""
     with progress(f"Reading the prompt ({prompt_tokens:,} tokens)", plain=False):
         first = next(pieces)
     for piece in itertools.chain([first], pieces):
         print(piece.text, end="", flush=True)
     print(flush=True)
-    times = figures(piece, loaded)
+    times = timing_report(piece, load_seconds)
     print(
         f"[{piece.finish_reason}; load {times['load_s']:.1f} s; prefill {times['prompt_tokens']} tokens in "
         f"{times['prefill_ms']:.0f} ms; decode {times['decode_ms_per_token'] or 0:.1f} ms/token]",
@@ -87,26 +94,30 @@ def show(pieces: Iterator[Piece], loaded: float, prompt_tokens: int) -> None:
     )
 
 
-def report(pieces: Sequence[Piece], prompt: Sequence[int], loaded: float) -> dict[str, Any]:
-    """What --json prints. `ids` are the new tokens, the eos that ended them included; `text` leaves it out."""
+def report(pieces: Sequence[Piece], prompt: Sequence[int], load_seconds: float) -> dict[str, Any]:
+    """The object that --json prints. `ids` are the new tokens, including a final eos; `text` leaves the eos out."""
     last = pieces[-1]
     return {
         "prompt_ids": list(prompt),
         "ids": [piece.id for piece in pieces if piece.id is not None],
         "text": "".join(piece.text for piece in pieces),
         "finish_reason": last.finish_reason,
-        "timings": figures(last, loaded),
+        "timings": timing_report(last, load_seconds),
     }
 
 
-def figures(last: Piece, loaded: float) -> dict[str, float | int | None]:
-    """Timings of a finished stream; decode_ms_per_token is null where the prefill's token was the only one."""
+def timing_report(last: Piece, load_seconds: float) -> dict[str, float | int | None]:
+    """Timings of a finished stream, in seconds and milliseconds as the keys say.
+
+    decode_ms_per_token is None if the prefill gave the only new token. Raises ValueError if `last` is not the last
+    piece of its stream.
+    """
     timings = last.timings
     if timings is None:
         raise ValueError("the stream has not ended")
     steps = timings.decode_steps
     return {
-        "load_s": round(loaded, 3),
+        "load_s": round(load_seconds, 3),
         "prompt_tokens": timings.prompt_tokens,
         "prefill_ms": round(timings.prefill * 1e3, 3),
         "decode_tokens": steps,

@@ -1,0 +1,129 @@
+"""Command-line options that several commands share: each is declared here once.
+
+The `add_...` functions declare options. `load`, `sampling_settings` and `grammar` turn the parsed options into a model,
+settings of generate() and a logits processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from runtime.grammar import Grammar
+    from runtime.model import LlamaForCausalLM
+
+
+def add_artifact(command: argparse.ArgumentParser) -> None:
+    """Declare the positional argument ARTIFACT."""
+    command.add_argument("artifact", help="folder written by `make export`")
+
+
+def add_threads(command: argparse.ArgumentParser) -> None:
+    """Declare --threads."""
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
+
+
+def add_debug(command: argparse.ArgumentParser, *, native_log: bool = True) -> None:
+    """Declare --debug. native_log: whether the command also shows the log of native libraries."""
+    shown = "tracebacks and the log of native libraries" if native_log else "tracebacks"
+    command.add_argument("--debug", action="store_true", help=f"show {shown}")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Declare the artifact and everything else that `load` reads."""
+    add_artifact(command)
+    add_threads(command)
+    command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
+    add_debug(command)
+
+
+def load(options: argparse.Namespace) -> LlamaForCausalLM:
+    """Load the model that the options of `add_model` name. Writes a progress line to standard error."""
+    from runtime.model import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(
+        options.artifact,
+        threads=options.threads,
+        device_id=options.device_id,
+        show_progress=True,
+        show_native_log=options.debug,
+    )
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """Declare the options that become settings of stream(). A setting that is not given keeps the artifact's value."""
+    group = command.add_argument_group(
+        "sampling", "Defaults are those of the artifact's generation_config.json. Naming one of these samples."
+    )
+    group.add_argument(
+        "--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens, or take the most likely one"
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the most likely tokens of total probability P"
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0 turns it off")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="draw from tokens at least P times as likely as the most likely one"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    command.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1: repeat less of the earlier tokens"
+    )
+    command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be repeated")
+
+
+def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings for stream() that the sampling options give.
+
+    Any of --temperature, --top-p, --top-k, --min-p and --seed turns sampling on; --temperature 0 turns it off.
+    Raises UserError for --temperature 0 with --do-sample.
+    """
+    names = ("temperature", "top_p", "top_k", "min_p", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    do_sample = options.do_sample
+    if given.get("temperature") == 0:
+        if do_sample:
+            raise UserError("--temperature 0 takes the most likely token, but --do-sample draws one. Drop one of them")
+        do_sample = False
+    elif given and do_sample is None:
+        do_sample = True
+    if do_sample is False:
+        given = {}
+    return {
+        **given,
+        "do_sample": do_sample,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_strings": options.stop,
+    }
+
+
+def add_grammar(command: argparse.ArgumentParser) -> None:
+    """Declare the options that become a logits processor."""
+    group = command.add_argument_group("constrained output", "Needs the extra: pip install 'edgellama[grammar]'")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--json-schema", metavar="FILE", help="answer with JSON that matches this schema")
+    either.add_argument("--regex", metavar="PATTERN", help="answer with text that matches the whole PATTERN")
+
+
+def grammar(options: argparse.Namespace, model: LlamaForCausalLM) -> Grammar | None:
+    """The logits processor for --json-schema or --regex; None without them.
+
+    Raises UserError for a file that cannot be read, and for an invalid schema or pattern.
+    """
+    if options.json_schema is None and options.regex is None:
+        return None
+    from runtime.grammar import JsonSchema, Regex
+
+    if options.regex is not None:
+        return Regex(options.regex, model, "--regex")
+    path = Path(options.json_schema)
+    try:
+        schema = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--json-schema {path}: cannot be read ({error})") from error
+    return JsonSchema(schema, model, f"--json-schema {path}")
