@@ -98,7 +98,7 @@ test: $(VENV)/ready-test browser
 	$(PYTHON) -m pytest
 
 browser:
-	@tests/install_browser.sh
+	@tests/support/install_browser.sh
 
 test-fast: $(VENV)/ready-test
 	$(PYTHON) -m pytest -m "not slow"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import step_runs
-from checkpoints import CONFIGS, export_all, make_checkpoint
+
+from support import step_runs
+from support.checkpoints import CONFIGS, export_all, make_checkpoint
 
 # A shell starts a background job with Ctrl-C ignored, and child processes inherit that: the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

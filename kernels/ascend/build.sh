@@ -80,7 +80,7 @@ fi
 if [ ${#missing[@]} -gt 0 ]; then
     echo "The Ascend operator package cannot be built here. Missing:" >&2
     printf '  - %s\n' "${missing[@]}" >&2
-    echo "(On a host without CANN the kernels still run on the CPU stand-in: pytest tests/test_ascend_attention.py)" >&2
+    echo "(On a host without CANN the kernels still run on the CPU stand-in: pytest tests/ascend/test_attention.py)" >&2
     exit 2
 fi
 

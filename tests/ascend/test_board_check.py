@@ -1,0 +1,249 @@
+"""board-check: the probe really made and run on this host's CPU, the answers on SIMULATED measurements, and the whole
+command on a host without a board."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_runtime import ascend_manifest
+
+from exporter import chips
+from exporter.board import check as command
+from exporter.board import measure
+from exporter.board.answers import FUSED, KERNELS, USES_FUSED, Answer, answers
+from exporter.onnx_run import twin_engine
+from exporter.progress import Progress
+from runtime.ascend.chips import chip_of_target
+from runtime.ascend.device import Device
+from runtime.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+MAKE = """
+import sys
+from pathlib import Path
+from exporter.board.probe import make
+from exporter.progress import Progress
+make("cpu", Path(sys.argv[1]) / "cpu", Progress(), "fp32")
+make("ascend310b", Path(sys.argv[1]) / "ascend310b", Progress())
+"""
+
+
+# --- the probe, for real: made by the exporter, run by the engine with the cpu op set's in-place attention ---
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the probe for the cpu target and for ascend310b."""
+    folder = tmp_path_factory.mktemp("probe")
+    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, capture_output=True, cwd=REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cpu_probe(probes: Path) -> Path:
+    return probes / "cpu"
+
+
+def test_the_probe_s_logits_and_caches_are_right_where_they_are_known_to_be(cpu_probe: Path) -> None:
+    stages = command.run_probe(cpu_probe, None)
+    assert "stopped" not in stages
+    for name in ("prefill", "decode"):
+        assert stages[name]["relative"] < 1e-4 and stages[name]["agreement"] == 1 and stages[name]["finite"]
+    assert stages["cache"] == {"rows_written": 104, "rows_expected": 104, "rows_spoiled": 0}  # 26 tokens, 2 x k and v
+    assert set(stages["gears"]) == {"1", "4", "16"}
+    found = {answer.question: answer.answer for answer in answers(None, None, None, stages)}
+    assert list(found.values()) == ["unknown", "unknown", "yes", "yes", "yes", "unknown"]
+
+
+def test_the_probe_for_a_board_would_pass_on_a_board_that_computes_as_defined(
+    probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graph that a board converts, through its ONNX twin: the operators as kernels/reference.py defines them."""
+    monkeypatch.setattr(measure, "Engine", lambda artifact, device_id: twin_engine(artifact))
+    measure.run(probes / "ascend310b", None)
+    stages = {stage.pop("stage"): stage for stage in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert stages["cache"] == {"rows_written": 104, "rows_expected": 104, "rows_spoiled": 0}
+    found = answers("ascend310b", LISTED, CONVERTED, stages)
+    assert [answer.answer for answer in found] == ["yes", "yes", "yes", "yes", "yes", "unknown"]
+
+
+def test_a_run_that_ends_early_keeps_what_was_seen(cpu_probe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    stages = command.run_probe(tmp_path / "empty", None)
+    assert set(stages) == {"stopped"} and "no manifest.json" in stages["stopped"]["cause"]
+
+
+# --- the answers, on SIMULATED measurements of a board where all is well, and of boards where something is not ---
+
+WELL: dict[str, Any] = {
+    "load": {"seconds": 3.0, "taken": 9_000_000, "weights": 1_000_000, "caches": 2_000_000},
+    "prefill": {"relative": 2e-3, "agreement": 1.0, "finite": True},
+    "cache": {"rows_written": 104, "rows_expected": 104, "rows_spoiled": 0},
+    "decode": {"relative": 3e-3, "agreement": 1.0, "finite": True},
+    "gears": {str(b): {"call_ms": 1.0, "switch_ms": 0.2} for b in (1, 4, 16)},
+}
+CONVERTED = {"ok": True, "seconds": 40.0}
+LISTED = {group[0] for group in KERNELS.values()} | {"RmsNorm"}
+KERNEL, MINDIR, IN_PLACE, GEARS, NUMBERS, MEMORY = range(6)
+
+
+def changed(**stages: Any) -> dict[str, Any]:
+    """WELL with some values of some stages replaced; None takes a stage away."""
+    found = copy.deepcopy(WELL)
+    for name, values in stages.items():
+        if values is None:
+            del found[name]
+        else:
+            found.setdefault(name, {}).update(values)
+    return found
+
+
+def test_a_board_where_all_is_well() -> None:
+    found = answers("ascend310b", LISTED, CONVERTED, WELL)
+    assert [answer.answer for answer in found] == ["yes"] * 6
+    assert "the rest 6.0" in found[MEMORY].evidence and "fused ones: RmsNorm" in found[KERNEL].evidence
+    assert "16 tokens: 1.00 ms, switch 0.20 ms" in found[GEARS].evidence
+
+
+@pytest.mark.parametrize(
+    ("stages", "which", "answer", "evidence"),
+    [
+        ({"cache": {"rows_written": 0}}, IN_PLACE, "no", "the writes went to a copy"),
+        ({"cache": {"rows_written": 60}}, IN_PLACE, "no", "60 of 104 rows"),
+        ({"cache": {"rows_spoiled": 3}}, IN_PLACE, "no", "3 beside them"),
+        ({"decode": {"relative": 0.7}}, IN_PLACE, "no", "decode differs by 7.0e-01"),
+        ({"decode": {"relative": 0.7}}, NUMBERS, "no", "decode: 7.0e-01"),
+        ({"decode": {"finite": False}}, NUMBERS, "no", "NaN or infinite"),
+        ({"prefill": {"relative": 0.5}}, GEARS, "no", "switch 0.20 ms"),
+        ({"load": {"taken": 0}}, MEMORY, "unknown", "did not change"),
+        (
+            {"decode": None, "gears": None, "stopped": {"cause": "EZ9999: inner error"}},
+            IN_PLACE,
+            "yes",
+            "decode: the probe did not get so far: EZ9999",
+        ),
+        ({"decode": None, "gears": None, "stopped": {"cause": "x"}}, NUMBERS, "no", "prefill: 2.0e-03"),
+        ({"gears": None, "stopped": {"cause": "device lost"}}, GEARS, "unknown", "device lost"),
+    ],
+)
+def test_boards_where_something_is_not(stages: dict[str, Any], which: int, answer: str, evidence: str) -> None:
+    found = answers("ascend310b", LISTED, CONVERTED, changed(**stages))[which]
+    assert found.answer == answer and evidence in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("conversion", "answer", "evidence"),
+    [
+        (None, "unknown", "not converted"),
+        ({"ok": False, "cause": "operator Square is not supported", "operator": "Square"}, "yes", "failed later"),
+        ({"ok": False, "cause": "cannot read the graph's MindIR version", "operator": None}, "no", "MindIR version"),
+        ({"ok": False, "cause": "killed by signal 9", "operator": None}, "unknown", "killed by signal 9"),
+    ],
+)
+def test_what_a_conversion_says_of_the_mindir(conversion: Any, answer: str, evidence: str) -> None:
+    found = answers("ascend310b", LISTED, conversion, {})[MINDIR]
+    assert found.answer == answer and evidence in found.evidence
+
+
+def test_a_chip_without_a_kernel_that_is_needed() -> None:
+    found = answers("ascend310b", LISTED - {"GatherV2", "Square"}, CONVERTED, WELL)[KERNEL]
+    assert found.answer == "no" and "missing: GatherV2 or Gather, Square;" in found.evidence
+
+
+def test_fused_operators_are_asked_for_where_they_are_used() -> None:
+    assert answers("ascend310b", LISTED, None, {})[KERNEL].answer == "yes"
+    found = answers("ascend310p", LISTED, None, {})[KERNEL]
+    assert found.answer == "no" and "missing: WeightQuantBatchMatmulV2;" in found.evidence
+
+
+def test_the_operators_asked_for_are_those_that_export_allows() -> None:
+    """exporter.chips reads MindIR's schema, which a board does not have; so the list is said twice, and held here."""
+    without_kernel = {"Custom", "MakeTuple", "Reshape", "TupleGetItem"}
+    for target, chip in chips.CHIPS.items():
+        assert chip.operators - without_kernel == set(KERNELS) | (set(FUSED) if target in USES_FUSED else set())
+
+
+# --- the command ---
+
+
+def test_cann_s_operator_lists_are_read_for_the_chip(tmp_path: Path) -> None:
+    """SIMULATED files where CANN's lie, which hold one object by operator."""
+    chip = chip_of_target("ascend310b")
+    assert chip is not None
+    folder = tmp_path / "opp/built-in/op_impl/ai_core/tbe/config/ascend310b"
+    folder.mkdir(parents=True)
+    assert command.listed_kernels({"ASCEND_HOME_PATH": str(tmp_path)}, chip) is None
+    (folder / "aic-ascend310b-ops-info.json").write_text(json.dumps({"Add": {}, "Cast": {}}))
+    (folder / "aic-ascend310b-ops-info-nn.json").write_text(json.dumps({"Square": {}}))
+    assert command.listed_kernels({"ASCEND_HOME_PATH": str(tmp_path)}, chip) == {"Add", "Cast", "Square"}
+    assert command.listed_kernels({"ASCEND_OPP_PATH": str(tmp_path / "opp")}, chip) == {"Add", "Cast", "Square"}
+
+
+def test_a_board_that_cannot_convert_still_gets_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIMULATED device; the rest is this host: no CANN, so the conversion is refused, and the report says by what."""
+    monkeypatch.setattr(command, "find", lambda _: Device(0, "Ascend310B4", 4 << 30, 8 << 30, "npu-smi"))
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    ascend_manifest(tmp_path / "probe", converted=None)
+    (tmp_path / "probe/convert.ini").write_text("[acl_init_options]\nge.socVersion=Ascend310B1\n")
+    report = tmp_path / "out/report.json"
+    with Path(os.devnull).open("w") as nowhere:
+        command.check(0, tmp_path / "probe", report, Progress(Console(file=nowhere)))
+    found = json.loads(report.read_text())
+    assert found["versions"]["device"]["soc"] == "Ascend310B4"
+    assert found["conversion"]["ok"] is False and "ASCEND_HOME_PATH" in found["conversion"]["cause"]
+    assert [answer["answer"] for answer in found["answers"]] == ["unknown"] * 6
+    assert set(found["answers"][0]) == set(Answer.__dataclass_fields__)
+
+
+def test_a_chip_of_no_target_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find", lambda _: Device(0, "Ascend910B", 1, 2, "acl"))
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        pytest.raises(UserError, match=r"device 0 is an Ascend910B, which no target of this release is for"),
+    ):
+        command.check(0, None, tmp_path / "report.json", Progress(Console(file=nowhere)))
+
+
+def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
+    """The real command on this host; exit status 2, and a report all the same."""
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", "board-check", "--json", str(report)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    if done.returncode == 0:
+        pytest.skip("this host has an NPU")
+    assert done.returncode == 2
+    assert "error: nothing was answered here: no Ascend device was found" in done.stderr
+    assert {answer["answer"] for answer in json.loads(report.read_text())["answers"]} == {"unknown"}
+
+
+# --- what a board needs ---
+
+
+def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
+    absent = ("mindspore", "transformers", "safetensors", "gguf", "onnx", "torch", "huggingface_hub", "ml_dtypes")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
+
+
+def test_the_board_page_s_commands_exist() -> None:
+    page = (REPOSITORY / "kernels/ascend/BOARD.md").read_text()
+    targets = set(re.findall(r"(?m)^([\w-]+):", (REPOSITORY / "Makefile").read_text()))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", page))
+    assert {"export", "kernels", "convert", "board-check", "board-probe"} <= named <= targets

@@ -1,0 +1,222 @@
+"""Which device there is, what it has free, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_runtime import ascend_manifest
+
+from runtime.artifact.manifest import Artifact, Conversion
+from runtime.ascend import device, npu_smi
+from runtime.ascend.chips import CHIPS, chip_of_soc
+from runtime.ascend.device import Device, find
+from runtime.ascend.npu_smi import MIB, Npu, NpuSmi, parse
+from runtime.ascend.requirements import check_converted, check_device, check_lite, needed
+from runtime.errors import UserError
+from support import ascend_texts as texts
+
+GIB = 1 << 30
+BOARD = Device(0, "Ascend310B4", 5 * GIB, 8 * GIB, "npu-smi")
+
+
+# --- npu-smi, on recorded output ---
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "npus"),
+    [
+        (texts.SMI_310B, "23.0.0", [Npu(0, "Ascend310B4", "Alarm", 2500 * MIB, 7545 * MIB)]),
+        (texts.SMI_310P, "25.3.rc1", [Npu(0, "Ascend310P3", "OK", 1839 * MIB, 21525 * MIB)]),
+        (
+            texts.SMI_310P_TWO,
+            "22.0.2",
+            [
+                Npu(0, "Ascend310P3", "OK", 1074 * MIB, 21534 * MIB),
+                Npu(1, "Ascend310P3", "OK", 1070 * MIB, 21534 * MIB),
+            ],
+        ),
+        (
+            texts.SMI_910,
+            "24.1.0",
+            [Npu(0, "Ascend910B", "OK", 1365 * MIB, 32768 * MIB), Npu(1, "Ascend910B", "OK", 4 * MIB, 32768 * MIB)],
+        ),
+    ],
+)
+def test_tables_of_four_hosts(text: str, version: str, npus: list[Npu]) -> None:
+    assert parse(text) == NpuSmi(version, tuple(npus))
+
+
+def test_what_is_no_table_is_told() -> None:
+    with pytest.raises(UserError, match=r"printed no table but: dcmi model initialized failed"):
+        parse("dcmi model initialized failed\n")
+
+
+def npu_smi_that(folder: Path, script: str) -> str:
+    tool = folder / "npu-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_npu_smi_is_run_and_its_failure_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "table").write_text(texts.SMI_310B)
+    monkeypatch.setenv("PATH", npu_smi_that(tmp_path, f'[ "$1" = info ] && cat {tmp_path}/table'))
+    table = npu_smi.read()
+    assert table is not None and table.npus[0].free == (7545 - 2500) * MIB
+    monkeypatch.setenv("PATH", npu_smi_that(tmp_path, "echo DrvMngGetConsoleLogLevel failed >&2; exit 255"))
+    with pytest.raises(UserError, match=r"failed with status 255: DrvMngGetConsoleLogLevel failed. .*HwHiAiUser"):
+        npu_smi.read()
+
+
+# --- pyACL, simulated: a module called acl with the functions that the probe calls ---
+
+ACL = """
+SOC, COUNT = "{soc}", {count}
+class rt:
+    get_device_count = staticmethod(lambda: (COUNT, 0))
+    set_device = staticmethod(lambda device: {status})
+    get_mem_info = staticmethod(lambda kind: [(300, 400, 0), (0, 0, 0)][kind])
+    reset_device = staticmethod(lambda device: 0)
+init = finalize = lambda: 0
+get_soc_name = lambda: SOC
+"""
+
+
+def with_acl(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    (folder / "acl.py").write_text(ACL.format(**{"soc": "Ascend310P3", "count": 2, "status": 0, **values}))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{Path(__file__).parents[2]}")
+
+
+def test_acl_is_asked_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_acl(tmp_path, monkeypatch)
+    assert find(1) == Device(1, "Ascend310P3", 300, 400, "acl")
+    with pytest.raises(UserError, match=r"device_id is 2; this host has 0, 1. Choose one of them"):
+        find(2, read=lambda: None)
+
+
+def test_a_device_that_acl_cannot_open_is_told_with_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_acl(tmp_path, monkeypatch, status=507033)
+    with pytest.raises(UserError, match=r"device 0 cannot be opened: acl.rt.set_device\(0\) gave 507033"):
+        find(0, read=lambda: None)
+
+
+def test_a_probe_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
+    (tmp_path / "acl.py").write_text("import os; os.kill(os.getpid(), 11)")
+    with pytest.raises(UserError, match=r"`acl` gave no answer \(killed by signal 11\).*ends:\n\(it printed nothing\)"):
+        find(0)
+    (tmp_path / "acl.py").write_text("raise RuntimeError('libascend_hal.so is not loaded')")
+    with pytest.raises(UserError, match=r"(?s)no answer \(status 1\).*RuntimeError: libascend_hal.so is not loaded$"):
+        find(0)
+
+
+def test_npu_smi_answers_where_acl_is_missing() -> None:
+    found = find(0, ask=lambda _: None, read=lambda: parse(texts.SMI_310P))
+    assert found == Device(0, "Ascend310P3", (21525 - 1839) * MIB, 21525 * MIB, "npu-smi")
+    with pytest.raises(UserError, match=r"device_id is 6; this host has 0. Choose one of them"):
+        find(6, ask=lambda _: None, read=lambda: parse(texts.SMI_310P))
+
+
+def test_no_device_at_all_names_what_to_install() -> None:
+    with pytest.raises(UserError, match=r"no Ascend device was found: npu-smi is not installed.*TARGET=cpu"):
+        find(0, ask=lambda _: None, read=lambda: None)
+
+
+def test_here_without_a_board_the_command_line_says_so(tmp_path: Path) -> None:
+    """The real thing on this host: no driver, no CANN; exit status 2."""
+    if npu_smi.read() is not None or device.ask_acl(0) is not None:
+        pytest.skip("this host has an NPU")
+    ascend_manifest(tmp_path)
+    command = [sys.executable, "-m", "runtime", "generate", str(tmp_path), "--prompt", "hi", "--device-id", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "error: no Ascend device was found" in done.stderr
+
+
+# --- what is refused before loading ---
+
+
+def opened(folder: Path, **changes: Any) -> Artifact:
+    ascend_manifest(folder, **changes)
+    return Artifact.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("soc", "target"),
+    [("Ascend310P3", "ascend310p"), ("Ascend310B1", "ascend310b"), ("Ascend910B4", "ascend910b"), ("Ascend910B", None)],
+)
+def test_chips_by_socversion(soc: str, target: str | None) -> None:
+    """910B without a digit is the first Ascend 910."""
+    chip = chip_of_soc(soc)
+    assert (chip.target if chip else None) == target
+
+
+def test_targets_are_those_that_the_operator_package_is_built_for() -> None:
+    presets = (Path(__file__).parents[2] / "kernels/ascend/CMakePresets.json").read_text()
+    assert ";".join(chip.target for chip in CHIPS) in presets
+
+
+def test_an_artifact_for_another_chip_names_the_one_that_is_here(tmp_path: Path) -> None:
+    artifact = opened(tmp_path)
+    with pytest.raises(UserError, match=r"is for ascend310b \(OrangePi.*device 0 is an Ascend310P3. .*ascend310p and"):
+        check_device(artifact, dataclasses.replace(BOARD, soc="Ascend310P3"))
+    with pytest.raises(UserError, match=r"device 0 is an Ascend910B. No target of this release is for it"):
+        check_device(artifact, dataclasses.replace(BOARD, soc="Ascend910B"))
+    with pytest.raises(UserError, match=r"converted for Ascend310B4; device 0 is an Ascend310B1.*SOC=Ascend310B1"):
+        check_device(artifact, dataclasses.replace(BOARD, soc="Ascend310B1"))
+    with pytest.raises(
+        UserError, match=r"target is 'ascend999'; Ascend targets are ascend310p, ascend310b, ascend910b"
+    ):
+        check_device(opened(tmp_path, target="ascend999"), BOARD)
+
+
+def test_an_unconverted_artifact_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not converted yet.*`make convert ARTIFACT="):
+        check_converted(opened(tmp_path, converted=None))
+    with pytest.raises(UserError, match=r"converted with the gears 1, 4; its buckets also hold 16"):
+        check_converted(opened(tmp_path, converted=Conversion("Ascend310B4", (1, 4), "8.2", "2.7.0")))
+    check_converted(opened(tmp_path))
+
+
+def test_memory_that_does_not_suffice_is_counted_out(tmp_path: Path) -> None:
+    """Two caches on the device; a board that shares its memory also holds the file being read and one more cache."""
+    artifact = opened(tmp_path)
+    cache, weights = artifact.manifest.cache.nbytes, 3  # b"toy"
+    wants = needed(artifact.manifest)
+    assert (wants.weights, wants.device_cache, wants.host_cache) == (weights, 2 * cache, cache)
+    whole = 2 * weights + 3 * cache
+    check_device(artifact, dataclasses.replace(BOARD, free=whole))
+    with pytest.raises(
+        UserError, match=r"free of 8.6 GB; .* needs at least .*weights .*CONTEXT \(now 64\), BATCH \(2\)"
+    ):
+        check_device(artifact, dataclasses.replace(BOARD, free=whole - 1))
+    card = opened(tmp_path, target="ascend310p", converted=Conversion("Ascend310P3", (1, 4, 16), "8.2", "2.7.0"))
+    check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=weights + 2 * cache))
+    with pytest.raises(UserError, match=r"needs at least"):
+        check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=weights + 2 * cache - 1))
+    check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=0, total=0))  # nobody could say
+
+
+def test_features_are_looked_for_not_the_version() -> None:
+    """SIMULATED signatures of a later release under an old version number, and the other way round."""
+
+    class Tensor:
+        def __init__(self, tensor: Any = None, shape: Any = None, dtype: Any = None, device: Any = None) -> None: ...
+
+    class Model:
+        def predict(self, inputs: Any, outputs: Any = None) -> None: ...
+        def build_from_file(self, path: str, kind: Any, context: Any = None, config_dict: Any = None) -> None: ...
+
+    check_lite(SimpleNamespace(Tensor=Tensor, Model=Model, __version__="1.0"))
+
+    class Older(Model):
+        def predict(self, inputs: Any) -> None: ...  # type: ignore[override]
+
+    with pytest.raises(UserError, match=r"MindSpore Lite 9.9 lacks Model.predict\(inputs, outputs\). Install"):
+        check_lite(SimpleNamespace(Tensor=Tensor, Model=Older, __version__="9.9"))

@@ -1,0 +1,261 @@
+"""Graphs for Ascend: what is in them, against kernels/ascend and transformers, with the kernels' definitions and with
+their own sources on the stand-in."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_package import declared
+
+from exporter import chips, mindir_graph, verify
+from exporter.__main__ import main
+from exporter.config import LlamaConfig
+from exporter.convert import read_config
+from exporter.mindir_graph import Operation
+from exporter.onnx_run import twin_engine
+from exporter.opsets import Input, Shape
+from kernels.ascend import standin
+from runtime.artifact.manifest import Artifact
+from runtime.ascend.chips import chip_of_soc, chip_of_target
+from runtime.errors import UserError
+from support import step_runs
+from support.checkpoints import CONFIGS, DEFAULTS, ROOT, export_all
+from support.step_runs import expected, relative_error, run_schedule
+
+# Of checkpoints.CONFIGS, those whose head size is a multiple of 16: biases and a tied matrix among them.
+# Their vocabulary of 264, which LmHead does not take, is left to one.
+BLOCKS = {"vocab_size": 272}
+JOBS = {
+    "310p": ("gqa-8to1-bias", "ascend310p", "fp16", {"head_dim": 16, **BLOCKS}),
+    "310b": ("gqa-8to1-bias", "ascend310b", "fp16", {"head_dim": 16, **BLOCKS}),
+    "910b": ("gqa-8to1-bias", "ascend910b", "fp16", {"head_dim": 16, **BLOCKS}),
+    "tied": ("llama3", "ascend310b", "fp16", BLOCKS),
+    "int8": ("gqa-3to1", "ascend310p", "int8", BLOCKS),
+    "windows": ("qwen2-windows-16", "ascend910b", "fp16", BLOCKS),
+    "no-blocks": ("llama3", "ascend310p", "fp16", {}),
+}
+# How far logits may be from transformers' in float32, of their range: what rounding to float16 and to int8 costs.
+TOLERANCE = {"fp16": 4e-3, "int8": 5e-2}
+SAME = 2e-3  # two orders of float32 sums, each rounded to float16
+
+
+@pytest.fixture(scope="module")
+def artifacts(
+    tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Artifact, Path]]:
+    """Artifact and checkpoint of each of JOBS, of the sizes in step_runs."""
+    folder = tmp_path_factory.mktemp("ascend")
+    sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
+    models = {key: tiny_checkpoint(**CONFIGS[config], **changes) for key, (config, _, _, changes) in JOBS.items()}
+    jobs = [
+        {"model": models[key], "target": target, "weights": weights, "verify": False, "out": folder / key, **sizes}
+        for key, (_, target, weights, _) in JOBS.items()
+    ]
+    return {key: (Artifact.open(path), models[key]) for key, path in zip(JOBS, export_all(jobs), strict=True)}
+
+
+def operations(artifact: Artifact) -> tuple[Operation, ...]:
+    return mindir_graph.read(artifact.file(artifact.manifest.graphs[0].file)).operations
+
+
+# --- what it computes ---
+
+
+@pytest.mark.parametrize("key", JOBS)
+def test_the_twin_is_the_checkpoints_network(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """Rows of different lengths, chunks, bucket edges, decode, idle rows."""
+    artifact, model = artifacts[key]
+    found = run_schedule(twin_engine(artifact))
+    assert relative_error(found, expected(model)) < TOLERANCE[artifact.manifest.weights_format]
+
+
+@pytest.mark.parametrize("key", ["310p", "310b", "910b", "windows"])
+def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """The sources of kernels/ascend, on the stand-in of the chip, in place of their definition: logits and caches."""
+    artifact, model = artifacts[key]
+    chip = artifact.manifest.target
+    own = SimpleNamespace(
+        fused_attention=functools.partial(standin.fused_attention, chip=chip),
+        lm_head=lambda x, weight: standin.lm_head(x, weight.astype(np.float16), chip=chip),  # the twin has widened it
+    )
+    kernels, definition = twin_engine(artifact, own), twin_engine(artifact)
+    found, wanted = run_schedule(kernels), run_schedule(definition)
+    assert relative_error(found, wanted) < SAME
+    assert relative_error(found, expected(model)) < TOLERANCE["fp16"]
+    for name, cache in definition.cache.arrays.items():
+        np.testing.assert_allclose(
+            kernels.cache.arrays[name].astype(np.float32), cache.astype(np.float32), rtol=SAME, atol=2 * SAME
+        )
+
+
+def test_310p_and_910b_share_one_graph(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """So what is shown for one of them holds for both."""
+    one, other = (artifacts[key][0] for key in ("310p", "910b"))
+    assert [f.sha256 for f in one.manifest.files()] == [f.sha256 for f in other.manifest.files()]
+
+
+# --- what is in it ---
+
+
+@pytest.mark.parametrize("key", JOBS)
+def test_custom_nodes_are_what_the_operator_package_defines(
+    key: str, artifacts: dict[str, tuple[Artifact, Path]]
+) -> None:
+    """Names and order, from op_host's sources: the graph engine finds inputs, outputs and attributes by them."""
+    artifact, _ = artifacts[key]
+    custom = [op for op in operations(artifact) if op.operator == "Custom"]
+    kinds = [str(op.attributes["reg_op_name"]) for op in custom]
+    layers = artifact.manifest.config["num_hidden_layers"]
+    assert kinds == ["FusedAttention"] * layers + ["LmHead"] * (key != "no-blocks")
+    for op, kind in zip(custom, kinds, strict=True):
+        inputs, outputs = declared(kind, "Input"), declared(kind, "Output")
+        assert list(op.attributes["input_names"]) == inputs and list(op.attributes["output_names"]) == outputs
+        assert len(op.inputs) == len(inputs) and len(op.results) == len(outputs)
+        given = set(op.attributes) - {"reg_op_name", "func_type", "input_names", "output_names"}
+        assert given == set(declared(kind, "Attr"))
+        caches = [op.inputs[i].partition(".")[0] for i, name in enumerate(inputs) if name in outputs]
+        assert caches == (["k_cache", "v_cache"] if kind == "FusedAttention" else [])
+    assert len({op.name for op in custom}) == len(custom)
+
+
+@pytest.mark.parametrize("key", JOBS)
+def test_shapes_and_dtypes(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    artifact, _ = artifacts[key]
+    manifest, graph = artifact.manifest, artifact.manifest.graphs[0]
+    read = mindir_graph.read(artifact.file(graph.file))
+    assert (manifest.opset, manifest.target) == ("ascend", JOBS[key][1])
+    assert (manifest.cache.dtype, manifest.cache.policy) == ("float16", "in_place")
+    assert graph.buckets == step_runs.BUCKETS and len(manifest.graphs) == 1 and manifest.weights is None
+    assert (read.inputs[0].name, read.inputs[0].shape) == ("tokens_by_step", (-1, step_runs.BATCH))
+    assert not any(-1 in value.shape for value in read.inputs[1:])
+    assert [v.name for v in read.inputs] == [s.name for s in graph.inputs]
+    # one copy of the weights: each constant once, and the file holds nothing else but a header and padding
+    places = [(p.offset, p.length) for p in read.parameters]
+    assert len(set(places)) == len(places)
+    assert sum(-(-length // 64) * 64 for _, length in places) + 64 == graph.data[0].bytes
+    linear = {p.dtype for p in read.parameters if p.name.endswith("_proj.weight")}
+    assert linear == ({"int8"} if key == "int8" else {"float16"})
+    assert {p.dtype for p in read.parameters if "norm" in p.name or p.name.startswith("rope")} == {"float32"}
+
+
+def test_the_conversion_config(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    for artifact, _ in artifacts.values():
+        parser = read_config(artifact.file("graphs/convert.ini"))
+        assert parser["ascend_context"]["precision_mode"] == "enforce_origin"
+        soc = parser["acl_init_options"]["ge.socVersion"]
+        assert chip_of_soc(soc) == chip_of_target(artifact.manifest.target) is not None
+        build = {key: value.strip('"') for key, value in parser["acl_build_options"].items()}
+        assert build["ge.dynamicBatchSize"].split(",") == [str(b) for b in artifact.manifest.buckets]
+        shapes = [part.partition(":") for part in build["input_shape"].split(";")]
+        read = mindir_graph.read(artifact.file(artifact.manifest.graphs[0].file))
+        assert [(name, tuple(map(int, dims.split(",")))) for name, _, dims in shapes] == [
+            (value.name, value.shape) for value in read.inputs
+        ]
+
+
+def test_a_graph_of_one_bucket_has_no_gears() -> None:
+    """CANN refuses a single gear."""
+    inputs = [Input("tokens_by_step", (-1, 2), "int32"), Input("start", (2,), "int32")]
+    config = chips.conversion_config(chips.CHIPS["ascend310b"], inputs, (1,))
+    assert 'input_shape="tokens_by_step:1,2;start:2"' in config and "dynamic" not in config
+    config = chips.conversion_config(chips.CHIPS["ascend310b"], inputs, (1, 32))
+    assert 'input_shape="tokens_by_step:-1,2;start:2"' in config and 'ge.dynamicBatchSize="1,32"' in config
+
+
+# --- what is refused ---
+
+
+def test_an_operator_that_the_chip_lacks_is_named(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    artifact, _ = artifacts["310p"]
+    model = mindir_graph.parse(artifact.file(artifact.manifest.graphs[0].file))
+    chips.check_operators(model, chips.CHIPS["ascend310p"])
+    with pytest.raises(
+        UserError, match=r"node layers/0/norm_qkv/norm/RmsNorm: operator RmsNorm .* Ascend 310B; known are Add"
+    ):
+        chips.check_operators(model, chips.CHIPS["ascend310b"])
+
+
+def test_a_custom_operator_that_the_package_lacks_is_named(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    artifact, _ = artifacts["310b"]
+    model = mindir_graph.parse(artifact.file(artifact.manifest.graphs[0].file))
+    for primitive in model.primitives:
+        for attribute in primitive.attribute:
+            if attribute.name == "reg_op_name":
+                attribute.s = b"FusedMLP"
+    with pytest.raises(UserError, match=r"self_attn.attention: kernels/ascend has no operator FusedMLP"):
+        chips.check_operators(model, chips.CHIPS["ascend310b"])
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "config", "buckets", "words"),
+    [
+        ("ascend310b", "int8", {}, (1, 32), "WEIGHTS int8 with TARGET ascend310b: .* does not list Ascend 310B. Use"),
+        ("ascend910b", "fp16", {"head_dim": 20}, (1, 32), "head size 20: the attention kernels of Ascend 910B take"),
+        ("ascend310p", "fp16", {"head_dim": 272}, (1, 32), "head size 272: .* multiples of 16 up to 256"),
+        (
+            "ascend310p",
+            "fp16",
+            {"num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 16},
+            (1, 32),
+            "64 query heads a key/value head; .* up to 32",
+        ),
+        ("ascend310p", "fp16", {}, range(1, 102), "BUCKETS has 101 sizes; the converter takes up to 100"),
+    ],
+)
+def test_what_chip_kernels_and_converter_cannot_do(
+    target: str, weights: str, config: dict[str, int], buckets: Sequence[int], words: str
+) -> None:
+    llama = LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS, **config})
+    with pytest.raises(UserError, match=words):
+        chips.check_model(llama, Shape(1, 32, 64, weights, "float16", target), buckets)
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int8"])
+def test_what_they_can(weights: str) -> None:
+    shape = Shape(1, 32, 64, weights, "float16", "ascend310p")
+    chips.check_model(LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS}), shape, range(1, 101))
+
+
+@pytest.mark.parametrize("vocabulary", [272, 264])
+def test_logits_in_float16_are_told_at_export(
+    vocabulary: int, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_checkpoint(vocab_size=vocabulary)
+    command = [sys.executable, "-m", "exporter", "export", str(model), "--out", str(tmp_path / "out")]
+    options = ["--target", "ascend310p", "--context", "64", "--buckets", "4", "--no-verify"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("logits will be float16" in done.stderr) == (vocabulary % 16 > 0)
+
+
+def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "exporter", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
+    options = ["--target", "ascend310b", "--weights", "int8"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Use WEIGHTS=fp16" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_large_artifact_is_proved_at_one_bucket(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """A run of the twin takes as long as its weights are large."""
+    manifest = artifacts["310p"][0].manifest
+    graph = manifest.graphs[0]
+    data = (replace(graph.data[0], bytes=verify.TWIN_BYTES + 1),)
+    edges, prefix, steps = verify.plan(replace(manifest, graphs=(replace(graph, data=data),)))
+    assert (edges, prefix, steps) == ([step_runs.BUCKETS[1]], step_runs.BUCKETS[1] + 1, verify.TWIN_STEPS)
+    assert len(verify.plan(manifest)[0]) > 5
+
+
+def test_verify_runs_every_row_through_the_twin(
+    artifacts: dict[str, tuple[Artifact, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    artifact, model = artifacts["310p"]
+    assert main(["verify", str(artifact.path), "--checkpoint", str(model)]) == 0
+    assert "through the ONNX twin" in " ".join(capfd.readouterr().err.split())

@@ -1,0 +1,223 @@
+"""The Ascend operator package: its definitions against kernels.reference, its files against each other, its build."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from exporter import chips
+from kernels import reference
+from runtime.ascend import cann_log
+
+PACKAGE = Path(__file__).parents[2] / "kernels" / "ascend"
+# Each operator's function in kernels.reference, and its outputs that are not inputs.
+OPERATORS = {
+    "FusedAttention": (reference.fused_attention, ["out"]),
+    "LmHead": (reference.lm_head, ["logits"]),
+}
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def declared(operator: str, kind: str) -> list[str]:
+    """Names of the Inputs, Outputs or Attrs of an operator's definition, in order."""
+    return re.findall(rf'\b{kind}\("(\w+)"\)', (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text())
+
+
+def reference_names(operator: str, kind: inspect._ParameterKind) -> list[str]:
+    """Parameters of the definition; the scales of int8 caches, which Ascend does not have, are tensors by keyword."""
+    parameters = inspect.signature(OPERATORS[operator][0]).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [p.name for p in parameters if p.kind is kind and not (kind is keyword and "Array" in str(p.annotation))]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_definition_has_the_reference_s_names_in_its_order(operator: str) -> None:
+    inputs = declared(operator, "Input")
+    assert inputs == reference_names(operator, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert declared(operator, "Attr") == reference_names(operator, inspect.Parameter.KEYWORD_ONLY)
+    assert "type" not in declared(operator, "Attr")  # the converter would take it for the name of a built-in operator
+    # What the reference mutates is an output of the same name: written in place.
+    mutated = [name for name in inputs if name in ("k_cache", "v_cache")]
+    assert declared(operator, "Output") == [*OPERATORS[operator][1], *mutated]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_each_operator_uses_the_definition_and_has_its_kernel(operator: str) -> None:
+    host = (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text()
+    assert f'kName = "{operator}"' in host and f"OP_ADD({operator});" in host
+    kernel = (PACKAGE / f"op_kernel/{snake(operator)}.cpp").read_text()
+    head = re.search(r'extern "C" __global__ __aicore__ void (\w+)\((.*?)\)', kernel, re.S)
+    assert head is not None and head[1] == snake(operator)
+    inputs = declared(operator, "Input")
+    outputs = [f"{name}_ref" if name in inputs else name for name in declared(operator, "Output")]
+    assert re.findall(r"GM_ADDR (\w+)", head[2]) == [*inputs, *outputs, "workspace", "tiling"]
+    assert f"{snake(operator)}.cpp" in (PACKAGE / "op_host/CMakeLists.txt").read_text()
+    assert operator in chips.CUSTOM and operator in cann_log.OPERATORS_OF_OURS
+
+
+def test_the_folder_that_is_copied_holds_all_that_the_kernels_include() -> None:
+    """CANN compiles from a copy of SRC_BASE, of files with these suffixes; with npu_op_kernel_sources, of what that
+    names alone."""
+    cmake = (PACKAGE / "op_kernel/CMakeLists.txt").read_text()
+    commands = re.sub(r"(?m)#.*$", "", cmake)
+    assert "npu_op_kernel_sources" not in commands and "SRC_BASE ${CMAKE_CURRENT_SOURCE_DIR}/" in commands
+    copied = {p.name for p in (PACKAGE / "op_kernel").iterdir() if p.suffix in (".h", ".hpp", ".cpp", ".c")}
+    reached, waiting = set(), [f"{snake(operator)}.cpp" for operator in OPERATORS]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        if name in copied:
+            waiting += set(re.findall(r'#include "(.+?)"', (PACKAGE / "op_kernel" / name).read_text())) - reached
+    assert reached - copied == {"kernel_operator.h", "lib/matmul_intf.h", "kernel_tiling/kernel_tiling.h"}  # CANN's
+    assert copied <= reached
+
+
+def test_matmul_s_tiling_is_told_the_kernels_template() -> None:
+    """The kernels take Matmul's template as it comes, which is Norm (0); its tiling assumes MDL unless it is told."""
+    assert "SetMatmulConfigParams(0)" in (PACKAGE / "op_host/host.h").read_text()
+    kernels = "".join(path.read_text() for path in (PACKAGE / "op_kernel").glob("*.h"))
+    assert len(re.findall(r"\bAscendC::Matmul<(?:\w+, ){3}\w+>", kernels)) == kernels.count("AscendC::Matmul<") == 3
+
+
+def test_presets_name_the_chips_that_the_definition_configures() -> None:
+    preset = json.loads((PACKAGE / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
+    configured = re.findall(r'AddConfig\("(\w+)"\)', (PACKAGE / "op_host/host.h").read_text())
+    assert preset["ASCEND_COMPUTE_UNIT"]["value"].split(";") == configured == ["ascend310p", "ascend310b", "ascend910b"]
+    assert preset["vendor_name"]["value"] == "edgellama"
+    assert f'known="{" ".join(configured)}"' in (PACKAGE / "build.sh").read_text()
+
+
+def test_kernels_know_the_chip_in_one_place() -> None:
+    switched = {p.name for p in (PACKAGE / "op_kernel").glob("*") if "__NPU_ARCH__" in p.read_text()}
+    assert switched == {"chip.h"}
+
+
+# --- build.sh ---
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A PATH with nothing but what the script itself calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "sed", "dirname", "find", "head", "nproc", "rm", "mkdir", "make"):
+        found = shutil.which(tool)
+        assert found is not None
+        (folder / tool).symlink_to(found)
+    return folder
+
+
+def add_tool(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!{shutil.which('bash')}\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def build(tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ASCEND", "CXX"))}
+    return subprocess.run(
+        [str(tools / "bash"), str(PACKAGE / "build.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, "PATH": str(tools), **environment},
+        check=False,
+    )
+
+
+MODULES = "compiler/tikcpp/ascendc_kernel_cmake"
+
+
+def test_build_says_all_that_is_missing_at_once(tools: Path) -> None:
+    done = build(tools)
+    assert done.returncode == 2
+    assert "neither ASCEND_HOME_PATH nor ASCEND_TOOLKIT_HOME is set" in done.stderr
+    assert "cmake: not found" in done.stderr and "C++ compiler: g++ not found" in done.stderr
+
+
+def test_build_refuses_a_cann_that_is_not_there_or_not_whole(tools: Path, tmp_path: Path) -> None:
+    add_tool(tools, "cmake", "echo cmake version 3.16.3")
+    add_tool(tools, "g++", "true")
+    missing = build(tools, ASCEND_HOME_PATH=str(tmp_path / "gone"))
+    assert missing.returncode == 2 and "gone does not exist" in missing.stderr
+    assert "version 3.16 found, 3.19 or later is needed" in missing.stderr
+    runtime_only = build(tools, ASCEND_TOOLKIT_HOME=str(tmp_path))
+    assert runtime_only.returncode == 2 and f"no {MODULES}" in runtime_only.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("compiler/version.info", "Version=8.0.0.1\nversion_dir=8.0.RC1\n", "8.0.0.1"),
+        (
+            "version.cfg",
+            "# version: 1.0\nrunning_version=[7.3.0:8.0.RC2]\nversion=[7.1.0.1:8.0.RC1]\n",
+            "8.0.RC1",
+        ),
+        ("readme", "", "unknown"),
+    ],
+)
+def test_build_says_that_a_cann_is_too_old(tools: Path, tmp_path: Path, file: str, text: str, version: str) -> None:
+    """Its folder of CMake modules is there, without the one that find_package(ASC) looks for."""
+    add_tool(tools, "cmake", "echo cmake version 3.28.1")
+    add_tool(tools, "g++", "true")
+    (tmp_path / "cann" / MODULES).mkdir(parents=True)
+    (tmp_path / "cann" / file).write_text(text)
+    done = build(tools, ASCEND_HOME_PATH=str(tmp_path / "cann"))
+    assert done.returncode == 2
+    assert f"is version {version}, and its {MODULES} has no asc-config.cmake" in done.stderr
+    assert "in version 8.3 or later and run: source" in done.stderr
+
+
+@pytest.mark.parametrize("chips", ["ascend310", "ascend310b;ascend", "ascend310b,ascend310p", ""])
+def test_build_knows_its_chips(tools: Path, chips: str) -> None:
+    done = build(tools, "--chips", chips)
+    assert done.returncode == 2 and "the kernels are for ascend310p, ascend310b, ascend910b" in done.stderr
+
+
+def test_build_installs_the_package_it_built(tools: Path, tmp_path: Path) -> None:
+    """With a CANN and a cmake that only pretend: what is run, in what order, with what arguments."""
+    cann, log, out = tmp_path / "cann", tmp_path / "log", tmp_path / "mine/edgellama-package"
+    (cann / MODULES).mkdir(parents=True)
+    (cann / MODULES / "asc-config.cmake").write_text("")
+    out.mkdir(parents=True)
+    (out / "left from before").write_text("")
+    (out.parent / "notes").write_text("not the script's")
+    add_tool(tools, "g++", "true")
+    run_file = out / "custom_opp_linux_x86_64.run"
+    add_tool(
+        tools,
+        "cmake",
+        f'if [ "$1" = --version ]; then echo cmake version 3.28.1; exit; fi\n'
+        f'echo "cmake $* in $ASCEND_HOME_PATH" >> {log}\n'
+        f'[ "$1" = --build ] || exit 0\n'
+        f"printf '#!%s\\necho \"package $*\" >> {log}\\n' {shutil.which('bash')} > {run_file}\n"
+        f"/bin/chmod +x {run_file}",
+    )
+    done = build(
+        tools,
+        "--chips",
+        "ascend310b",
+        "--install-path",
+        str(tmp_path / "opp"),
+        "--build-dir",
+        str(out.parent),
+        ASCEND_TOOLKIT_HOME=str(cann),
+    )
+    assert done.returncode == 0, done.stderr
+    configured, built, installed = log.read_text().splitlines()
+    assert "--preset=default" in configured and f"-DASCEND_CANN_PACKAGE_PATH={cann}" in configured
+    assert configured.endswith(f"-DASCEND_COMPUTE_UNIT=ascend310b in {cann}")  # CANN's modules read the variable
+    assert built.startswith(f"cmake --build {out} --target binary package")
+    assert installed == f"package --quiet --install-path={tmp_path / 'opp'}"
+    assert "vendors/edgellama/bin/set_env.bash" in done.stdout
+    assert (out.parent / "notes").read_text() == "not the script's"
+    assert [path.name for path in out.iterdir()] == [run_file.name]

@@ -1,0 +1,268 @@
+"""The cost model: sizes against exported artifacts to the byte, operations against torch's own count."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+import exporter.plan
+from exporter import mindir_graph
+from exporter.__main__ import main
+from exporter.config import LlamaConfig
+from exporter.plan.boards import BOARDS, Board
+from exporter.plan.command import Options as PlanOptions
+from exporter.plan.command import describe, make
+from exporter.plan.cost import Plan, roofline
+from exporter.plan.memory import run_time_memory
+from exporter.plan.tensors import OPSETS, parameters
+from exporter.presets import PRESETS
+from exporter.targets import TARGETS
+from runtime.artifact import sizes
+from runtime.artifact.manifest import Artifact, Manifest
+from runtime.errors import UserError
+from support.checkpoints import CONFIGS, ROOT, export_all
+
+CACHE_NAMES = {"int16": "float16"}
+SIZES: dict[str, Any] = {"context": 48, "batch": 2, "buckets": [4, 16], "verify": False}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "int8": ("plain", {"target": "cpu", "weights": "int8"}),
+    "int4, int8 cache": ("tied-1to1", {"target": "cpu", "weights": "int4", "cache": "int8"}),
+    "bf16": ("gqa-8to1-bias", {"target": "cpu", "weights": "bf16"}),
+    "fp32": ("head-size-20", {"target": "cpu", "weights": "fp32"}),
+    "one bucket": ("mlp-bias", {"target": "cpu", "weights": "int8", "cache": "float32", "buckets": [1]}),
+    "portable": ("plain", {"target": "portable"}),
+    "ascend310p": ("wide", {"target": "ascend310p"}),
+    "ascend310p int8": ("wide", {"target": "ascend310p", "weights": "int8"}),
+    "ascend310b": ("wide", {"target": "ascend310b"}),
+    "portable tied": ("head-size-20", {"target": "portable"}),
+}
+
+
+WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "mlp_bias": True}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("plan")
+    jobs = [
+        {**SIZES, **settings, "model": tiny_checkpoint(**{**CONFIGS, "wide": WIDE}[config]), "out": folder / str(index)}
+        for index, (config, settings) in enumerate(CASES.values())
+    ]
+    return dict(zip(CASES, export_all(jobs), strict=True))
+
+
+def planned(manifest: Manifest, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "target": manifest.target,
+        "weights": manifest.weights_format,
+        "cache": CACHE_NAMES.get(manifest.cache.dtype, manifest.cache.dtype),
+        "context": manifest.context,
+        "batch": manifest.batch,
+        "buckets": manifest.buckets,
+    }
+    return make(LlamaConfig.from_dict(manifest.config), **{**settings, **changes})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sizes_are_the_artifacts(case: str, artifacts: dict[str, Path]) -> None:
+    artifact = Artifact.open(artifacts[case])
+    manifest = artifact.manifest
+    plan = planned(manifest)
+    assert plan.buckets == manifest.buckets
+    assert plan.weights_file() == sizes.weights_bytes(manifest)
+    assert plan.cache_bytes() == sizes.cache_bytes(manifest)
+    if manifest.target == "cpu":  # its kernels keep results of their own beside the graph's
+        assert plan.step_weight_bytes() == sizes.step_weight_bytes(manifest)
+    graphs = {graph.file: mindir_graph.read(artifact.file(graph.file)) for graph in manifest.graphs}
+    estimated, found = plan.memory(), run_time_memory(manifest, graphs)
+    assert (estimated.weights, estimated.copies) == (found.weights, found.copies)
+    if manifest.target == "cpu":
+        assert found.activations < estimated.activations
+    else:
+        assert estimated.activations == pytest.approx(found.activations, rel=0.3)
+
+
+@pytest.mark.parametrize("config", ["plain", "tied-1to1", "head-size-20", "qwen2"])
+def test_parameters_are_those_of_the_checkpoint(config: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(**CONFIGS[config]))
+    assert parameters(LlamaConfig.from_dict(model.config.to_dict())) == model.num_parameters()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_operations_are_those_that_torch_counts(rows: int, tiny_checkpoint: Callable[..., Path]) -> None:
+    """transformers' attention computes every score of a prompt and masks half of them; the difference is added here."""
+    folder = tiny_checkpoint()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    config = LlamaConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    plan = make(config, context=64, batch=rows, buckets=(16,))
+    tokens = torch.randint(0, config.vocab_size, (rows, 17))
+    score = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * rows
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        cache = model(tokens[:, :16], logits_to_keep=1, use_cache=True).past_key_values
+    assert plan.cost(16, 0).flops == counted.get_total_flops() - score * (16 * 16 - 16 * 17 // 2)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(tokens[:, 16:], past_key_values=cache, use_cache=True)
+    assert plan.cost(1, 16).flops == counted.get_total_flops()
+
+
+def test_a_window_bounds_what_a_step_sees() -> None:
+    config = {**PRESETS["llama3-8b"].hf_config, "model_type": "mistral", "sliding_window": 1024}
+    windowed, whole = make(LlamaConfig.from_dict(config), context=8192), make(PRESETS["llama3-8b"].config, context=8192)
+    assert windowed.cost(1, 500) == whole.cost(1, 500)
+    near, far = windowed.cost(1, 1023), windowed.cost(1, 8000)
+    assert near == replace(far, start=1023) and near.cache_bytes == 1023 * 32 * 2 * 8 * 128 * 2
+    assert whole.cost(1, 8000).cache_bytes > 7 * near.cache_bytes
+
+
+def test_ascend_holds_half_precision_and_quantized_layers() -> None:
+    config = PRESETS["llama3-8b"].config
+    half, quantized = make(config, target="ascend310p"), make(config, target="ascend310p", weights="int8")
+    norms, rope = 65 * 4096 * 4, 2 * 2048 * 64 * 4
+    exact = 2 * (parameters(config) - 65 * 4096) + norms + rope
+    assert 0 <= half.weights_file() - exact < 64 * 400
+    tables = 2 * 2 * 128256 * 4096
+    linear = parameters(config) - 65 * 4096 - tables // 2
+    scales = 2 * 32 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
+    assert 0 <= quantized.weights_file() - (tables + linear + scales + norms + rope) < 64 * 800
+    assert half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2  # the embedding is looked up
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [("llama3.2-1b", "ascend310b"), ("llama3.1-8b", "ascend310p"), ("smollm2-1.7b-instruct", "cpu")],
+)
+def test_the_largest_context_is_the_last_that_fits(model: str, target: str) -> None:
+    plan = make(PRESETS[model].config, target=target, batch=4)
+    for board in BOARDS[target]:
+        largest = plan.largest_context(board)
+        if largest:
+            assert plan.with_context(largest).total() <= board.available
+        if largest < plan.config.max_position_embeddings:
+            assert plan.with_context(largest + 1).total() > board.available
+    assert plan.largest_context(Board("none", 0, 0)) == 0
+
+
+def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
+    plan = make(PRESETS["llama3-8b"].config, target="ascend310p")
+    board = BOARDS["ascend310p"][0]
+    assert board.bandwidth and board.flops
+    memory, compute = roofline(plan.cost(1, 0), board.bandwidth, board.flops)
+    # 8.0 billion float16 weights less the embedding's half billion, at 204.8 GB/s, and two operations each
+    assert memory == pytest.approx(2 * 7.5e9 / 204.8e9, rel=0.01) and compute == pytest.approx(
+        2 * 7.5e9 / 70e12, rel=0.01
+    )
+    times = {
+        (t["bucket"], t["start"]): t for t in describe(PlanOptions("llama3-8b", "ascend310p"))["boards"][0]["times"]
+    }
+    assert times[1, 1024]["seconds"] == times[1, 1024]["memory_seconds"] > times[1, 1024]["compute_seconds"]
+    assert times[512, 0]["seconds"] == times[512, 0]["compute_seconds"] > times[512, 0]["memory_seconds"]
+    assert times[512, 0]["tokens_per_second"] == 512 / times[512, 0]["seconds"]
+
+
+def test_every_target_takes_what_its_op_set_takes() -> None:
+    code = (
+        "import json\nfrom exporter.opsets import ascend, cpu, portable\n"
+        "print(json.dumps([[o.WEIGHTS, o.CACHES, o.WEIGHTS_ARE] for o in (cpu, portable, ascend)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name, found in zip(("cpu", "portable", "ascend"), json.loads(done.stdout), strict=True):
+        assert [list(OPSETS[name].WEIGHTS), list(OPSETS[name].CACHES), OPSETS[name].WEIGHTS_ARE] == found
+
+
+def documented(found: Any, text: str) -> None:
+    """Every key is in the module's description, but for those of the config."""
+    for key, value in found.items():
+        assert key in text, key
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict) and key != "config":
+                documented(inner, text)
+
+
+def test_presets_need_no_download(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.plan.command.resolve", lambda model: pytest.fail(f"{model} would be downloaded"))
+    for name, target in zip(PRESETS, itertools.cycle(TARGETS), strict=False):
+        assert main(["plan", name, "--target", target, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        documented(found, exporter.plan.__doc__ or "")
+        assert found["memory"]["total"] == sum(v for k, v in found["memory"].items() if k != "total")
+
+
+def test_the_table_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 310B shares its memory with the host, which holds the file while it is copied: 2 x 16 GB of 8B."""
+    monkeypatch.setenv("COLUMNS", "200")
+    fits = {}
+    for model in ("llama3-8b", "llama3.2-1b"):
+        assert main(["plan", model, "--target", "ascend310b"]) == 0
+        printed = capsys.readouterr().out
+        fits[model] = {
+            line.split(",")[0].strip(): line.split() for line in printed.splitlines() if " GB " in line and "%" in line
+        }
+        assert "lower bounds" in printed and "hiascend.com" in printed
+    for board in ("OrangePi AIpro 8T", "OrangePi AIpro 20T"):
+        assert "no" in fits["llama3-8b"][board] and "none" in fits["llama3-8b"][board]
+        assert "yes" in fits["llama3.2-1b"][board]
+
+
+def test_a_measurement_of_the_artifact_is_held_against_the_plan(
+    artifacts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "bench.json"
+    lengths = ["--prompt-lengths", "3,16", "--depths", "8", "--batches", "2", "--repeats", "1", "--steps", "2"]
+    command = [sys.executable, "-m", "runtime", "bench", str(artifacts["int8"]), *lengths, "--json", str(report)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    model = Artifact.open(artifacts["int8"]).manifest.source.model
+    assert main(["plan", model, "--measured", str(report), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert [entry["what"] for entry in measured["sizes"]] == ["weights file", "weights a step reads", "cache"]
+    assert all(entry["predicted"] == entry["found"] for entry in measured["sizes"])
+    names = ["prefill of 3 tokens", "prefill of 16 tokens", "decode step behind 8 tokens"]
+    assert [entry["what"] for entry in measured["times"]] == names
+    for entry in measured["times"]:
+        assert entry["ratio"] == entry["found"] / entry["predicted"] > 0
+    assert main(["plan", model, "--measured", str(report)]) == 0
+    assert "measured / predicted" in capsys.readouterr().out
+    assert main(["plan", model, "--measured", str(report), "--batch", "1"]) == 2
+    assert "--batch is 1; the measured artifact has 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "ascend910"}, "TARGET 'ascend910' is unknown; choose from cpu"),
+        (
+            {"target": "ascend310b", "weights": "int8"},
+            "WEIGHTS int8 with TARGET ascend310b: .* Use WEIGHTS=fp16",
+        ),
+        ({"cache": "int4"}, "CACHE 'int4' with TARGET cpu"),
+        ({"context": 8193}, r"CONTEXT is 8,193; this model's positions go to 8,192"),
+        ({"batch": 0}, "BATCH is 0"),
+        ({"buckets": (32, 4096)}, "BUCKETS holds 4096; a bucket has 1 to 2,048"),
+    ],
+)
+def test_what_cannot_be_is_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(PRESETS["llama3-8b"].config, **settings)
+
+
+def test_what_is_no_measurement_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, told in (
+        ("", "cannot be read as JSON"),
+        ("{}", "schema_version is None"),
+        ("[1]", "schema_version is None"),
+    ):
+        (tmp_path / "x.json").write_text(text)
+        assert main(["plan", "llama3-8b", "--measured", str(tmp_path / "x.json")]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["plan", "llama3-9b"]) == 2
+    assert "neither a preset" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""Random weights: the same whatever asks for them and how, sane in size, and an artifact that says what it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter import pieces
+from exporter.config import LlamaConfig
+from exporter.opsets import Input, cpu_weights
+from exporter.pieces import tensor_pieces
+from exporter.presets import PRESETS
+from exporter.reference import _numpy
+from exporter.synthetic import GRANULE, SyntheticCheckpoint, open_model
+from exporter.weights import write_weights
+from runtime.artifact.manifest import Artifact
+from runtime.artifact.sizes import cache_bytes
+from runtime.bench.fresh import measure
+from runtime.errors import UserError
+from support.checkpoints import DEFAULTS, ROOT, byte_tokenizer, export_all
+from support.exported import run_cli
+
+TINY = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "vocab_size": 5000, "attention_bias": True})
+TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
+
+
+def test_another_seed_or_name_gives_other_weights() -> None:
+    first, again, other = (SyntheticCheckpoint(TINY, seed).tensor(TABLE) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.01
+    q, o = (SyntheticCheckpoint(TINY, 7).tensor(f"model.layers.0.self_attn.{x}_proj.weight") for x in "qo")
+    assert abs(np.corrcoef(q.ravel(), o.ravel())[0, 1]) < 0.05
+    granules = first.ravel()[: 2 * GRANULE].reshape(2, -1)
+    assert abs(np.corrcoef(granules)[0, 1]) < 0.02
+
+
+@given(first=st.integers(0, 4999), count=st.integers(1, 5000))
+def test_any_rows_are_rows_of_the_whole(first: int, count: int) -> None:
+    checkpoint = SyntheticCheckpoint(TINY, 3)
+    whole = checkpoint.tensor(TABLE)
+    assert whole.size > GRANULE  # or no block would begin inside a granule
+    np.testing.assert_array_equal(checkpoint.rows(TABLE, first, count), whole[first : first + count])
+
+
+def test_every_weight_has_the_spread_it_should() -> None:
+    checkpoint = SyntheticCheckpoint(TINY, 0)
+    for name in checkpoint.names():
+        values = checkpoint.tensor(name)
+        assert values.shape == checkpoint.shape(name) and values.dtype == np.float32
+        mean, deviation = 0.0, values.shape[-1] ** -0.5
+        if "norm" in name:
+            mean, deviation = 1.0, 0.1
+        elif name.endswith(".bias"):
+            deviation = 0.02
+        elif "o_proj" in name or "down_proj" in name:
+            deviation /= 2.0  # two layers, each of which adds twice to the residual stream
+        assert abs(values.mean() - mean) < 0.5 * deviation
+        assert deviation * 0.7 < values.std() < deviation * 1.3
+
+
+def test_logits_neither_vanish_nor_explode_in_a_deep_narrow_model() -> None:
+    config = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "num_hidden_layers": 40})
+    logits = _numpy(SyntheticCheckpoint(config, 0), np.arange(30, dtype=np.int32), list(range(30)))
+    assert 0.5 < logits.std() < 2
+    assert np.isfinite(logits).all()
+    assert len(set(logits.argmax(-1).tolist())) > 20  # what came before matters
+
+
+def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """SHA-256 of a weights file of int4 matrices and float32 vectors."""
+    folder.mkdir()
+    checkpoint = SyntheticCheckpoint(TINY, 0)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(pieces, "cores", lambda: threads)
+    name = "model.layers.1.mlp.gate_up_proj.weight"
+    size = cpu_weights.panel_bytes("int4", 64)
+    specs = [Input(NORM, (64,), "float32"), Input(name, (12, size), "uint8")]
+
+    def made(wanted: str) -> Any:
+        if wanted == NORM:
+            return tensor_pieces(wanted, checkpoint)
+        return cpu_weights.weight_pieces(wanted, checkpoint, "int4")
+
+    return write_weights(folder, "weights.safetensors", specs, made).sha256
+
+
+def test_block_size_and_threads_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(1, 1), (1, 5), (20_000, 2), (1 << 25, 3)]
+    hashes = {packed_file(tmp_path / str(i), *size, monkeypatch) for i, size in enumerate(sizes)}
+    assert len(hashes) == 1
+
+
+def config_folder(folder: Path, tokenizer: bool) -> Path:
+    """A config.json without weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama"}))
+    if tokenizer:
+        byte_tokenizer(264).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of a config.json alone, one of each target; one with a tokenizer; each verified by the export."""
+    scratch = tmp_path_factory.mktemp("synthetic")
+    plain, texts = config_folder(scratch / "Plain", False), config_folder(scratch / "texts", True)
+    sizes = {"context": 64, "buckets": [8], "synthetic": True, "seed": 5}
+    jobs = {
+        "int4": {"model": plain, "weights": "int4"},
+        "int8": {"model": plain, "weights": "int8", "cache": "int8"},
+        "fp32": {"model": plain, "weights": "fp32", "cache": "int8"},
+        "portable": {"model": plain, "target": "portable"},
+        "texts": {"model": texts, "weights": "bf16"},
+    }
+    return dict(zip(jobs, export_all([{"out": scratch / k, **j, **sizes} for k, j in jobs.items()]), strict=True))
+
+
+def test_the_manifest_says_what_the_weights_are(artifacts: dict[str, Path]) -> None:
+    for path in artifacts.values():
+        manifest = Artifact.open(path, check_data=True).manifest
+        assert manifest.source.seed == 5
+        assert manifest.source.origin == "synthetic: random weights, seed 5"
+        assert manifest.name in ("plain-synthetic", "texts-synthetic")
+        assert manifest.parity is not None and manifest.parity.steps > 50
+
+
+def test_without_a_tokenizer_ids_generate_and_text_is_refused(artifacts: dict[str, Path]) -> None:
+    done = run_cli("generate", str(artifacts["int4"]), "--prompt", "hello")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no tokenizer (tokenizer.json); artifacts of random weights" in done.stderr
+    assert "Traceback" not in done.stderr
+    options = ["--prompt-lengths", "8", "--depths", "16", "--repeats", "1", "--steps", "2", "--json", "-"]
+    done = run_cli("bench", str(artifacts["int4"]), *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["loop"] is None
+    assert report["output"]["new_tokens"] > 0
+
+
+def test_a_folders_tokenizer_is_kept(artifacts: dict[str, Path]) -> None:
+    done = run_cli("generate", str(artifacts["texts"]), "--prompt", "hello", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> None:
+    """1.1 GB of int8 cache and scales, of which 100 tokens fill half a megabyte."""
+    folder = config_folder(tmp_path / "long", False)
+    sizes = {"num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 32, "max_position_embeddings": 1 << 20}
+    (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama", **sizes}))
+    job = {"model": folder, "synthetic": True, "cache": "int8", "context": 1 << 20, "buckets": [32], "verify": False}
+    (long,) = export_all([{**job, "out": tmp_path / "out"}])
+    (short,) = export_all([{**job, "context": 256, "out": tmp_path / "short"}])
+    assert cache_bytes(Artifact.open(long).manifest) > 1e9
+    peaks = [measure(artifact, threads=1, tokens=100)["peak_bytes"] for artifact in (long, short)]
+    assert None not in peaks
+    tables = (1 << 20) * 32 * 4  # rotary, cos and sin; read where they are needed
+    assert peaks[0] - peaks[1] < tables + 20e6, peaks
+
+
+def test_verify_makes_the_same_weights_again(artifacts: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "exporter", "verify", str(artifacts["int8"])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_has_no_config_is_refused(tmp_path: Path) -> None:
+    for model in ("someone/their-llama", str(tmp_path), str(tmp_path / "x.gguf")):
+        with pytest.raises(UserError, match=r"need a config: MODEL .* is neither a preset nor a folder with a config"):
+            open_model(model, 0)
+
+
+def test_presets_need_no_download() -> None:
+    for name, preset in PRESETS.items():
+        source, checkpoint = open_model(name.upper(), 1)
+        assert (source.name, checkpoint.config) == (f"{name}-synthetic", preset.config)
+        assert set(checkpoint.tokenizer_files()) == {"generation_config.json"}

@@ -1,0 +1,171 @@
+"""The comparison with other engines: its worker processes, its ratios, and that absent peers are told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PEERS = Path(__file__).parent
+sys.path.append(str(PEERS))
+
+import install  # noqa: E402
+import pool  # noqa: E402
+import report  # noqa: E402
+from pool import Figure, Worker  # noqa: E402
+from prepare import AbsentError, Peer  # noqa: E402
+
+OURS = Peer("ours", "cpu int8", "", ())
+Q8 = Peer("llama.cpp", "Q8_0", "m.gguf:0", ())
+Q8_FLASH = Peer("llama.cpp", "Q8_0 flash", "m.gguf:1", ())
+Q4 = Peer("llama.cpp", "Q4_0", "m.gguf:0", ())
+
+
+@pytest.fixture
+def worker(tiny_artifact: Path) -> Iterator[Worker]:
+    """Our engine on the tiny artifact (2 rows, context 64), in its process."""
+    made = Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 64)
+    yield made
+    made.close()
+
+
+def test_our_engine_answers_through_its_worker(
+    worker: Worker, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    from exporter.checkpoint import open_checkpoint
+    from exporter.reference import reference_logits
+
+    tokens = [int(t) for t in np.random.default_rng(1).integers(0, 256, 40)]
+    assert "MindSpore Lite" in worker.version
+    assert worker.ask(op="prefill", tokens=tokens)["seconds"] > 0
+    steps = worker.ask(op="decode", tokens=tokens, steps=5)["seconds"]
+    assert len(steps) == 5 and min(steps) > 0
+    file = tmp_path / "logits.npy"
+    worker.ask(op="logits", tokens=tokens, first=20, file=str(file))
+    expected, _ = reference_logits(open_checkpoint(tiny_checkpoint()), np.array(tokens, np.int32), [*range(20, 40)])
+    np.testing.assert_allclose(np.load(file), expected, atol=2e-3 * np.ptp(expected))
+
+
+def test_figures_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round asks every engine once, prompts are fresh, warm-ups do not count."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, **command: Any) -> dict[str, Any]:
+            asked.append((self.name, command))
+            if command["op"] == "prefill":
+                return {"seconds": float(len(asked))}
+            return {"seconds": [100.0] * pool.WARM_UP + [float(len(asked))] * (command["steps"] - pool.WARM_UP)}
+
+    monkeypatch.setattr(pool, "PAUSE", 0)
+    workers: Any = {"a": Fake("a"), "b": Fake("b")}
+    found = pool.measure(workers, vocabulary=50, prompts=[7], depths=[9], steps=3, rounds=2)
+    prefills = [(name, tuple(c["tokens"])) for name, c in asked if c["op"] == "prefill"]
+    assert [name for name, _ in prefills] == ["a", "a", "b", "b"] * 3
+    assert len({tokens for _, tokens in prefills}) == 6  # two a round, the same for both engines
+    decodes = [(name, tuple(c["tokens"]), c["steps"]) for name, c in asked if c["op"] == "decode"]
+    assert [name for name, *_ in decodes] == ["a", "b"] * 3
+    assert {(tokens, steps) for _, tokens, steps in decodes} == {(decodes[0][1], 3 + pool.WARM_UP)}
+    # asked 1..4 are round 0 of prefill (dropped), the measured ones of a are 6 and 10; decode begins at 13
+    assert [(f.worker, f.kind, f.samples) for f in found] == [
+        ("a", "prefill", [6.0, 10.0]),
+        ("b", "prefill", [8.0, 12.0]),
+        ("a", "decode", [15.0, 17.0]),
+        ("b", "decode", [16.0, 18.0]),
+    ]
+
+
+def test_ratios_take_the_fastest_peer_that_counts() -> None:
+    peers = {peer.name: peer for peer in (OURS, Q8, Q8_FLASH, Q4)}
+    figures = [
+        Figure(OURS.name, "decode", 128, [3.0, 4.0, 9.0]),
+        Figure(Q8.name, "decode", 128, [8.0, 10.0, 10.0]),
+        Figure(Q8_FLASH.name, "decode", 128, [20.0, 20.0, 20.0]),
+        Figure(Q4.name, "decode", 128, [1.0, 1.0, 1.0]),
+        Figure(OURS.name, "prefill", 512, [6.0]),
+        Figure(Q8_FLASH.name, "prefill", 512, [12.0]),
+        Figure(Q4.name, "prefill", 512, [10.0]),
+    ]
+    found = {(r["kind"], r["tokens"], r["peer"]): r for r in report.ratios(figures, peers)}
+    assert set(found) == {("decode", 128, Q8.name), ("prefill", 512, Q4.name)}
+    decode = found["decode", 128, Q8.name]
+    assert (decode["ratio"], decode["ratio_of_rounds"], decode["limit"]) == (0.4, 0.4, 0.75)
+    assert found["prefill", 512, Q4.name]["ratio"] == 0.6
+
+
+def test_accuracy_is_compared_at_equal_width() -> None:
+    peers = {peer.name: peer for peer in (OURS, Q8, Q8_FLASH, Q4)}
+    accuracy = {
+        OURS.name: {"kl_mean": 1.0, "bits_per_weight": 8.5},
+        Q8.name: {"kl_mean": 4.0, "bits_per_weight": 8.5},
+        Q4.name: {"kl_mean": 9.0, "bits_per_weight": 4.5},
+    }
+    assert report.accuracy_ratios(accuracy, peers) == [
+        {"ours": OURS.name, "peer": Q8.name, "kl_ratio": 0.25, "bits": [8.5, 8.5]}
+    ]
+
+
+def test_the_report_shows_absent_peers_and_missed_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    figure = {"engine": OURS.name, "kind": "decode", "tokens": 128, "median": 0.00525}
+    report.show(
+        {
+            "machine": {"cpu": "a processor"},
+            "settings": {"threads": 2, "rounds": 5, "prompts": [], "depths": [128]},
+            "engines": {OURS.name: {}},
+            "absent": {"openvino int8 PA": "no wheel for this system"},
+            "figures": [figure],
+            "ratios": [
+                {"kind": "decode", "tokens": 128, "ours": OURS.name, "against": "llama.cpp Q8_0", "peer": Q8.name}
+                | {"ratio": 0.8, "ratio_of_rounds": 0.79, "limit": 0.75}
+            ],
+            "accuracy": {},
+            "accuracy_ratios": [],
+        }
+    )
+    text = capsys.readouterr().out
+    assert "5.25" in text and "openvino int8 PA: absent: no wheel for this system" in text and "0.80" in text
+    assert "MISSED" in text
+
+
+@pytest.mark.parametrize(
+    ("peer", "python", "reason"),
+    [
+        (Peer("ours", "x", "nowhere", ()), sys.executable, "no such folder"),
+        (Peer("unheard of", "x", "nowhere", ()), sys.executable, "unheard of"),
+        (Peer("ours", "x", "nowhere", ()), "/nowhere/python", "No such file"),
+    ],
+)
+def test_a_peer_that_does_not_start_is_absent_with_its_reason(peer: Peer, python: str, reason: str) -> None:
+    with pytest.raises(AbsentError, match=reason):
+        Worker(peer, Path(python), 1, 64)
+
+
+def test_a_process_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
+    crash = tmp_path / "crash"
+    crash.write_text("#!/bin/sh\necho last words >&2\nkill -SEGV $$\n")
+    crash.chmod(0o755)
+    with pytest.raises(AbsentError, match=r"SIGSEGV.*last words"):
+        Worker(Q8, crash, 1, 64)
+
+
+def test_too_small_a_context_is_told(tiny_artifact: Path) -> None:
+    with pytest.raises(AbsentError, match="its context is 64; this run needs 100"):
+        Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 100)
+
+
+def test_what_was_not_installed_is_remembered(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    assert set(install.not_installed(python)) == set(install.PEERS)  # no environment: none of them
+    python.parent.mkdir()
+    python.touch()
+    assert install.not_installed(python) == {}
+    (tmp_path / install.ABSENT).write_text(json.dumps({"openvino": "no wheel"}))
+    assert install.not_installed(python) == {"openvino": "no wheel"}

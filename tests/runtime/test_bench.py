@@ -1,0 +1,281 @@
+"""The benchmark: its report against its schema and against arithmetic on its own samples, on tiny artifacts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.__main__ import main
+from runtime.artifact import sizes
+from runtime.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from runtime.bench import command, fresh, machine, overhead, report
+from runtime.bench.workload import Settings, Workload
+from runtime.engine import Engine
+from runtime.errors import UserError
+from support import tiny
+
+KEYS = {
+    "artifact": {
+        "name", "digest", "target", "opset", "weights_format", "cache_dtype", "batch", "context", "buckets",
+        "weights_bytes", "step_weights_bytes", "cache_bytes", "kernel_abi",
+    },
+    "machine": {"cpu", "architecture", "processors", "memory_bytes", "system"},
+    "versions": {"python", "numpy", "mindspore_lite", "tokenizers", "edgellama"},
+    "settings": {"threads", "repeats", "steps", "prompt_lengths", "depths", "batches"},
+    "bandwidth": {"method", "buffer_bytes", "rate"},
+    "loop": {"encode", "detokenize", "greedy"},
+    "load": {"process", "engine"},
+    "memory": {"peak_bytes", "after_load_bytes", "filled_cache_bytes", "overhead_bytes"},
+    "output": {"prompt_tokens", "new_tokens", "sha256"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tiny_artifact: Path) -> dict[str, Any]:
+    """A report on the tiny artifact (2 rows, context 64): 2 repeats instead of 5."""
+    return command.bench(tiny_artifact, Settings(threads=1, prompt_lengths=(5, 500), depths=(8, 4096), repeats=2))
+
+
+def toy_engine(folder: Path, **changes: Any) -> tuple[Engine, tiny.Weights]:
+    artifact = tiny.artifact(folder, **changes)
+    weights = tiny.Weights(artifact.manifest.context)
+    return Engine(artifact, 1, build=lambda path: tiny.NumpyGraph(weights, artifact.manifest.graphs[0])), weights
+
+
+def test_the_report_has_the_documented_keys(found: dict[str, Any]) -> None:
+    assert found["schema_version"] == 1
+    assert set(found) == {"schema_version", "prefill", "decode", "step_overhead", *KEYS}
+    for name, keys in KEYS.items():
+        assert set(found[name]) == keys, name
+    for key in [*found, *(key for keys in KEYS.values() for key in keys)]:
+        assert key in (importlib.import_module("runtime.bench").__doc__ or ""), key
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_lengths_are_clipped_and_every_batch_is_measured(found: dict[str, Any]) -> None:
+    # context 64, 16 steps: no depth beyond 48; rows 1 and 2, the second at the shortest length
+    assert [(e["prompt_tokens"], e["rows"]) for e in found["prefill"]] == [(5, 1), (64, 1), (5, 2)]
+    assert [(e["depth"], e["rows"]) for e in found["decode"]] == [(8, 1), (48, 1), (8, 2)]
+    assert found["settings"]["batches"] == [1, 2]
+
+
+def test_figures_follow_from_the_samples(found: dict[str, Any]) -> None:
+    for entry in found["prefill"] + found["decode"]:
+        times = entry["seconds"]
+        assert len(times["samples"]) == 2 and times["median"] == statistics.median(times["samples"])
+        assert 0 < times["min"] == min(times["samples"]) <= times["max"] == max(times["samples"])
+    for entry in found["prefill"]:
+        done = entry["prompt_tokens"] * entry["rows"]
+        assert entry["tokens_per_second"] == pytest.approx(done / entry["seconds"]["median"])
+    for entry in found["decode"]:
+        median = entry["seconds"]["median"]
+        assert 0 < entry["model_seconds"]["median"] < median
+        assert entry["tokens_per_second"] == pytest.approx(entry["rows"] / median)
+        assert entry["rate"] == pytest.approx(entry["bytes_per_step"] / median)
+        assert entry["bandwidth_share"] == pytest.approx(entry["rate"] / found["bandwidth"]["rate"]["max"])
+
+
+def test_overhead_is_what_a_step_takes_beside_the_graph(found: dict[str, Any]) -> None:
+    entries = {entry["name"]: entry for entry in found["step_overhead"]}
+    assert list(entries) == list(overhead.SETTINGS)
+    documented = importlib.import_module("runtime.bench").__doc__ or ""
+    for name, entry in entries.items():
+        assert entry["settings"] == overhead.SETTINGS[name] and all(key in documented for key in entry)
+        assert len(entry["seconds"]["samples"]) == 2 and len(entry["large_vocabulary_seconds"]["samples"]) == 2
+        for beside, step in zip(entry["seconds"]["samples"], entry["step_seconds"]["samples"], strict=True):
+            assert 0 < beside < step
+        assert entry["share"] == entry["seconds"]["median"] / entry["step_seconds"]["median"]
+        assert entry["large_vocabulary_seconds"]["min"] > 0
+
+
+def test_overhead_counts_what_the_loop_adds_and_not_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the parts move: the graph takes 100 ms, choosing a token 10."""
+    engine, _ = toy_engine(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    graph = engine._ready[1].built
+    run, choose = graph.run, overhead.Chooser.__call__
+
+    def passing(inner: Any, seconds: float) -> Any:
+        def call(*arguments: Any) -> Any:
+            now[0] += seconds
+            return inner(*arguments)
+
+        return call
+
+    monkeypatch.setattr(graph, "run", passing(run, 0.1))
+    monkeypatch.setattr(overhead.Chooser, "__call__", passing(choose, 0.01))
+    beside, step = overhead.Overhead(Workload(engine), np.arange(8), steps=6).step("top_p")
+    assert (beside, step) == pytest.approx((0.01, 0.11))
+
+
+def test_load_and_memory_are_those_of_a_fresh_process(found: dict[str, Any]) -> None:
+    load, memory, artifact = found["load"], found["memory"], found["artifact"]
+    assert len(load["process"]["samples"]) == 2
+    assert 0 < load["engine"]["median"] < load["process"]["median"] < 60
+    assert artifact["weights_bytes"] + artifact["cache_bytes"] < memory["after_load_bytes"] <= memory["peak_bytes"]
+    assert memory["filled_cache_bytes"] == artifact["cache_bytes"] * 49 // 64  # a step behind the deepest of 48
+    held = artifact["weights_bytes"] + memory["filled_cache_bytes"]
+    assert memory["overhead_bytes"] == memory["peak_bytes"] - held
+    assert artifact["cache_bytes"] == 2 * 2 * (2 * 2 * 64 * 16) * 4  # layers, k and v, [B, G, C, D], float32
+
+
+def test_the_table_says_what_the_report_holds(found: dict[str, Any]) -> None:
+    text = report.table(found)
+    step = found["decode"][1]["seconds"]["median"] * 1e3
+    assert f"{step:.2f}" in text and found["output"]["sha256"][:16] in text and found["machine"]["cpu"] in text
+    lines = [line for line in text.splitlines() if line.startswith(("decode at", "8 tokens", "48 tokens"))]
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1  # columns line up
+
+
+def test_the_command_prints_json_alone(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = ["--prompt-lengths", "3", "--depths", "3", "--batches", "2", "--repeats", "1", "--steps", "2"]
+    assert main(["bench", str(tiny_artifact), "--threads", "1", *lengths, "--json", "-"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [(e["depth"], e["rows"]) for e in printed["decode"]] == [(3, 2)]
+    assert printed["settings"]["threads"] == 1
+
+
+def test_output_hash_is_that_of_the_greedy_continuation(tmp_path: Path) -> None:
+    engine, weights = toy_engine(tmp_path, batch=2)
+    load = Workload(engine)
+    ids = [int(token) for token in load.tokens[0, :32]]
+    for _ in range(32):  # context 64
+        ids.append(int(tiny.whole_text_logits(weights, ids)[-1].argmax()))
+    expected = hashlib.sha256(b"".join(i.to_bytes(4, "little") for i in ids[32:])).hexdigest()
+    assert load.output() == {"prompt_tokens": 32, "new_tokens": 32, "sha256": expected}
+
+
+def test_decode_steps_stand_at_the_depth_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = toy_engine(tmp_path, batch=3)
+    calls: list[tuple[list[int], list[int], int]] = []
+    forward = engine.forward
+
+    def noted(tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        calls.append((list(start), list(length), tokens.shape[1]))
+        return forward(tokens, start, length)
+
+    monkeypatch.setattr(engine, "forward", noted)
+    load = Workload(engine)
+    load.prefill(20, 2)
+    seconds, in_graph = load.decode(20, 2, 3)
+    assert calls == [
+        ([0, 0, 0], [20, 20, 0], 20),
+        ([20, 20, 0], [1, 1, 0], 1),
+        ([21, 21, 0], [1, 1, 0], 1),
+        ([22, 22, 0], [1, 1, 0], 1),
+    ]
+    assert 0 < in_graph < seconds
+
+
+def cpu_manifest(tied: bool) -> Manifest:
+    """A manifest as the cpu target writes it, with round sizes: batch 2, context 10, 1 layer, int8 cache."""
+    step = (
+        TensorSpec("tokens", "int32", (2, 1)),
+        TensorSpec("start", "int32", (2,)),
+        TensorSpec("length", "int32", (2,)),
+    )
+    caches = tuple(TensorSpec(f"{x}_cache.0", "int8", (2, 1, 10, 8)) for x in "kv")
+    scales = tuple(TensorSpec(f"{x}_scale.0", "float16", (2, 1, 10)) for x in "kv")
+    weights = (
+        TensorSpec("rope.cos", "float32", (10, 4)),
+        TensorSpec("rope.sin", "float32", (10, 4)),
+        TensorSpec("model.embed_tokens.weight", "uint8", (4, 1000)),
+        TensorSpec("model.layers.0.mlp.down_proj.weight", "uint8", (2, 300)),
+        TensorSpec("model.norm.weight", "float32", (8,)),
+        *(() if tied else (TensorSpec("lm_head.weight", "uint8", (4, 1000)),)),
+    )
+    graph = Graph("1.mindir", "", 1, 1, (1,), (*step, *caches, *scales, *weights), ())
+    return Manifest(
+        name="m", source=tiny.Source("m", "tests", None, None), config={"tie_word_embeddings": tied}, target="cpu",
+        opset="cpu", weights_format="int8", batch=2, context=10, buckets=(1,), graphs=(graph,),
+        weights=FileEntry("weights.safetensors", "", 9999), cache=CacheSpec("int8", "in_place", 1, (2, 1, 10, 8)),
+        eos_token_id=(), bos_token_id=None, pad_token_id=None, tools={}, kernel_abi=1, parity=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_reads_its_weights_and_the_filled_cache(tied: bool) -> None:
+    manifest = cpu_manifest(tied)
+    # the tied embedding is the head and read whole; an untied one is only looked up in
+    assert sizes.step_weight_bytes(manifest) == 4000 + 600 + 32
+    assert sizes.cache_bytes_per_token(manifest) == 2 * (8 + 2)  # k and v: 8 cells of a byte and a scale of two
+    assert sizes.cache_bytes(manifest) == 2 * 10 * 20
+    # the middle of 4 steps behind 5 tokens sees 7
+    assert sizes.bytes_per_step(manifest, depth=5, rows=2, steps=4) == 4632 + 2 * 7 * 20
+    assert sizes.weights_bytes(manifest) == 9999
+
+
+def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SMALLEST_BUFFER", 1 << 16)
+    small = machine.ReadBandwidth(1000, threads=3)
+    assert small.buffer_bytes == 1 << 16  # too small a buffer would measure the first-level cache
+    large = machine.ReadBandwidth(1 << 20, threads=3)
+    assert large.buffer_bytes == 1 << 20 == sum(part.nbytes for part in large._parts)
+    assert len(large._parts) == 3 and large.measure() > 0
+
+
+def test_machine_names_itself() -> None:
+    about = machine.describe()
+    assert about["cpu"].strip() and about["processors"] >= 1 and about["memory_bytes"] > 1 << 28
+    versions = machine.versions()
+    assert versions["numpy"] == np.__version__
+    peak = machine.peak_memory()
+    ballast = np.ones(64 << 20, np.uint8)
+    grown = machine.peak_memory()
+    assert peak is None or (grown is not None and grown >= peak > ballast.nbytes // 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batches", "1,3"], "batches goes to 3; this artifact has 2"),
+        (["--repeats", "0"], "repeats is 0"),
+        (["--prompt-lengths", "0,4"], "prompt_lengths is"),
+        (["--steps", "-1"], "steps is -1"),
+        (["--threads", "0"], "threads is 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(
+    tiny_artifact: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(tiny_artifact), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        command.write(tmp_path / "missing" / "report.json", "{}")
+
+
+def test_a_fresh_process_tells_why_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        fresh.measure(tmp_path / "nowhere", 1, 0)
+
+
+def test_plotting_without_its_library_is_told_first(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(report.importlib, "import_module", missing)
+    monkeypatch.setattr(command, "bench", lambda *_: pytest.fail("measured before the missing library was told"))
+    assert main(["bench", str(tiny_artifact), "--plot", "bench.png"]) == 2
+    assert "pip install edgellama[plot]" in capsys.readouterr().err
+
+
+def test_plot_shows_every_case(found: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "bench.png"
+    report.plot(found, path)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    with pytest.raises(UserError, match="cannot be written"):
+        report.plot(found, tmp_path / "bench.unknown")

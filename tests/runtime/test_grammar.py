@@ -1,0 +1,253 @@
+"""Constrained output of a random toy under sampling: always what the schema or the expression describes.
+
+Validity is judged by the jsonschema library and by re.fullmatch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from runtime.__main__ import main
+from runtime.engine import Engine
+from runtime.errors import UserError
+from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
+from runtime.model import LlamaForCausalLM
+from support.tiny import VOCAB, NumpyGraph, Weights, artifact
+
+LETTERS = 'abcdefghilmnorstuxy0123456789{}[]":,.-+\\/ \nE'
+EOS = (len(LETTERS), len(LETTERS) + 1)
+CONTEXT = 512
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 18, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", None]}, "minItems": 1, "maxItems": 3},
+        "at": {"$ref": "#/$defs/point"},
+    },
+    "required": ["name", "age", "tags", "at"],
+    "additionalProperties": False,
+    "$defs": {
+        "point": {
+            "type": "object",
+            "properties": {"x": {"type": "boolean"}, "y": {"anyOf": [{"const": 1}, {"type": "null"}]}},
+            "required": ["x", "y"],
+            "additionalProperties": False,
+        }
+    },
+}
+PATTERNS = [
+    r"[a-f]{2,5}-\d{3}",
+    r"(yes|no|[0-9]{1,12}/[0-9])",
+    r'"[^"\\]{0,9}"',
+    r"^\d+(\.\d{2})?$",
+    "a|",
+    r"[ab]\n{1,4}c?",
+]
+
+
+def tokenizer() -> Tokenizer:
+    """A token a character of LETTERS (byte-level: \u0120 is the space, \u010a the line break), then two eos ids."""
+    names = LETTERS.replace(" ", "\u0120").replace("\n", "\u010a")
+    made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("</s>", special=True), AddedToken("</turn>", special=True)])
+    return made
+
+
+def save(folder: Path, batch: int) -> None:
+    artifact(folder, context=CONTEXT, batch=batch, eos_token_id=EOS)
+    tokenizer().save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    folder = tmp_path_factory.mktemp("toy")
+    opened = artifact(folder, context=CONTEXT, batch=4, eos_token_id=EOS)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    weights = Weights(CONTEXT)
+    return LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
+
+
+def texts(model: LlamaForCausalLM, grammar: Grammar, **settings: Any) -> list[str]:
+    """What the model writes after three prompts of different length (left padding); each ended by an eos id."""
+    ids = np.array([[0, 0, 5], [0, 3, 4], [1, 2, 3]])
+    mask = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 1]])
+    out = model.generate(
+        ids, mask, logits_processor=grammar, max_new_tokens=450, return_dict_in_generate=True, **settings
+    )
+    assert set(out.finish_reasons) == {"eos"}  # type: ignore[union-attr]
+    return [model.tokenizer.decode(row) for row in out.sequences[:, 3:].tolist()]  # type: ignore[union-attr]
+
+
+def sampled(seed: int) -> dict[str, Any]:
+    return {"do_sample": True, "top_k": 0, "temperature": 2.0, "seed": seed}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sampled_json_always_fits_its_schema(model: LlamaForCausalLM, seed: int) -> None:
+    written = texts(model, JsonSchema(PERSON, model), num_return_sequences=2, **sampled(seed))  # six rows: two waves
+    for text in written:
+        jsonschema.validate(json.loads(text), PERSON)
+    assert len(set(written)) == len(written) == 6
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sampled_text_always_matches_the_whole_expression(model: LlamaForCausalLM, pattern: str) -> None:
+    grammar = Regex(pattern, model)  # one processor for several calls
+    for seed in range(4):
+        for text in texts(model, grammar, **sampled(seed)):
+            assert re.fullmatch(pattern, text), text
+
+
+def test_greedy_and_beam_search_keep_to_the_grammar(model: LlamaForCausalLM) -> None:
+    pattern = r"(no|yes|[a-c]{3})"
+    assert all(re.fullmatch(pattern, text) for text in texts(model, Regex(pattern, model)))
+    beams = texts(model, Regex(pattern, model), num_beams=2)
+    assert all(re.fullmatch(pattern, text) for text in beams)
+    assert texts(model, Regex("yes", model), num_beams=2) == ["yes"] * 3  # where most beams have nowhere to go
+
+
+def test_a_grammar_leaves_the_distribution_among_what_it_allows(model: LlamaForCausalLM) -> None:
+    ids = [[3, 4, 5]]
+    settings = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    out = model.generate(ids, logits_processor=Regex("[a-d]|q", model), **settings)
+    scores, logits = out.scores[0][0], out.logits[0][0]  # type: ignore[union-attr,index]
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(scores)), [LETTERS.index(c) for c in "abcd"])
+    np.testing.assert_array_equal(scores[:4], logits[:4])
+
+
+def test_every_eos_id_ends_a_whole_text_and_none_an_incomplete_one(model: LlamaForCausalLM) -> None:
+    grammar = Regex("ab?", model)
+    scores = np.ones((1, VOCAB), np.float32)
+    a = LETTERS.index("a")
+    first = grammar(np.array([[9, 9]]), scores.copy())
+    assert np.flatnonzero(np.isfinite(first[0])).tolist() == [a]
+    second = grammar(np.array([[9, 9, a]]), scores.copy())
+    assert np.flatnonzero(np.isfinite(second[0])).tolist() == [a + 1, *EOS]
+    others = GrammarTokenizer.of(model, eos_token_id=[7])
+    grammar = Regex("ab?", others)
+    grammar(np.array([[9, 9]]), scores.copy())
+    assert np.flatnonzero(np.isfinite(grammar(np.array([[9, 9, a]]), scores.copy())[0])).tolist() == [a + 1, 7]
+
+
+def test_a_new_prompt_begins_anew_also_when_the_last_text_was_left(model: LlamaForCausalLM) -> None:
+    grammar = JsonSchema(PERSON, model)
+    stream = model.stream([1, 2], logits_processor=grammar, max_new_tokens=50)
+    assert next(stream).text == "{"
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    again = "".join(piece.text for piece in model.stream([1, 2, 3], logits_processor=grammar, max_new_tokens=200))
+    jsonschema.validate(json.loads(again), PERSON)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("3", "a JSON int; needed: an object"),
+        ([1], "a JSON list; needed: an object"),
+        ({"type": "foo"}, "Invalid type: foo"),
+        ({"type": "string", "not": {"const": "a"}}, 'Unimplemented keys: \\["not"\\]'),
+        ({"$ref": "#/nowhere"}, "Pointer '/nowhere' does not exist"),
+        ({"type": "integer", "minimum": 3, "maximum": 1}, "Unsatisfiable schema"),
+        ({"const": {1, 2}}, "not a JSON schema"),
+        (False, "Unsatisfiable"),
+    ],
+)
+def test_a_schema_that_cannot_be_held_to_is_refused(model: LlamaForCausalLM, schema: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        JsonSchema(schema, model)
+
+
+def test_any_json_value(model: LlamaForCausalLM) -> None:
+    tokens = GrammarTokenizer.of(model)
+    for text in ('{"a": [1.5, null, {}]}', "[]", '"a"', "true", '{\n  "a":0\n}'):
+        for schema in (True, {}, "true"):
+            assert accepts(JsonSchema(schema, tokens), tokens, text), text
+    assert not accepts(JsonSchema(True, tokens), tokens, '{"a":' + "\n" * 2 + "0}")  # whitespace has an end
+
+
+def accepts(grammar: Grammar, tokens: GrammarTokenizer, text: str) -> bool:
+    """Whether the processor lets every character of the text pass, and then an eos."""
+    ids = [9]
+    for letter in [LETTERS.index(c) if c in LETTERS else None for c in text] + [EOS[0]]:
+        allowed = np.isfinite(grammar(np.array([ids]), np.ones((1, tokens.vocab_size), np.float32))[0])
+        if letter is None or not allowed[letter]:
+            return False
+        ids.append(letter)
+    return True
+
+
+@pytest.mark.parametrize("pattern", ["(a", "(?=a)b", r"(a)\1", r"a\b"])
+def test_an_expression_outside_the_syntax_is_refused(model: LlamaForCausalLM, pattern: str) -> None:
+    with pytest.raises(UserError, match=r"regular expression: .*invalid regex"):
+        Regex(pattern, model)
+
+
+def test_without_eos_nothing_could_end(model: LlamaForCausalLM) -> None:
+    with pytest.raises(UserError, match="eos_token_id is empty"):
+        GrammarTokenizer.of(model, eos_token_id=())
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    save(tmp_path, batch=1)
+    weights = Weights(CONTEXT)
+    graph = artifact(tmp_path, context=CONTEXT, eos_token_id=EOS).manifest.graphs[0]
+    monkeypatch.setattr("runtime.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
+    return ["generate", str(tmp_path), "--prompt", "abc", "--temperature", "2", "--seed", "1"]
+
+
+def test_the_command_line_takes_both(command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    assert main([*command, "--json-schema", str(tmp_path / "person.json")]) == 0
+    jsonschema.validate(json.loads(capfd.readouterr().out), PERSON)
+    assert main([*command, "--regex", r"[a-f]{3}-\d"]) == 0
+    assert re.fullmatch(r"[a-f]{3}-\d\n", capfd.readouterr().out)
+    for arguments, message in (
+        (["--regex", "(a"], "error: --regex: "),
+        (["--json-schema", str(tmp_path / "none.json")], "none.json: cannot be read"),
+        (["--json-schema", str(tmp_path / "step.mindir")], "step.mindir: not valid JSON"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert message in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--regex", "a", "--json-schema", "x"])
+
+
+def test_without_the_library_the_error_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['llguidance'] = None\n"
+        "from runtime.grammar import GrammarTokenizer\n"
+        "from runtime.errors import UserError\n"
+        "try: GrammarTokenizer(None, 10, [1])\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert 'pip install "edgellama[grammar]"' in done.stdout
+
+
+def test_a_real_artifact_writes_what_fits(tiny_artifact: Path) -> None:
+    """Bytes as tokens, in MindSpore Lite; a vocabulary padded past what the tokenizer knows."""
+    model = LlamaForCausalLM.from_pretrained(tiny_artifact)
+    pattern = r"(é|\d{1,3}|[^\x00-\x7f]{2}) [a-z]{0,9}"
+    for seed in range(4):
+        out = model.generate(
+            [[5, 6, 7]] * 2, logits_processor=Regex(pattern, model), max_new_tokens=30, **sampled(seed)
+        )
+        for row in out[:, 3:].tolist():  # type: ignore[index]
+            assert re.fullmatch(pattern, model.tokenizer.decode(row))

@@ -1,0 +1,140 @@
+"""python -m runtime serve: a process of its own, its signals, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from support.serving import client, wait_until, with_template
+
+REPOSITORY = Path(__file__).parents[2]
+# Passes that take a while, so that a signal comes in the middle of an answer.
+SLOWLY = (
+    "import sys, time\nfrom runtime.engine import Engine\nforward = Engine.forward\n"
+    "def slowly(*arguments):\n    time.sleep(0.05)\n    return forward(*arguments)\n"
+    "Engine.forward = slowly\nfrom runtime.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return with_template(tiny_artifact, tmp_path / "tiny")
+
+
+class Server:
+    """The command, its address once it has said that, and what it has written to standard error."""
+
+    def __init__(self, artifact: Path, *options: str) -> None:
+        command = [sys.executable, "-c", SLOWLY, "serve", str(artifact), "--port", "0", *options]
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        wait_until(lambda: any(line.startswith("Serving ") for line in self.lines) or self.process.poll() is not None)
+        self.address = next(line for line in self.lines if line.startswith("Serving ")).split(" at ")[1].split(" ")[0]
+        self.name = client(self.address).models.list().data[0].id
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def stream(self, **asked: Any) -> openai.Stream[Any]:
+        return client(self.address).completions.create(
+            model=self.name, prompt="hello", max_tokens=30, temperature=0, stream=True, **asked
+        )
+
+    def status(self) -> int:
+        """The exit status, once it has ended."""
+        status = self.process.wait(60)
+        self._reader.join()
+        return status
+
+
+@pytest.fixture
+def started(artifact: Path) -> Iterator[Any]:
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        servers.append(Server(artifact, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.status()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_end(started: Any, number: signal.Signals) -> None:
+    server = started()
+    whole = "".join(part.choices[0].text for part in server.stream())
+    stream = server.stream()
+    text = next(stream).choices[0].text
+    server.process.send_signal(number)
+    wait_until(lambda: not reachable(server.address))  # nobody else is let in
+    assert text + "".join(part.choices[0].text for part in stream) == whole
+    assert server.status() == 0 and not any("Traceback" in line for line in server.lines)
+
+
+def test_what_takes_longer_than_the_grace_is_told(started: Any) -> None:
+    server = started("--grace", "0.2")
+    stream = server.stream()
+    next(stream)
+    server.process.terminate()
+    with pytest.raises(openai.APIError, match="shutting down"):
+        list(stream)
+    assert server.status() == 0 and not any("Traceback" in line for line in server.lines)
+
+
+def test_a_second_signal_ends_it_at_once(started: Any) -> None:
+    server = started()
+    stream = server.stream()
+    next(stream)
+    server.process.terminate()
+    wait_until(lambda: not reachable(server.address))
+    server.process.terminate()
+    with pytest.raises(openai.APIError, match="shutting down"):
+        list(stream)
+    assert server.status() == 0
+
+
+def reachable(address: str) -> bool:
+    host, port = address.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def refused(*arguments: str, code: str = "") -> str:
+    code += "\nimport sys\nfrom runtime.__main__ import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    return done.stderr
+
+
+def test_what_it_refuses(artifact: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"error: cannot listen on 127.0.0.1 port {port}" in refused(str(artifact), "--port", str(port))
+    assert "error: cannot listen on" in refused(str(artifact), "--port", "70000")
+    assert "error: --queue is -1" in refused(str(artifact), "--queue", "-1")
+    for grace in ("nan", "inf", "-1", "1e300"):
+        assert f"error: --grace is {float(grace)}; needed: 0 to" in refused(str(artifact), f"--grace={grace}")
+    assert "error: the API key is empty" in refused(str(artifact), "--api-key", " ")
+    assert "no such folder" in refused(str(artifact / "none"), "--port", "0")
+    missing = "import sys\nsys.modules['uvicorn'] = None"
+    assert 'uvicorn is missing. Install the extra: pip install "edgellama[serve]"' in refused(
+        str(artifact), code=missing
+    )

@@ -1,0 +1,161 @@
+"""Small random checkpoints of the Llama family, made by transformers, and artifacts exported from them.
+
+Weights are drawn much wider than a fresh model's, and norms and biases at random, so that every tensor sways the
+logits: a graph that drops a bias or rotates by wrong angles is far outside any tolerance used here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 264,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "tie_word_embeddings": False,
+}
+
+
+def rope(kind: str, theta: float = 10000.0, **parameters: float) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": theta, **parameters}
+
+
+# Every option that exporter.config knows. Rope kinds get a context past their original one, so that scaling shows.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied-1to1": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "gqa-3to1": {"hidden_size": 96, "num_attention_heads": 6, "rope_parameters": rope("default", theta=500000.0)},
+    "gqa-8to1-bias": {"num_attention_heads": 8, "num_key_value_heads": 1, "attention_bias": True},
+    "head-size-20": {
+        "head_dim": 20,
+        "mlp_bias": True,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-3,
+    },
+    "mlp-bias": {"mlp_bias": True, "num_hidden_layers": 3},
+    "linear": {"rope_parameters": rope("linear", factor=4.0)},
+    "dynamic": {"rope_parameters": rope("dynamic", factor=2.0), "num_key_value_heads": 1},
+    "yarn": {"rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=32), "head_dim": 32},
+    "yarn-mscale": {
+        "rope_parameters": rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+            beta_fast=16.0,
+            beta_slow=2.0,
+            truncate=False,
+        )
+    },
+    "llama3": {
+        "rope_parameters": rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+        "tie_word_embeddings": True,
+    },
+    # The schedule of step_runs has a row that begins with 17 tokens, goes on with 1, and then with 15.
+    "mistral-window-17": {"model_type": "mistral", "sliding_window": 17},
+    "mistral-window-3": {"model_type": "mistral", "sliding_window": 3, "head_dim": 20, "num_key_value_heads": 4},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 1},
+    "qwen2": {"model_type": "qwen2", "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "qwen2-windows-16": {
+        **{"model_type": "qwen2", "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 16},
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "qwen2-window-18": {
+        **{"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 18, "max_window_layers": 0},
+        **{"hidden_size": 96, "num_attention_heads": 6},
+    },
+}
+
+
+def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random model.
+
+    config: keys of transformers' LlamaConfig, or of its config for "model_type", over DEFAULTS.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(**{"model_type": "llama", **DEFAULTS, **config})
+    model = AutoModelForCausalLM.from_config(settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith(".bias"):
+                weight.uniform_(-0.5, 0.5, generator=generator)
+            elif "embed_tokens" in name:
+                weight.normal_(0.0, 1.0, generator=generator)
+            else:
+                weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
+    model.save_pretrained(folder)
+    byte_tokenizer(settings.vocab_size).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"})
+    )
+    return folder
+
+
+def byte_tokenizer(vocab_size: int) -> Any:
+    """A tokenizers.Tokenizer of single bytes: ids 0..255, then <s>, </s> and as many <extra_i> as the vocabulary has.
+
+    A vocabulary under 258 has the first vocab_size bytes only.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:vocab_size]
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>"] + [f"<extra_{i}>" for i in range(max(0, vocab_size - 258))]
+    if vocab_size >= 258:
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return tokenizer
+
+
+def export_all(jobs: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Export one artifact per mapping of exporter.export.Options, all in one process of its own.
+
+    MindSpore, which export imports, cannot live in this one beside MindSpore Lite.
+    """
+    text = json.dumps([{k: str(v) if isinstance(v, Path) else v for k, v in job.items()} for job in jobs])
+    done = subprocess.run([sys.executable, __file__], input=text, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [Path(job["out"]) for job in jobs]
+
+
+def _main() -> None:
+    sys.path[0] = str(ROOT)
+    from exporter.export import Options, export
+    from exporter.progress import Progress
+
+    for job in json.load(sys.stdin):
+        job["out"] = Path(job["out"])
+        if job.get("buckets"):
+            job["buckets"] = tuple(job["buckets"])
+        export(Options(**job), Progress())
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct for the tests: the reference, the prompts, and what counts as the same tokens.
+
+transformers reads the same GGUF file by its own code, so nothing of the exporter is in the reference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from support.step_runs import ROOT
+
+NEW_TOKENS = 64
+NEAR_TIE = 1e-4  # between the reference's two best logits, in logits
+# 1, and around each of the buckets 1, 32, 128 and 512, and three times two of them.
+LENGTHS = (1, 2, 31, 32, 33, 96, 127, 128, 129, 200, 384, 511, 512, 513, 700, 1536)
+SENTENCES = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n",
+    "Water boils at 100 degrees Celsius because",
+)
+
+
+def load_reference(gguf: Path) -> LlamaForCausalLM:
+    """The GGUF's weights in float32, read and dequantized by transformers."""
+    config = load_gguf_checkpoint(gguf)["config"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config))
+    weights = load_gguf_checkpoint(gguf, return_tensors=True, model_to_load=model)["tensors"]
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    missing = model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    assert missing.unexpected_keys == []
+    assert set(missing.missing_keys) <= {"lm_head.weight"}
+    return model.eval()
+
+
+def make_prompts(artifact: Path, lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
+    """Passages of every length, from different places of a book, and four short texts."""
+    tokenizer = AutoTokenizer.from_pretrained(artifact)
+    book = tokenizer((ROOT / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
+    passages = [book[97 * i : 97 * i + length] for i, length in enumerate(lengths)]
+    return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
+
+
+def reference_logits(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> np.ndarray:
+    """[len(found), V]: the logits after the prompt, and after each token of `found` but the last."""
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([prompt + found[:-1]])).logits[0, len(prompt) - 1 :].numpy())
+
+
+def near_ties(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> list[str]:
+    """Each token of `found` is the reference's best after the tokens before it, or ties with it: the ties."""
+    ties = []
+    for step, (token, row) in enumerate(zip(found, reference_logits(model, prompt, found), strict=True)):
+        best = int(row.argmax())
+        if token != best:
+            told = f"prompt of {len(prompt)}, step {step}: {token}, reference {best} by {row[best] - row[token]:.1e}"
+            assert row[best] - row[token] <= NEAR_TIE, told
+            ties.append(told)
+    return ties
+
+
+def tell(ties: Iterable[str]) -> None:
+    for told in ties:
+        warnings.warn(f"near tie: {told}", stacklevel=2)

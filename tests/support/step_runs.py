@@ -1,0 +1,124 @@
+"""One schedule of calls through runtime.engine.Engine, over whatever computes the graph, and what transformers says.
+
+`python step_runs.py lite|mindspore OUT ARTIFACT...` runs it in a process of its own: MindSpore, MindSpore Lite and this
+test process must not meet.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+BATCH, CONTEXT, BUCKETS = 2, 64, (1, 4, 16)
+# Tokens of the two rows in each call: around every bucket's edges, in chunks, idle rows, up to the last position.
+SCHEDULE = [(3, 17), (1, 1), (4, 0), (5, 15), (16, 1), (1, 16), (1, 1), (33, 7)]
+
+
+def token_rows(vocab_size: int) -> np.ndarray:
+    """The rows' texts, [2, CONTEXT]."""
+    return np.random.default_rng(1).integers(0, vocab_size, (BATCH, CONTEXT), dtype=np.int32)
+
+
+def run_schedule(engine: Any) -> np.ndarray:
+    """Logits [calls, 2, V]; zeros where a row idles."""
+    texts, start = token_rows(engine.vocab_size), np.zeros(BATCH, np.int32)
+    out = []
+    for lengths in SCHEDULE:
+        length = np.array(lengths, np.int32)
+        call = np.full((BATCH, length.max()), 7, np.int32)
+        for row in range(BATCH):
+            call[row, : length[row]] = texts[row, start[row] : start[row] + length[row]]
+        out.append(engine.forward(call, start, length).copy())
+        start += length
+    return np.stack(out)
+
+
+def expected(checkpoint: Path) -> np.ndarray:
+    """The same logits from transformers, each row's text in one pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    texts = token_rows(model.config.vocab_size)
+    with torch.no_grad():
+        whole = model(torch.from_numpy(texts.astype(np.int64))).logits.numpy()  # [2, CONTEXT, V]
+    ends = np.cumsum(SCHEDULE, axis=0) - 1  # [calls, 2]
+    out = whole[np.arange(BATCH), ends]
+    return np.where((np.array(SCHEDULE) > 0)[..., None], out, 0)
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    """max |d logits| over the range of the wanted logits; infinite where `found` is not finite."""
+    return float(np.nan_to_num(np.abs(found - wanted), nan=np.inf).max() / np.ptp(wanted))
+
+
+def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np.ndarray]:
+    """run_schedule on each artifact, in one new process."""
+    out = scratch / f"{kind}.npy"
+    command = [sys.executable, __file__, kind, str(out), *map(str, artifacts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [logits for logits in np.load(out)]
+
+
+def lite_engine(artifact: Any) -> Any:
+    from runtime.engine import Engine
+
+    return Engine(artifact)
+
+
+def mindspore_engine(artifact: Any) -> Any:
+    """The runtime's engine over the traced network itself, run by MindSpore."""
+    from runtime.engine import Engine
+
+    return Engine(artifact, build=lambda path: MindSporeGraph(artifact))
+
+
+class MindSporeGraph:
+    """exporter.llama.Llama with the artifact's weights, as runtime.engine.BuiltGraph asks for it."""
+
+    def __init__(self, artifact: Any) -> None:
+        import mindspore
+
+        from exporter.config import LlamaConfig
+        from exporter.llama import Llama
+        from exporter.mindir_graph import read
+        from exporter.opsets import Shape, portable
+
+        mindspore.set_context(mode=mindspore.GRAPH_MODE)
+        graph = artifact.manifest.graphs[0]
+        shape = Shape(artifact.manifest.batch, graph.bucket, artifact.manifest.context)
+        self.network = Llama(LlamaConfig.from_dict(artifact.manifest.config), shape, portable)
+        self.network.set_train(False)
+        weights = {p.name: p for _, p in self.network.parameters_and_names()}
+        for stored in read(artifact.file(graph.file)).parameters:
+            path = artifact.file(graph.file).parent / stored.location
+            array = np.memmap(path, stored.dtype, "r", stored.offset, stored.shape)
+            weights.pop(stored.name).set_data(mindspore.Tensor(np.array(array)))
+        assert not weights, f"not in the artifact: {sorted(weights)}"
+        self.inputs = [spec.name for spec in graph.inputs]
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        """The network takes any token count."""
+
+    def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        return list(arrays)
+
+    def run(self, bound: list[Any]) -> list[np.ndarray]:
+        from mindspore import Tensor
+
+        return [output.asnumpy() for output in self.network(*(Tensor(array) for array in bound))]
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    from runtime.artifact.manifest import Artifact
+
+    make = {"lite": lite_engine, "mindspore": mindspore_engine}[sys.argv[1]]
+    np.save(sys.argv[2], np.stack([run_schedule(make(Artifact.open(path))) for path in sys.argv[3:]]))
