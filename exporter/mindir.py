@@ -1,14 +1,14 @@
-"""MindIR protobuf: what MindSpore writes, lowered to what MindSpore Lite reads.
+"""Lower MindSpore's MindIR protobuf to the version that MindSpore Lite reads.
 
-MindSpore 2.10 writes version 3, in which an operator's options are trailing constant inputs; MindSpore Lite 2.0 reads
-version 1, in which they are attributes of the primitive. `lower` is one pass over a table; an operator that is not in
-the table is an error that names the node and the place in the network it came from.
+MindSpore 2.10 writes version 3: an operator's options are trailing constant inputs. MindSpore Lite 2.0 reads version 1:
+the options are attributes of the primitive. `lower` makes one pass and applies the table OPERATORS. An operator that is
+not in the table raises an error that names the node and its place in the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from exporter.mindir_schema import pb
@@ -26,17 +26,18 @@ DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 
 
 @dataclass(frozen=True)
 class Lowering:
-    """How one operator's node is rewritten.
+    """How `lower` rewrites the node of one operator.
 
-    inputs: how many leading inputs stay (None: all). options: the attributes that the following constant inputs
-    become, each under every name by which MindSpore Lite releases look for it. op_type, rename: another operator's
-    name, and its names for the attributes. custom: a kernel of ours, which MindSpore Lite knows as Custom.
+    - inputs: the number of leading inputs that stay inputs (None: all).
+    - options: the attributes that replace the remaining inputs, which must be constants. One entry per input: every
+      name that a MindSpore Lite release reads for it; an empty entry drops the input.
+    - op_type: the operator's name in the lowered graph (None: unchanged).
+    - custom: the operator is one of this project's kernels. MindSpore Lite calls its node Custom.
     """
 
     inputs: int | None = None
     options: tuple[tuple[str, ...], ...] = ()
     op_type: str | None = None
-    rename: dict[str, str] = field(default_factory=dict)
     custom: bool = False
 
 
@@ -70,25 +71,25 @@ OPERATORS: dict[str, Lowering] = {
     "Sub": UNCHANGED,
     "Transpose": UNCHANGED,
     "TupleGetItem": UNCHANGED,
-    # Its four optional inputs, which nothing here gives, are left out: the converter fills them in again.
+    # The four optional inputs are dropped. No op set sets them, and the converter adds their defaults again.
     "WeightQuantBatchMatmul": Lowering(
         3, ((), (), (), (), ("transpose_x",), ("transpose_weight",), ("antiquant_group_size",))
     ),
 }
-MEMORY_ORDER = {"Load", "UpdateState", "Depend"}  # order reads of parameters, which nothing here writes
+MEMORY_ORDER = {"Load", "UpdateState", "Depend"}  # order parameter reads and writes; these graphs write no parameter
 
 
 def operators(model: Model) -> list[tuple[Node, Any]]:
-    """Every node with its primitive (None for a constant), in execution order."""
+    """Return every node with its primitive (None for a constant), in execution order."""
     primitives = {p.name: p for p in model.primitives}
     return [(node, primitives.get(node.op_type.removeprefix("REF::"))) for node in model.graph.node]
 
 
 def lower(model: Model, inputs: Sequence[Input]) -> Model:
-    """A new model of version 1 with the same graph, named by the network's own names.
+    """Return a new model of version 1 with the same graph. Its values have the network's names.
 
-    inputs: the graph's inputs in order. Deterministic: nothing of the tracing process (names, time stamps, counters)
-    is left in it. Raises UserError for an operator outside the table.
+    inputs: the graph's inputs in order. The result is deterministic: it contains no names, time stamps or counters of
+    the tracing process. Raises UserError for an operator that is not in OPERATORS.
     """
     low = pb.ModelProto(
         ir_version="1", producer_name="MindSpore", model_version="1.0", little_endian=True, mind_ir_version=VERSION
@@ -121,17 +122,19 @@ def lower(model: Model, inputs: Sequence[Input]) -> Model:
 
 
 def _mark_optimized(low: Model) -> None:
-    """Tell MindSpore Lite that its converter's passes have run: on a graph of custom kernels they change nothing and
-    take seven eighths of the time to build it. Without them it wants these attributes, and input names in the tensors.
+    """Mark the graph as already optimized, so that MindSpore Lite skips its converter's passes.
+
+    On a graph of custom kernels the passes change nothing and take seven eighths of the build time. Without them,
+    MindSpore Lite requires these attributes, and the input names in the tensors.
     """
     kind = pb.AttributeProto
     low.graph.attribute.add(name="isOptimized", type=kind.BOOL, i=1)
-    low.graph.attribute.add(name="fmk", type=kind.INT32, i=3)  # the framework it came from: MindSpore
+    low.graph.attribute.add(name="fmk", type=kind.INT32, i=3)  # source framework: MindSpore
     low.graph.attribute.add(name="graph_name", type=kind.STRING, s=low.graph.name.encode())
 
 
 def parameters_to_inputs(model: Model) -> list[Input]:
-    """Make every parameter of a lowered model an input, after those it has; returns them."""
+    """Turn every parameter of a lowered model into an input, after the existing inputs. Returns the new inputs."""
     dtypes = {number: name for name, number in DTYPES.items()}
     moved = [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]
     del model.graph.parameter[:]
@@ -141,7 +144,7 @@ def parameters_to_inputs(model: Model) -> list[Input]:
 
 
 def _live(model: Model) -> set[str]:
-    """The values that the output needs; what only orders memory (Depend's second input) does not count."""
+    """Return the values that the output depends on. Inputs that only order memory (Depend's second) do not count."""
     live = {model.graph.output[0].name}
     for node, primitive in reversed(operators(model)):
         if node.output[0] in live:
@@ -157,15 +160,15 @@ def _lower_node(
     rule = OPERATORS.get(primitive.op_type)
     if rule is None:
         raise UserError(
-            f"node {where}/{primitive.op_type}, made in {node.domain}: operator {primitive.op_type} "
+            f"node {where}/{primitive.op_type}, created in {node.domain}: operator {primitive.op_type} "
             f"cannot be lowered to MindIR version {VERSION}; "
-            f"build it from: {', '.join(sorted(OPERATORS))}"
+            f"compose it from: {', '.join(sorted(OPERATORS))}"
         )
     kept = len(node.input) if rule.inputs is None else rule.inputs
     attributes = _attributes(primitive, rule)
     for value, aliases in zip(node.input[kept:], rule.options, strict=True):
         if value not in constants:
-            name = aliases[0] if aliases else "left out"
+            name = aliases[0] if aliases else "(dropped)"
             raise UserError(f"option {name} of {primitive.op_type} ({where}) is not a constant")
         for alias in aliases:
             attributes.append(_renamed(constants[value].attribute[0], alias))
@@ -177,8 +180,8 @@ def _lower_node(
     out.input.extend(operands)
     out.name = names.new(node.output[0], _own_name(primitive) or f"{where}/{primitive.op_type}")
     out.output.append(out.name)
-    # MindSpore Lite names tensors after it, so it must be unique, also with digits put after it: of the domains
-    # "layers.1" and "layers.11" it makes one name, and then finds the inputs of neither.
+    # MindSpore Lite names tensors after the domain and appends digits, so the domain ends in a slash: "layers.1" and
+    # "layers.11" would give equal tensor names, and MindSpore Lite would find the inputs of neither node.
     out.domain = f"{out.name}/"
     out.attribute.extend(a for a in node.attribute if a.name == "shape")
     out.op_type = "REF::" + _intern(low, rule.op_type or primitive.op_type, attributes, primitives)
@@ -187,21 +190,20 @@ def _lower_node(
 def _attributes(primitive: Any, rule: Lowering) -> list[Attribute]:
     if rule.custom:
         return _custom_attributes(primitive)
-    if rule.rename:
-        return [_renamed(a, rule.rename[a.name]) for a in primitive.attribute if a.name in rule.rename]
     return [a for a in primitive.attribute if a.name not in ("input_names", "output_names")]
 
 
 def _custom_attributes(primitive: Any) -> list[Attribute]:
-    """What MindSpore Lite 2.0 wants of a custom kernel. The kernel's own attributes are text, as lists of bytes.
+    """Return the attributes that MindSpore Lite 2.0 requires of a custom kernel.
 
-    An operator that names itself (reg_op_name) is Ascend's: the graph engine reads its attributes as they are.
+    The kernel's own attributes are texts, stored as lists of bytes under `attr`. An operator with the attribute
+    reg_op_name is an Ascend operator; the graph engine reads its attributes unchanged.
     """
     kind = pb.AttributeProto
     if any(attribute.name == "reg_op_name" for attribute in primitive.attribute):
         return sorted((a for a in primitive.attribute if a.name != "name"), key=lambda a: a.name)
     fixed = {"type": primitive.op_type, "func_name": primitive.op_type, "reg_op_name": primitive.op_type}
-    # Its loader recognises only nodes that say this, on every device.
+    # MindSpore Lite's loader recognises only nodes with these two values, on every device.
     fixed |= {"uniq_name": "CustomAscend", "func_type": "aot"}
     own = kind(name="attr", type=kind.LIST)
     for attribute in sorted(primitive.attribute, key=lambda a: a.name):
@@ -225,7 +227,7 @@ def _renamed(attribute: Attribute, name: str) -> Attribute:
 
 
 def _intern(low: Model, op_type: str, attributes: list[Attribute], primitives: dict[bytes, str]) -> str:
-    """The name of the primitive with these attributes, added once."""
+    """Return the name of the primitive with these attributes. Adds the primitive on first use."""
     primitive = pb.PrimitiveProto(op_type=op_type, prim_type=pb.PrimitiveProto.PRIMITIVE)
     primitive.attribute.extend(attributes)
     key = primitive.SerializeToString(deterministic=True)
@@ -241,7 +243,7 @@ def _add_input(low: Model, spec: Input) -> None:
 
 
 def _add_output(low: Model, traced: Any, names: _Names) -> None:
-    """The graph's result: a tuple, or a tensor where the network returns a tuple of one."""
+    """Add the graph's result: a tuple, or a single tensor if the network returns a tuple of one."""
     output = low.graph.output.add()
     output.CopyFrom(traced)
     output.name = names.get(traced.name)
@@ -264,7 +266,7 @@ def _scope(node: Node) -> str:
 
 
 class _Names:
-    """Names of the traced graph -> names of the lowered one."""
+    """Maps names of the traced graph to names of the lowered graph."""
 
     def __init__(self) -> None:
         self.by_old: dict[str, str] = {}
@@ -284,7 +286,7 @@ class _Names:
             self.by_old[old] = self.by_old[other]
 
     def new(self, old: str, wanted: str) -> str:
-        """`wanted` where it is free, else with a counter."""
+        """Name `old`: `wanted` if it is free, else `wanted` with a counter. Returns the new name."""
         count = self.taken[wanted] = self.taken.get(wanted, -1) + 1
         self.by_old[old] = f"{wanted}.{count}" if count else wanted
         return self.by_old[old]

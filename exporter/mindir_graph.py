@@ -1,4 +1,4 @@
-"""A MindIR file as plain Python values: its operators in execution order, with inputs, attributes and shapes.
+"""Read a MindIR file as plain Python values: operators in execution order, with inputs, attributes and shapes.
 
 Reads the lowered files that exporter.mindir writes (version 1: options are attributes of the primitive).
 """
@@ -23,7 +23,7 @@ DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor's name, numpy dtype name and shape at the traced bucket; -1 where the token axis is dynamic."""
+    """A tensor's name, numpy dtype name, and shape at the traced bucket; a dynamic token axis is -1."""
 
     name: str
     dtype: str
@@ -36,7 +36,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Parameter(Value):
-    """A weight of the graph: where its little-endian bytes lie, `location` relative to the graph's folder."""
+    """A weight of the graph, stored as little-endian bytes in a data file.
+
+    `location`: the file, relative to the graph's folder. `offset`, `length`: in bytes.
+    """
 
     location: str
     offset: int
@@ -45,7 +48,7 @@ class Parameter(Value):
 
 @dataclass(frozen=True)
 class Operation:
-    """One node. Its result is called by its name; several results are one tuple of values name:0, name:1, ..."""
+    """One node. Its result has the node's name; several results form a tuple of values name:0, name:1, ..."""
 
     name: str
     operator: str
@@ -56,7 +59,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class MindIRGraph:
-    """constants: values by name: numbers, tuples of numbers, or arrays. output: the value that the graph returns."""
+    """A graph. `constants`: numbers, tuples of numbers or arrays, by name. `output`: the value that it returns."""
 
     inputs: tuple[Value, ...]
     parameters: tuple[Parameter, ...]
@@ -66,22 +69,22 @@ class MindIRGraph:
 
 
 def read(path: Path) -> MindIRGraph:
-    """Raises UserError where the file is no MindIR or holds something that no lowered file holds."""
+    """Read a lowered MindIR file. Raises UserError if it is not MindIR or contains an unknown element type."""
     return view(parse(path))
 
 
 def parse(path: Path) -> Model:
-    """The protobuf of a file. Raises UserError where it is none."""
+    """Parse a file's protobuf. Raises UserError if it is not a MindIR file."""
     model = pb.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise UserError(f"{path} is not a MindIR file, or it was cut ({error}). Export again") from error
+        raise UserError(f"{path} is not a MindIR file, or it is truncated ({error}). Export again") from error
     return model
 
 
 def view(model: Model) -> MindIRGraph:
-    """The same of a model in memory."""
+    """Convert a model in memory to a MindIRGraph."""
     graph = model.graph
     primitives = {p.name: p for p in model.primitives}
     constants, operations = {}, []
@@ -109,7 +112,7 @@ def view(model: Model) -> MindIRGraph:
 
 
 def attribute_value(attribute: Any) -> Any:
-    """An attribute as a Python value; a tuple or list of numbers becomes a tuple, a list of bytes `bytes`."""
+    """Convert an attribute to a Python value. A tuple or list becomes a tuple, a list of bytes becomes `bytes`."""
     kinds = pb.AttributeProto
     if attribute.type in (kinds.TUPLE, kinds.LIST):
         if attribute.values and all(v.type == kinds.UINT8 for v in attribute.values):
@@ -119,7 +122,7 @@ def attribute_value(attribute: Any) -> Any:
         return _array(attribute.tensors[0], attribute.name)
     if attribute.type == kinds.BOOL:
         return bool(attribute.i)
-    # An element of a tuple is an attribute whose value lies in the repeated field of its type.
+    # An element of a tuple is an attribute that stores its value in the repeated field of its type.
     if attribute.type == kinds.STRING:
         return (attribute.strings[0] if attribute.strings else attribute.s).decode()
     if attribute.type == kinds.FLOAT:
@@ -147,5 +150,5 @@ def _array(tensor: Any, name: str) -> np.ndarray:
 
 def _dtype(tensor: Any, name: str) -> str:
     if tensor.data_type not in DTYPE_NAMES:
-        raise UserError(f"{name} has MindIR type {tensor.data_type}; known are {', '.join(DTYPES)}")
+        raise UserError(f"{name} has MindIR type {tensor.data_type}; known types: {', '.join(DTYPES)}")
     return DTYPE_NAMES[tensor.data_type]

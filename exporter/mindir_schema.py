@@ -1,7 +1,7 @@
-"""MindIR's protobuf classes (`pb`), taken from the MindSpore package without importing MindSpore.
+"""Load MindIR's protobuf classes (`pb`) from the MindSpore package without importing MindSpore.
 
-The package's __init__ loads MindSpore's native libraries, which no process can hold beside MindSpore Lite's; the
-generated protobuf module needs none of them. Where MindSpore is imported too, both hold the very same classes.
+The package's __init__ loads MindSpore's native libraries, and a process cannot load them together with MindSpore
+Lite's. The generated protobuf module needs none of them. If MindSpore is imported too, both use the same classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _load() -> Any:
     path = Path(package.origin).parent / "train" / "mind_ir_pb2.py"
     spec = spec_from_file_location("exporter._mind_ir_pb2", path)
     if spec is None or spec.loader is None or not path.exists():
-        raise UserError(f"{path} is missing: this mindspore is not the release that setup.cfg names")
+        raise UserError(f"{path} is missing: the installed mindspore is not the release that setup.cfg names")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,7 @@
-"""What the twin's operators compute, in numpy: the custom ones by kernels/reference.py, the few of ONNX that
-onnx.reference computes otherwise than devices do, or slowly.
+"""Evaluate the twin's operators in numpy.
+
+Custom operators use kernels/reference.py. Some of ONNX's own operators are replaced too, because onnx.reference rounds
+them differently from devices, or computes them slowly.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from exporter.onnx_operators import DOMAIN
 from kernels import reference, weight_format
 from runtime.artifact.safetensors import ALIGNMENT
 
-BLOCK = 1 << 25  # elements of a matrix that are float32 at a time
+BLOCK = 1 << 25  # matrix elements that are widened to float32 at a time
 
 
 def _caches(given: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Copies to write into, and the same as the definition reads them."""
+    """Copy the caches, to write into the copies. Returns the copies, and views of them in the reference's dtypes."""
     copies = [np.array(cache) for cache in given]
     return copies, [copy.view(np.float16) if copy.dtype == np.int16 else copy for copy in copies]
 
@@ -26,7 +28,7 @@ def _caches(given: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndar
 class FusedAttention(OpRun):
     """(qkv, cos, sin, start, length, caches ...) -> (attended, the caches after the call).
 
-    Where a cache is int16, its bits are float16 (exporter.opsets.cpu says why).
+    An int16 cache holds the bits of float16 values (exporter.opsets.cpu explains why).
     """
 
     op_domain = DOMAIN
@@ -46,7 +48,7 @@ class LmHead(OpRun):
     compute = staticmethod(reference.lm_head)
 
     def _run(self, x: Any, weight: Any) -> tuple[np.ndarray]:
-        step = max(1, BLOCK // weight.shape[1] // 16 * 16)  # a large head is never whole in float32
+        step = max(1, BLOCK // weight.shape[1] // 16 * 16)  # limits the memory of the float32 copy of a large head
         parts = [self.compute(x, weight[first : first + step]) for first in range(0, len(weight), step)]
         return (np.concatenate(parts, axis=1),)
 
@@ -71,7 +73,7 @@ class EdgeHead(OpRun):
 class EdgeDecoderLayer(OpRun):
     """(h, start, length, cos, sin, weights, caches ...) -> (h, the caches after the call).
 
-    weights: the layer's tensors as they follow one another in the file (exporter.opsets.cpu.layer_tensors).
+    weights: uint8, the layer's tensors in the order of exporter.opsets.cpu.layer_tensors, each padded to ALIGNMENT.
     """
 
     op_domain = DOMAIN
@@ -115,7 +117,7 @@ class EdgeDecoderLayer(OpRun):
 
 
 class RmsNorm(OpRun):
-    """(x, gamma) -> (x / rms(x) * gamma of x's dtype, 1 / rms(x) float32), computed in float32."""
+    """(x, gamma) -> (x / rms(x) * gamma in x's dtype, 1 / rms(x) in float32), computed in float32."""
 
     op_domain = DOMAIN
 
@@ -128,7 +130,7 @@ class RmsNorm(OpRun):
 class WeightQuantBatchMatmul(OpRun):
     """(x [M, K] float16, weight [N, K] int8, antiquant_scale [N] float16) -> x (weight * scale)^T [M, N] float16.
 
-    The scaled weights are rounded to float16, for the cube's products take that.
+    The scaled weights are rounded to float16, because the cube unit multiplies float16.
     """
 
     op_domain = DOMAIN
@@ -138,15 +140,15 @@ class WeightQuantBatchMatmul(OpRun):
 
 
 class Sigmoid(OpRun):
-    """ONNX's, on whole arrays; half precision is computed in float32 and rounded."""
+    """ONNX's Sigmoid on whole arrays; float16 is computed in float32 and then rounded."""
 
     def _run(self, x: Any) -> tuple[np.ndarray]:
-        with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that is meant
+        with np.errstate(over="ignore"):  # exp(-x) = inf gives the correct result 0
             return ((1 / (1 + np.exp(-x.astype(np.float32)))).astype(x.dtype),)
 
 
 class Gemm(OpRun):
-    """ONNX's, for matrices without a third term; half precision is summed in float32, as devices do."""
+    """ONNX's Gemm without its third term C; float16 products are summed in float32, as on devices."""
 
     def _run(self, a: Any, b: Any, transA: int, transB: int, **_: Any) -> tuple[np.ndarray]:  # noqa: N803
         return (_product(a.T if transA else a, b.T if transB else b),)
@@ -161,11 +163,11 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float16:
         return np.matmul(a, b)
     x = a.astype(np.float32)
-    if b.ndim != 2 or b.dtype == np.float32:  # float16 values, widened once by exporter.onnx_run
+    if b.ndim != 2 or b.dtype == np.float32:  # float32: float16 values that exporter.onnx_run widened once
         return np.matmul(x, b.astype(np.float32, copy=False)).astype(np.float16)
     out = np.empty((*a.shape[:-1], b.shape[1]), np.float16)
     step = max(1, BLOCK // len(b))
-    for first in range(0, b.shape[1], step):  # a large head's weights are never whole in float32
+    for first in range(0, b.shape[1], step):  # limits the memory of the float32 copy of a large head
         out[..., first : first + step] = x @ b[:, first : first + step].astype(np.float32)
     return out
 
@@ -185,7 +187,7 @@ OPERATORS: list[type[OpRun]] = [
 
 
 def operators(kernels: Any) -> list[type[OpRun]]:
-    """OPERATORS, those of kernels/ascend computed by the functions of their names in `kernels`."""
+    """Return OPERATORS, with the operators of kernels/ascend computed by the functions of that name in `kernels`."""
 
     def taken_from(op: type[OpRun], kernel: str) -> type[OpRun]:
         return type(op.__name__, (op,), {"compute": staticmethod(getattr(kernels, kernel))})

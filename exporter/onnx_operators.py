@@ -1,8 +1,8 @@
-"""How each MindIR operator is said in ONNX: one function an operator, in the table TRANSLATIONS.
+"""Translate each MindIR operator to ONNX: one function per operator, in the table TRANSLATIONS.
 
-Custom operators become nodes of the domain DOMAIN, evaluated by kernels/reference.py (exporter.onnx_evaluators), and so
-do those of Ascend that ONNX lacks. ONNX has no in-place writes: a custom node returns the tensors that it mutates as
-further outputs, and what reads them later in the MindIR reads those.
+Custom operators, and Ascend operators that ONNX lacks, become nodes of the domain DOMAIN. kernels/reference.py
+evaluates them (exporter.onnx_evaluators). ONNX has no in-place writes: a custom node returns the tensors that it
+mutates as further outputs, and later readers in the MindIR read those outputs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
 
 @dataclass(frozen=True)
 class CustomOperator:
-    """What the twin needs to know of a custom operator, beside its definition in kernels/reference.py.
+    """The interface of a custom operator, which kernels/reference.py defines. It has one result besides `mutates`.
 
-    inputs: their names, an optional tail included. attributes: those that change what is computed, with their types;
-    defaults: the values of those that a node may leave out. mutates: which inputs it writes in place. It has one
-    result of its own.
+    - inputs: the names of the inputs, including optional ones at the end.
+    - attributes: the attributes that change the result, with their types.
+    - mutates: the inputs that it writes in place.
+    - defaults: values of attributes that a node may omit.
     """
 
     inputs: tuple[str, ...]
@@ -38,7 +39,7 @@ class CustomOperator:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")  # the scales beside int8 caches only
+CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")  # the scales belong to int8 caches only
 ATTENTION = CustomOperator(
     ("qkv", "cos", "sin", "start", "length", *CACHES),
     {"heads": int, "scale": float, "window": int},
@@ -63,9 +64,11 @@ CUSTOM: dict[str, CustomOperator] = {
 
 @dataclass
 class Translation:
-    """The ONNX nodes made so far. `values`: MindIR value -> its ONNX name, or a tuple of them.
+    """The ONNX nodes created so far.
 
-    `mutated`: what custom operators have written in place: the ONNX name of the new value -> of the graph input.
+    - values: MindIR value -> its ONNX name, or a tuple of names.
+    - shapes: MindIR value -> its type and shape.
+    - mutated: in-place writes of custom operators: ONNX name of the new value -> name of the graph input.
     """
 
     graph: MindIRGraph
@@ -76,10 +79,10 @@ class Translation:
     mutated: dict[str, str] = field(default_factory=dict)
 
     def operand(self, name: str) -> str:
-        """The ONNX name of one tensor; a constant becomes an initializer the first time it is used as one."""
+        """Return the ONNX name of one tensor. A constant becomes an initializer when it is first used as a tensor."""
         value = self.values.get(name, name)
         if isinstance(value, tuple):
-            raise UserError(f"{name} is a tuple where its reader takes one tensor; this graph has no ONNX twin")
+            raise UserError(f"{name} is a tuple, but its reader takes one tensor; this graph has no ONNX twin")
         if name in self.graph.constants and name not in self.initializers:
             self.add_constant(name, np.asarray(self.graph.constants[name]))
         return value
@@ -89,13 +92,13 @@ class Translation:
         return name
 
     def emit(self, op: Operation, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> None:
-        """Append the node that stands for `op`, under its name, and bind its results."""
+        """Append the ONNX node of `op`, with its name, and record its results in `values`."""
         names = [op.name] if outputs == 1 else [f"{op.name}:{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(operator, list(inputs), names, name=op.name, **attributes))
         self.values[op.name] = names[0] if outputs == 1 else tuple(names)
 
     def option(self, op: Operation, index: int) -> Any:
-        """The value of an input that must be a constant."""
+        """Return the value of an input that must be a constant."""
         name = op.inputs[index]
         if name not in self.graph.constants:
             raise UserError(f"{op.operator} ({op.name}): input {index} is not a constant; it has no ONNX twin")
@@ -106,7 +109,7 @@ Translator = Callable[[Translation, Operation], None]
 
 
 def _same(operator: str) -> Translator:
-    """An operator that ONNX has under (another) name, with the same operands and no options."""
+    """Return a translator to an ONNX operator with the same operands and no options."""
 
     def translate(t: Translation, op: Operation) -> None:
         t.emit(op, operator, [t.operand(name) for name in op.inputs])
@@ -121,7 +124,7 @@ def _square(t: Translation, op: Operation) -> None:
 
 def _gather(t: Translation, op: Operation) -> None:
     if op.attributes.get("batch_dims"):
-        raise UserError(f"Gather ({op.name}): batch_dims = {op.attributes['batch_dims']} has no ONNX twin; needed is 0")
+        raise UserError(f"Gather ({op.name}): batch_dims = {op.attributes['batch_dims']} has no ONNX twin; needed: 0")
     t.emit(op, "Gather", [t.operand(name) for name in op.inputs[:2]], axis=int(t.option(op, 2)))
 
 
@@ -143,7 +146,7 @@ def _softmax(t: Translation, op: Operation) -> None:
     axes = op.attributes["axis"]
     axis = axes if isinstance(axes, int) else axes[0] if len(axes) == 1 else None
     if axis is None:
-        raise UserError(f"Softmax ({op.name}): over axes {axes}; ONNX has it over one only")
+        raise UserError(f"Softmax ({op.name}): over axes {axes}; ONNX's Softmax takes one axis")
     t.emit(op, "Softmax", [t.operand(op.inputs[0])], axis=axis)
 
 
@@ -159,7 +162,7 @@ def _split(t: Translation, op: Operation) -> None:
 
 
 def _slice(t: Translation, op: Operation) -> None:
-    """MindIR says begin and size (-1: to the end), ONNX starts and ends."""
+    """Translate begin and size (-1: to the end) to ONNX's starts and ends."""
     begin, size = (np.asarray(t.option(op, i), np.int64) for i in (1, 2))
     ends = np.where(size < 0, END, begin + size)
     inputs = [t.add_constant(f"{op.name}:{which}", a) for which, a in (("starts", begin), ("ends", ends))]
@@ -167,13 +170,13 @@ def _slice(t: Translation, op: Operation) -> None:
 
 
 def _matmul(t: Translation, op: Operation) -> None:
-    """Of matrices: ONNX says the transpositions in Gemm."""
+    """Translate a product of matrices to Gemm, which has the transpositions as attributes."""
     transposed = {f"trans{which.upper()}": int(op.attributes[f"transpose_{which}"]) for which in "ab"}
     t.emit(op, "Gemm", [t.operand(name) for name in op.inputs], **transposed)
 
 
 def _batch_matmul(t: Translation, op: Operation) -> None:
-    """Of stacks of matrices: ONNX has MatMul without transpositions, so they become nodes of their own."""
+    """Translate a product of stacks of matrices. ONNX's MatMul does not transpose, so Transpose nodes do it."""
     operands = []
     for name, which in zip(op.inputs, "ab", strict=True):
         operand = t.operand(name)
@@ -190,12 +193,14 @@ def _batch_matmul(t: Translation, op: Operation) -> None:
 def _cast(t: Translation, op: Operation) -> None:
     number = int(t.option(op, 1))
     if number not in FLOATS:
-        raise UserError(f"Cast ({op.name}): to MindSpore's type {number}; the twin knows {', '.join(map(str, FLOATS))}")
+        raise UserError(
+            f"Cast ({op.name}): to MindSpore's type {number}; the twin supports {', '.join(map(str, FLOATS))}"
+        )
     t.emit(op, "Cast", [t.operand(op.inputs[0])], to=FLOATS[number])
 
 
 def _rms_norm(t: Translation, op: Operation) -> None:
-    """Results: what is normed, and 1 / sqrt(mean + epsilon). ONNX has it from opset 23 on, without the second."""
+    """Results: the normalized x, and 1 / sqrt(mean(x^2) + epsilon). ONNX's own, since opset 23, lacks the second."""
     epsilon = float(t.option(op, 2))
     t.emit(op, "RmsNorm", [t.operand(name) for name in op.inputs[:2]], 2, domain=DOMAIN, epsilon=epsilon)
 
@@ -203,7 +208,7 @@ def _rms_norm(t: Translation, op: Operation) -> None:
 def _weight_quant_batch_matmul(t: Translation, op: Operation) -> None:
     found = {name: int(op.attributes[name]) for name in ("transpose_x", "transpose_weight", "antiquant_group_size")}
     if found != {"transpose_x": 0, "transpose_weight": 1, "antiquant_group_size": 0}:
-        raise UserError(f"WeightQuantBatchMatmul ({op.name}): the twin knows x [M, K], weight [N, K]; found {found}")
+        raise UserError(f"WeightQuantBatchMatmul ({op.name}): the twin supports x [M, K], weight [N, K]; found {found}")
     t.emit(op, "WeightQuantBatchMatmul", [t.operand(name) for name in op.inputs], domain=DOMAIN)
 
 
@@ -214,7 +219,7 @@ def _make_tuple(t: Translation, op: Operation) -> None:
 def _tuple_get_item(t: Translation, op: Operation) -> None:
     parts, index = t.values[op.inputs[0]], int(t.option(op, 1))
     if not isinstance(parts, tuple):
-        raise UserError(f"TupleGetItem ({op.name}): {op.inputs[0]} is no tuple; this graph has no ONNX twin")
+        raise UserError(f"TupleGetItem ({op.name}): {op.inputs[0]} is not a tuple; this graph has no ONNX twin")
     t.values[op.name] = parts[index]
     t.shapes[op.name] = op.results[0]
 
@@ -227,7 +232,7 @@ def _custom(t: Translation, op: Operation) -> None:
     given = custom_attributes(op)
     kind = str(given.get("reg_op_name"))
     if kind not in CUSTOM:
-        raise UserError(f"custom operator {kind} ({op.name}) has no ONNX twin; known are {', '.join(CUSTOM)}")
+        raise UserError(f"custom operator {kind} ({op.name}) has no ONNX twin; supported: {', '.join(CUSTOM)}")
     custom = CUSTOM[kind]
     given = {**custom.defaults, **given}
     if missing := [name for name in custom.attributes if name not in given]:
@@ -237,7 +242,7 @@ def _custom(t: Translation, op: Operation) -> None:
     inputs = [t.operand(name) for name in op.inputs]
     names = [op.name, *(f"{op.name}:{old}" for old in mutated)]
     t.nodes.append(helper.make_node(kind, inputs, names, name=op.name, domain=DOMAIN, **attributes))
-    # A device whose graph compiler wants in-place writes as results has them in the MindIR too.
+    # For a device whose graph compiler requires in-place writes as results, the MindIR node has these results too.
     t.values[op.name] = tuple(names) if len(op.results) > 1 else op.name
     for old, new in zip(mutated, names[1:], strict=True):
         before = t.operand(old)
@@ -246,7 +251,7 @@ def _custom(t: Translation, op: Operation) -> None:
 
 
 def custom_attributes(op: Operation) -> dict[str, Any]:
-    """A Custom node's attributes. On a CPU, `attr` holds them as name, text, name, text ..."""
+    """Return a Custom node's attributes. In the cpu op set, `attr` lists them as name, text, name, text ..."""
     listed = op.attributes.get("attr", ())
     pairs = zip(listed[::2], listed[1::2], strict=True)
     return {**op.attributes, **{name: text.decode() for name, text in pairs}}
@@ -281,11 +286,11 @@ TRANSLATIONS: dict[str, Translator] = {
 
 
 def translate_operation(t: Translation, op: Operation) -> None:
-    """Raises UserError, naming node and operator, where ONNX has nothing for it."""
+    """Add the ONNX nodes of one operation. Raises UserError with node and operator if ONNX has no equivalent."""
     translator = TRANSLATIONS.get(op.operator)
     if translator is None:
         raise UserError(
-            f"operator {op.operator} ({op.name}) has no ONNX twin; known are {', '.join(sorted(TRANSLATIONS))}"
+            f"operator {op.operator} ({op.name}) has no ONNX twin; supported: {', '.join(sorted(TRANSLATIONS))}"
         )
     for result in op.results[:1]:
         t.shapes[op.name] = result

@@ -1,5 +1,7 @@
-"""Run an artifact's graph through its ONNX twin: onnx.reference for the built-in operators, kernels/reference.py for
-the custom ones (exporter.onnx_evaluators). Slow, and independent of MindSpore, of MindSpore Lite and of every kernel.
+"""Run an artifact's graph through its ONNX twin.
+
+onnx.reference evaluates the built-in operators, kernels/reference.py the custom ones (exporter.onnx_evaluators). The
+result is independent of MindSpore, of MindSpore Lite and of every kernel. The evaluation is slow.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from runtime.engine import Engine
 
 
 def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
-    """The runtime's engine (buckets, chunks, masks, caches) over the twins of an artifact's graphs.
+    """Return the runtime's engine (buckets, chunks, masks, caches) over the twins of an artifact's graphs.
 
-    kernels: what computes the operators of kernels/ascend, functions named and called as those of kernels.reference.
+    kernels: computes the operators of kernels/ascend; its functions have the names and signatures of kernels.reference.
     """
     graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
     return Engine(artifact, build=lambda path: TwinGraph(path, graphs[path], kernels))
 
 
 class TwinGraph:
-    """One graph, as runtime.engine.BuiltGraph asks for it. Inputs that the graph writes in place are written."""
+    """One graph with the interface of runtime.engine.BuiltGraph. It writes the in-place inputs back to their arrays."""
 
     def __init__(self, path: Path, graph: Graph, kernels: Any = reference) -> None:
         model = translate(read(path), graph)
@@ -42,7 +44,7 @@ class TwinGraph:
         self._written = [name for name in names if name.endswith(WRITTEN)]
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
-        """The twin's token axis is symbolic: nothing to do."""
+        """Do nothing: the twin's token axis is symbolic."""
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         return list(arrays)
@@ -55,15 +57,15 @@ class TwinGraph:
         return list(results[: len(self._own)])
 
 
-# Float16 matrices of graphs up to this many bytes are held in float32 too: numpy takes longer to widen a matrix than
-# to multiply a few rows with it, and would do it again each step.
+# Graphs with up to this many bytes of weights keep their float16 matrices in float32. Otherwise numpy widens each
+# matrix in every step, which takes longer than multiplying a few rows with it.
 WIDEN_UP_TO = 1 << 30
 
 
 def _take_external(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
-    """Remove the weights that lie in data files from the model; their names and values, memory-mapped or widened.
+    """Remove the weights in data files from the model. Returns their values by name, memory-mapped or widened.
 
-    onnx.reference would hold them twice. What is left evaluates them as inputs.
+    onnx.reference would hold them twice. The caller passes them to the remaining model as inputs.
     """
     weights: dict[str, np.ndarray] = {}
     kept = []

@@ -1,8 +1,8 @@
-"""The same graph as ONNX: for Netron, and for evaluation that owes nothing to MindSpore (exporter.onnx_run).
+"""Translate a graph to ONNX: for Netron, and for evaluation without MindSpore (exporter.onnx_run).
 
-One ONNX node for each MindIR operator (two where ONNX has no transposed product, none for tuples), under the same
-names. Weights stay where they are: ONNX's external data are what MindIR's are, raw little-endian bytes with location,
-offset and length.
+Each MindIR operator becomes one ONNX node with the same name. A transposed batched product becomes two nodes, because
+ONNX's MatMul does not transpose; tuples need no node. Weights stay in their files: ONNX and MindIR both describe
+external data by location, offset and length of raw little-endian bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from runtime.errors import UserError
 
 OPSET = 18  # the oldest with Split's num_outputs
 TOKENS = "tokens"  # the symbolic size of the token axis
-WRITTEN = ".written"  # an output: what the graph's input of that name holds after in-place writes
+WRITTEN = ".written"  # suffix of an output: the content of that graph input after the in-place writes
 
 
 def write(artifact: Artifact, folder: Path) -> list[Path]:
-    """Write folder/<graph>.onnx for each graph of an artifact, checked by ONNX's own checker.
+    """Write folder/<graph>.onnx for each graph of an artifact, and check it with ONNX's checker.
 
-    A folder that contains the artifact's data files, such as its graphs folder, needs no copy of them; elsewhere they
-    are copied, because ONNX takes no data from outside the model's folder. Raises UserError where there is no room, or
-    for an operator that ONNX cannot say.
+    The data files are copied into `folder`, because ONNX reads no data outside the model's folder. No copy is needed if
+    `folder` already contains them, as the artifact's graphs folder does. Raises UserError if the disk has too little
+    space, or if an operator has no ONNX equivalent.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -46,11 +46,11 @@ def write(artifact: Artifact, folder: Path) -> list[Path]:
 
 
 def translate(mindir: MindIRGraph, graph: Graph, place: Callable[[str], str] = str) -> onnx.ModelProto:
-    """The ONNX model of one graph.
+    """Return the ONNX model of one graph.
 
-    Inputs and outputs are the manifest's (`graph`), followed by one output called <input>.written for each input that
-    custom operators write in place. The token axis is symbolic where the graph serves several buckets. place(location)
-    says where a data file lies relative to the ONNX file.
+    Inputs and outputs are those of the manifest (`graph`), followed by one output <input>.written for each input that
+    custom operators write in place. The token axis is symbolic if the graph serves several buckets. place(location)
+    returns the path of a data file relative to the ONNX file.
     """
     values = {v.name: v for v in (*mindir.inputs, *mindir.parameters)}
     t = Translation(mindir, {}, dict(values))
@@ -83,7 +83,7 @@ def _output_names(t: Translation) -> list[str]:
 
 
 def _rename(t: Translation, names: dict[str, str]) -> None:
-    """Call each output by the name the manifest gives it; what is not a node's own result passes an Identity."""
+    """Give each output its name in the manifest. An output that no node produces goes through an Identity."""
     made = {name for node in t.nodes for name in node.output}
     for node in t.nodes:
         for values in (node.input, node.output):
@@ -94,7 +94,7 @@ def _rename(t: Translation, names: dict[str, str]) -> None:
 
 
 def _input_shape(spec: TensorSpec, graph: Graph) -> list[int | str]:
-    """Dimensions that differ between the graph's buckets are symbolic."""
+    """Return a shape in which the dimensions that differ between the graph's buckets are symbolic."""
     if len(graph.buckets) == 1:
         return list(spec.shape)
     other = shape_at(spec, graph.bucket, graph.bucket + 1)
@@ -102,7 +102,7 @@ def _input_shape(spec: TensorSpec, graph: Graph) -> list[int | str]:
 
 
 def _output_shape(spec: TensorSpec, graph: Graph) -> list[int | str]:
-    """New cache rows [B, G, S, D] have a token axis; logits have none."""
+    """Return an output's shape. New cache rows [B, G, S, D] have a token axis; logits [B, V] have none."""
     shape: list[int | str] = list(spec.shape)
     if len(graph.buckets) > 1 and spec.name.startswith(("k_new.", "v_new.")):
         shape[2] = TOKENS
@@ -131,7 +131,7 @@ def _external(parameter: Parameter, place: Callable[[str], str]) -> TensorProto:
 
 
 def _placer(source: Path, folder: Path) -> Callable[[str], str]:
-    """place() for data files that lie in `source`, as seen from an ONNX file in `folder`."""
+    """Return place() for data files in `source`, relative to an ONNX file in `folder`."""
     placed: dict[str, str] = {}
 
     def place(location: str) -> str:
@@ -151,7 +151,7 @@ def _copy(data: Path, folder: Path) -> str:
     if free < size:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free; a copy of {data.name} needs {size / 1e9:.1f} GB. "
-            f"Give --onnx {os.path.relpath(data.parent)}, where the twin needs no copy"
+            f"Use --onnx {os.path.relpath(data.parent)}: the twin needs no copy there"
         )
     shutil.copyfile(data, folder / data.name)
     return data.name

@@ -55,7 +55,7 @@ def test_an_operator_outside_the_table_is_named_with_its_place(traced: Any) -> N
     told = str(error.value)
     assert "operator Erf cannot be lowered to MindIR version 1" in told
     assert "node layers/0/norm_swiglu/Erf" in told
-    assert "made in Default/layers-CellList/0-DecoderLayer/norm_swiglu-NormSwiGLU/" in told
+    assert "created in Default/layers-CellList/0-DecoderLayer/norm_swiglu-NormSwiGLU/" in told
 
 
 def test_an_option_that_is_computed_is_refused(traced: Any) -> None:
@@ -161,7 +161,7 @@ def test_traced_constants_keep_their_values(graph: MindIRGraph) -> None:
 def test_a_cut_file_is_refused(lowered: Any, tmp_path: Path) -> None:
     path = tmp_path / "cut.mindir"
     path.write_bytes(lowered.SerializeToString()[:-1000])
-    with pytest.raises(UserError, match="not a MindIR file, or it was cut"):
+    with pytest.raises(UserError, match="not a MindIR file, or it is truncated"):
         read(path)
 
 

@@ -113,7 +113,7 @@ def test_elsewhere_the_data_are_copied(artifact: Artifact, tmp_path: Path) -> No
 
 def test_no_room_for_a_copy(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(UserError, match=r"0\.0 GB free; a copy of .*\.data needs .* Give --onnx .*graphs"):
+    with pytest.raises(UserError, match=r"0\.0 GB free; a copy of .*\.data needs .* Use --onnx .*graphs"):
         onnx_twin.write(artifact, tmp_path / "onnx")
 
 
