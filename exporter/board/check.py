@@ -104,13 +104,13 @@ def measure(
     device: Device, chip: Chip, probe: Path | None, progress: Progress
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """(what became of the conversion, measure.py's stages). What fails is told in them, and the rest goes on."""
-    from exporter.convert import Options, convert
+    from exporter.convert import ConvertOptions, convert
 
     with tempfile.TemporaryDirectory() as scratch:
         began = time.monotonic()
         try:
             folder = probe or make_probe(chip, Path(scratch) / "probe", progress)
-            converted = convert(Options(folder, device.soc, Path(scratch) / "converted"), progress)
+            converted = convert(ConvertOptions(folder, device.soc, Path(scratch) / "converted"), progress)
         except UserError as error:
             finding = explain(str(error))
             operator = finding.operator if finding else None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.inspect import size
 from exporter.plan.memory import COPIES_NOTE
+from exporter.tables import new_table, size
 
 MS = 1e-3
 
@@ -57,17 +55,14 @@ def _head(found: dict[str, Any]) -> str:
     )
 
 
-def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i in left else "right")
-    return table
+def _numbers_table(title: str, *columns: str) -> Table:
+    """Return a table with names in its first column and numbers in the others."""
+    return new_table(title, *columns, numbers=range(1, len(columns)))
 
 
 def _memory(found: dict[str, Any]) -> Table:
     memory = found["memory"]
-    table = _table("Memory", "", "", "", left=(0, 2))
-    table.show_header = False
+    table = new_table("Memory", "", "", "", numbers=(1,), header=False)
     table.add_row("weights", size(memory["weights"]), "one copy, as on disk")
     if memory["copies"]:
         table.add_row("added by loading", size(memory["copies"]), COPIES_NOTE)
@@ -89,7 +84,7 @@ def _name(work: dict[str, Any]) -> str:
 
 
 def _passes(found: dict[str, Any]) -> Table:
-    table = _table("A pass of all rows", "", "weights read", "cache read", "operations", "operations a byte")
+    table = _numbers_table("A pass of all rows", "", "weights read", "cache read", "operations", "operations a byte")
     for work in found["passes"]:
         table.add_row(
             _name(work),
@@ -107,7 +102,7 @@ def _boards(found: dict[str, Any]) -> Table:
     if timed:
         columns += ["GB/s", "TFLOPS", *(f"{_name(work)}, ms" for work in (found["passes"][0], found["passes"][-1]))]
         columns.append("tokens/s")
-    table = _table("Boards", *columns)
+    table = _numbers_table("Boards", *columns)
     for board in found["boards"]:
         cells = [
             escape(board["name"]),
@@ -125,11 +120,11 @@ def _boards(found: dict[str, Any]) -> Table:
 
 
 def _measured(measured: dict[str, Any]) -> list[Table]:
-    sizes = _table("Sizes, against the artifact", "", "predicted, bytes", "found, bytes")
+    sizes = _numbers_table("Sizes, against the artifact", "", "predicted, bytes", "found, bytes")
     for entry in measured["sizes"]:
         sizes.add_row(entry["what"], f"{entry['predicted']:,}", f"{entry['found']:,}")
     title = f"Times, from the measured {measured['bandwidth'] / 1e9:.1f} GB/s and {measured['flops'] / 1e9:,.0f} GFLOPS"
-    times = _table(title, "", "predicted, ms", "measured, ms", "measured / predicted")
+    times = _numbers_table(title, "", "predicted, ms", "measured, ms", "measured / predicted")
     for entry in measured["times"]:
         times.add_row(
             entry["what"], f"{entry['predicted'] / MS:.2f}", f"{entry['found'] / MS:.2f}", f"{entry['ratio']:.2f}"

@@ -20,7 +20,7 @@ from rich.console import Console
 from test_runtime import GEARS, ascend_manifest
 
 from exporter import convert as conversion
-from exporter.convert import Options, check_output, convert, read_config, write_config
+from exporter.convert import ConvertOptions, check_output, convert, read_config, write_config
 from exporter.convert_host import Host, cann_version, check_room, inspect_host, package_chips
 from exporter.progress import Progress
 from runtime.artifact.manifest import Artifact, Conversion
@@ -84,7 +84,7 @@ def converting(exported: Path, cann: Path, monkeypatch: pytest.MonkeyPatch) -> A
     def run(script: str, **options: Any) -> Path:
         host = Host(cann, "8.2.0", converter_that(exported.parent, script), "2.7.0")
         monkeypatch.setattr(conversion, "inspect_host", lambda chip: host)
-        return convert(Options(exported, **options), Progress(Console(file=Path(os.devnull).open("w"))))
+        return convert(ConvertOptions(exported, **options), Progress(Console(file=Path(os.devnull).open("w"))))
 
     return run
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from exporter.__main__ import main
-from exporter.inspect import size
 from exporter.mindir_graph import MindIRGraph, Operation, Value, read
 from exporter.plan.memory import peak_activations, run_time_memory
+from exporter.tables import size
 from runtime.artifact.manifest import Artifact, Conversion, file_entry, read_manifest, write_manifest
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from exporter.presets import PRESETS, RegistryFile
-from exporter.source import Source, cache_folder, fetch_registry_file, resolve
+from exporter.source import ResolvedSource, cache_folder, fetch_registry_file, resolve
 from runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 1000
@@ -95,7 +95,7 @@ def test_local_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "My Model v2").mkdir()
     (tmp_path / "Tiny.Q8_0.gguf").write_bytes(b"GGUF")
     folder = resolve(str(tmp_path / "My Model v2"))
-    assert folder == Source("my-model-v2", tmp_path / "My Model v2", "local My Model v2", None)
+    assert folder == ResolvedSource("my-model-v2", tmp_path / "My Model v2", "local My Model v2", None)
     assert resolve("Tiny.Q8_0.gguf").name == "tiny.q8_0"
     assert resolve(".").name == tmp_path.name.lower()
 
