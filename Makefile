@@ -119,7 +119,7 @@ $(PYTHON):
 	@$(PYTHON3) -m venv $(VENV)
 
 # The kernels are built by pip with the package, so a changed source installs it again.
-$(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/CMakeLists.txt) \
+$(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h) \
   $(wildcard runtime/lite/*.cpp runtime/lite/*.h) | $(PYTHON)
 	$(PIP) install --editable ".[export]"
 	$(PYTHON) -m runtime.lite install

@@ -1,8 +1,8 @@
 """The packed weight formats in numpy: the definition that the C++ packer and the kernels answer to.
 
-A matrix [N, K] is cut into panels of 16 output columns, each contiguous; N is filled up to a multiple of 16 and K to
-a multiple of 32 with zeros. kernels/cpu/weight_format.h gives the byte layout of a panel. The integer formats share a
-scale among 32 weights along K:
+A matrix [N, K] is cut into panels of 16 output columns, each contiguous. N is padded to a multiple of 16 and K to a
+multiple of 32 with zeros. kernels/cpu/linear/weight_format.h gives the byte layout of a panel. In the integer formats
+32 weights along K share a scale:
 
 int8   value d * q, q in -127..127, float16 d = largest / 127: GGUF's Q8_0                    8.5 bits a weight
 int4   value d * (q - z / 4), q in 0..15, z in 0..63, d a float16 whose lower 5 bits are zero  4.5

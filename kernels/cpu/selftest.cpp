@@ -13,13 +13,13 @@
 #include <thread>
 #include <vector>
 
-#include "attention.h"
-#include "decoder_layer.h"
-#include "embedding.h"
-#include "linear.h"
-#include "pack.h"
-#include "penalties.h"
-#include "sampling.h"
+#include "attention/attention.h"
+#include "layer/decoder_layer.h"
+#include "layer/embedding.h"
+#include "linear/linear.h"
+#include "linear/pack.h"
+#include "sampling/penalties.h"
+#include "sampling/sampling.h"
 
 namespace edgellama {
 namespace {

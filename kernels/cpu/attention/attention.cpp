@@ -1,0 +1,151 @@
+// FusedAttention, for the instruction set being compiled: which job each thread takes next.
+#include "attention/attention.h"
+
+#include <atomic>
+
+#include "attention/attention_decode.h"
+#include "attention/attention_plan.h"
+#include "attention/attention_prefill.h"
+#include "base/pool.h"
+#if defined(__AMX_BF16__)
+#include "attention/attention_amx.h"
+#endif
+
+namespace edgellama::EDGELLAMA_ISA {
+
+namespace {
+
+template <class T>
+struct Prefill {
+  using Products = FloatProducts;
+  struct State {};
+};
+#if defined(__AMX_BF16__)
+// A float32 cache asks for float32's precision; bf16 tiles serve the others.
+template <>
+struct Prefill<uint16_t> {
+  using Products = TileProducts;
+  using State = TileState;
+};
+template <>
+struct Prefill<int8_t> : Prefill<uint16_t> {};
+#endif
+
+using Counter = std::atomic<int32_t>;
+static_assert(sizeof(Counter) == sizeof(int32_t) && Counter::is_always_lock_free, "counters lie in plain memory");
+
+// One call. Both counters in the scratch are zero before it and zero again after it.
+template <class T>
+class Call {
+ public:
+  Call(const AttentionArgs& args, Worker& me)
+      : a_(args), me_(me), layout_(args), share_(args.heads / args.groups) {
+    char* memory = static_cast<char*>(args.scratch);
+    ticket_ = reinterpret_cast<Counter*>(memory);
+    arrived_ = reinterpret_cast<Counter*>(memory + kCacheLine);
+    partials_ = reinterpret_cast<float*>(memory + layout_.counter_bytes);
+    work_ = partials_ + layout_.partial_floats + me.index() * layout_.thread_floats;
+  }
+
+  void run() {
+    write_rows();
+    long jobs = 0, queries = 0;
+    for (long b = 0; b < a_.rows; ++b)
+      if (a_.length[b] > 1) queries += long(a_.length[b]) * a_.heads;
+    // Four jobs a thread even out the causal triangle, but each job converts the keys it reads: not too small.
+    block_ = round_up(divide_up(queries, 4L * me_.count()), kStrip);
+    if (block_ > kMaxStrips * kStrip) block_ = kMaxStrips * kStrip;
+    if (block_ < kStrip) block_ = kStrip;
+    for (long b = 0; b < a_.rows; ++b) jobs += a_.groups * pieces(b);
+
+    long row = 0, before = 0;  // jobs of the rows before `row`
+    for (;;) {
+      const long job = ticket_->fetch_add(1, std::memory_order_relaxed);
+      if (job >= jobs) {
+        // Each thread draws one ticket too many; the last of them leaves the counter as it was found.
+        if (job == jobs + me_.count() - 1) ticket_->store(0, std::memory_order_relaxed);
+        return;
+      }
+      while (job - before >= a_.groups * pieces(row)) before += a_.groups * pieces(row++);
+      const long count = pieces(row), group = (job - before) / count, piece = (job - before) % count;
+      if (a_.length[row] == 1)
+        decode(row, group, piece, count);
+      else
+        prefill(row, group, count - 1 - piece);  // the latest tokens first: they see the most keys
+    }
+  }
+
+ private:
+  long pieces(long row) const {
+    if (a_.length[row] == 0) return 0;
+    if (a_.length[row] == 1) return divide_up(visible(row), part_length(visible(row)));
+    return divide_up(a_.length[row] * share_, block_);
+  }
+  // Positions that the only token of a row sees.
+  long visible(long row) const {
+    const long end = a_.start[row] + 1L;
+    return a_.window && a_.window < end ? a_.window : end;
+  }
+
+  // Keys and values of the rows with several tokens enter the cache before anyone reads it, and padding becomes zero.
+  // A row with one token is written by the job that reads it first.
+  void write_rows() {
+    bool wait = false;
+    for (long b = 0; b < a_.rows; ++b) wait |= a_.length[b] > 1;
+    const Range mine = edgellama::share(me_, long(a_.rows) * a_.tokens);
+    for (long i = mine.begin; i < mine.end; ++i) {
+      const long b = i / a_.tokens, token = i % a_.tokens, width = long(a_.heads) * a_.head_dim;
+      if (token >= a_.length[b])
+        std::memset(a_.out + i * width, 0, sizeof(float) * size_t(width));
+      else if (a_.length[b] > 1)
+        for (long g = 0; g < a_.groups; ++g) write_position<T>(a_, b, token, g, a_.start[b] + token, work_);
+    }
+    if (wait) me_.barrier();
+  }
+
+  void decode(long row, long group, long part, long parts) {
+    const long seen = visible(row), length = part_length(seen), oldest = a_.start[row] + 1 - seen;
+    const long first = oldest + part * length, last = part + 1 == parts ? oldest + seen : first + length;
+    float* all = partials_ + (row * a_.groups + group) * share_ * layout_.part_count * layout_.partial_stride;
+    const long head_stride = layout_.partial_stride, part_stride = share_ * head_stride;
+    decode_part<T>(a_, layout_, row, group, first, last, work_, all + part * part_stride);
+
+    Counter& arrived = arrived_[row * a_.groups + group];
+    if (parts > 1) {
+      if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < parts) return;
+      arrived.store(0, std::memory_order_relaxed);
+    }
+    for (long h = 0; h < share_; ++h) {
+      float* out = a_.out + ((row * a_.tokens) * a_.heads + group * share_ + h) * a_.head_dim;
+      join_parts(all + h * head_stride, part_stride, parts, a_.head_dim, out);
+    }
+  }
+
+  void prefill(long row, long group, long piece) {
+    const long queries = a_.length[row] * share_, first = piece * block_;
+    const long last = first + block_ < queries ? first + block_ : queries;
+    const typename Prefill<T>::State state;
+    (void)state;
+    prefill_block<T, typename Prefill<T>::Products>(a_, layout_, {row, group, first, last}, work_);
+  }
+
+  const AttentionArgs& a_;
+  Worker& me_;
+  const ScratchLayout layout_;
+  const long share_;
+  long block_ = 0;
+  Counter *ticket_, *arrived_;
+  float *partials_, *work_;
+};
+
+}  // namespace
+
+void fused_attention(const AttentionArgs& args, Worker& me) {
+  switch (args.cache) {
+    case CacheType::f32: return Call<float>(args, me).run();
+    case CacheType::f16: return Call<uint16_t>(args, me).run();
+    case CacheType::s8: return Call<int8_t>(args, me).run();
+  }
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA

@@ -1,0 +1,73 @@
+// FusedAttention's checks, and its C interface for tests and benchmarks.
+#include <sstream>
+
+#include "attention/attention.h"
+#include "attention/attention_plan.h"
+#include "base/kernels.h"
+
+namespace edgellama {
+
+size_t attention_scratch_bytes(const AttentionArgs& args) { return ScratchLayout(args).bytes(args.threads); }
+
+std::string attention_size_error(const AttentionArgs& a) {
+  std::ostringstream text;
+  text << "FusedAttention: ";
+  const bool positive = a.rows > 0 && a.tokens > 0 && a.heads > 0 && a.groups > 0 && a.head_dim > 0 && a.capacity > 0;
+  if (!positive)
+    text << "rows " << a.rows << ", tokens " << a.tokens << ", heads " << a.heads << ", groups " << a.groups
+         << ", head_dim " << a.head_dim << ", capacity " << a.capacity << "; each must be at least 1";
+  else if (a.heads % a.groups)
+    text << a.heads << " query heads are not a multiple of " << a.groups << " key/value heads";
+  else if (a.head_dim % 2)
+    text << "head_dim " << a.head_dim << " is odd; the rotary embedding needs an even one";
+  else if (a.positions < a.capacity)
+    text << "the rotary tables hold " << a.positions << " positions, the cache " << a.capacity;
+  else if (a.capacity >= 1 << 24)
+    text << "capacity " << a.capacity << " is past the limit of " << (1 << 24) - 1;
+  else if (a.window < 0)
+    text << "window " << a.window << " is negative; 0 means none";
+  else if (a.cache != CacheType::f32 && a.cache != CacheType::f16 && a.cache != CacheType::s8)
+    text << "cache type " << static_cast<int>(a.cache) << " is none of 0 (float32), 1 (float16), 2 (int8)";
+  else if (a.threads < 1 || a.threads > ThreadPool::kMaxThreads)
+    text << "threads " << a.threads << " is outside 1.." << ThreadPool::kMaxThreads;
+  else
+    return {};
+  return text.str();
+}
+
+std::string attention_range_error(const AttentionArgs& a) {
+  for (int32_t b = 0; b < a.rows; ++b) {
+    const int64_t start = a.start[b], length = a.length[b];
+    if (start >= 0 && length >= 0 && length <= a.tokens && start + length <= a.capacity) continue;
+    std::ostringstream text;
+    text << "FusedAttention: row " << b << " has start " << start << " and length " << length << "; length must be 0.."
+         << a.tokens << " (tokens), start 0 or more, and start + length at most " << a.capacity << " (capacity)";
+    return text.str();
+  }
+  return {};
+}
+
+}  // namespace edgellama
+
+using edgellama::AttentionArgs;
+
+EDGELLAMA_API size_t edgellama_attention_scratch_bytes(const AttentionArgs* args) {
+  return edgellama::attention_scratch_bytes(*args);
+}
+
+// Runs one call on args->threads threads with the variant `isa`, `repeats` times. Returns 0, or writes what is wrong
+// to `message` (cut to `size` bytes) and returns 1.
+EDGELLAMA_API int edgellama_attention(const AttentionArgs* args, int isa, int repeats, char* message, size_t size) {
+  const edgellama::Kernels* table = edgellama::kernels(static_cast<edgellama::Isa>(isa));
+  std::string error = edgellama::attention_size_error(*args);
+  if (error.empty()) error = edgellama::attention_range_error(*args);
+  if (error.empty() && !table) error = "FusedAttention: this CPU or this build lacks the instruction set";
+  if (!error.empty()) {
+    if (size) message[error.copy(message, size - 1)] = '\0';
+    return 1;
+  }
+  for (int i = 0; i < repeats; ++i)
+    edgellama::ThreadPool::instance().run(args->threads,
+                                          [&](edgellama::Worker& me) { table->fused_attention(*args, me); });
+  return 0;
+}

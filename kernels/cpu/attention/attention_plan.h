@@ -1,0 +1,66 @@
+// How one call of FusedAttention is cut into jobs, and where each thread's working memory lies.
+//
+// A row with one token (decode) is bound by reading the cache: it is cut over groups and over ranges of positions
+// ("parts"), whose partial sums the last job of a (row, group) joins (flash-decoding, arXiv:2311.01282). A row with
+// more tokens (prefill) is cut over groups and blocks of queries. The parts depend on the positions alone, never on
+// the number of threads, so that neither does the result.
+#pragma once
+
+#include "attention/attention.h"
+
+namespace edgellama {
+
+constexpr long kMaxPart = 512;   // positions in a decode part
+constexpr long kMinPart = 64;    // shorter parts cost more to join than they save
+constexpr long kPartsWanted = 8;
+constexpr long kKeyBlock = 64;   // positions that prefill works on at a time
+constexpr long kMaxStrips = 8;   // strips of queries in a prefill job
+constexpr long kMaxStrip = 32;   // queries in a strip: two vectors of the widest variant
+constexpr long kCacheLine = 64;
+
+static inline long round_up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
+static inline long divide_up(long value, long by) { return (value + by - 1) / by; }
+
+// Positions in each part of a decode over `visible` positions.
+static inline long part_length(long visible) {
+  const long wanted = round_up(divide_up(visible, kPartsWanted), kMinPart);
+  return wanted < kMaxPart ? wanted : kMaxPart;
+}
+
+// No count of visible positions up to `capacity` makes more parts than this.
+static inline long max_parts(long capacity) {
+  const long parts = divide_up(capacity, kMaxPart);
+  return parts > kPartsWanted ? parts : kPartsWanted;
+}
+
+// The scratch: counters, then the decode parts' partial results, then each thread's memory. In floats, but for the
+// counters; every section starts on a cache line.
+struct ScratchLayout {
+  long padded_dim;       // D, rounded up so that any variant may work in whole tiles
+  long partial_stride;   // one head's partial result: D sums, the maximum, the normaliser
+  long part_count;       // parts of a (row, group)
+  long counter_bytes;    // one ticket, one arrival count for each (row, group)
+  long partial_floats, thread_floats;
+
+  explicit ScratchLayout(const AttentionArgs& a) {
+    padded_dim = round_up(a.head_dim, 32);
+    partial_stride = round_up(a.head_dim + 2, 16);
+    part_count = max_parts(a.capacity);
+    counter_bytes = round_up(kCacheLine + long(sizeof(int32_t)) * a.rows * a.groups, kCacheLine);
+    partial_floats = long(a.rows) * a.heads * part_count * partial_stride;
+    const long queries = kMaxStrips * kMaxStrip;
+    const long prefill = 2 * padded_dim * queries         // queries and sums
+                         + 2 * kKeyBlock * kMaxStrip      // scores and probabilities
+                         + 2 * padded_dim * kKeyBlock     // keys and values
+                         + 4 * queries                    // maxima, normalisers, first and last visible position
+                         + padded_dim * kMaxStrip;        // queries or results on their way through a transpose
+    const long share = a.heads / a.groups;
+    const long decode = share * padded_dim + share * (kMaxPart + kMaxStrip) + 2 * padded_dim;
+    thread_floats = round_up(prefill > decode ? prefill : decode, 16);
+  }
+  size_t bytes(long threads) const {
+    return size_t(counter_bytes) + sizeof(float) * (size_t(partial_floats) + size_t(thread_floats) * threads);
+  }
+};
+
+}  // namespace edgellama

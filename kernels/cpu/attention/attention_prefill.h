@@ -1,0 +1,159 @@
+// Prefill: a block of one (row, group)'s queries against the cache, key block by key block, with an online softmax in
+// float32 (flash attention, arXiv:2205.14135). Queries lie along the lanes in strips of two vectors, token by token
+// with the group's heads side by side. Key blocks that no query of a strip sees are skipped.
+#pragma once
+
+#include "attention/attention_plan.h"
+#include "attention/attention_products.h"
+
+namespace edgellama::EDGELLAMA_ISA {
+
+// Finite, so that a strip whose first key blocks are all masked makes no NaN.
+constexpr float kNoMaximum = -1e30f;
+
+// What a strip keeps while key blocks pass by; every pointer has one entry a lane.
+struct StripState {
+  float *maximum, *normaliser;
+  const float *first, *last;  // the positions that the lane's query sees
+};
+
+// Scores [count, kStrip] of the keys from `position` on become probabilities; the strip's maximum, normaliser and sums
+// [padded_dim, kStrip] follow. masked: some lane does not see every key.
+template <class Products>
+static inline void online_softmax(float* scores, float* probabilities, long count, long position, bool masked,
+                                  const StripState& strip, float* sums, long padded_dim) {
+  for (long lane = 0; lane < kStrip; lane += kLanes) {
+    const F first = load(strip.first + lane), last = load(strip.last + lane);
+    const F before = load(strip.maximum + lane);
+    F most = before, other = before;  // two chains, so that the maximum's latency is not the loop's
+    for (long i = 0; i < count; i += 2) {
+      float* at = scores + i * kStrip + lane;
+      F x = load(at), y = load(at + kStrip);
+      if (masked) {
+        const F here = broadcast(static_cast<float>(position + i)), next = here + 1.0f;
+        x = choose((here >= first) & (here <= last), x, broadcast(-__builtin_inff()));
+        y = choose((next >= first) & (next <= last), y, broadcast(-__builtin_inff()));
+        store(at, x), store(at + kStrip, y);
+      }
+      most = max(most, x), other = max(other, y);
+    }
+    most = max(most, other);
+    F total = broadcast(0.0f);
+    for (long i = 0; i < count; i += 2) {
+      const F x = exp2_of_negative(load(scores + i * kStrip + lane) - most);
+      const F y = exp2_of_negative(load(scores + (i + 1) * kStrip + lane) - most);
+      total += x + y;
+      Products::put_probabilities(probabilities, i, lane, x, y);
+    }
+    F normaliser = load(strip.normaliser + lane);
+    if (!all_lanes(most == before)) {
+      const F shrink = exp2_of_negative(before - most);
+      normaliser *= shrink;
+      store(strip.maximum + lane, most);
+      for (long d = 0; d < padded_dim; ++d) {
+        float* at = sums + d * kStrip + lane;
+        store(at, load(at) * shrink);
+      }
+    }
+    store(strip.normaliser + lane, normaliser + total);
+  }
+}
+
+// Queries first .. last-1 of one (row, group): query m is token m / share, head m % share of the group.
+struct QueryBlock {
+  long row, group, first, last;
+};
+
+// The thread's memory, cut up.
+struct PrefillMemory {
+  float *queries, *sums, *scores, *probabilities, *keys, *values, *maximum, *normaliser, *first, *last, *passage;
+  PrefillMemory(const ScratchLayout& layout, float* memory) {
+    const long all = kMaxStrips * kMaxStrip, dim = layout.padded_dim;
+    const auto take = [&memory](long floats) { return (memory += floats) - floats; };
+    queries = take(dim * all), sums = take(dim * all);
+    scores = take(kKeyBlock * kMaxStrip), probabilities = take(kKeyBlock * kMaxStrip);
+    keys = take(dim * kKeyBlock), values = take(dim * kKeyBlock);
+    maximum = take(all), normaliser = take(all), first = take(all), last = take(all);
+    passage = take(dim * kMaxStrip);
+  }
+};
+
+// Queries, rotated and scaled, into their strips; each lane's visible positions. Lanes past the last query see what it
+// sees, with a query of zeros.
+template <class Products>
+static inline void load_queries(const AttentionArgs& a, const Products& products, const QueryBlock& block,
+                                const PrefillMemory& m, long padded_dim) {
+  const long share = a.heads / a.groups, lanes = round_up(block.last - block.first, kStrip);
+  const float to_log2 = a.scale * 1.44269504f;
+  for (long lane = 0; lane < lanes; ++lane) {
+    const bool real = block.first + lane < block.last;
+    const long query = real ? block.first + lane : block.last - 1;
+    const long token = query / share, position = a.start[block.row] + token;
+    const long oldest = a.window && position >= a.window ? position - a.window + 1 : 0;
+    m.first[lane] = static_cast<float>(oldest), m.last[lane] = static_cast<float>(position);
+    m.maximum[lane] = kNoMaximum, m.normaliser[lane] = 0.0f;
+
+    float* q = m.passage + lane % kLanes * padded_dim;
+    long d = 0;
+    if (real) {
+      rotate(a, qkv_head(a, block.row, token, block.group * share + query % share), position, q);
+      for (; d < a.head_dim; ++d) q[d] *= to_log2;
+    }
+    for (; d < padded_dim; ++d) q[d] = 0.0f;
+    if (lane % kLanes == kLanes - 1)
+      products.put_queries(m.passage, m.queries + lane / kStrip * (kStrip * padded_dim), lane / kLanes % 2 * kLanes);
+  }
+}
+
+static inline void store_results(const AttentionArgs& a, const QueryBlock& block, const PrefillMemory& m,
+                                 long padded_dim) {
+  const long share = a.heads / a.groups;
+  for (long lane = 0; lane < block.last - block.first; ++lane) {
+    if (lane % kLanes == 0) {
+      const float* sums = m.sums + lane / kStrip * (kStrip * padded_dim) + lane / kLanes % 2 * kLanes;
+      for (long d = 0; d < padded_dim; d += kLanes) transpose(sums + d * kStrip, kStrip, m.passage + d, padded_dim);
+    }
+    const long query = block.first + lane, token = query / share, head = block.group * share + query % share;
+    const float* from = m.passage + lane % kLanes * padded_dim;
+    float* out = a.out + ((block.row * a.tokens + token) * a.heads + head) * a.head_dim;
+    const F inverse = broadcast(1.0f / m.normaliser[lane]);
+    for (long d = 0; d < a.head_dim; d += kLanes) store_some(out + d, load(from + d) * inverse, a.head_dim - d);
+  }
+}
+
+template <class T, class Products>
+static void prefill_block(const AttentionArgs& a, const ScratchLayout& layout, const QueryBlock& block, float* memory) {
+  const long dim = layout.padded_dim;
+  const PrefillMemory m(layout, memory);
+  const Products products(dim);
+  load_queries(a, products, block, m, dim);
+  const long strips = divide_up(block.last - block.first, kStrip);
+  std::memset(m.sums, 0, sizeof(float) * size_t(strips * kStrip * dim));
+
+  const CacheView<T> cache(a, block.row, block.group);
+  const long begin = static_cast<long>(m.first[0]) / kKeyBlock * kKeyBlock;
+  const long end = static_cast<long>(m.last[block.last - block.first - 1]) + 1;
+  for (long position = begin; position < end; position += kKeyBlock) {
+    const long present = end - position < kKeyBlock ? end - position : kKeyBlock;
+    products.put_keys(cache.keys + position * a.head_dim, cache.key_scale_at(position), present, a.head_dim, m.keys);
+    products.put_values(cache.values + position * a.head_dim, cache.value_scale_at(position), present, a.head_dim,
+                        m.values);
+    for (long s = 0; s < strips; ++s) {
+      const long at = s * kStrip;
+      const StripState strip{m.maximum + at, m.normaliser + at, m.first + at, m.last + at};
+      // Both ends grow from lane to lane.
+      const long newest = static_cast<long>(strip.last[kStrip - 1]);
+      if (position > newest || position + present <= static_cast<long>(strip.first[0])) continue;
+      const long count = newest - position + 1 < kKeyBlock ? round_up(newest - position + 1, Products::kStep) : kKeyBlock;
+      const bool masked = position + count - 1 > static_cast<long>(strip.last[0]) ||
+                          position < static_cast<long>(strip.first[kStrip - 1]);
+      float* sums = m.sums + at * dim;
+      products.score(m.keys, m.queries + at * dim, count, m.scores);
+      online_softmax<Products>(m.scores, m.probabilities, count, position, masked, strip, sums, dim);
+      products.weigh(m.values, m.probabilities, count, sums);
+    }
+  }
+  store_results(a, block, m, dim);
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA

@@ -1,0 +1,94 @@
+// Rotary embedding, and how a row of keys or values enters a cache of each type.
+#pragma once
+
+#include "attention/attention.h"
+#include "attention/attention_simd.h"
+
+namespace edgellama::EDGELLAMA_ISA {
+
+// Where the parts of one (row, group) lie.
+template <class T>
+struct CacheView {
+  T *keys, *values;               // [C, D]
+  uint16_t *key_scale, *value_scale;  // [C], or null
+  CacheView(const AttentionArgs& a, long row, long group) {
+    const long at = (row * a.groups + group) * a.capacity;
+    keys = static_cast<T*>(a.k_cache) + at * a.head_dim;
+    values = static_cast<T*>(a.v_cache) + at * a.head_dim;
+    key_scale = a.k_scale ? a.k_scale + at : nullptr;
+    value_scale = a.v_scale ? a.v_scale + at : nullptr;
+  }
+  uint16_t* key_scale_at(long position) const { return key_scale ? key_scale + position : nullptr; }
+  uint16_t* value_scale_at(long position) const { return value_scale ? value_scale + position : nullptr; }
+};
+
+static inline const float* qkv_head(const AttentionArgs& a, long row, long token, long head) {
+  return a.qkv + ((row * a.tokens + token) * (a.heads + 2L * a.groups) + head) * a.head_dim;
+}
+
+static inline void store_some(float* p, F x, long n) {
+  if (n >= kLanes) return store(p, x);
+  float lanes[kLanes];
+  store(lanes, x);
+  std::memcpy(p, lanes, size_t(n) * sizeof *p);
+}
+
+// y = x rotated to `position` (half-split layout: element i pairs with i + D/2). Compiled without contraction into
+// fused multiply-adds, so that the cache receives the reference's bits.
+static inline void rotate(const AttentionArgs& a, const float* x, long position, float* y) {
+  const long half = a.head_dim / 2;
+  const float *cos = a.cos + position * half, *sin = a.sin + position * half;
+  for (long i = 0; i < half; i += kLanes) {
+    const long n = half - i;
+    const F lo = load_some(x + i, n), hi = load_some(x + half + i, n);
+    const F c = load_some(cos + i, n), s = load_some(sin + i, n);
+    store_some(y + i, lo * c - hi * s, n);
+    store_some(y + half + i, hi * c + lo * s, n);
+  }
+}
+
+// One row of D floats into a cache; `scale` is that row's, for the type that has one.
+static inline void write_row(const float* x, long dim, float* row, uint16_t*) {
+  std::memcpy(row, x, size_t(dim) * sizeof *x);
+}
+
+static inline void write_row(const float* x, long dim, uint16_t* row, uint16_t*) {
+  long i = 0;
+  for (; i + kLanes <= dim; i += kLanes) store_f16(row + i, load(x + i));
+  for (; i < dim; ++i) row[i] = float_to_f16(x[i]);
+}
+
+// scale = the largest magnitude / 127, in float16; elements are x / scale, rounded to even and clipped to +-127.
+static inline void write_row(const float* x, long dim, int8_t* row, uint16_t* scale) {
+  F largest = broadcast(0.0f);
+  for (long i = 0; i < dim; i += kLanes) {
+    const F y = load_some(x + i, dim - i);
+    largest = max(largest, max(y, -y));
+  }
+  const float wanted = max_lane(largest) / 127.0f + 0.0f;  // a row of zeros may have come out as -0
+  *scale = float_to_f16(wanted < 65504.0f ? wanted : 65504.0f);
+  const float step = f16_to_float(*scale);
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
+  for (long i = 0; i < dim; i += kLanes) {
+    const long n = dim - i < kLanes ? dim - i : kLanes;
+    F q = broadcast(0.0f);
+    if (step > 0.0f) q = min(max(load_some(x + i, n) / step, broadcast(-127.0f)), broadcast(127.0f));
+    float lanes[kLanes];
+    store(lanes, (q + magic) - magic);
+    for (long j = 0; j < n; ++j) row[i + j] = static_cast<int8_t>(lanes[j]);
+  }
+}
+
+// Key and value of one token: rotated, rounded, written at `position` of its (row, group). `turned` holds D floats.
+template <class T>
+static inline void write_position(const AttentionArgs& a, long row, long token, long group, long position,
+                                  float* turned) {
+  const CacheView<T> cache(a, row, group);
+  const long at = position * a.head_dim;
+  rotate(a, qkv_head(a, row, token, a.heads + group), position, turned);
+  write_row(turned, a.head_dim, cache.keys + at, cache.key_scale_at(position));
+  write_row(qkv_head(a, row, token, a.heads + a.groups + group), a.head_dim, cache.values + at,
+            cache.value_scale_at(position));
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA

@@ -1,0 +1,50 @@
+#include "base/kernels.h"
+
+#include "base/abi.h"
+
+namespace edgellama {
+
+namespace portable { const Kernels& variant(); }
+namespace neon { const Kernels& variant(); }
+namespace avx2 { const Kernels& variant(); }
+namespace avxvnni { const Kernels& variant(); }
+namespace avx512 { const Kernels& variant(); }
+namespace amx { const Kernels& variant(); }
+
+const Kernels* kernels(Isa isa) {
+  if (!isa_available(isa)) return nullptr;
+  switch (isa) {
+    case Isa::portable:
+      return &portable::variant();
+#if defined(EDGELLAMA_HAVE_neon)
+    case Isa::neon:
+      return &neon::variant();
+#endif
+#if defined(EDGELLAMA_HAVE_avx2)
+    case Isa::avx2:
+      return &avx2::variant();
+    case Isa::avxvnni:
+      return &avxvnni::variant();
+    case Isa::avx512:
+      return &avx512::variant();
+    case Isa::amx:
+      return &amx::variant();
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace edgellama
+
+using edgellama::Isa;
+
+// The numbers are those of enum class Isa; -1 asks for the best.
+EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::isa_available(static_cast<Isa>(isa)); }
+EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
+EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }
+
+// Times n empty regions of t threads: what fork and join cost, in seconds.
+EDGELLAMA_API void edgellama_empty_regions(int n, int threads) {
+  for (int i = 0; i < n; ++i) edgellama::ThreadPool::instance().run(threads, [](edgellama::Worker&) {});
+}

@@ -1,0 +1,29 @@
+// The table of kernels that one instruction-set variant provides.
+#pragma once
+
+#include "base/cpu_features.h"
+#include "base/export.h"
+#include "base/pool.h"
+#include "sampling/sampling.h"
+
+namespace edgellama {
+
+struct AttentionArgs;
+struct DecoderLayerArgs;
+struct EmbeddingArgs;
+struct LinearArgs;
+struct PackArgs;
+
+struct Kernels {
+  void (*embedding)(const EmbeddingArgs&, Worker&);
+  void (*linear)(const LinearArgs&, Worker&);
+  void (*pack)(const PackArgs&, Worker&);
+  void (*fused_attention)(const AttentionArgs&, Worker&);
+  void (*decoder_layer)(const DecoderLayerArgs&, Worker&);
+  ScorePasses scores;
+};
+
+// The table of an available variant; nullptr if this build or this CPU lacks it.
+EDGELLAMA_EXPORT const Kernels* kernels(Isa isa);
+
+}  // namespace edgellama

@@ -1,0 +1,71 @@
+#include "layer/decoder_layer.h"
+
+#include <algorithm>
+
+#include "base/scratch.h"
+
+namespace edgellama {
+namespace {
+
+// Parts of one allocation, each beginning on a cache line; with no memory yet, it only counts.
+class Carver {
+ public:
+  explicit Carver(uint8_t* memory) : memory_(memory) {}
+  template <typename T>
+  T* take(size_t count) {
+    T* const part = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
+    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    return part;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* const memory_;
+  size_t used_ = 0;
+};
+
+void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
+  const size_t positions = static_cast<size_t>(a.qkv.shape.rows) * a.qkv.shape.tokens;
+  int32_t* const index = carver.take<int32_t>(2 * positions);
+  float* const qkv = carver.take<float>(positions * a.qkv.shape.out);
+  float* const attended = carver.take<float>(positions * a.o.shape.in);
+  float* const inner = carver.take<float>(positions * a.down.shape.in);
+  size_t most = 0;
+  for (const LinearArgs* part : {&a.qkv, &a.o, &a.gate_up, &a.down})
+    most = std::max(most, linear_scratch_bytes(part->shape, static_cast<int>(positions), threads));
+  uint8_t* const work = carver.take<uint8_t>(most);
+  *bytes = carver.used();
+  if (!work) return;
+  a.qkv.y = qkv;
+  a.attention.qkv = qkv;
+  a.attention.out = attended;
+  a.o.x = attended;
+  a.o.residual = a.qkv.x;
+  // The sum after attention lies where the result will: each element is read before it is written.
+  a.o.y = a.down.y;
+  a.gate_up.x = a.down.y;
+  a.down.residual = a.down.y;
+  a.gate_up.y = inner;
+  a.down.x = inner;
+  choose_rows(a.qkv, index);
+  for (LinearArgs* part : {&a.qkv, &a.o, &a.gate_up, &a.down}) {
+    part->source = a.qkv.source;
+    part->target = a.qkv.target;
+    part->count = a.qkv.count;
+    part->scratch = work;
+  }
+}
+
+}  // namespace
+
+void run_decoder_layer(DecoderLayerArgs args, Isa isa, int threads) {
+  size_t bytes = 0;
+  lay_out(args, Carver(nullptr), threads, &bytes);
+  lay_out(args, Carver(scratch(bytes)), threads, &bytes);
+  if (args.qkv.count == 0) return;
+  args.attention.scratch = attention_scratch(args.attention);
+  const auto kernel = kernels(isa)->decoder_layer;
+  ThreadPool::instance().run(threads, [&](Worker& me) { kernel(args, me); });
+}
+
+}  // namespace edgellama

@@ -1,0 +1,21 @@
+// Embedding: rows of a packed matrix as floats. kernels/reference.py (embedding) says what it means.
+#pragma once
+
+#include <cstdint>
+
+#include "base/kernels.h"
+#include "linear/weight_format.h"
+
+namespace edgellama {
+
+struct EmbeddingArgs {
+  Format format = Format::f32;
+  int rows = 0, tokens = 0;         // B, S
+  int vocabulary = 0, width = 0;    // of the packed matrix: V columns of K steps
+  const uint8_t* weight = nullptr;  // packed: the matrix that the LM head multiplies with, if they are tied
+  const int32_t* ids = nullptr;     // [B, S], the valid ones each 0..V-1
+  const int32_t* length = nullptr;  // [B], each 0..S
+  float* y = nullptr;               // [B, S, K]; rows at and past length[b] are not written
+};
+
+}  // namespace edgellama

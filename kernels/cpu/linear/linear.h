@@ -1,0 +1,107 @@
+// Linear: y = epilogue(norm(x) W^T + bias), over weights in the packed layout of weight_format.h.
+// kernels/reference.py (linear) says what it means.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/kernels.h"
+#include "linear/weight_format.h"
+
+namespace edgellama {
+
+enum class Epilogue : int { none = 0, residual_add = 1, swiglu = 2 };
+
+struct LinearShape {
+  Format format = Format::f32;
+  Epilogue epilogue = Epilogue::none;
+  int rows = 0, tokens = 0;     // B, S
+  int in = 0, out = 0;          // K and the columns of y
+  bool last_only = false;       // y holds each row's last valid token alone: [B, out]
+  float eps = 0;                // of the RMS norm
+
+  long panels() const { return panel_count(out) * (epilogue == Epilogue::swiglu ? 2 : 1); }  // of the weight
+};
+
+struct LinearArgs {
+  LinearShape shape;
+  const float* x = nullptr;         // [B, S, K]
+  const uint8_t* weight = nullptr;  // packed
+  const float* gamma = nullptr;     // [K]: multiplies x / rms(x); nullptr: x is taken as it is
+  const float* bias = nullptr;      // [16 * panels()] or nullptr
+  const float* residual = nullptr;  // [B, S, out] with Epilogue::residual_add
+  const int32_t* length = nullptr;  // [B], each 0..S
+  float* y = nullptr;               // [B, S, out], or [B, out]
+
+  // Set by choose_rows.
+  const int32_t* source = nullptr;  // of each computed row: its row in x
+  const int32_t* target = nullptr;  // and in y (and residual)
+  int count = 0;                    // computed rows
+
+  uint8_t* scratch = nullptr;  // linear_scratch_bytes, 64-byte aligned
+};
+
+// A row of activations as the row kernels read it: floats for the float formats; else groups of 32 integers (64 bytes
+// each), their scales and their sums.
+static inline long prepared_row_bytes(Format format, long k) {
+  return format <= Format::bf16 ? padded_k(k) * 4 : group_count(k) * 64 + round_up(group_count(k) * 8, 64);
+}
+
+// The row kernels' scratch: the prepared rows, once for all threads or (if few) once for each; then a line a thread.
+struct RowScratch {
+  static constexpr long kAlone = 8192;  // elements of all rows
+  bool alone;  // each thread prepares its own copy: cheaper than a barrier
+  long rows, line;
+  RowScratch(Format format, int count, long k)
+      : alone(count * padded_k(k) <= kAlone), rows(count * prepared_row_bytes(format, k)), line(padded_k(k) * 4) {}
+  long shared() const { return alone ? 0 : rows; }
+  long own() const { return line + (alone ? rows : 0); }
+};
+
+// The tile kernel's: the tiles of all rows; then for each thread unpacked weights, sums and a line.
+struct TileScratch {
+  static constexpr long kMaxDepth = 1536;   // K up to here stays in one piece
+  static constexpr long kDepth = 1024;      // longer K is cut into these, so that all rows x kDepth stay in the cache
+  static constexpr long kPairsInCache = 8;  // pairs of panels whose sums are carried from piece to piece
+  long row_tiles, weights, sums, line;
+  TileScratch(int count, long k) {
+    const long blocks = (count + 31) / 32, depth = padded_k(k);
+    const bool whole = depth <= kMaxDepth;
+    row_tiles = blocks * 32 * depth * 2;
+    weights = (whole ? depth : kDepth) * 32 * 2;
+    sums = (whole ? 1 : blocks * kPairsInCache) * 32 * 32 * 4;
+    line = depth * 4;
+  }
+  long shared() const { return row_tiles; }
+  long own() const { return weights + sums + line; }
+};
+
+// The scratch of linear_many.h: all rows; then for each thread a widened pair of panels, sums and a line.
+struct WideScratch {
+  static constexpr long kMaxDepth = 2048, kDepth = 1024, kPairsInCache = 8;  // as TileScratch's
+  long depth, pairs;  // K of a piece, rounded up; pairs of panels whose sums are carried from piece to piece
+  long rows, weights, sums, line;
+  WideScratch(int count, long k) {
+    constexpr long kMaxBlock = 16;  // rows in a block, at most
+    const bool whole = padded_k(k) <= kMaxDepth;
+    depth = whole ? padded_k(k) : kDepth;
+    pairs = whole ? 1 : kPairsInCache;
+    rows = count * round_up(group_count(k) * 68, 64);
+    weights = depth * 32 * 2 + depth / kGroup * 32 * 4;
+    sums = (whole ? kMaxBlock : count * pairs) * 32 * 4;
+    line = padded_k(k) * 4;
+  }
+  long shared() const { return rows; }
+  long own() const { return weights + sums + line; }
+};
+
+// Bytes of scratch for `count` computed rows on `threads` threads, enough for every variant.
+size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
+
+// Which rows a call computes: fills args.count, source and target, which lie in `index` (2 * rows * tokens integers).
+void choose_rows(LinearArgs& args, int32_t* index);
+
+// Runs one Linear on the pool. Lengths must have been checked.
+EDGELLAMA_EXPORT void run_linear(LinearArgs args, Isa isa, int threads);
+
+}  // namespace edgellama

@@ -1,0 +1,76 @@
+#include <algorithm>
+
+#include "linear/linear.h"
+#include "base/scratch.h"
+
+namespace edgellama {
+
+size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
+  // A call may have fewer valid rows than `count`, and few rows are prepared by each thread for itself: that can take
+  // more than all of them prepared once.
+  const int few = static_cast<int>(std::min<long>(count, RowScratch::kAlone / padded_k(shape.in)));
+  const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
+  const TileScratch tiles(count, shape.in);
+  const WideScratch wide(count, shape.in);
+  return static_cast<size_t>(
+      std::max({rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
+                tiles.shared() + threads * tiles.own(), wide.shared() + threads * wide.own()}));
+}
+
+void choose_rows(LinearArgs& args, int32_t* index) {
+  const LinearShape& shape = args.shape;
+  int32_t* const target = index + shape.rows * shape.tokens;
+  args.source = index;
+  args.target = target;
+  args.count = 0;
+  for (int b = 0; b < shape.rows; ++b) {
+    const int n = args.length[b];
+    for (int s = shape.last_only ? std::max(n - 1, 0) : 0; s < n; ++s) {
+      index[args.count] = b * shape.tokens + s;
+      target[args.count++] = shape.last_only ? b : b * shape.tokens + s;
+    }
+  }
+}
+
+void run_linear(LinearArgs args, Isa isa, int threads) {
+  const LinearShape& shape = args.shape;
+  const int positions = shape.rows * shape.tokens;
+  const size_t index_bytes = static_cast<size_t>(round_up(2L * positions * 4, 64));
+  uint8_t* memory = scratch(index_bytes + linear_scratch_bytes(shape, positions, threads));
+  choose_rows(args, reinterpret_cast<int32_t*>(memory));
+  for (int b = 0; b < shape.rows; ++b)
+    if (shape.last_only && args.length[b] == 0) std::fill_n(args.y + static_cast<long>(b) * shape.out, shape.out, 0.0f);
+  if (args.count == 0) return;
+  args.scratch = memory + index_bytes;
+  const auto kernel = kernels(isa)->linear;
+  ThreadPool::instance().run(threads, [&](Worker& me) { kernel(args, me); });
+}
+
+}  // namespace edgellama
+
+// For the tests: one Linear over plain arrays. Returns 0, or -1 if the variant is not available here.
+EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogue, int rows, int tokens, int in,
+                                   int out, int last_only, float eps, const float* x, const void* weight,
+                                   const float* gamma, const float* bias, const float* residual,
+                                   const int32_t* length, float* y) {
+  using namespace edgellama;
+  if (!isa_available(static_cast<Isa>(isa))) return -1;
+  LinearArgs args;
+  args.shape.format = static_cast<Format>(format);
+  args.shape.epilogue = static_cast<Epilogue>(epilogue);
+  args.shape.rows = rows;
+  args.shape.tokens = tokens;
+  args.shape.in = in;
+  args.shape.out = out;
+  args.shape.last_only = last_only != 0;
+  args.shape.eps = eps;
+  args.x = x;
+  args.weight = static_cast<const uint8_t*>(weight);
+  args.gamma = gamma;
+  args.bias = bias;
+  args.residual = residual;
+  args.length = length;
+  args.y = y;
+  run_linear(args, static_cast<Isa>(isa), threads);
+  return 0;
+}

@@ -1,0 +1,248 @@
+// Linear for many rows: a pair of panels of integers is widened to 16 bits once, and then multiplied with every row.
+// A block of rows by two vectors of columns keeps its sums in registers. The integers, their sums and the order of the
+// float operations are those of the row kernels, so that a row's result has the same bits here as there.
+#pragma once
+
+#include "linear/linear_rows.h"
+
+namespace edgellama::EDGELLAMA_ISA {
+
+constexpr int kWide = 2 * kPanel;              // columns of a pair of panels
+constexpr int kWideVec = kWide / kLanes;       // vectors of them
+constexpr long kWideGroup = kGroup * kWide;    // words of a group
+
+// Bytes of a group of a packed panel.
+constexpr long group_bytes(Format format) { return format == Format::int8 ? 512 : 256; }
+
+// Rows in blocks as even as they can be, of at most kWordRows.
+struct RowBlocks {
+  long rows, count;
+  explicit RowBlocks(long rows_) : rows(rows_), count((rows_ + kWordRows - 1) / kWordRows) {}
+  long first(long block) const { return rows * block / count; }
+  int size(long block) const { return static_cast<int>(first(block + 1) - first(block)); }
+};
+
+// Where a multiplication reads and writes: groups [first, last) of a block of rows and of a pair of panels.
+//   rows     words [group][row][32] of all K, then their scales [group][row]
+//   weights  of these groups words [group][vector][16 pairs][kLanes][2], then the scales [group][kWide]
+//   sums     [row][kWide], added to if first > 0
+struct Piece {
+  const uint8_t *rows, *weights;
+  long groups, first, last;
+  float* sums;
+};
+
+// Row r of a block of `rows`.
+static inline void put_row(const float* line, long groups, uint8_t* block, int rows, int r) {
+  int16_t* to = reinterpret_cast<int16_t*>(block) + r * kGroup;
+  float* scales = reinterpret_cast<float*>(block + groups * rows * kGroup * 2) + r;
+  for (long g = 0; g < groups; ++g, line += kGroup, to += rows * kGroup, scales += rows) {
+    const QuantizedGroup group = quantize_group(line);
+    for (int i = 0; i < kGroup / kLanes; ++i) store_words(to + i * kLanes, group.q[i]);
+    *scales = group.scale;
+  }
+}
+
+static inline I load_cells(const void* p) {
+  I cells;
+  std::memcpy(&cells, p, sizeof cells);
+  return cells;
+}
+
+// Four steps of one vector of columns, less the zero point, to the pairs at `to`.
+static inline void put_bytes(I bytes, I zero, int16_t* to) {
+  I first, last;
+  bytes_to_words(bytes, first, last);
+  first = subtract_words(first, zero), last = subtract_words(last, zero);
+  std::memcpy(to, &first, sizeof first);
+  std::memcpy(to + 2 * kLanes, &last, sizeof last);
+}
+
+// One group of one vector of columns; returns its scale. Of int4 the words hold 4 q - z, which is exact, and the scale
+// is a quarter.
+template <Format format>
+static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, int16_t* to) {
+  const I twice = I{} + 0x10001;
+  data += v * kLanes * 4;
+  if constexpr (format == Format::int8) {
+    for (int q = 0; q < 8; ++q) put_bytes(load_cells(data + 64 * q), 128 * twice, to + q * 4 * kLanes);
+    return load_f16(scales + v * kLanes);
+  }
+  F scale[kVec], z[kVec];
+  I zero = 32 * twice;
+  if constexpr (format == Format::int4) {
+    load_int4_scales(scales, scale, z);
+    zero = __builtin_convertvector(z[v] * broadcast(4.0f), I) * twice;
+  } else {
+    scale[v] = load_f16(scales + v * kLanes);
+  }
+  for (int q = 0; q < 4; ++q) {
+    const I both = load_cells(data + 64 * q);
+    put_bytes((both & 0x0f0f0f0f) << 2, zero, to + 2 * q * 4 * kLanes);
+    put_bytes((both >> 2) & 0x3c3c3c3c, zero, to + (2 * q + 1) * 4 * kLanes);
+  }
+  return scale[v] * broadcast(0.25f);
+}
+
+// From the second-level cache, where prefetch_pair had them brought to.
+template <int bytes>
+static inline void prefetch_near(const uint8_t* at) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + 2048 + i, 0, 3);
+}
+
+// Groups [first, last) of the panel that is number `which` of the pair.
+template <Format format>
+static inline void widen(const uint8_t* panel, long k, long first, long last, uint8_t* weights, int which) {
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel) + first * kPanel;
+  const uint8_t* data = panel + scale_bytes(format, k) + first * group_bytes(format);
+  int16_t* to = reinterpret_cast<int16_t*>(weights) + which * (kWideGroup / 2);
+  float* scale = reinterpret_cast<float*>(weights + (last - first) * kWideGroup * 2) + which * kPanel;
+  for (long g = first; g < last; ++g) {
+    prefetch_near<group_bytes(format)>(data);
+    for (int v = 0; v < kVec; ++v)
+      store(scale + v * kLanes, widen_group<format>(scales, data, v, to + v * kGroup * kLanes));
+    scales += kPanel, data += group_bytes(format), to += kWideGroup, scale += kWide;
+  }
+}
+
+template <int R>
+static inline void multiply_words(const Piece& piece) {
+  const long groups = piece.last - piece.first;
+  for (int vector = 0; vector < kWideVec; vector += 2) {
+    float* sums = piece.sums + vector * kLanes;
+    F y[R][2];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < 2; ++v) y[r][v] = piece.first ? load(sums + r * kWide + v * kLanes) : broadcast(0.0f);
+    const int16_t* w = reinterpret_cast<const int16_t*>(piece.weights) + vector * kGroup * kLanes;
+    const float* d = reinterpret_cast<const float*>(piece.weights + groups * kWideGroup * 2) + vector * kLanes;
+    const int16_t* x = reinterpret_cast<const int16_t*>(piece.rows) + piece.first * R * kGroup;
+    const float* scale = reinterpret_cast<const float*>(piece.rows + piece.groups * R * kGroup * 2) + piece.first * R;
+    for (long g = 0; g < groups; ++g, w += kWideGroup, d += kWide, x += R * kGroup, scale += R) {
+      I s[R][2] = {};
+#pragma GCC unroll 16
+      for (int pair = 0; pair < kGroup / 2; ++pair) {
+        const I w0 = load_cells(w + pair * 2 * kLanes), w1 = load_cells(w + (pair + kGroup / 2) * 2 * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          int32_t two;
+          std::memcpy(&two, x + r * kGroup + 2 * pair, sizeof two);
+          const I both = I{} + two;
+          s[r][0] = dot_words(s[r][0], w0, both);
+          s[r][1] = dot_words(s[r][1], w1, both);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < 2; ++v)
+          y[r][v] = fma(__builtin_convertvector(s[r][v], F), load(d + v * kLanes) * broadcast(scale[r]), y[r][v]);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < 2; ++v) store(sums + r * kWide + v * kLanes, y[r][v]);
+  }
+}
+
+// Blocks of many rows have between half of kWordRows and kWordRows of them.
+template <int R = kWordRows>
+static inline void multiply_block(int rows, const Piece& piece) {
+  if constexpr (R >= kWordRows / 2) {
+    if (rows == R) return multiply_words<R>(piece);
+    multiply_block<R - 1>(rows, piece);
+  }
+}
+
+// Part `part` of `parts` of the bytes from `from` on.
+static inline void prefetch_part(const uint8_t* from, long bytes, long part, long parts) {
+  for (long i = bytes * part / parts / 64 * 64; i < bytes * (part + 1) / parts; i += 64)
+    __builtin_prefetch(from + i, 0, 2);
+}
+
+// The same of what a pair of panels will be widened from.
+template <Format format>
+static inline void prefetch_pair(const LinearArgs& a, long pair, long first, long last, long part, long parts) {
+  const size_t panel_size = panel_bytes(format, a.shape.in), scales = scale_bytes(format, a.shape.in);
+  for (long panel = 2 * pair; panel < 2 * pair + 2 && panel < a.shape.panels(); ++panel) {
+    const uint8_t* const from = a.weight + panel * panel_size;
+    prefetch_part(from + first * kPanel * 2, (last - first) * kPanel * 2, part, parts);
+    prefetch_part(from + scales + first * group_bytes(format), (last - first) * group_bytes(format), part, parts);
+  }
+}
+
+// Asks for the lines that a block's results go to, and for what is added to them.
+static inline void prefetch_results(const LinearArgs& a, long row, int rows, long pair) {
+  const bool gated = a.shape.epilogue == Epilogue::swiglu;
+  const long column = pair * (gated ? kPanel : kWide), last = gated ? 0 : kPanel;
+  for (int r = 0; r < rows; ++r) {
+    const long at = static_cast<long>(a.target[row + r]) * a.shape.out + column;
+    for (long i = 0; i <= last && column + i < a.shape.out; i += kPanel) {
+      __builtin_prefetch(a.y + at + i, 1, 3);
+      if (a.residual) __builtin_prefetch(a.residual + at + i, 0, 3);
+    }
+  }
+}
+
+// All rows times pairs [begin, end) of panels. Beyond WideScratch::kMaxDepth in pieces of K, so that the rows' and the
+// weights' stay in the cache; the pairs' sums [pair][row][kWide] are carried from one to the next. `next`: the pair
+// that this thread will multiply after them.
+template <Format format>
+static inline void multiply_pairs(const LinearArgs& a, long begin, long end, long next, const WideScratch& size,
+                                  const uint8_t* rows, uint8_t* weights) {
+  const long k = a.shape.in, groups = group_count(k), row_bytes = size.rows / a.count, step = size.depth / kGroup;
+  const size_t panel_size = panel_bytes(format, k);
+  const RowBlocks blocks(a.count);
+  float* const sums = reinterpret_cast<float*>(weights + size.weights);
+  for (long first = 0; first < groups; first += step) {
+    const long last = first + step < groups ? first + step : groups;
+    for (long pair = begin; pair < end; ++pair) {
+      const uint8_t* panel = a.weight + 2 * pair * panel_size;
+      const bool whole = 2 * pair + 1 < a.shape.panels();
+      if (!whole) std::memset(weights, 0, size.weights);  // the missing half is multiplied too; its sums go nowhere
+      widen<format>(panel, k, first, last, weights, 0);
+      if (whole) widen<format>(panel + panel_size, k, first, last, weights, 1);
+      for (long b = 0; b < blocks.count; ++b) {
+        const long row = blocks.first(b);
+        prefetch_pair<format>(a, pair + 1 < end ? pair + 1 : next, first, last, b, blocks.count);
+        if (last == groups) prefetch_results(a, row, blocks.size(b), pair);
+        float* const out = size.pairs == 1 ? sums : sums + ((pair - begin) * a.count + row) * kWide;
+        multiply_block(blocks.size(b), {rows + row * row_bytes, weights, groups, first, last, out});
+        if (last == groups) finish_block(a, static_cast<int>(row), blocks.size(b), pair, out);
+      }
+    }
+  }
+}
+
+static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalised_row)(const LinearArgs&, int, float*)) {
+  const long groups = group_count(a.shape.in);
+  const RowBlocks blocks(a.count);
+  const WideScratch size(a.count, a.shape.in);
+  uint8_t* const rows = a.scratch;
+  uint8_t* const weights = a.scratch + size.shared() + me.index() * size.own();
+  float* const line = reinterpret_cast<float*>(weights + size.weights + size.sums);
+
+  const Range mine = share(me, blocks.count);
+  for (long b = mine.begin; b < mine.end; ++b)
+    for (int r = 0; r < blocks.size(b); ++r) {
+      normalised_row(a, static_cast<int>(blocks.first(b) + r), line);
+      put_row(line, groups, rows + blocks.first(b) * (size.rows / a.count), blocks.size(b), r);
+    }
+  me.barrier();
+
+  const long pairs = (a.shape.panels() + 1) / 2;
+  long begin = me.take() * size.pairs;
+  while (begin < pairs) {
+    const long end = begin + size.pairs < pairs ? begin + size.pairs : pairs;
+    const long next = me.take() * size.pairs;  // known early, so that its weights can be asked for
+    switch (a.shape.format) {
+      case Format::int8:
+        multiply_pairs<Format::int8>(a, begin, end, next, size, rows, weights);
+        break;
+      case Format::int4:
+        multiply_pairs<Format::int4>(a, begin, end, next, size, rows, weights);
+        break;
+      default:
+        multiply_pairs<Format::q4_0>(a, begin, end, next, size, rows, weights);
+    }
+    begin = next;
+  }
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA

@@ -1,0 +1,20 @@
+#include "linear/pack.h"
+
+// Packs floats w [n, k], or (where w is null) scales [n, k / 32] and q [n, k]. Returns 0, or -1 if the variant is not
+// available here.
+EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long k, const float* w,
+                                 const uint16_t* scales, const uint8_t* q, void* out) {
+  using namespace edgellama;
+  const Kernels* table = kernels(static_cast<Isa>(isa));
+  if (!table) return -1;
+  PackArgs args;
+  args.format = static_cast<Format>(format);
+  args.n = n;
+  args.k = k;
+  args.w = w;
+  args.scales = scales;
+  args.q = q;
+  args.out = static_cast<uint8_t*>(out);
+  ThreadPool::instance().run(threads, [&](Worker& me) { table->pack(args, me); });
+  return 0;
+}

@@ -1,0 +1,102 @@
+#include "lite/lite_decoder_layer.h"
+
+namespace edgellama {
+namespace {
+
+enum Input : size_t { kHidden, kStart, kLength, kCos, kSin, kWeights, kKeys, kValues, kKeyScale, kValueScale };
+
+}  // namespace
+
+void DecoderLayerOperator::prepare() {
+  prepare_attention();
+  const AttentionArgs& attention = args_.attention;
+  const int hidden = static_cast<int>(size(kHidden, 2)), inner = integer("inner");
+  const int heads = attention.heads * attention.head_dim;
+  parts_.clear();
+  bytes_ = 0;
+  add_part(args_.qkv, Epilogue::none, hidden, heads + 2 * attention.groups * attention.head_dim, true,
+           "q_bias");
+  add_part(args_.o, Epilogue::residual_add, heads, hidden, false, "o_bias");
+  add_part(args_.gate_up, Epilogue::swiglu, hidden, inner, true, "gate_bias");
+  add_part(args_.down, Epilogue::residual_add, inner, hidden, false, "down_bias");
+  expect(kWeights, DataType::kUInt8, {bytes_});
+  expect_output(DataType::kFloat32, {attention.rows, attention.tokens, hidden});
+}
+
+void DecoderLayerOperator::prepare_attention() {
+  AttentionArgs& a = args_.attention;
+  a.heads = integer("heads");
+  a.window = integer("window");
+  a.scale = real("scale");
+  a.cache = static_cast<CacheType>(choice("cache", {"f32", "f16", "s8"}));
+  a.rows = static_cast<int32_t>(size(kHidden, 0));
+  a.tokens = static_cast<int32_t>(size(kHidden, 1));
+  a.positions = static_cast<int32_t>(size(kCos, 0));
+  a.groups = static_cast<int32_t>(size(kKeys, 1));
+  a.capacity = static_cast<int32_t>(size(kKeys, 2));
+  a.head_dim = static_cast<int32_t>(size(kKeys, 3));
+  a.threads = threads_;
+  const std::vector<int64_t> table = {a.positions, a.head_dim / 2};
+  const std::vector<int64_t> scales = {a.rows, a.groups, a.capacity}, cache = {a.rows, a.groups, a.capacity, a.head_dim};
+  const DataType types[] = {DataType::kFloat32, DataType::kInt16, DataType::kInt8};
+  expect(kHidden, DataType::kFloat32, {-1, -1, -1});
+  expect(kStart, DataType::kInt32, {a.rows});
+  expect(kLength, DataType::kInt32, {a.rows});
+  for (const size_t input : {kCos, kSin}) expect(input, DataType::kFloat32, table);
+  for (const size_t input : {kKeys, kValues}) expect(input, types[static_cast<int>(a.cache)], cache);
+  if (a.cache == CacheType::s8)
+    for (const size_t input : {kKeyScale, kValueScale}) expect(input, DataType::kInt16, scales);
+  if (failed()) return;
+  const std::string error = attention_size_error(a);
+  if (!error.empty()) fail(error);
+}
+
+void DecoderLayerOperator::add_part(LinearArgs& args, Epilogue epilogue, int in, int out, bool norm,
+                                    const char* bias) {
+  LinearShape& shape = args.shape;
+  shape.format = static_cast<Format>(choice("format", kFormats));
+  shape.epilogue = epilogue;
+  shape.eps = real("eps");
+  shape.in = in;
+  shape.out = out;
+  shape.rows = args_.attention.rows;
+  shape.tokens = args_.attention.tokens;
+  Part part = {&args, take(shape.panels() * int64_t(panel_bytes(shape.format, in))), -1, -1};
+  if (norm) part.gamma = take(int64_t(in) * 4);
+  if (integer(bias)) part.bias = take(shape.panels() * kPanel * 4);
+  parts_.push_back(part);
+}
+
+int64_t DecoderLayerOperator::take(int64_t bytes) {
+  const int64_t begin = bytes_;
+  bytes_ = round_up(bytes_ + bytes, 64);
+  return begin;
+}
+
+void DecoderLayerOperator::run() {
+  AttentionArgs& a = args_.attention;
+  a.start = data<const int32_t>(kStart);
+  a.length = data<const int32_t>(kLength);
+  a.cos = data<const float>(kCos);
+  a.sin = data<const float>(kSin);
+  a.k_cache = data<void>(kKeys);
+  a.v_cache = data<void>(kValues);
+  if (a.cache == CacheType::s8) {
+    a.k_scale = data<uint16_t>(kKeyScale);
+    a.v_scale = data<uint16_t>(kValueScale);
+  }
+  const std::string error = attention_range_error(a);
+  if (!error.empty()) return fail(error);
+  const uint8_t* const weights = data<const uint8_t>(kWeights);
+  for (const Part& part : parts_) {
+    part.args->weight = weights + part.weight;
+    if (part.gamma >= 0) part.args->gamma = reinterpret_cast<const float*>(weights + part.gamma);
+    if (part.bias >= 0) part.args->bias = reinterpret_cast<const float*>(weights + part.bias);
+    part.args->length = a.length;
+  }
+  args_.qkv.x = data<const float>(kHidden);
+  args_.down.y = output<float>();
+  run_decoder_layer(args_, isa_, threads_);
+}
+
+}  // namespace edgellama

@@ -1,0 +1,160 @@
+// The custom operators as MindSpore Lite sees them: registered when the library is loaded, checked when a graph is
+// built, run on the process's pool.
+#include <algorithm>
+#include <mutex>
+
+#include "layer/embedding.h"
+#include "linear/linear.h"
+#include "lite/lite_decoder_layer.h"
+#include "lite/lite_operator.h"
+
+namespace edgellama {
+namespace {
+
+// Lengths of a call, each 0..tokens; the first that is not, or -1.
+int bad_length(const int32_t* length, int rows, int tokens) {
+  for (int b = 0; b < rows; ++b)
+    if (length[b] < 0 || length[b] > tokens) return b;
+  return -1;
+}
+
+// EdgeEmbedding(tokens [B, S], weight, length [B]) -> [B, S, K]
+class EmbeddingOperator : public Operator {
+ public:
+  using Operator::Operator;
+
+ private:
+  void prepare() final {
+    args_.format = static_cast<Format>(choice("format", kFormats));
+    args_.vocabulary = integer("vocabulary");
+    args_.width = integer("width");
+    args_.rows = static_cast<int>(size(0, 0));
+    args_.tokens = static_cast<int>(size(0, 1));
+    expect(0, DataType::kInt32, {-1, -1});
+    expect(1, DataType::kUInt8, {panel_count(args_.vocabulary), int64_t(panel_bytes(args_.format, args_.width))});
+    expect(2, DataType::kInt32, {args_.rows});
+    expect_output(DataType::kFloat32, {args_.rows, args_.tokens, args_.width});
+  }
+
+  void run() final {
+    args_.ids = data<const int32_t>(0);
+    args_.weight = data<const uint8_t>(1);
+    args_.length = data<const int32_t>(2);
+    args_.y = output<float>();
+    const int bad = bad_length(args_.length, args_.rows, args_.tokens);
+    if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
+    int count = 0;
+    for (int b = 0; b < args_.rows; ++b)
+      for (int s = 0; s < args_.length[b]; ++s, ++count) {
+        const int32_t id = args_.ids[b * args_.tokens + s];
+        if (id < 0 || id >= args_.vocabulary)
+          return fail("token id " + std::to_string(id) + " is outside 0.." + std::to_string(args_.vocabulary - 1));
+      }
+    const auto kernel = kernels(isa_)->embedding;
+    ThreadPool::instance().run(count < 4 ? 1 : threads_, [&](Worker& me) { kernel(args_, me); });
+  }
+
+  EmbeddingArgs args_;
+};
+
+// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of each row's last valid token
+class HeadOperator : public Operator {
+ public:
+  using Operator::Operator;
+
+ private:
+  void prepare() final {
+    LinearShape& shape = args_.shape;
+    shape.format = static_cast<Format>(choice("format", kFormats));
+    shape.last_only = true;
+    shape.eps = real("eps");
+    shape.in = static_cast<int>(size(0, 2));
+    shape.out = integer("vocabulary");
+    shape.rows = static_cast<int>(size(0, 0));
+    shape.tokens = static_cast<int>(size(0, 1));
+    expect(0, DataType::kFloat32, {-1, -1, -1});
+    expect(1, DataType::kUInt8, {shape.panels(), int64_t(panel_bytes(shape.format, shape.in))});
+    expect(2, DataType::kInt32, {shape.rows});
+    expect(3, DataType::kFloat32, {shape.in});
+    expect_output(DataType::kFloat32, {shape.rows, shape.out});
+  }
+
+  void run() final {
+    args_.x = data<const float>(0);
+    args_.weight = data<const uint8_t>(1);
+    args_.length = data<const int32_t>(2);
+    args_.gamma = data<const float>(3);
+    args_.y = output<float>();
+    const int bad = bad_length(args_.length, args_.shape.rows, args_.shape.tokens);
+    if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
+    run_linear(args_, isa_, threads_);
+  }
+
+  LinearArgs args_;
+};
+
+// The shapes of the outputs, which the exporter wrote into the graph already: Lite asks for them again.
+class Shapes : public mindspore::kernel::KernelInterface {
+ public:
+  using Infer3 = std::vector<int64_t> (*)(const std::vector<MSTensor>& inputs,
+                                          const std::map<std::string, std::string>& attributes);
+  explicit Shapes(Infer3 shape) : shape_(shape) {}
+
+  mindspore::Status Infer(std::vector<MSTensor>* inputs, std::vector<MSTensor>* outputs,
+                          const mindspore::schema::Primitive* primitive) final {
+    return Infer(inputs, outputs, primitive, nullptr);
+  }
+  mindspore::Status Infer(std::vector<MSTensor>* inputs, std::vector<MSTensor>* outputs,
+                          const mindspore::schema::Primitive* primitive, const mindspore::kernel::Kernel*) final {
+    const std::vector<int64_t> shape = shape_(*inputs, custom_attributes(primitive));
+    if (shape.empty() || outputs->size() != 1) return {mindspore::kLiteInferError, {}};
+    (*outputs)[0].SetShape(shape);
+    (*outputs)[0].SetDataType(DataType::kFloat32);
+    return {mindspore::kSuccess, {}};
+  }
+
+ private:
+  const Infer3 shape_;
+};
+
+int64_t number(const std::map<std::string, std::string>& attributes, const char* name) {
+  const auto found = attributes.find(name);
+  return found == attributes.end() ? 0 : std::stoll(found->second);
+}
+
+template <typename T>
+void add(const char* op, Shapes::Infer3 shape) {
+  const auto chars = [](const std::string& s) { return std::vector<char>(s.begin(), s.end()); };
+  mindspore::registry::RegisterKernelInterface::CustomReg(
+      {}, chars(op), [shape] { return std::make_shared<Shapes>(shape); });
+  const auto create = [op](const std::vector<MSTensor>& inputs, const std::vector<MSTensor>& outputs,
+                           const mindspore::schema::Primitive* primitive, const mindspore::Context* context) {
+    return std::make_shared<T>(op, inputs, outputs, primitive, context);
+  };
+  // Lite looks a kernel up by the type of its first input.
+  for (const DataType type : {DataType::kFloat32, DataType::kInt32})
+    mindspore::registry::RegisterKernel::RegCustomKernel(chars("CPU"), {}, type, chars(op), create);
+}
+
+}  // namespace
+}  // namespace edgellama
+
+// Registers the operators with the MindSpore Lite that this process has loaded (its libraries must be RTLD_GLOBAL).
+EDGELLAMA_API void edgellama_register() {
+  using namespace edgellama;
+  static std::once_flag once;
+  std::call_once(once, [] {
+    add<EmbeddingOperator>("EdgeEmbedding", [](const auto& inputs, const auto& attributes) -> std::vector<int64_t> {
+      if (inputs.empty() || inputs[0].Shape().size() != 2) return {};
+      return {inputs[0].Shape()[0], inputs[0].Shape()[1], number(attributes, "width")};
+    });
+    add<DecoderLayerOperator>("EdgeDecoderLayer", [](const auto& inputs, const auto&) -> std::vector<int64_t> {
+      if (inputs.empty()) return {};
+      return inputs[0].Shape();
+    });
+    add<HeadOperator>("EdgeHead", [](const auto& inputs, const auto& attributes) -> std::vector<int64_t> {
+      if (inputs.empty() || inputs[0].Shape().size() != 3) return {};
+      return {inputs[0].Shape()[0], number(attributes, "vocabulary")};
+    });
+  });
+}

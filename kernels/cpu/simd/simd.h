@@ -1,0 +1,42 @@
+// The vectors that the kernels are written in. F is the widest float vector of the variant being compiled; + - * /
+// work on it as they do on a float (GCC and Clang vector types). Included only by files that are compiled once per
+// instruction set; everything is static so that no variant's code can stand in for another's at link time.
+#pragma once
+
+#include "base/half.h"
+
+#if defined(__AVX512F__)
+#include "simd/simd_avx512.h"
+#elif defined(__AVX2__)
+#include "simd/simd_avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "simd/simd_neon.h"
+#else
+#include "simd/simd_portable.h"
+#endif
+
+namespace edgellama::EDGELLAMA_ISA {
+
+constexpr int kLanes = sizeof(F) / sizeof(float);
+typedef int32_t I __attribute__((vector_size(sizeof(F))));
+
+// e^x within 2 units in the last place; arguments are clipped to [-87, 88].
+static inline F exp(F x) {
+  x = min(max(x, broadcast(-87.0f)), broadcast(88.0f));
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const F shifted = fma(x, broadcast(1.44269504f), magic);
+  const F n = shifted - magic;
+  F r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts (Cody and Waite)
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F p = broadcast(1.3888889e-3f);
+  p = fma(p, r, broadcast(8.3333333e-3f));
+  p = fma(p, r, broadcast(4.1666667e-2f));
+  p = fma(p, r, broadcast(1.6666667e-1f));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  const I exponent = ((I)shifted + 127) << 23;  // the upper bits of `magic` are shifted out
+  return p * (F)exponent;
+}
+
+}  // namespace edgellama::EDGELLAMA_ISA
