@@ -171,7 +171,7 @@ def _inspect(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def _verify(arguments: argparse.Namespace, progress: Progress) -> None:
-    from exporter.synthetic import opened_for
+    from exporter.checkpoint.open import opened_for
     from exporter.verify import prove
     from runtime.artifact.manifest import Artifact
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter import mindir
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape
+from exporter.graph_spec import Input, Shape
+from exporter.network.config import LlamaConfig
 from runtime.errors import UserError
 
 # What elementwise arithmetic, matrix products, gathers and shapes need: on every chip.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.convert_host import Host, check_room, inspect_host
-from exporter.folders import whole
 from exporter.progress import Progress
+from exporter.writing.atomic_folder import whole
 from runtime.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
 from runtime.ascend import npu_smi
 from runtime.ascend.cann_log import explain

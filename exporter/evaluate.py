@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.open import opened_for
 from exporter.progress import Progress
 from exporter.reference import reference_model
-from exporter.synthetic import opened_for
 from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
 from runtime.text import Tokenizer

@@ -11,17 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter import folders, verify
-from exporter.checkpoint import Checkpoint
+from exporter import verify
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.open import open_model
 from exporter.chips import logits_in_float32
-from exporter.config import LlamaConfig
-from exporter.constants import parameters, write_constants
 from exporter.convert import CONFIG
-from exporter.opsets import Input, Shape, declared_inputs
+from exporter.graph_spec import Input, Shape, declared_inputs
+from exporter.network.config import LlamaConfig
 from exporter.progress import Progress
-from exporter.synthetic import open_model
 from exporter.targets import TARGETS
-from exporter.weights import write_weights
+from exporter.writing import atomic_folder
+from exporter.writing.constants import parameters, write_constants
+from exporter.writing.weights_file import write_weights
 from runtime.artifact.manifest import (
     CacheSpec,
     FileEntry,
@@ -76,7 +77,7 @@ def export(options: Options, progress: Progress) -> Path:
     out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
-    with folders.whole(out) as partial:
+    with atomic_folder.whole(out) as partial:
         (partial / "graphs").mkdir()
         graphs, weights = _write_graphs(checkpoint, shape, buckets, ops, partial, progress)
         for name, data in tokenizer.items():

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter import mindir_graph
-from exporter.family import SLIDING
 from exporter.mindir_graph import MindIRGraph
+from exporter.network.family import SLIDING
 from exporter.plan.memory import COPIES_NOTE, run_time_memory
 from exporter.progress import Progress
 from exporter.tables import facts_table, new_table, size

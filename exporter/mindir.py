@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.graph_spec import Input
 from exporter.mindir_schema import pb
-from exporter.opsets import Input
 from runtime.errors import UserError
 
 Model = Any  # pb.ModelProto; protobuf's generated classes carry no types

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
-from exporter.pieces import made_in_order, tensor_pieces
-from exporter.rope import rope_tables
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import tensor_pieces
+from exporter.network.rope import rope_tables
+from exporter.writing.tensor_stream import made_in_order
 from kernels.reference import fused_attention
 
 Floats = NDArray[np.float32]

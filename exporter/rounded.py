@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint, RawBlocks
+from exporter.checkpoint.base import Checkpoint, RawBlocks
 from exporter.opsets.cpu_weights import format_of, merged_place
 from kernels.weight_format import PANEL, panel_count, unpack
 from runtime.artifact.manifest import Manifest

@@ -10,9 +10,9 @@ from typing import Any
 import mindspore
 from mindspore import Tensor
 
-from exporter.config import LlamaConfig
-from exporter.llama import Llama
-from exporter.opsets import Input, Shape, declared_inputs
+from exporter.graph_spec import Input, Shape, declared_inputs
+from exporter.network.config import LlamaConfig
+from exporter.network.llama import Llama
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 

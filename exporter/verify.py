@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.base import Checkpoint
 from exporter.progress import Progress
 from exporter.reference import reference_logits
 from exporter.rounded import RoundedCheckpoint

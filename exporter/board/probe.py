@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.export import Options, export
 from exporter.progress import Progress
 from exporter.reference import reference_logits

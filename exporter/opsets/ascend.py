@@ -25,12 +25,14 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import Piece
 from exporter.chips import CHIPS, check_model, logits_in_float32
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, cache_inputs, linear_sizes, portable
+from exporter.graph_spec import Input, Shape, cache_inputs
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes
+from exporter.opsets import portable
 from exporter.opsets.ascend_weights import is_quantized, weight_pieces
-from exporter.pieces import Piece
 
 CACHE_POLICY, CACHES = "in_place", ("float16",)
 WEIGHTS, WEIGHTS_ARE = ("fp16", "int8"), "constants"

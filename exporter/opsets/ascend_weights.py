@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
-from exporter.opsets import Shape
-from exporter.pieces import Piece, row_blocks, tensor_pieces
-from exporter.rope import rope_table
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import Piece, row_blocks, tensor_pieces
+from exporter.graph_spec import Shape
+from exporter.network.rope import rope_table
 from kernels.reference import quantize_rows
 from runtime.errors import UserError
 

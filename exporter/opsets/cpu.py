@@ -19,12 +19,13 @@ from mindspore import Parameter, nn
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
-from exporter.checkpoint import Checkpoint
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, linear_sizes, windows
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import Piece, tensor_pieces
+from exporter.graph_spec import Input, Shape
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes, windows
+from exporter.network.rope import rope_table
 from exporter.opsets.cpu_weights import bias_value, format_of, layer_tensors, weight_pieces
-from exporter.pieces import Piece, tensor_pieces
-from exporter.rope import rope_table
 from kernels.cpu.library import ABI
 from kernels.weight_format import panel_bytes, panel_count
 from runtime.artifact.safetensors import ALIGNMENT

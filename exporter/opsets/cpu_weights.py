@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, linear_sizes
-from exporter.pieces import Piece, row_blocks
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import Piece, row_blocks
+from exporter.graph_spec import Input, Shape
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes
 from kernels.cpu.packing import pack, pack_quantized
 from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
 from runtime.errors import UserError

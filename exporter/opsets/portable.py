@@ -19,11 +19,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from exporter.checkpoint import Checkpoint
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, cache_inputs, linear_sizes, windows
-from exporter.pieces import Piece, tensor_pieces
-from exporter.rope import rope_table
+from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.row_blocks import Piece, tensor_pieces
+from exporter.graph_spec import Input, Shape, cache_inputs
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes, windows
+from exporter.network.rope import rope_table
 
 CACHE_POLICY, CACHES = "returned", ("float32",)
 WEIGHTS, WEIGHTS_ARE = ("fp32",), "constants"

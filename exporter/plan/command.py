@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from exporter import export
-from exporter.checkpoint import open_checkpoint, read_json
-from exporter.config import LlamaConfig
+from exporter.checkpoint.base import read_json
+from exporter.checkpoint.open import open_checkpoint
+from exporter.checkpoint.presets import PRESETS
+from exporter.checkpoint.source import resolve
+from exporter.network.config import LlamaConfig
 from exporter.plan import measured, report
 from exporter.plan.boards import BOARDS, Board
 from exporter.plan.cost import Pass, Plan, roofline
 from exporter.plan.tensors import OPSETS, parameters
-from exporter.presets import PRESETS
-from exporter.source import resolve
 from exporter.targets import TARGETS
 
 SCHEMA_VERSION = 1

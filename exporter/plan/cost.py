@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from exporter.config import LlamaConfig
-from exporter.opsets import Shape
+from exporter.graph_spec import Shape
+from exporter.network.config import LlamaConfig
 from exporter.plan.boards import Board
 from exporter.plan.memory import LIBRARIES, Memory, load_copies
 from exporter.plan.tensors import OPSETS, Weight, cache_token_bytes, file_bytes, weights

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from exporter import weights as weights_file
 from exporter.chips import check_model
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, Shape, linear_sizes
+from exporter.graph_spec import Input, Shape
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes
 from exporter.opsets.cpu_weights import FORMATS, format_of, layer_tensors
 from exporter.targets import TARGETS
+from exporter.writing import weights_file
 from kernels.weight_format import panel_bytes, panel_count
 
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-DATA_HEADER = 64  # of a graph's data file (exporter.constants)
+DATA_HEADER = 64  # of a graph's data file (exporter.writing.constants)
 
 
 @dataclass(frozen=True)

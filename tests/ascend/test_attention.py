@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter import chips
-from exporter.opsets import Shape
+from exporter.graph_spec import Shape
 from kernels import reference
 from kernels.ascend import standin
 from runtime.errors import UserError

@@ -17,11 +17,11 @@ from test_package import declared
 
 from exporter import chips, mindir_graph, verify
 from exporter.__main__ import main
-from exporter.config import LlamaConfig
 from exporter.convert import read_config
+from exporter.graph_spec import Input, Shape
 from exporter.mindir_graph import Operation
+from exporter.network.config import LlamaConfig
 from exporter.onnx_run import twin_engine
-from exporter.opsets import Input, Shape
 from kernels.ascend import standin
 from runtime.artifact.manifest import Artifact
 from runtime.ascend.chips import chip_of_soc, chip_of_target

@@ -9,8 +9,8 @@ from transformers import AutoConfig
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from exporter.config import LlamaConfig, RopeScaling
-from exporter.presets import PRESETS
+from exporter.checkpoint.presets import PRESETS
+from exporter.network.config import LlamaConfig, RopeScaling
 from runtime.errors import UserError
 
 SMALL: dict[str, Any] = {

@@ -9,8 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
-from exporter import pieces
-from exporter.checkpoint import RawBlocks
+from exporter.checkpoint.base import RawBlocks
 from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
 from kernels import weight_format as wf
 from runtime.errors import UserError
@@ -57,7 +56,7 @@ def test_matrices_are_the_checkpoints(
     kind: Kind | None, fmt: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exactly, where the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0; in pieces or whole."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
     attention, mlp, source = f"{LAYER}.self_attn", f"{LAYER}.mlp", Fake(kind)
     qkv = np.concatenate([source.tensor(f"{attention}.{x}_proj.weight") for x in "qkv"])
     np.testing.assert_array_equal(values(f"{attention}.qkv_proj.weight", kind, fmt, 80), qkv)

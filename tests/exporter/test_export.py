@@ -236,8 +236,9 @@ def test_same_inputs_same_bytes(
 TRACE = """
 import re
 from exporter import mindir, trace
-from exporter.opsets import Shape, portable
-from exporter.presets import PRESETS
+from exporter.graph_spec import Shape
+from exporter.opsets import portable
+from exporter.checkpoint.presets import PRESETS
 config, shape = PRESETS["llama3-8b"].config, Shape(1, 512, 2048)
 inputs = portable.inputs(config, shape) + portable.caches(config, shape)
 model = mindir.lower(trace.trace(config, shape, portable), inputs)

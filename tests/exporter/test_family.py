@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from exporter import verify
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.reference import _numpy, _transformers
 from runtime.artifact.manifest import Artifact, Manifest
 from runtime.step_inputs import MASKED, StepInputs

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from exporter.checkpoint import open_checkpoint
-from exporter.config import LlamaConfig, RopeScaling
-from exporter.gguf_file import GGUFFile
-from exporter.presets import PRESETS
-from exporter.rope import rope_frequencies
+from exporter.checkpoint.gguf_file import GGUFFile
+from exporter.checkpoint.open import open_checkpoint
+from exporter.checkpoint.presets import PRESETS
+from exporter.network.config import LlamaConfig, RopeScaling
+from exporter.network.rope import rope_frequencies
 from runtime.errors import UserError
 from support.gguf_files import K_QUANTS, Kind, gguf_name, write_model
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from exporter import mindir
-from exporter.checkpoint import expected_tensors
-from exporter.config import LlamaConfig
+from exporter.checkpoint.base import expected_tensors
+from exporter.graph_spec import Input
 from exporter.mindir_graph import MindIRGraph, attribute_value, read, view
-from exporter.opsets import Input
+from exporter.network.config import LlamaConfig
 from runtime.errors import UserError
 from support.checkpoints import DEFAULTS
 from support.traced import trace_in_child

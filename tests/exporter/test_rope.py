@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from exporter.config import LlamaConfig
-from exporter.rope import rope_frequencies, rope_tables
+from exporter.network.config import LlamaConfig
+from exporter.network.rope import rope_frequencies, rope_tables
 from runtime.errors import UserError
 
 CONTEXT = 1024

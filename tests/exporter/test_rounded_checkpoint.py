@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, cpu_weights
+from exporter.checkpoint.synthetic import SyntheticCheckpoint
+from exporter.graph_spec import Input
+from exporter.network.config import LlamaConfig
+from exporter.opsets import cpu_weights
 from exporter.rounded import RoundedCheckpoint
-from exporter.synthetic import SyntheticCheckpoint
-from exporter.weights import write_weights
+from exporter.writing.weights_file import write_weights
 from kernels import weight_format as wf
 from runtime.errors import UserError
 from support.checkpoints import CONFIGS, DEFAULTS

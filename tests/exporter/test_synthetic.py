@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter import pieces
-from exporter.config import LlamaConfig
-from exporter.opsets import Input, cpu_weights
-from exporter.pieces import tensor_pieces
-from exporter.presets import PRESETS
+from exporter.checkpoint.open import open_model
+from exporter.checkpoint.presets import PRESETS
+from exporter.checkpoint.row_blocks import tensor_pieces
+from exporter.checkpoint.synthetic import GRANULE, SyntheticCheckpoint
+from exporter.graph_spec import Input
+from exporter.network.config import LlamaConfig
+from exporter.opsets import cpu_weights
 from exporter.reference import _numpy
-from exporter.synthetic import GRANULE, SyntheticCheckpoint, open_model
-from exporter.weights import write_weights
+from exporter.writing.weights_file import write_weights
 from runtime.artifact.manifest import Artifact
 from runtime.artifact.sizes import cache_bytes
 from runtime.bench.fresh import measure
@@ -78,8 +79,8 @@ def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytes
     """SHA-256 of a weights file of int4 matrices and float32 vectors."""
     folder.mkdir()
     checkpoint = SyntheticCheckpoint(TINY, 0)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(pieces, "cores", lambda: threads)
+    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("exporter.writing.tensor_stream.cores", lambda: threads)
     name = "model.layers.1.mlp.gate_up_proj.weight"
     size = cpu_weights.panel_bytes("int4", 64)
     specs = [Input(NORM, (64,), "float32"), Input(name, (12, size), "uint8")]

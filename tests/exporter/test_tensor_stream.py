@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from exporter import pieces
-from exporter.opsets import Input
-from exporter.pieces import HashedFile, Piece, made_in_order, row_blocks, write_tensors
-from exporter.weights import write_weights
+from exporter.checkpoint.row_blocks import Piece, row_blocks
+from exporter.graph_spec import Input
+from exporter.writing.tensor_stream import HashedFile, made_in_order, write_tensors
+from exporter.writing.weights_file import write_weights
 
 ARRAYS = {
     "a": np.arange(35, dtype=np.float32).reshape(7, 5),
@@ -89,7 +89,7 @@ def test_an_error_in_a_piece_is_the_readers() -> None:
 
 
 def test_row_blocks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)
+    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", 1000)
     for rows in (1, 31, 32, 33, 320):
         for row_bytes in (1, 10, 999, 5000):
             blocks = list(row_blocks(rows, row_bytes, multiple=32))

@@ -23,7 +23,7 @@ from pool import Worker, measure  # noqa: E402
 from prepare import AbsentError, Models, Peer  # noqa: E402
 from report import build_report, show  # noqa: E402
 
-from exporter.source import resolve  # noqa: E402
+from exporter.checkpoint.source import resolve  # noqa: E402
 from runtime.artifact.manifest import Artifact  # noqa: E402
 
 SPARE = 64  # positions behind the deepest context, for the steps measured there

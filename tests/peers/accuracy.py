@@ -15,7 +15,7 @@ from pool import Worker
 from prepare import Peer
 
 from exporter import evaluate
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.reference import reference_model
 from runtime.artifact.manifest import Artifact
 from runtime.artifact.sizes import EMBEDDING, step_weight_bytes

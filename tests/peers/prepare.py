@@ -92,7 +92,7 @@ class Models:
         if not (out / "config.json").exists():
             from safetensors.numpy import save_file
 
-            from exporter.checkpoint import open_checkpoint
+            from exporter.checkpoint.open import open_checkpoint
 
             out.mkdir(exist_ok=True)
             checkpoint = open_checkpoint(self.gguf)

@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from exporter.opsets import Input
-from exporter.weights import write_weights
+from exporter.graph_spec import Input
+from exporter.writing.weights_file import write_weights
 from runtime.artifact.safetensors import ALIGNMENT, MappedWeights
 from runtime.errors import UserError
 

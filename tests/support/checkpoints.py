@@ -33,7 +33,7 @@ def rope(kind: str, theta: float = 10000.0, **parameters: float) -> dict[str, An
     return {"rope_type": kind, "rope_theta": theta, **parameters}
 
 
-# Every option that exporter.config knows. Rope kinds get a context past their original one, so that scaling shows.
+# Every option that LlamaConfig knows. Rope kinds get a context past their original one, so that scaling shows.
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied-1to1": {"tie_word_embeddings": True, "num_key_value_heads": 4},

@@ -81,15 +81,16 @@ def mindspore_engine(artifact: Any) -> Any:
 
 
 class MindSporeGraph:
-    """exporter.llama.Llama with the artifact's weights, as runtime.engine.BuiltGraph asks for it."""
+    """exporter.network.llama.Llama with the artifact's weights, as runtime.engine.BuiltGraph asks for it."""
 
     def __init__(self, artifact: Any) -> None:
         import mindspore
 
-        from exporter.config import LlamaConfig
-        from exporter.llama import Llama
+        from exporter.graph_spec import Shape
         from exporter.mindir_graph import read
-        from exporter.opsets import Shape, portable
+        from exporter.network.config import LlamaConfig
+        from exporter.network.llama import Llama
+        from exporter.opsets import portable
 
         mindspore.set_context(mode=mindspore.GRAPH_MODE)
         graph = artifact.manifest.graphs[0]

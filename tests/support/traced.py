@@ -26,8 +26,9 @@ def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from exporter.config import LlamaConfig
-    from exporter.opsets import Shape, portable
+    from exporter.graph_spec import Shape
+    from exporter.network.config import LlamaConfig
+    from exporter.opsets import portable
     from exporter.trace import trace
 
     network = LlamaConfig.from_dict(json.loads(Path(sys.argv[1]).read_text()))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.row_blocks import Piece
+from exporter.graph_spec import Input
 from exporter.mindir import DTYPES
-from exporter.opsets import Input
-from exporter.pieces import HashedFile, Piece, write_tensors
+from exporter.writing.tensor_stream import HashedFile, write_tensors
 from runtime.artifact.manifest import FileEntry
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto

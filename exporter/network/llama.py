@@ -10,8 +10,9 @@ from typing import Any
 
 from mindspore import nn
 
-from exporter.config import LlamaConfig
-from exporter.opsets import Shape, windows
+from exporter.graph_spec import Shape
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import windows
 
 
 class DecoderLayer(nn.Cell):

@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from exporter.opsets import Input
-from exporter.pieces import HashedFile, Piece, write_tensors
+from exporter.checkpoint.row_blocks import Piece
+from exporter.graph_spec import Input
+from exporter.writing.tensor_stream import HashedFile, write_tensors
 from runtime.artifact.manifest import FileEntry
 from runtime.artifact.safetensors import ALIGNMENT
 

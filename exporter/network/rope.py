@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.config import LlamaConfig, RopeScaling
+from exporter.network.config import LlamaConfig, RopeScaling
 from runtime.errors import UserError
 
 

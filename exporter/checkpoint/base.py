@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.config import LlamaConfig
-from exporter.opsets import linear_sizes
+from exporter.network.config import LlamaConfig
+from exporter.network.layer_sizes import linear_sizes
 from runtime.errors import UserError
 
 Shape = tuple[int, ...]
@@ -85,21 +85,6 @@ class Checkpoint(ABC):
         if eos is None:
             return self.config.eos_token_id
         return tuple(eos) if isinstance(eos, list) else (eos,)
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder or a .gguf file. Raises UserError where it is not a whole, supported Llama."""
-    from exporter.gguf_checkpoint import GGUFCheckpoint
-    from exporter.safetensors_checkpoint import SafetensorsCheckpoint
-
-    path = Path(path)
-    if path.is_dir():
-        return SafetensorsCheckpoint(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
-    if path.suffix != ".gguf":
-        raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
-    return GGUFCheckpoint(path)
 
 
 def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:

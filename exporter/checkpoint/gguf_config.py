@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from exporter.config import LlamaConfig
-from exporter.gguf_file import GGUFFile
-from exporter.rope import rope_frequencies
+from exporter.checkpoint.gguf_file import GGUFFile
+from exporter.network.config import LlamaConfig
+from exporter.network.rope import rope_frequencies
 from runtime.errors import UserError
 
 ARCHITECTURES = ("llama", "qwen2")

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision, read_json
-from exporter.config import LlamaConfig
-from exporter.pieces import row_blocks
-from exporter.tokenizer_files import folder_tokenizer_files, generation_config
+from exporter.checkpoint.base import Checkpoint, RawBlocks, account, content_revision, read_json
+from exporter.checkpoint.row_blocks import row_blocks
+from exporter.checkpoint.tokenizer_files import folder_tokenizer_files, generation_config
+from exporter.network.config import LlamaConfig
 from runtime.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from exporter.presets import PRESETS, RegistryFile
+from exporter.checkpoint.presets import PRESETS, RegistryFile
 from runtime.artifact.manifest import sha256_file
 from runtime.errors import UserError
 

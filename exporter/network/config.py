@@ -11,8 +11,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exporter.config_keys import refusal
-from exporter.family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
+from exporter.network.config_keys import refusal
+from exporter.network.family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
 from runtime.errors import UserError
 
 REQUIRED = (

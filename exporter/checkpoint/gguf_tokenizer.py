@@ -14,8 +14,8 @@ import numpy as np
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from exporter.gguf_file import GGUFFile
-from exporter.tokenizer_files import to_json
+from exporter.checkpoint.gguf_file import GGUFFile
+from exporter.checkpoint.tokenizer_files import to_json
 from runtime.errors import UserError
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

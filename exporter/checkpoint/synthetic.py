@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint, RawBlocks, open_checkpoint, read_json
-from exporter.config import LlamaConfig
-from exporter.presets import PRESETS
-from exporter.source import ResolvedSource, folder_name, resolve
-from exporter.tokenizer_files import folder_tokenizer_files, generation_config, to_json
-from runtime.artifact.manifest import Manifest
-from runtime.errors import UserError
+from exporter.checkpoint.base import Checkpoint, RawBlocks
+from exporter.checkpoint.tokenizer_files import (
+    folder_tokenizer_files,
+    generation_config,
+    to_json,
+)
+from exporter.network.config import LlamaConfig
 
 GRANULE = 1 << 16  # numbers
 
@@ -90,33 +90,6 @@ class SyntheticCheckpoint(Checkpoint):
         """Philox (Salmon et al., SC 2011) counts: another key or another upper counter word is another stream."""
         key = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=granule << 128))
-
-
-def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint]:
-    """MODEL's checkpoint, or (with a seed) one of random weights and MODEL's config: a preset, or a folder with a
-    config.json. Raises UserError where there is no such model."""
-    if seed is None:
-        source = resolve(model)
-        return source, open_checkpoint(source.path)
-    preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
-    origin = f"synthetic: random weights, seed {seed}"
-    if preset is not None:
-        checkpoint = SyntheticCheckpoint(preset.config, seed)
-        return ResolvedSource(f"{preset.name}-synthetic", checkpoint.path, origin, None), checkpoint
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"random weights (SYNTHETIC=1) need a config: MODEL {model!r} is neither a preset nor a folder with a "
-            f"config.json. Presets: {', '.join(PRESETS)}"
-        )
-    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
-    checkpoint = SyntheticCheckpoint(config, seed, folder)
-    return ResolvedSource(f"{folder_name(folder.resolve().name)}-synthetic", folder, origin, None), checkpoint
-
-
-def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
-    """What an artifact was exported from: `model`, or what its manifest names."""
-    source = manifest.source
-    return open_model(model or source.model, source.seed if model is None else None)[1]
 
 
 def _power_of_two(most: int) -> int:

@@ -6,12 +6,10 @@ A piece is a function that makes some rows of a tensor. Pieces are made ahead of
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,28 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint
-from exporter.opsets import Input
+from exporter.checkpoint.row_blocks import Piece
+from exporter.graph_spec import Input
 
-Piece = Callable[[], NDArray[Any]]
 T = TypeVar("T")
-
-PIECE_BYTES = 32 << 20  # of float32 rows, before they are packed
-
-
-def row_blocks(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """(first, count) of blocks that cover `rows` rows, each of a multiple of `multiple` rows (the last of what is
-    left) and of at most PIECE_BYTES where one multiple fits in them."""
-    step = max(1, PIECE_BYTES // (row_bytes * multiple)) * multiple
-    for first in range(0, rows, step):
-        yield first, min(step, rows - first)
-
-
-def tensor_pieces(name: str, checkpoint: Checkpoint) -> Iterator[Piece]:
-    """The checkpoint's tensor as it is, float32."""
-    rows, *rest = checkpoint.shape(name)
-    for first, count in row_blocks(rows, 4 * math.prod(rest)):
-        yield partial(checkpoint.rows, name, first, count)
 
 
 def cores() -> int:

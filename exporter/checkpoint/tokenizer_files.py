@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from exporter.config import LlamaConfig
+from exporter.network.config import LlamaConfig
 from runtime.errors import UserError
 
 COPIED = (

@@ -11,10 +11,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from exporter.checkpoint import Checkpoint, RawBlocks, account, content_revision
-from exporter.gguf_config import read_config
-from exporter.gguf_file import GGUFFile
-from exporter.gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
+from exporter.checkpoint.base import Checkpoint, RawBlocks, account, content_revision
+from exporter.checkpoint.gguf_config import read_config
+from exporter.checkpoint.gguf_file import GGUFFile
+from exporter.checkpoint.gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
 from runtime.errors import UserError
 
 _OUTSIDE = {

@@ -1,0 +1,56 @@
+"""Opens what MODEL names: a checkpoint on disk, one that is downloaded, or random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.checkpoint.base import Checkpoint, read_json
+from exporter.checkpoint.presets import PRESETS
+from exporter.checkpoint.source import ResolvedSource, folder_name, resolve
+from exporter.checkpoint.synthetic import SyntheticCheckpoint
+from exporter.network.config import LlamaConfig
+from runtime.artifact.manifest import Manifest
+from runtime.errors import UserError
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder or a .gguf file. Raises UserError where it is not a whole, supported Llama."""
+    path = Path(path)
+    if path.is_dir():
+        from exporter.checkpoint.safetensors import SafetensorsCheckpoint
+
+        return SafetensorsCheckpoint(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+    from exporter.checkpoint.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint(path)
+
+
+def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint]:
+    """MODEL's checkpoint, or (with a seed) one of random weights and MODEL's config: a preset, or a folder with a
+    config.json. Raises UserError where there is no such model."""
+    if seed is None:
+        source = resolve(model)
+        return source, open_checkpoint(source.path)
+    preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
+    origin = f"synthetic: random weights, seed {seed}"
+    if preset is not None:
+        checkpoint = SyntheticCheckpoint(preset.config, seed)
+        return ResolvedSource(f"{preset.name}-synthetic", checkpoint.path, origin, None), checkpoint
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"random weights (SYNTHETIC=1) need a config: MODEL {model!r} is neither a preset nor a folder with a "
+            f"config.json. Presets: {', '.join(PRESETS)}"
+        )
+    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+    checkpoint = SyntheticCheckpoint(config, seed, folder)
+    return ResolvedSource(f"{folder_name(folder.resolve().name)}-synthetic", folder, origin, None), checkpoint
+
+
+def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
+    """What an artifact was exported from: `model`, or what its manifest names."""
+    source = manifest.source
+    return open_model(model or source.model, source.seed if model is None else None)[1]

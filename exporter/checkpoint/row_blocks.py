@@ -1,0 +1,31 @@
+"""Cuts a tensor into blocks of rows, so that no tensor is ever whole in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from exporter.checkpoint.base import Checkpoint
+
+Piece = Callable[[], NDArray[Any]]
+
+PIECE_BYTES = 32 << 20  # of float32 rows, before they are packed
+
+
+def row_blocks(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """(first, count) of blocks that cover `rows` rows, each of a multiple of `multiple` rows (the last of what is
+    left) and of at most PIECE_BYTES where one multiple fits in them."""
+    step = max(1, PIECE_BYTES // (row_bytes * multiple)) * multiple
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def tensor_pieces(name: str, checkpoint: Checkpoint) -> Iterator[Piece]:
+    """The checkpoint's tensor as it is, float32."""
+    rows, *rest = checkpoint.shape(name)
+    for first, count in row_blocks(rows, 4 * math.prod(rest)):
+        yield partial(checkpoint.rows, name, first, count)
