@@ -1,4 +1,7 @@
-"""JSON to frozen dataclasses, strictly: the field types are the schema; nothing unknown, missing or mistyped passes."""
+"""Decode JSON into frozen dataclasses. The types of the fields are the schema.
+
+Unknown fields, missing fields and values of another type are errors.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ T = TypeVar("T")
 def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from a JSON object.
 
-    Understands str, int, float, bool, X | None, tuple[X, ...], dict[str, X] and nested dataclasses. A field with a
-    default may be absent. Raises UserError naming the field, the value found and what is needed.
+    Supports str, int, float, bool, X | None, tuple[X, ...], dict[str, X] and nested dataclasses. A field with a default
+    may be absent. Raises UserError with the field, the value found and the value needed.
+
+    where: the path of the object in the file, such as "cache.", for messages
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
-"""The artifact folder: manifest.json, and the checks that tell a whole, untouched, runnable one from any other.
+"""manifest.json: its schema, and the checks of an artifact folder.
 
-The exporter fills these dataclasses and calls `write_manifest`; the runtime calls `Artifact.open`. Both sides share
-this file, so the schema is said once. The manifest lists every graph and weight file with its size and hash, and
-carries a digest of itself, so an edited manifest, a cut file and a file of another export are told apart from a good
-artifact before anything native reads them.
+The exporter fills these dataclasses and calls `write_manifest`. The runtime calls `Artifact.open`. Both use this file,
+so the schema is defined once.
+
+The manifest lists every graph file and weight file with its size and hash, and it contains a digest of itself. These
+checks find an edited manifest, a truncated file and a file of another export before native code reads the folder.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int3
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: the name asked for, the place it was found, its revision and its licence.
+    """Where the weights came from.
 
-    seed: of random weights, which have the network's sizes and no meaning; None where they are a checkpoint's."""
+    model: the name that the user gave (MODEL)
+    origin: the place where that model was found
+    revision, licence: of the checkpoint; None if unknown
+    seed: the seed of random weights; None for the weights of a checkpoint
+    """
 
     model: str
     origin: str
@@ -40,7 +45,10 @@ class Source:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph; `shape` is the traced one (at the graph's `bucket`)."""
+    """One input or output of a graph.
+
+    shape: the traced shape, at the graph's `bucket`
+    """
 
     name: str
     dtype: str
@@ -52,12 +60,18 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes at the traced shape."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the artifact: path relative to the folder, SHA-256 in hex, size in bytes."""
+    """A file of the artifact.
+
+    file: path relative to the folder
+    sha256: hash in hex
+    bytes: size
+    """
 
     file: str
     sha256: str
@@ -69,8 +83,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Graph:
-    """One MindIR file. `bucket` is the token count it was traced at, `buckets` those it serves (by Model.resize where
-    there are several), `data` the external data files that belong to it (none when constants lie in the graph)."""
+    """One MindIR file.
+
+    bucket: the number of tokens that the graph was traced at
+    buckets: the numbers of tokens that it serves; the runtime calls Model.resize to switch between several
+    data: the external data files of the graph; empty when the graph file contains its constants
+    """
 
     file: str
     sha256: str
@@ -88,8 +106,12 @@ class Graph:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The KV cache: per layer one k and one v of `shape` [B, G, C, D]. policy "in_place": the graph writes the rows of
-    this call into them; "returned": the graph returns those rows and the runtime writes them."""
+    """The KV cache: one k and one v per layer.
+
+    shape: [B, G, C, D] of each
+    policy: "in_place": the graph writes the rows of a call into the cache; "returned": the graph returns the rows and
+        the runtime writes them
+    """
 
     dtype: str
     policy: str
@@ -104,13 +126,20 @@ class CacheSpec:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes of all keys and values, without their scales."""
         return 2 * self.layers * math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What export measured against `reference`: max |d logits|, the same relative to the range of the reference's
-    logits, the share of equal argmax, and the number of logit rows compared."""
+    """The comparison of the artifact's logits with a reference at export.
+
+    max_abs_logit_error: max |d logits|
+    relative: the same, divided by the range of the reference's logits
+    top1_agreement: the share of rows with the same argmax
+    steps: the number of rows of logits that were compared
+    reference: the name of the reference
+    """
 
     max_abs_logit_error: float
     relative: float
@@ -121,7 +150,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Conversion:
-    """For which chip (socVersion) and with which gears CANN compiled the graph (Ascend only), and the versions."""
+    """The compilation by CANN, for artifacts of Ascend targets.
+
+    soc: the chip version (socVersion) that the graph was compiled for
+    buckets: the gears that it was compiled with
+    cann, mindspore_lite: versions of the tools
+    """
 
     soc: str
     buckets: tuple[int, ...]
@@ -131,7 +165,10 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json. Field names are the file's keys; `digest` is added on writing and checked on reading."""
+    """manifest.json. The field names are the keys of the file.
+
+    Writing adds `digest`, and reading checks it.
+    """
 
     name: str
     source: Source
@@ -169,11 +206,11 @@ class Manifest:
         _require(tuple(served) == buckets, "graphs.buckets", served, f"each of {list(buckets)} once")
 
     def graph_for(self, bucket: int) -> Graph:
-        """The graph that serves this bucket."""
+        """Return the graph that serves this bucket."""
         return next(graph for graph in self.graphs if bucket in graph.buckets)
 
     def files(self) -> Iterator[FileEntry]:
-        """Every graph, graph data and weight file."""
+        """Yield every graph file, graph data file and weight file."""
         for graph in self.graphs:
             yield FileEntry(graph.file, graph.sha256, graph.bytes)
             yield from graph.data
@@ -181,27 +218,30 @@ class Manifest:
             yield self.weights
 
     def to_dict(self) -> dict[str, Any]:
-        """The dictionary that manifest.json holds, digest included."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as they will be on disk
+        """Return the contents of manifest.json, with the digest."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in the file
         return {**values, "digest": digest(values)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Check version and digest, then every field. Raises UserError: the field, its value and what is needed."""
+        """Check the version, the digest and every field, and return the manifest.
+
+        Raises UserError: the field, the value found and the value needed.
+        """
         version = values.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool):
             raise UserError(f"{MANIFEST}: format_version is {version!r}; a whole number is needed. Export again")
         if version > FORMAT_VERSION:
             raise UserError(
                 f"{MANIFEST}: format_version is {version}; this runtime reads up to {FORMAT_VERSION}. "
-                "Update the runtime, or export again with this release"
+                "Update the runtime or export again with this release"
             )
         body = {key: value for key, value in values.items() if key != "digest"}
         found, needed = values.get("digest"), digest(body)
         if found != needed:
             raise UserError(
                 f"{MANIFEST}: digest is {str(found)[:12]}, its contents hash to {needed[:12]}: "
-                "it was edited after export. Restore it or export again"
+                "the file was edited after the export. Restore it or export again"
             )
         try:
             manifest = decode(cls, body)
@@ -221,9 +261,13 @@ class Artifact:
     def open(cls, path: str | Path, *, check_data: bool = False) -> Artifact:
         """Read and check an artifact folder.
 
-        The manifest's version, digest and fields, every listed file's presence and size, and the hashes of the graph
-        files, which native code will parse. Bulk data (weights, graph data) is hashed only with `check_data`.
-        Raises UserError for anything that does not fit.
+        Checks:
+        - the manifest's version, digest and fields
+        - the presence and size of every listed file
+        - the hashes of the graph files, because native code parses them
+        - with `check_data`, the hashes of weights and graph data too
+
+        Raises UserError if a check fails.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -237,18 +281,18 @@ class Artifact:
         return artifact
 
     def file(self, name: str) -> Path:
-        """Path of a file of the artifact."""
+        """Return the path of a file of the artifact."""
         return self.path / name
 
     def _check_size(self, entry: FileEntry) -> None:
         path = self.file(entry.file)
         if not path.is_file():
-            raise UserError(f"{path}: missing, but listed in {MANIFEST}. Copy the whole folder again or export again")
+            raise UserError(f"{path}: missing, but {MANIFEST} lists it. Copy the whole folder again or export again")
         size = path.stat().st_size
         if size != entry.bytes:
             raise UserError(
                 f"{path}: {size:,} bytes; {MANIFEST} says {entry.bytes:,}. "
-                "The file was cut or replaced: copy the whole folder again or export again"
+                "The file was truncated or replaced. Copy the whole folder again or export again"
             )
 
     def _check_hash(self, entry: FileEntry) -> None:
@@ -257,12 +301,12 @@ class Artifact:
         if found != entry.sha256:
             raise UserError(
                 f"{path}: SHA-256 {found[:12]}; {MANIFEST} says {entry.sha256[:12]}. "
-                "The file was changed after export: copy the whole folder again or export again"
+                "The file was changed after the export. Copy the whole folder again or export again"
             )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """manifest.json of a folder, checked by itself (no other file is looked at)."""
+    """Read and check manifest.json of a folder. Other files are not read. Raises UserError if it is not valid."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Export one with `make export MODEL=...`")
     path = folder / MANIFEST
@@ -271,41 +315,41 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {MANIFEST}, so it is not an exported artifact. "
-            f"Where it is a checkpoint: `make export MODEL={folder}`"
+            f"If it is a checkpoint, export it: `make export MODEL={folder}`"
         ) from error
     try:
         values = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON {type(values).__name__}, an object is needed. Restore it or export again")
+        raise UserError(f"{path}: a JSON {type(values).__name__}; needed: an object. Restore it or export again")
     return Manifest.from_dict(values)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json (same manifest, same bytes)."""
+    """Write manifest.json. The same manifest gives the same bytes."""
     text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def file_entry(folder: Path, name: str) -> FileEntry:
-    """Size and hash of folder/name, for the exporter."""
+    """Return the size and hash of folder/name."""
     path = folder / name
     return FileEntry(name, sha256_file(path), path.stat().st_size)
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8) of a manifest without its digest."""
+    """Return the SHA-256 of a manifest without its digest, as canonical JSON (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hex, read in pieces."""
+    """Return the SHA-256 of a file in hex. Reads the file in blocks."""
     state = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            state.update(piece)
+        while block := file.read(1 << 22):
+            state.update(block)
     return state.hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""weights.safetensors, memory-mapped: one copy in memory for every graph and every process that reads it.
+"""Read weights.safetensors through a memory map: all graphs and processes share one copy in memory.
 
-The safetensors library is no dependency of the runtime; its format is a header of 8 bytes and JSON before the tensors
-(https://github.com/huggingface/safetensors#format).
+The runtime does not depend on the safetensors library. The format is a header (8 bytes of size, then JSON) followed by
+the tensors: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ DTYPES = {
     "I8": "int8",
     "I16": "int16",
     "F16": "float16",
-    "BF16": "uint16",  # numpy has no bfloat16: its bits
+    "BF16": "uint16",  # the bits: numpy has no bfloat16
     "I32": "int32",
     "F32": "float32",
     "I64": "int64",
 }
-ALIGNMENT = 64  # bytes: where each tensor begins, for the kernels' loads
+ALIGNMENT = 64  # each tensor begins at a multiple of so many bytes: the kernels use aligned loads
 REMEDY = "Copy the whole folder again or export again"
 
 
@@ -36,7 +36,7 @@ class MappedWeights:
     """The tensors of a safetensors file as read-only views of the mapped file."""
 
     def __init__(self, path: Path, remedy: str = REMEDY) -> None:
-        """Map the file and check its header. Raises UserError for a file that is damaged, which ends in `remedy`."""
+        """Map the file and check its header. Raises UserError, which ends with `remedy`, if the file is damaged."""
         self.path = path
         self._remedy = remedy
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ class MappedWeights:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the writer noted beside the tensors."""
+        """The writer's metadata: the `__metadata__` of the header, empty without one."""
         metadata = self._header.get("__metadata__")
         return metadata if isinstance(metadata, dict) else {}
 
@@ -63,31 +63,34 @@ class MappedWeights:
         return name in self._header
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor of this name; reading it reads the file. Raises UserError where it is missing or out of bounds.
+        """Return a view of the tensor with this name. Reading the view reads the file.
 
-        `model.layers.0.*` is the stretch of the file that holds the tensors below that name, uint8 [bytes].
+        A name such as `model.layers.0.*` returns the range of the file that holds all tensors below that name, as uint8
+        [bytes]. Raises UserError if the tensor is missing, or its range is not valid.
         """
         if name.endswith(STRETCH):
             return self._stretch(name)
         if name not in self._header:
-            raise UserError(f"{self.path}: holds no tensor {name!r}, which is needed. {self._remedy}")
+            raise UserError(f"{self.path}: has no tensor {name!r}, which the graph needs. {self._remedy}")
         entry = self._header[name]
         try:
             begin, end = entry["data_offsets"]
             dtype = np.dtype(DTYPES[entry["dtype"]])
             count = math.prod(entry["shape"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path}: what its header says of {name!r} is not valid. {self._remedy}") from error
+            raise UserError(f"{self.path}: its header has no valid entry for {name!r}. {self._remedy}") from error
         if count * dtype.itemsize != end - begin or self._data + end > len(self._map):
-            raise UserError(f"{self.path}: tensor {name!r} lies outside the file or has another size. {self._remedy}")
+            raise UserError(f"{self.path}: tensor {name!r} ends outside the file or has a wrong size. {self._remedy}")
         return np.frombuffer(self._map, dtype, count, self._data + begin).reshape(entry["shape"])
 
     def _stretch(self, name: str) -> np.ndarray:
         below = name.removesuffix("*")
         places = sorted(entry["data_offsets"] for key, entry in self._header.items() if key.startswith(below))
         if not places or any(end != begin for (_, end), (begin, _) in pairwise(places)):
-            raise UserError(f"{self.path}: its {name!r} are not one stretch, which the graph needs. {REMEDY}")
+            raise UserError(
+                f"{self.path}: the tensors {name!r} are not one contiguous range, which the graph needs. {REMEDY}"
+            )
         begin, end = places[0][0], places[-1][1]
         if self._data + end > len(self._map):
-            raise UserError(f"{self.path}: {name!r} lie outside the file. {REMEDY}")
+            raise UserError(f"{self.path}: the tensors {name!r} end outside the file. {REMEDY}")
         return np.frombuffer(self._map, np.uint8, end - begin, self._data + begin)

@@ -152,7 +152,7 @@ def edited(folder: Path) -> None:
     ("harm", "arguments", "message"),
     [
         (newer, [], "format_version is 9"),
-        (edited, [], "edited after export"),
+        (edited, [], "edited after the export"),
         (lambda folder: (folder / "step.mindir").write_bytes(b"to"), [], "2 bytes; manifest.json says 3"),
         (lambda folder: (folder / "step.mindir").unlink(), [], "step.mindir: missing"),
         (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no tokenizer (tokenizer.json)"),

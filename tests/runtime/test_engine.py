@@ -173,7 +173,7 @@ def test_weights_that_do_not_fit_the_graph_are_told(tmp_path: Path) -> None:
         write_manifest(tmp_path, dataclasses.replace(good, weights=file_entry(tmp_path, weights.name)))
         Engine(Artifact.open(tmp_path), build=lambda _: InPlaceGraph(good.graphs[0]))
 
-    with pytest.raises(UserError, match=r"holds no tensor 'position'"):
+    with pytest.raises(UserError, match=r"has no tensor 'position'"):
         load({name: array for name, array in whole.items() if name != "position"})
     with pytest.raises(UserError, match=r"input position has shape \(64, 16\), the weights \(63, 16\)"):
         load({**whole, "position": whole["position"][1:].copy()})

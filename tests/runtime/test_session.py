@@ -188,7 +188,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(model: LlamaForC
     bad.write_bytes(len(header).to_bytes(8, "little") + header)
     refused("a JSON list")
     bad.write_bytes(data[:-100])
-    refused("lies outside the file")
+    refused("ends outside the file")
     save_file(tensors, bad)
     refused("format is None; needed: 'edgellama session 1'")
     save_file(tensors, bad, {**notes, "artifact": "0" * 64})
@@ -201,7 +201,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(model: LlamaForC
     refused("no tensor 'v_cache.1'")
     size = int.from_bytes(data[:8], "little")
     bad.write_bytes(data[:8] + data[8 : 8 + size].replace(b'"I32"', b'"X32"') + data[8 + size :])
-    refused("says of 'tokens' is not valid")
+    refused("has no valid entry for 'tokens'")
 
 
 def test_another_artifacts_session_is_refused(model: LlamaForCausalLM, tmp_path: Path) -> None:

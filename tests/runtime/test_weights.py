@@ -56,7 +56,7 @@ def test_a_stretch_is_the_bytes_of_everything_below_a_name(tmp_path: Path) -> No
         for i, name in enumerate("ab"):
             part = found[i * ALIGNMENT :][:12].view(np.float32)
             np.testing.assert_array_equal(part, value[f"layers.{layer}.{name}"])
-    with pytest.raises(UserError, match=r"layers.2.\*' are not one stretch"):
+    with pytest.raises(UserError, match=r"layers.2.\*' are not one contiguous range"):
         MappedWeights(path).array("layers.2.*")
 
 
@@ -69,11 +69,11 @@ def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:
 
 def test_damage_is_told(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
-    with pytest.raises(UserError, match="holds no tensor 'w'"):
+    with pytest.raises(UserError, match="has no tensor 'w'"):
         MappedWeights(path).array("w")
     cut = tmp_path / "cut"
     cut.write_bytes(whole[:-4])
-    with pytest.raises(UserError, match="lies outside the file"):
+    with pytest.raises(UserError, match="ends outside the file"):
         for name in TENSORS:
             MappedWeights(cut).array(name)
     for rest in (whole[:50], b"\xff" * 40):
