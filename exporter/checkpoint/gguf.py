@@ -1,4 +1,4 @@
-"""A GGUF file of architecture "llama" or "qwen2": its config, and its tensors under their Hugging Face names."""
+"""Read a GGUF file of architecture "llama" or "qwen2": its config, and its tensors under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Rotary factors: read with the config, or (attn_rot_embd, of early files) derived from it.
+# Rotary factors: the config reader reads rope_freqs; attn_rot_embd, in early files, follows from the config.
 _DERIVED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd")
 
 _T = GGMLQuantizationType
@@ -42,13 +42,16 @@ QUANTIZED = (_T.Q8_0, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q2_K, _T.Q3_K, _T.Q
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A memory-mapped GGUF file; rows are read and dequantized when they are asked for."""
+    """A memory-mapped GGUF file. `rows` reads and dequantizes on each call.
+
+    Raises UserError if tensors are missing or unexpected, or if their type is not supported.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = GGUFFile(path)
         self.config = read_config(self.file)
-        # Hugging Face name -> GGUF name; a name that is not known keeps its own and is told as surplus.
+        # Hugging Face name -> GGUF name. An unknown name stays unchanged, and `account` reports it as surplus.
         self._stored = {to_hf_name(name): name for name in self.file.tensors if not _DERIVED.fullmatch(name)}
         account(path, {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}, self.config)
         known = FLOATS + QUANTIZED
@@ -64,7 +67,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         stored, order = self._stored[name], self._stored_order(name, first, count)
-        if len(self.shape(name)) == 1:  # a vector is one row of blocks
+        if len(self.shape(name)) == 1:  # the file stores a vector as one row of blocks
             return self.file.tensor(stored)[order]
         return self.file.dequantized(stored, self.file.blocks(stored)[order])
 
@@ -88,10 +91,11 @@ class GGUFCheckpoint(Checkpoint):
         return self.file.tensors[self._stored[name]].kind
 
     def _stored_order(self, name: str, first: int, count: int) -> slice | NDArray[np.int64]:
-        """Where the file has rows first .. first + count - 1.
+        """Return the positions in the file of rows first .. first + count - 1.
 
-        A "llama" file stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head); Hugging Face, and a
-        "qwen2" file, pair row i of a head with row i + head_dim/2. Blocks run along columns, so whole rows move.
+        A "llama" file stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head). Hugging Face and a
+        "qwen2" file pair row i of a head with row i + head_dim/2. Blocks run along columns, so reordering moves whole
+        rows.
         """
         if self.config.model_type == "qwen2" or name.split(".")[-2] not in ("q_proj", "k_proj"):
             return slice(first, first + count)

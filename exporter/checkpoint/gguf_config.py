@@ -1,6 +1,7 @@
-"""The config of a GGUF file, as LlamaConfig. Every key of its architecture (`llama.*`, `qwen2.*`) is accounted for.
+"""Convert the metadata of a GGUF file to LlamaConfig.
 
-Files of Mistral models say "llama", and none says anything of a sliding window.
+An unknown key of the architecture (`llama.*`, `qwen2.*`) raises an error. Files of Mistral models have the architecture
+"llama" and no key for a sliding window.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from exporter.network.rope import rope_frequencies
 from runtime.errors import UserError
 
 ARCHITECTURES = ("llama", "qwen2")
-# Keys that change nothing, and keys that change the mathematics unless they hold the value given.
+# Keys without effect, and keys that change the mathematics unless they have the listed value.
 _NEUTRAL = {"tensor_data_layout", "rope.scaling.finetuned"}
 _NEUTRAL_VALUES = {
     "attention.causal": True,
@@ -29,19 +30,22 @@ _NEUTRAL_VALUES = {
 
 
 def read_config(file: GGUFFile) -> LlamaConfig:
-    """LlamaConfig from the metadata and the tensor table. Raises UserError for what is not plainly of the family."""
+    """Return the LlamaConfig of the metadata and the tensor table.
+
+    Raises UserError for another architecture, an unknown key, or a value that the exporter does not support.
+    """
     kind = file.fields.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
         raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports {known}")
     if (parts := file.fields.get("split.count")) not in (None, 0, 1):
-        raise UserError(f"{file.path} is one of {parts} parts; join them with `llama-gguf-split --merge`")
+        raise UserError(f"{file.path} is one of {parts} parts; merge them with `llama-gguf-split --merge`")
     keys = _Keys(file, kind)
     heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
-    head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # 0 heads: told by LlamaConfig
+    head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # LlamaConfig refuses 0 heads
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := keys.take(key, int)) not in (None, head_dim):
-            raise UserError(f"{file.path}: {kind}.{key} = {value} is not supported, only the head size {head_dim}")
+            raise UserError(f"{file.path}: {kind}.{key} = {value} is not supported; needed: the head size {head_dim}")
     tokens = file.fields.get("tokenizer.ggml.tokens", ())
     config = {
         "model_type": kind,
@@ -59,7 +63,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **{f"{name}_token_id": file.fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()},
     }
-    if kind == "llama":  # qwen2 has its biases whatever a config says
+    if kind == "llama":  # qwen2 always has its biases
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     keys.check_rest()
@@ -72,7 +76,7 @@ _IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 class _Keys:
-    """The architecture's metadata, each key taken once, so that what nobody asked for can be told."""
+    """The architecture's metadata. Each key is taken once, so that `check_rest` can report the unknown keys."""
 
     def __init__(self, file: GGUFFile, kind: str) -> None:
         self.path, self.prefix = file.path, f"{kind}."
@@ -80,7 +84,7 @@ class _Keys:
         self.left = {key[len(self.prefix) :]: value for key, value in fields if key.startswith(self.prefix)}
 
     def take(self, key: str, kind: type) -> Any:
-        """The value, of that type; None where the file has none."""
+        """Remove a key and return its value, None if the key is absent. Raises UserError for another type."""
         value = self.left.pop(key, None)
         if isinstance(value, np.ndarray):
             if len(value) == 0 or np.any(value != value[0]):
@@ -89,7 +93,7 @@ class _Keys:
         if value is not None and type(value) is not kind:
             raise UserError(f"{self.path}: {self.prefix}{key} = {value!r} must be of type {kind.__name__}")
         if isinstance(value, float):
-            value = float(str(np.float32(value)))  # stored as float32: 1e-05, not 9.999999747378752e-06
+            value = float(str(np.float32(value)))  # the file stores float32: 1e-05, not 9.999999747378752e-06
         return value
 
     def need(self, key: str, kind: type) -> Any:
@@ -110,7 +114,7 @@ class _Keys:
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
-    """Hugging Face's rope_scaling from the `rope.scaling.*` keys; `rope.scale_linear` is the older way."""
+    """Return Hugging Face's rope_scaling from the `rope.scaling.*` keys, or from the older key `rope.scale_linear`."""
     kind, factor = keys.take("rope.scaling.type", str), keys.take("rope.scaling.factor", float)
     linear = keys.take("rope.scale_linear", float)
     if kind is None and linear not in (None, 1.0):
@@ -130,7 +134,7 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
         "beta_fast": keys.take("rope.scaling.yarn_beta_fast", float),
         "beta_slow": keys.take("rope.scaling.yarn_beta_slow", float),
     }
-    # GGUF's factor multiplies yarn's own 1 + 0.1 ln(factor); Hugging Face's replaces it.
+    # GGUF's attention factor multiplies yarn's 1 + 0.1 ln(factor); Hugging Face's attention_factor replaces it.
     attention = [keys.take(f"rope.scaling.{key}", float) for key in ("attn_factor", "yarn_attn_factor")]
     for value in attention:
         if value not in (None, 1.0) and factor is not None and factor > 0:
@@ -139,19 +143,19 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
 
 
 def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | None:
-    """The llama3 scaling behind a `rope_freqs.weight` tensor, which divides each rotary frequency.
+    """Return the llama3 scaling that gives a `rope_freqs.weight` tensor, which divides each rotary frequency.
 
-    The file has no parameters, only their effect. The published ones (Llama 3.1, 3.2 and 3.3 differ in `factor` alone)
-    are taken where they reproduce the tensor.
+    The file contains the divisors, not the parameters. The function tries the published parameters, which differ
+    between Llama 3.1, 3.2 and 3.3 in `factor` only, and raises UserError if they do not reproduce the tensor.
     """
     kind, shape = file.tensors["rope_freqs.weight"].kind, file.tensors["rope_freqs.weight"].shape
     if kind != GGMLQuantizationType.F32 or shape != (config.head_dim // 2,):
         raise UserError(
-            f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}, needed is F32 [{config.head_dim // 2}]"
+            f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}; it must be F32 [{config.head_dim // 2}]"
         )
     stored = file.tensor("rope_freqs.weight").astype(np.float64)
     if config.rope_scaling is not None:
-        raise UserError(f"{file.path} holds rope_freqs.weight beside rope.scaling metadata, which is not supported")
+        raise UserError(f"{file.path} has both rope_freqs.weight and rope.scaling metadata, which is not supported")
     if np.all(stored == 1):
         return None
     scaling = {

@@ -1,7 +1,7 @@
 """Read a GGUF file: metadata, tensor table, and each tensor's blocks through a memory map.
 
-The layout is that of the GGUF specification, versions 2 and 3 (little-endian). Block sizes and dequantization come
-from the `gguf` package; its reader is not used, because it keeps a numpy array per token and merge (10 s and 1 GB for
+The layout follows the GGUF specification, versions 2 and 3 (little-endian). Block sizes and dequantization come from
+the `gguf` package. Its reader is not used, because it keeps one numpy array per token and per merge (10 s and 1 GB for
 a vocabulary of 128,000).
 """
 
@@ -37,7 +37,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """One tensor: `shape` in numpy's order (rows first, GGUF stores it reversed); `offset` in bytes from the start."""
+    """One tensor. `shape`: in numpy's order, the reverse of the file's. `offset`: in bytes from the file's start."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -54,9 +54,12 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """`fields`: metadata by key (numbers, strings, lists, numpy arrays); `tensors`: the tensor table by name.
+    """A memory-mapped GGUF file.
 
-    Raises UserError where the file is no GGUF, of another version, damaged, or shorter than its header says.
+    - fields: metadata by key: numbers, strings, lists of strings, numpy arrays.
+    - tensors: the tensor table by name.
+
+    Raises UserError if the file is not GGUF, has another version, is damaged, or is shorter than its header states.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,17 +71,18 @@ class GGUFFile:
         self.tensors: dict[str, GGUFTensor] = {}
         cursor = _Cursor(self._data.data)
         if bytes(self._data[:4]) != b"GGUF":
-            raise UserError(f"{path} is not a GGUF file (it begins with {bytes(self._data[:4])!r}, needed is b'GGUF')")
+            raise UserError(f"{path} is not a GGUF file (it begins with {bytes(self._data[:4])!r}, not with b'GGUF')")
         try:
             self._read_header(cursor)
         except (_PastEndError, UnicodeDecodeError, ValueError) as error:
             raise UserError(
-                f"{path} ({self.size:,} bytes) is cut or damaged: no header to be read ({error}); download it again"
+                f"{path} ({self.size:,} bytes) is truncated or damaged: its header is unreadable ({error}); "
+                "download it again"
             ) from error
         needed = max((t.offset + t.nbytes for t in self.tensors.values()), default=0)
         if needed > self.size:
             raise UserError(
-                f"{path} is cut: it has {self.size:,} bytes, its header describes {needed:,}; download it again"
+                f"{path} is truncated: it has {self.size:,} bytes, its header describes {needed:,}; download it again"
             )
 
     @property
@@ -86,24 +90,27 @@ class GGUFFile:
         return len(self._data)
 
     def header_size(self) -> int:
-        """Bytes before the first tensor."""
+        """Return the number of bytes before the first tensor."""
         return min((t.offset for t in self.tensors.values()), default=self.size)
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
-        """A tensor's bytes as stored, [rows, bytes per row] (a vector has one row): a view of the memory map."""
+        """Return a tensor's bytes as stored, uint8 [rows, bytes per row]: a view of the memory map.
+
+        A vector has one row.
+        """
         tensor = self.tensors[name]
         flat = self._data[tensor.offset : tensor.offset + tensor.nbytes]
         return np.asarray(flat).reshape(-1, tensor.row_bytes)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A tensor dequantized to float32, of its numpy shape, in memory of its own."""
+        """Return a tensor dequantized to float32, in its numpy shape: a copy."""
         info = self.tensors[name]
         return self.dequantized(name, self.blocks(name)).reshape(info.shape)
 
     def dequantized(self, name: str, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Some rows of the tensor's blocks as float32 [rows, columns], in memory of their own."""
+        """Dequantize rows of the tensor's blocks to float32 [rows, columns]: a copy."""
         values = dequantize(blocks, self.tensors[name].kind)
-        return values if values.flags.writeable else values.copy()  # of F32 it is a view of the map
+        return values if values.flags.writeable else values.copy()  # for F32, dequantize returns a view
 
     def _read_header(self, cursor: _Cursor) -> None:
         cursor.take(4)
@@ -132,7 +139,7 @@ class GGUFFile:
 
 
 class _PastEndError(Exception):
-    """The header goes on past the end of the file."""
+    """The header continues past the end of the file."""
 
 
 class _Cursor:
@@ -141,7 +148,7 @@ class _Cursor:
 
     def take(self, count: int) -> memoryview:
         if self.at + count > len(self.data):
-            raise _PastEndError(f"{count:,} bytes wanted at {self.at:,}")
+            raise _PastEndError(f"{count:,} bytes needed at {self.at:,}")
         self.at += count
         return self.data[self.at - count : self.at]
 

@@ -1,7 +1,8 @@
-"""The tokenizer inside a GGUF file, as the files that `tokenizers` and transformers load.
+"""Convert the tokenizer in a GGUF file to the files that `tokenizers` and transformers load.
 
-tokenizer.ggml.model "gpt2" is byte-level BPE, "llama" is SentencePiece's BPE with byte fallback. What the file does
-not say (how text is split before BPE) follows from tokenizer.ggml.pre, as in the published tokenizer.json of each kind.
+tokenizer.ggml.model is "gpt2" for byte-level BPE and "llama" for SentencePiece's BPE with byte fallback. The file does
+not describe how text is split before BPE; tokenizer.ggml.pre names a kind, and the table PRE_KINDS has the patterns of
+the published tokenizer.json of each kind.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 @dataclass(frozen=True)
 class _Pre:
-    """How one `tokenizer.ggml.pre` kind splits text: by each pattern in turn, before BPE merges bytes."""
+    """How one `tokenizer.ggml.pre` kind splits text: it applies each pattern in turn, before BPE merges bytes."""
 
     patterns: tuple[str, ...]
     nfc: bool = False
-    ignore_merges: bool = False  # a piece that is a token stays whole, whatever the merges say
-    add_bos: bool = False  # where the metadata does not say
+    ignore_merges: bool = False  # a piece that is a token becomes that token, without merges
+    add_bos: bool = False  # the default if the metadata has no add_bos_token
 
 
 _LLAMA3 = _Pre(
@@ -62,13 +63,13 @@ class _Vocabulary:
         return self.file.fields.get(f"tokenizer.ggml.{key}", default)
 
     def token(self, key: str) -> str | None:
-        """The token that `<key>_token_id` names; None where there is none."""
+        """Return the token of `<key>_token_id`, or None if the key is absent."""
         number = self.get(f"{key}_token_id")
         if number is None:
             return None
         if not 0 <= number < len(self.tokens):
             raise UserError(
-                f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is past the {len(self.tokens)} tokens"
+                f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is outside the {len(self.tokens)} tokens"
             )
         return self.tokens[number]
 
@@ -77,9 +78,10 @@ class _Vocabulary:
 
 
 def gguf_tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja where there is one.
+    """Return the tokenizer's files, name -> content.
 
-    Raises UserError where the file's tokenizer is of a kind that is not supported.
+    The files are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if the file has
+    a chat template. Raises UserError if the tokenizer's kind is not supported.
     """
     vocabulary = _read(file)
     files = {
@@ -93,7 +95,7 @@ def gguf_tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
 
 
 def build_tokenizer(file: GGUFFile) -> Tokenizer:
-    """The tokenizer of the metadata. Token ids are the file's."""
+    """Build the tokenizer from the metadata. Token ids are those of the file."""
     vocabulary = _read(file)
     kind = vocabulary.get("model")
     if kind == "gpt2":
@@ -107,7 +109,7 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
     return tokenizer
 
 
-# What the metadata must be made of, by key; every *_token_id is an int and every add_*_token a bool.
+# The required type of each metadata key. In addition, every *_token_id is an int and every add_*_token a bool.
 _TYPES: dict[str, type] = {
     **{"model": str, "pre": str, "tokens": list, "merges": list, "token_type": np.ndarray, "scores": np.ndarray},
     **{"add_space_prefix": bool, "remove_extra_whitespaces": bool},
@@ -128,7 +130,7 @@ def _read(file: GGUFFile) -> _Vocabulary:
     _check_types(file)
     tokens = file.fields.get("tokenizer.ggml.tokens")
     if not tokens:
-        raise UserError(f"{file.path} holds no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary")
+        raise UserError(f"{file.path} has no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary")
     types = file.fields.get("tokenizer.ggml.token_type")
     types = np.ones(len(tokens), np.int32) if types is None else types
     if len(types) != len(tokens):
@@ -159,7 +161,7 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """The merges, best first; each joins two tokens into a third."""
+    """Return the merges, best first. Each one joins two tokens into a third."""
     merges = vocabulary.get("merges")
     if merges is None:
         raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.merges is missing; convert the model again")
@@ -168,7 +170,8 @@ def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= known:
             raise UserError(
-                f"{vocabulary.file.path}: the merge {merge!r} is not of two tokens; convert the model again"
+                f"{vocabulary.file.path}: the merge {merge!r} does not join two tokens into a token; "
+                "convert the model again"
             )
         pairs.append((left, right))
     return pairs
@@ -180,7 +183,7 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Tokenizer:
         raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.scores is missing or short; convert the model again")
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if np.any(vocabulary.get(key, False)):
-            raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.{key} is not supported by the export")
+            raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.{key} is not supported")
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary.ids(),
@@ -199,10 +202,10 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Tokenizer:
 
 
 def sentencepiece_merges(tokens: Sequence[str], scores: Sequence[float], types: np.ndarray) -> list[tuple[str, str]]:
-    """The merges behind SentencePiece's BPE, which keeps only pieces with scores: best piece first.
+    """Return the merges that are equivalent to SentencePiece's BPE, the best piece first.
 
-    SentencePiece joins the neighbours whose union scores best; a merge list does the same when every way to split a
-    piece in two is listed at the piece's place.
+    SentencePiece stores pieces with scores, and joins the neighbours whose union has the best score. A merge list gives
+    the same result if it lists every split of a piece into two pieces at the piece's rank.
     """
     joinable = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
     pieces = {token: i for i, token in enumerate(tokens) if types[i] in joinable}
@@ -211,13 +214,13 @@ def sentencepiece_merges(tokens: Sequence[str], scores: Sequence[float], types: 
         for at in range(1, len(piece)):
             left, right = piece[:at], piece[at:]
             if left in pieces and right in pieces:
-                # The longer left part first, among the splits of pieces that score the same.
+                # Pieces with equal scores: the split with the longer left part comes first.
                 ranked.append((-scores[i], -len(left), -len(right), pieces[left], pieces[right], left, right))
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 def _add_marked_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Control tokens are special (never produced by text's own pieces); user-defined ones are matched whole."""
+    """Add control tokens as special tokens, which text pieces never produce, and user-defined tokens as whole words."""
     special = (TokenType.CONTROL, TokenType.UNKNOWN)
     for i, token in enumerate(vocabulary.tokens):
         if vocabulary.types[i] in special:
@@ -252,7 +255,10 @@ def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def gguf_generation_config(file: GGUFFile) -> dict[str, Any]:
-    """The ids that begin, end and pad a sequence; "eot" and "eom" end a turn or a message, and generation with it."""
+    """Return the ids that begin, end and pad a sequence.
+
+    "eot" ends a turn and "eom" a message; both also end the generation, so they count as eos.
+    """
     _check_types(file)
     get = file.fields.get
     eos = [get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]

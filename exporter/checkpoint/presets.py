@@ -1,7 +1,7 @@
-"""The models known by a short name: where they are published, under which licence, and their config.
+"""The models with a short name: their hub id, licence and config.
 
-The configs are those of the published config.json files, less the keys that say nothing about the network. They let
-a model be traced where its weights cannot be had.
+The configs come from the published config.json files, without the keys that do not describe the network. With them a
+model can be traced without its weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from exporter.network.config import LlamaConfig
 
 @dataclass(frozen=True)
 class RegistryFile:
-    """A GGUF file inside a Python package, for machines that reach a package registry but no hub."""
+    """A GGUF file in a Python package, for machines that can reach a package registry but not the hub."""
 
     package: str
     version: str
@@ -108,7 +108,8 @@ _MISTRAL_7B = {
     "v0.2": _mistral_7b(32000, 1000000.0, None),
     "v0.3": _mistral_7b(32768, 1000000.0, None),
 }
-# Size -> hidden, MLP, layers, heads, KV heads, vocabulary; max_window_layers, which has no effect: no window is in use.
+# Size -> (hidden, MLP, layers, heads, KV heads, vocabulary), max_window_layers. The last has no effect, because these
+# models use no sliding window.
 _QWEN25 = {
     "0.5b": ((896, 4864, 24, 14, 2, 151936), 21),
     "1.5b": ((1536, 8960, 28, 12, 2, 151936), 21),
@@ -120,7 +121,7 @@ _QWEN25 = {
 
 
 def _qwen25(size: str) -> Preset:
-    """The instruct models; 3B is the one whose licence differs."""
+    """Return an instruct model. Only the 3B model has another licence."""
     sizes, window_layers = _QWEN25[size]
     config = _config(*sizes, 32768, rope_theta=1000000.0, bos_token_id=151643, eos_token_id=151645)
     config |= {

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json, safetensors (one file, or shards with an index) and the tokenizer's files."""
+"""Read a Hugging Face folder: config.json, safetensors (one file, or shards with an index) and tokenizer files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # importing it teaches numpy, and so safetensors, the type bfloat16
+import ml_dtypes  # the import registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -22,12 +22,15 @@ from runtime.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
-# Buffers that older checkpoints carry: derived from the config, so nothing is lost with them.
+# Buffers in older checkpoints. They follow from the config, so they are ignored.
 _DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """Memory-mapped safetensors; rows are read when they are asked for."""
+    """Memory-mapped safetensors. `rows` reads on each call.
+
+    Raises UserError if files or tensors are missing, unexpected or damaged, or if their type is not supported.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -53,7 +56,7 @@ class SafetensorsCheckpoint(Checkpoint):
         values = self._home[name].get_slice(name)[first : first + count]
         if values.dtype != ml_dtypes.bfloat16:
             return values.astype(np.float32, copy=False)
-        # A bfloat16 is the upper half of a float32. numpy shifts ten times faster than ml_dtypes converts.
+        # A bfloat16 is the upper half of a float32. A shift in numpy is ten times faster than ml_dtypes' conversion.
         bits = np.empty(values.shape, np.uint32)
         np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
         return bits.view(np.float32)
@@ -63,7 +66,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     @cached_property
     def revision(self) -> str:
-        # The hub's cache keeps a snapshot in a folder named after its commit.
+        # In the hub's cache, the folder of a snapshot has the name of its commit.
         if self.path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", self.path.name):
             return self.path.name
         small = {"config.json": (self.path / "config.json").read_bytes()}
@@ -80,14 +83,14 @@ class SafetensorsCheckpoint(Checkpoint):
         return tuple(self._home[name].get_slice(name).get_shape())
 
     def _check_tied(self, shape: tuple[int, ...]) -> None:
-        """A tied checkpoint may store the output matrix all the same, as long as it is the embedding."""
+        """Raise UserError if a tied checkpoint contains an output matrix that differs from the embedding."""
         head, embedding = "lm_head.weight", "model.embed_tokens.weight"
         same = embedding in self._home and shape == self._shape(embedding)
         blocks = row_blocks(shape[0], 4 * shape[-1])
         if not same or any(not np.array_equal(self.rows(head, *b), self.rows(embedding, *b)) for b in blocks):
             raise UserError(
-                f"{self.path}: the config says tie_word_embeddings, but the checkpoint holds a {head} that differs "
-                f"from {embedding}; set tie_word_embeddings to false in config.json if the stored one is meant"
+                f"{self.path}: tie_word_embeddings is true in the config, but the checkpoint has a {head} that differs "
+                f"from {embedding}; set tie_word_embeddings to false in config.json to use the stored {head}"
             )
 
 
@@ -105,12 +108,12 @@ def _weight_files(folder: Path) -> list[Path]:
         return files
     if pickled := sorted(p.name for pattern in ("*.bin", "*.pth", "*.pt") for p in folder.glob(pattern)):
         raise UserError(
-            f"{folder} holds weights as {pickled[0]} only; save them as safetensors with transformers' "
+            f"{folder} has its weights in {pickled[0]} only; save them as safetensors with transformers' "
             "from_pretrained(...).save_pretrained(...)"
         )
     if ggufs := sorted(folder.glob("*.gguf")):
-        raise UserError(f"{folder} holds no {SINGLE}; for its GGUF file give the file itself: MODEL={ggufs[0]}")
-    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; an export needs the weights as safetensors")
+        raise UserError(f"{folder} has no {SINGLE}; to export its GGUF file, name the file: MODEL={ggufs[0]}")
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; an export needs the weights as safetensors")
 
 
 def _open(path: Path) -> Any:
@@ -120,14 +123,14 @@ def _open(path: Path) -> Any:
         size = path.stat().st_size
         needed = _described_size(path)
         if needed is not None and needed > size:
-            told = f"is cut: it has {size:,} bytes, its header describes {needed:,}"
+            told = f"is truncated: it has {size:,} bytes, its header describes {needed:,}"
         else:
             told = f"({size:,} bytes) cannot be read ({error})"
         raise UserError(f"{path} {told}; download it again") from error
 
 
 def _described_size(path: Path) -> int | None:
-    """The size of file that a safetensors header describes; None where the header itself is not whole."""
+    """Return the file size in bytes that a safetensors header describes; None if the header itself is incomplete."""
     with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")

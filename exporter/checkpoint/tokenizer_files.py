@@ -1,4 +1,4 @@
-"""The tokenizer's files of a Hugging Face folder, as an artifact carries them."""
+"""Collect the tokenizer files of a Hugging Face folder for an artifact."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COPIED = (
 
 
 def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes]:
-    """Name -> content. Files are copied as they are; what is absent is derived.
+    """Return the tokenizer files, name -> content. Existing files are copied unchanged; missing ones are derived.
 
-    A folder with nothing but a SentencePiece or tiktoken file is converted through transformers. Raises UserError
-    where there is no tokenizer.json and none can be made.
+    If the folder has only a SentencePiece or tiktoken file, transformers converts it. Raises UserError if there is no
+    tokenizer.json and transformers cannot create one.
     """
     files = {name: (folder / name).read_bytes() for name in COPIED if (folder / name).exists()}
     if "tokenizer.json" not in files:
@@ -36,7 +36,7 @@ def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes
 
 
 def generation_config(config: LlamaConfig) -> dict[str, Any]:
-    """A generation config from the ids in the config."""
+    """Return a generation config with the token ids of the config."""
     return {key: value for key, value in config.to_dict().items() if key.endswith("_token_id") and value is not None}
 
 
@@ -45,7 +45,7 @@ def to_json(value: Any) -> bytes:
 
 
 def _chat_template(tokenizer_config: bytes) -> str | None:
-    """The chat template inside a tokenizer_config.json; of several, the one named "default"."""
+    """Return the chat template in a tokenizer_config.json; if there are several, the one named "default"."""
     template = json.loads(tokenizer_config).get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -61,8 +61,8 @@ def _convert(folder: Path) -> dict[str, bytes]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (ImportError, ValueError, OSError) as error:
         raise UserError(
-            f"{folder} has no tokenizer.json, and transformers cannot make one from its tokenizer.model ({error}); "
-            "install sentencepiece and tiktoken, or take tokenizer.json from the model's page"
+            f"{folder} has no tokenizer.json, and transformers cannot create one from its tokenizer.model ({error}); "
+            "install sentencepiece and tiktoken, or download tokenizer.json from the model's page"
         ) from error
     with tempfile.TemporaryDirectory() as made:
         tokenizer.save_pretrained(made)

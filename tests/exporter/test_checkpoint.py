@@ -160,7 +160,7 @@ def test_a_cut_file_is_told_before_any_work(tmp_path: Path, lost: int) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors.*download it again") as error:
         open_checkpoint(tmp_path)
     if lost > 0:
-        assert f"is cut: it has {size - lost:,} bytes, its header describes {size:,}" in str(error.value)
+        assert f"is truncated: it has {size - lost:,} bytes, its header describes {size:,}" in str(error.value)
 
 
 def test_an_absent_shard_is_named(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         open_checkpoint(tmp_path)
     HFLlamaConfig(**CONFIG).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
+    with pytest.raises(UserError, match=r"has neither model\.safetensors nor"):
         open_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"pytorch_model\.bin only; save them as safetensors"):
@@ -253,5 +253,5 @@ def test_tokenizer_files_are_copied_and_what_is_absent_is_derived(tmp_path: Path
 def test_a_sentencepiece_file_that_cannot_be_converted_is_told(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"no protobuf at all")
-    with pytest.raises(UserError, match=r"cannot make one from its tokenizer\.model.*sentencepiece"):
+    with pytest.raises(UserError, match=r"cannot create one from its tokenizer\.model.*sentencepiece"):
         open_checkpoint(tmp_path).tokenizer_files()

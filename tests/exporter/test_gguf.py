@@ -183,7 +183,7 @@ def test_llama3_scaling_is_read_off_the_factors(tmp_path: Path, name: str, facto
     assert open_checkpoint(tmp_path / "m.gguf").config.rope_scaling is None
 
     write_model(tmp_path / "m.gguf", made, extra={"rope_freqs.weight": divisors[1:]})
-    with pytest.raises(UserError, match=r"rope_freqs\.weight is F32 .*, needed is F32"):
+    with pytest.raises(UserError, match=r"rope_freqs\.weight is F32 .*; it must be F32"):
         open_checkpoint(tmp_path / "m.gguf")
     write_model(tmp_path / "m.gguf", made, extra={"rope_freqs.weight": divisors**2})
     with pytest.raises(UserError, match=r"rope_freqs\.weight is not the scaling of Llama 3\.1.*Hugging Face"):
@@ -249,7 +249,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, small: LlamaForCausalLM) -> 
 
 def test_a_cut_file_is_told_with_both_sizes(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=rf"is cut: it has {len(whole) - 100:,} bytes, its header describes \d"):
+    with pytest.raises(UserError, match=rf"is truncated: it has {len(whole) - 100:,} bytes, its header describes \d"):
         open_checkpoint(tmp_path / "m.gguf")
 
 

