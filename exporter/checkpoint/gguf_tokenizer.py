@@ -245,11 +245,12 @@ def _add_template(tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool) 
 
 def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
     marks = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    fields = vocabulary.file.fields
     named = {name: token for name, key in marks.items() if (token := vocabulary.token(key)) is not None}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": int(vocabulary.file.fields["llama.context_length"]),
+        "model_max_length": int(fields[f"{fields['general.architecture']}.context_length"]),
         **named,
     }
 

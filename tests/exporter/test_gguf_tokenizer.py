@@ -144,8 +144,8 @@ def test_other_names_of_a_kind() -> None:
     assert PRE_KINDS.keys() == PUBLISHED.keys() | {"llama3", "llama-v3"}
 
 
-def write_tokenizer(path: Path, **fields: Any) -> GGUFFile:
-    writer = GGUFWriter(path, "llama")
+def write_tokenizer(path: Path, arch: str = "llama", **fields: Any) -> GGUFFile:
+    writer = GGUFWriter(path, arch)
     writer.add_context_length(64)
     for key, value in fields.items():
         if value is None:
@@ -168,6 +168,12 @@ def byte_tokens() -> dict[str, Any]:
         **{"model": "gpt2", "pre": "llama-bpe", "tokens": [*byte_alphabet(), *marks, "Ġa"], "merges": ["Ġ a"]},
         **{"token_type": types, "bos_token_id": 256, "eos_token_id": 257, "eot_token_id": 258},
     }
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_the_context_of_every_architecture(tmp_path: Path, arch: str) -> None:
+    files = gguf_tokenizer_files(write_tokenizer(tmp_path / "t.gguf", arch, **byte_tokens()))
+    assert json.loads(files["tokenizer_config.json"])["model_max_length"] == 64
 
 
 def test_special_tokens_and_bos(tmp_path: Path) -> None:
