@@ -18,9 +18,9 @@ from exporter.convert_host import Host, check_room, inspect_host
 from exporter.progress import Progress
 from exporter.writing.atomic_folder import whole
 from runtime.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
-from runtime.ascend import npu_smi
-from runtime.ascend.cann_log import explain
-from runtime.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
+from runtime.backend.ascend import npu_smi
+from runtime.backend.ascend.cann_log import explain
+from runtime.backend.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
 from runtime.errors import UserError
 
 CONFIG = "convert.ini"  # beside the graph, written by the export

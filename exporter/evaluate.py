@@ -23,7 +23,7 @@ from exporter.progress import Progress
 from exporter.reference import reference_model
 from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]

@@ -19,7 +19,7 @@ from exporter.onnx_evaluators import operators
 from exporter.onnx_twin import WRITTEN, translate
 from kernels import reference
 from runtime.artifact.manifest import Artifact, Graph
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 
 
 def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
@@ -32,7 +32,7 @@ def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
 
 
 class TwinGraph:
-    """One graph with the interface of runtime.engine.BuiltGraph. It writes the in-place inputs back to their arrays."""
+    """One graph with the interface of the engine's BuiltGraph. It writes the in-place inputs back to their arrays."""
 
     def __init__(self, path: Path, graph: Graph, kernels: Any = reference) -> None:
         model = translate(read(path), graph)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.artifact.manifest import Artifact, Manifest
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
 
 

@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.chat import Chat
+    from runtime.conversation.chat import Chat
     from runtime.errors import UserError
-    from runtime.generation_config import GenerationConfig
+    from runtime.generation.config import GenerationConfig
     from runtime.model import AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
     from runtime.pipelines import pipeline
-    from runtime.text import Tokenizer
+    from runtime.text.tokenizer import Tokenizer
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -32,12 +32,12 @@ __all__ = [
 
 _HOME = {
     "AutoModelForCausalLM": "runtime.model",
-    "Chat": "runtime.chat",
-    "GenerationConfig": "runtime.generation_config",
+    "Chat": "runtime.conversation.chat",
+    "GenerationConfig": "runtime.generation.config",
     "LlamaForCausalLM": "runtime.model",
     "MistralForCausalLM": "runtime.model",
     "Qwen2ForCausalLM": "runtime.model",
-    "Tokenizer": "runtime.text",
+    "Tokenizer": "runtime.text.tokenizer",
     "UserError": "runtime.errors",
     "pipeline": "runtime.pipelines",
 }

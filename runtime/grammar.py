@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 # Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write nothing else.
 JSON_WHITESPACE = r"\n? {0,16}"

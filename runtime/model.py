@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from runtime import generation
 from runtime.artifact.manifest import Artifact
-from runtime.beam_wave import BeamWave, beam_output
-from runtime.choosing import LogitsProcessor, StoppingCriterion, listed
-from runtime.engine import Engine
+from runtime.conversation.session import Session
+from runtime.conversation.transcript import Transcript, Transcripts
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
-from runtime.generation import Timings
-from runtime.generation_config import GenerationConfig
-from runtime.output import Answer, GenerateOutput, Streamer
-from runtime.placement import check_placement
+from runtime.generation.batch import Call, Wave, output
+from runtime.generation.beam_batch import BeamWave, beam_output
+from runtime.generation.config import GenerationConfig
+from runtime.generation.decode import Timings
+from runtime.generation.output import Answer, GenerateOutput, Streamer
+from runtime.generation.prompt import new_token_limit, prompt_ids, prompt_mask, prompt_rows
+from runtime.generation.sequences import join
+from runtime.generation.stopping import StoppingCriterion
+from runtime.generation.stream import Stream
+from runtime.generation.token_selector import LogitsProcessor
+from runtime.hf_keywords import check_placement, listed
 from runtime.progress import progress
-from runtime.session import Session
-from runtime.stream import Stream
-from runtime.text import Tokenizer
-from runtime.transcript import Transcript, Transcripts
-from runtime.wave import Call, Wave, output
+from runtime.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 # What generate() and stream() take beside settings.
@@ -160,7 +162,7 @@ class LlamaForCausalLM:
                 if streamer is not None:
                     streamer.end()
         new = [wave.texts.new(index) for wave in waves for index in range(len(wave.texts))]
-        sequences = generation.join(ids, new, call.config.padding)
+        sequences = join(ids, new, call.config.padding)
         return output(sequences, waves, timings) if call.config.return_dict_in_generate else sequences
 
     def _beams(
@@ -221,7 +223,7 @@ class LlamaForCausalLM:
         callables = (listed("logits_processor", logits_processor), listed("stopping_criteria", stopping_criteria))
         call = self._call("stream", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        ids = generation.prompt_ids(given, self.engine.vocab_size)
+        ids = prompt_ids(given, self.engine.vocab_size)
         config = call.config
         if len(ids) != 1 or config.num_return_sequences != 1 or config.num_beams != 1:
             raise UserError(
@@ -304,9 +306,9 @@ class LlamaForCausalLM:
         self, input_ids: Any, attention_mask: Any, config: GenerationConfig
     ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
         """The prompts [B, n], each row's tokens, and how many may follow each."""
-        ids = generation.prompt_ids(input_ids, self.engine.vocab_size)
-        rows = generation.prompt_rows(ids, generation.prompt_mask(ids, attention_mask, config))
-        limits = [generation.new_token_limit(config, ids.shape[1], len(row), self.artifact) for row in rows]
+        ids = prompt_ids(input_ids, self.engine.vocab_size)
+        rows = prompt_rows(ids, prompt_mask(ids, attention_mask, config))
+        limits = [new_token_limit(config, ids.shape[1], len(row), self.artifact) for row in rows]
         return ids, rows, limits
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
-from runtime.generation_config import FIELDS
+from runtime.generation.config import FIELDS
+from runtime.generation.output import GenerateOutput
+from runtime.hf_keywords import check_placement
 from runtime.model import ARGUMENTS, LlamaForCausalLM, Messages
-from runtime.output import GenerateOutput
-from runtime.placement import check_placement
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 TASK = "text-generation"
 # What Hugging Face's text-generation pipeline takes where neither call nor generation_config.json says.

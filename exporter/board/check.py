@@ -19,13 +19,13 @@ from rich.table import Table
 from exporter.board.answers import Answer, answers
 from exporter.convert_host import cann_version, lite_version, package_chips, packages
 from exporter.progress import Progress
-from runtime.ascend import npu_smi
-from runtime.ascend.cann_log import explain
-from runtime.ascend.chips import Chip, chip_of_soc
-from runtime.ascend.device import Device, find
-from runtime.ascend.requirements import missing_features
+from runtime.backend.ascend import npu_smi
+from runtime.backend.ascend.cann_log import explain
+from runtime.backend.ascend.chips import Chip, chip_of_soc
+from runtime.backend.ascend.device import Device, find
+from runtime.backend.ascend.requirements import missing_features
+from runtime.backend.lite_graph import import_lite
 from runtime.errors import UserError
-from runtime.lite_graph import import_lite
 
 TIMEOUT = 1800  # seconds for the probe's run: a first run compiles nothing, but a hung driver must end
 OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"

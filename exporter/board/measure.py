@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from runtime.artifact.manifest import Artifact
-from runtime.ascend.device import find
-from runtime.engine import Engine
+from runtime.backend.ascend.device import find
+from runtime.engine.engine import Engine
 
 EXPECTED = "probe.npz"
 REPEATS = 10

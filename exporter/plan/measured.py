@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.plan.cost import Plan, prompt_passes, roofline
-from runtime.engine import plan_chunks
+from runtime.engine.chunks import plan_chunks
 from runtime.errors import UserError
 
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from exporter.mindir_graph import MindIRGraph, Value
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.sizes import cache_bytes
-from runtime.ascend.chips import chip_of_target
-from runtime.ascend.requirements import Needed
+from runtime.backend.ascend.chips import chip_of_target
+from runtime.backend.ascend.requirements import Needed
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
 # Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
@@ -53,7 +53,7 @@ def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Me
 
 def load_copies(target: str, constants: int, cache: int) -> int:
     """Bytes beside weights and cache: on a host the copies of constants (measured, CONSTANT_COPIES), on a device
-    the buffers that runtime.ascend.requirements counts before it loads anything."""
+    the buffers that runtime.backend.ascend.requirements counts before it loads anything."""
     if target == "portable":
         return int(constants * (CONSTANT_COPIES - 1))
     chip = chip_of_target(target)

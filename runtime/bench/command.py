@@ -13,15 +13,15 @@ import numpy as np
 
 from runtime.artifact.manifest import Artifact, Manifest
 from runtime.artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
+from runtime.backend.lite_graph import available_threads
 from runtime.bench import fresh, machine, report
 from runtime.bench.overhead import Overhead, statistic
 from runtime.bench.workload import TEXT, Settings, Workload, loop_times
 from runtime.cli.options import add_artifact, add_debug, add_threads
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
-from runtime.lite_graph import available_threads
 from runtime.progress import progress
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so they pass for int16

@@ -32,7 +32,7 @@ def main(began: str, artifact: str, threads: str, tokens: str) -> None:
     from runtime.artifact.manifest import Artifact
     from runtime.bench.machine import peak_memory
     from runtime.bench.workload import Workload
-    from runtime.engine import Engine
+    from runtime.engine.engine import Engine
 
     opening = time.monotonic()
     engine = Engine(Artifact.open(artifact), int(threads))

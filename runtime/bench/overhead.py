@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime import generation
 from runtime.artifact.sizes import step_weight_bytes
 from runtime.bench.machine import ReadBandwidth
 from runtime.bench.workload import SEED, Workload
-from runtime.choosing import Chooser, stops
-from runtime.generation import Texts
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
+from runtime.generation.decode import Timings, decode
+from runtime.generation.sequences import Texts
+from runtime.generation.stopping import stops
+from runtime.generation.token_selector import Chooser
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -81,7 +82,7 @@ class Overhead:
         chooser = Chooser(config, engine.vocab_size, [np.random.default_rng(SEED)])
         ends = stops(config, _no_tokenizer, 1, chooser)
         placement = engine.prefixes.place([self.prompt])
-        run = generation.decode(engine, texts, generation.Timings(), chooser, ends, placement)
+        run = decode(engine, texts, Timings(), chooser, ends, placement)
         for _ in range(min(WARM_UP, self.steps - 1)):
             next(run)
         in_graph, began = engine.timings.run, time.perf_counter()

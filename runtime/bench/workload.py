@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime import generation
 from runtime.artifact.manifest import Manifest
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
-from runtime.text import Tokenizer
+from runtime.generation.decode import Timings, decode, greedy
+from runtime.generation.sequences import Texts
+from runtime.text.tokenizer import Tokenizer
 
 SEED = 0
 HASHED_PROMPT, HASHED_TOKENS = 32, 64
@@ -70,7 +71,7 @@ class Workload:
     def prefill(self, tokens: int, rows: int) -> float:
         """Seconds from an empty cache to the first new token of each of `rows` rows."""
         began = time.perf_counter()
-        generation.greedy(self._forward(self.tokens[:, :tokens], 0, rows))
+        greedy(self._forward(self.tokens[:, :tokens], 0, rows))
         return time.perf_counter() - began
 
     def decode(self, depth: int, rows: int, steps: int) -> tuple[float, float]:
@@ -82,7 +83,7 @@ class Workload:
         in_graph = self.engine.timings.run
         began = time.perf_counter()
         for position in range(depth, depth + steps):
-            picked = generation.greedy(self._forward(picked[:, None], position, rows))
+            picked = greedy(self._forward(picked[:, None], position, rows))
         seconds = time.perf_counter() - began
         return seconds / steps, (self.engine.timings.run - in_graph) / steps
 
@@ -90,7 +91,7 @@ class Workload:
         """The `output` object of the report: a hash of the greedy continuation of a fixed prompt in row 0."""
         prompt = self.tokens[0, : min(HASHED_PROMPT, self.engine.context // 2)]
         limit = min(HASHED_TOKENS, self.engine.context - len(prompt))
-        steps = list(generation.decode(self.engine, generation.Texts([prompt], [limit]), generation.Timings()))
+        steps = list(decode(self.engine, Texts([prompt], [limit]), Timings()))
         ids = np.array(steps, "<i4").reshape(-1)
         return {
             "prompt_tokens": len(prompt),
@@ -115,7 +116,7 @@ def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:
     logits = np.random.default_rng(SEED).normal(size=(1, vocab_size)).astype(np.float32)
     picking = time.perf_counter()
     for _ in ids:
-        generation.greedy(logits)
+        greedy(logits)
     picked = time.perf_counter()
     count = len(ids)
     return {

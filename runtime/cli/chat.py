@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from runtime.chat import Chat
 from runtime.cli.options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
+from runtime.conversation.chat import Chat
 from runtime.errors import UserError
-from runtime.output import Piece
+from runtime.generation.output import Piece
+from runtime.generation.stream import Stream
 from runtime.progress import progress
-from runtime.stream import Stream
 
 HELP = """\
 /reset       start a new conversation with the same system message

@@ -12,8 +12,8 @@ from typing import Any
 
 from runtime.cli.options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
 from runtime.errors import UserError
+from runtime.generation.output import Piece
 from runtime.model import LlamaForCausalLM
-from runtime.output import Piece
 from runtime.progress import progress
 
 NEW_TOKENS = 256  # long enough for an answer, short enough to wait for

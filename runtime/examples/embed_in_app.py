@@ -16,7 +16,7 @@ from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from runtime import LlamaForCausalLM, UserError
-from runtime.stream import Stream
+from runtime.generation.stream import Stream
 
 LONGEST = 64_000  # bytes of a question
 

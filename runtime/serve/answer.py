@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.choosing import Chooser, LogitsProcessor
-from runtime.generation import Texts
-from runtime.generation_config import GenerationConfig
-from runtime.sampling import NotNumbersError
-from runtime.text import TextStream, Tokenizer
+from runtime.generation.config import GenerationConfig
+from runtime.generation.sampler import NotNumbersError
+from runtime.generation.sequences import Texts
+from runtime.generation.token_selector import Chooser, LogitsProcessor
+from runtime.text.detokenizer import TextStream
+from runtime.text.tokenizer import Tokenizer
 
 
 class Logprobs(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime import generation
-from runtime.choosing import LogitsProcessor
 from runtime.errors import UserError
+from runtime.generation.prompt import new_token_limit
+from runtime.generation.token_selector import LogitsProcessor
 from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema
 from runtime.model import LlamaForCausalLM
 from runtime.serve.answer import Answer, Event
@@ -51,7 +51,7 @@ class Preparer:
         answers: list[Answer] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
-            room = generation.new_token_limit(
+            room = new_token_limit(
                 dataclasses.replace(config, max_new_tokens=limit), ids.size, ids.size, self.model.artifact
             )
             for _ in range(request.n):

@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.serve.answer import Answer, Event, Logprobs
 from runtime.serve.schema import ChatRequest, Request, top_logprobs
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 FINISH = {"eos": "stop", "stop_string": "stop", "length": "length"}

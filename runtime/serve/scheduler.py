@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.engine import Engine, plan_chunks
+from runtime.engine.chunks import plan_chunks
+from runtime.engine.engine import Engine
 from runtime.serve.answer import Answer
 
 CHUNK = 128  # tokens; on host CPUs a larger pass costs hardly less a token

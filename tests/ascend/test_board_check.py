@@ -22,8 +22,8 @@ from exporter.board import measure
 from exporter.board.answers import FUSED, KERNELS, USES_FUSED, Answer, answers
 from exporter.onnx_run import twin_engine
 from exporter.progress import Progress
-from runtime.ascend.chips import chip_of_target
-from runtime.ascend.device import Device
+from runtime.backend.ascend.chips import chip_of_target
+from runtime.backend.ascend.device import Device
 from runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

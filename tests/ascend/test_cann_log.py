@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from runtime.ascend.cann_log import explain
+from runtime.backend.ascend.cann_log import explain
+from runtime.backend.native_log import native_log_on_failure
 from runtime.errors import UserError
-from runtime.native_log import native_log_on_failure
 from support import ascend_texts as texts
 
 

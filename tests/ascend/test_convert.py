@@ -24,8 +24,8 @@ from exporter.convert import ConvertOptions, check_output, convert, read_config,
 from exporter.convert_host import Host, cann_version, check_room, inspect_host, package_chips
 from exporter.progress import Progress
 from runtime.artifact.manifest import Artifact, Conversion
-from runtime.ascend.chips import chip_of_target
-from runtime.ascend.npu_smi import parse
+from runtime.backend.ascend.chips import chip_of_target
+from runtime.backend.ascend.npu_smi import parse
 from runtime.errors import UserError
 from support import ascend_texts as texts
 

@@ -14,11 +14,11 @@ import pytest
 from test_runtime import ascend_manifest
 
 from runtime.artifact.manifest import Artifact, Conversion
-from runtime.ascend import device, npu_smi
-from runtime.ascend.chips import CHIPS, chip_of_soc
-from runtime.ascend.device import Device, find
-from runtime.ascend.npu_smi import MIB, Npu, NpuSmi, parse
-from runtime.ascend.requirements import check_converted, check_device, check_lite, needed
+from runtime.backend.ascend import device, npu_smi
+from runtime.backend.ascend.chips import CHIPS, chip_of_soc
+from runtime.backend.ascend.device import Device, find
+from runtime.backend.ascend.npu_smi import MIB, Npu, NpuSmi, parse
+from runtime.backend.ascend.requirements import check_converted, check_device, check_lite, needed
 from runtime.errors import UserError
 from support import ascend_texts as texts
 

@@ -24,7 +24,7 @@ from exporter.network.config import LlamaConfig
 from exporter.onnx_run import twin_engine
 from kernels.ascend import standin
 from runtime.artifact.manifest import Artifact
-from runtime.ascend.chips import chip_of_soc, chip_of_target
+from runtime.backend.ascend.chips import chip_of_soc, chip_of_target
 from runtime.errors import UserError
 from support import step_runs
 from support.checkpoints import CONFIGS, DEFAULTS, ROOT, export_all

@@ -14,7 +14,7 @@ import pytest
 
 from exporter import chips
 from kernels import reference
-from runtime.ascend import cann_log
+from runtime.backend.ascend import cann_log
 
 PACKAGE = Path(__file__).parents[2] / "kernels" / "ascend"
 # Each operator's function in kernels.reference, and its outputs that are not inputs.

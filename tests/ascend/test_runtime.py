@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from runtime.artifact.manifest import Artifact, Conversion, Manifest, TensorSpec, write_manifest
-from runtime.ascend import graph as ascend_graph
-from runtime.ascend.cache import DeviceCache, DeviceTensor
-from runtime.ascend.device import Device
-from runtime.ascend.graph import AscendGraph
-from runtime.engine import Engine
+from runtime.backend.ascend import graph as ascend_graph
+from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
+from runtime.backend.ascend.device import Device
+from runtime.backend.ascend.graph import AscendGraph
+from runtime.backend.lite_graph import LiteGraph, import_lite
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
-from runtime.lite_graph import LiteGraph, import_lite
 from support.device_lite import DataType, make_lite
 from support.tiny import VOCAB, Weights, manifest, whole_text_logits
 
@@ -62,7 +62,7 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         made = ascend_manifest(tmp_path, **changes)
         lite = make_lite(made.graphs[0], CONTEXT, room)
         monkeypatch.setattr(ascend_graph, "import_lite", lambda: lite)
-        monkeypatch.setattr("runtime.lite_graph.import_lite", lambda: lite)
+        monkeypatch.setattr("runtime.backend.lite_graph.import_lite", lambda: lite)
         monkeypatch.setattr(ascend_graph, "find", lambda device_id: dataclasses.replace(DEVICE, id=device_id))
         return Engine(Artifact.open(tmp_path), device_id=1), lite
 

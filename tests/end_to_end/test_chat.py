@@ -83,7 +83,7 @@ def test_ctrl_c_in_a_terminal_ends_the_answer_only() -> None:
     code = (
         "import sys, time\n"
         "from runtime.__main__ import main\n"
-        "from runtime.engine import Engine\n"
+        "from runtime.engine.engine import Engine\n"
         "forward = Engine.forward\n"
         "def slow(*arguments, **named):\n"
         "    time.sleep(0.1)\n"

@@ -15,7 +15,7 @@ from test_artifact import rewrite
 from transformers import AutoTokenizer
 
 from runtime.artifact.manifest import MANIFEST, sha256_file
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 from support.exported import (
     BUCKETS,
     CONTEXT,

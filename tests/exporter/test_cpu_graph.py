@@ -69,9 +69,9 @@ def test_formats(key: tuple[str, str], logits: dict[Any, Any], tiny_checkpoint: 
 def build(graph: Path) -> subprocess.CompletedProcess[str]:
     """Build a graph file in MindSpore Lite, in a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from runtime.lite_graph import LiteGraph, import_lite\n"
-        "from kernels.cpu.load import load\n"
-        "import_lite(); load(); LiteGraph(Path(sys.argv[1]), 1)"
+        "import sys; from pathlib import Path; from runtime.backend.lite_graph import LiteGraph, import_lite\n"
+        "from runtime.backend.cpu_kernels import register\n"
+        "import_lite(); register(); LiteGraph(Path(sys.argv[1]), 1)"
     )
     command = [sys.executable, "-c", code, str(graph)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ from exporter import verify
 from exporter.checkpoint.open import open_checkpoint
 from exporter.reference import _numpy, _transformers
 from runtime.artifact.manifest import Artifact, Manifest
-from runtime.step_inputs import MASKED, StepInputs
+from runtime.engine.step_inputs import MASKED, StepInputs
 from support.checkpoints import CONFIGS, export_all
 from support.exported import generate
 from support.step_runs import CONTEXT, relative_error, token_rows

@@ -21,8 +21,8 @@ from exporter.onnx_operators import TRANSLATIONS
 from exporter.onnx_run import TwinGraph
 from kernels import reference
 from runtime.artifact.manifest import Artifact, Graph, TensorSpec
+from runtime.engine.step_inputs import StepInputs
 from runtime.errors import UserError
-from runtime.step_inputs import StepInputs
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from exporter.checkpoint.open import open_checkpoint
 from exporter.reference import reference_model
 from runtime.artifact.manifest import Artifact
 from runtime.artifact.sizes import EMBEDDING, step_weight_bytes
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 TOKENS = 4096
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from runtime.artifact.manifest import Artifact
-from runtime.engine import Engine as StepEngine
+from runtime.engine.engine import Engine as StepEngine
 
 
 class Engine:

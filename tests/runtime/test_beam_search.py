@@ -9,8 +9,8 @@ import pytest
 from test_generation import PROMPTS, continuation, load, padded
 from test_sampling import chi_square, softmax
 
+from runtime.engine.kv_cache import KVCache
 from runtime.errors import UserError
-from runtime.kv_cache import KVCache
 from runtime.model import GenerateOutput, LlamaForCausalLM
 from support.tiny import VOCAB, Weights, whole_text_logits
 

@@ -17,7 +17,7 @@ from runtime.artifact import sizes
 from runtime.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from runtime.bench import command, fresh, machine, overhead, report
 from runtime.bench.workload import Settings, Workload
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from support import tiny
 

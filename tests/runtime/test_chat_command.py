@@ -13,7 +13,7 @@ import pytest
 from test_command_line import run
 
 from runtime.artifact.manifest import Artifact
-from runtime.chat import Chat
+from runtime.conversation.chat import Chat
 from support.tiny import NumpyGraph, Weights, artifact
 from support.toy_chat import CONTEXT, tokenizer, write_files
 
@@ -25,7 +25,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = artifact(tmp_path / "toy", context=CONTEXT, eos_token_id=())
     write_files(opened.path)
     weights = Weights(CONTEXT)
-    monkeypatch.setattr("runtime.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]))
+    monkeypatch.setattr(
+        "runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0])
+    )
     monkeypatch.chdir(tmp_path)
     return opened.path
 
@@ -195,7 +197,7 @@ def test_ctrl_c_ends_the_answer_and_the_chat_goes_on(
 def test_a_second_ctrl_c_ends_the_program(
     folder: Path, pipe: Any, ctrl_c: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.stream.Stream.cancel", lambda self: None)  # the first does not help
+    monkeypatch.setattr("runtime.generation.stream.Stream.cancel", lambda self: None)  # the first does not help
     ctrl_c(4, 5)
     pipe("hello\n")
     status, _, err = run(capfd, "chat", str(folder), *SHORT)

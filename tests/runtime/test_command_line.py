@@ -24,7 +24,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = artifact(tmp_path, context=512, eos_token_id=())
     weights = Weights(512)
     monkeypatch.setattr(
-        "runtime.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]), raising=True
+        "runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]), raising=True
     )
     model = byte_level()
     save(tmp_path, model)

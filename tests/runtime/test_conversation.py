@@ -11,12 +11,12 @@ from safetensors import safe_open
 from test_generation import continuation
 from test_prefix_reuse import fed
 
-from runtime.chat import Chat
+from runtime.conversation.chat import Chat
+from runtime.conversation.transcript import Transcript
 from runtime.errors import UserError
+from runtime.generation.output import Piece
 from runtime.model import LlamaForCausalLM
-from runtime.output import Piece
-from runtime.text import Tokenizer
-from runtime.transcript import Transcript
+from runtime.text.tokenizer import Tokenizer
 from support.toy_chat import CONTEXT, LLAMA2_LIKE, TEMPLATES, toy
 
 QUESTIONS = ["hello there", "why", "and then", "aa bb", "no", "tell me", "more", "is it", "so", "bye"]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
-from runtime.generation import Texts, Timings, decode
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
+from runtime.generation.decode import Timings, decode
+from runtime.generation.sequences import Texts
+from runtime.hf_keywords import check_placement
 from runtime.model import LlamaForCausalLM
-from runtime.placement import check_placement
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]

@@ -14,7 +14,7 @@ from test_generation import PROMPTS, continuation, load, padded
 from test_sampling import chi_square, softmax
 
 from runtime.errors import UserError
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
 from runtime.model import GenerateOutput, LlamaForCausalLM
 from support.tiny import VOCAB, Weights, artifact, whole_text_logits
 

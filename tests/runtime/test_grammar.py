@@ -18,7 +18,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.__main__ import main
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
 from runtime.model import LlamaForCausalLM
@@ -206,7 +206,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     save(tmp_path, batch=1)
     weights = Weights(CONTEXT)
     graph = artifact(tmp_path, context=CONTEXT, eos_token_id=EOS).manifest.graphs[0]
-    monkeypatch.setattr("runtime.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
+    monkeypatch.setattr("runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
     return ["generate", str(tmp_path), "--prompt", "abc", "--temperature", "2", "--seed", "1"]
 
 

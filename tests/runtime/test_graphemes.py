@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_text import byte_level
 
-from runtime.engine import Engine
-from runtime.graphemes import Graphemes
+from runtime.engine.engine import Engine
 from runtime.model import LlamaForCausalLM
+from runtime.text.graphemes import Graphemes
 from support.tiny import NumpyGraph, Weights, artifact
 
 CLUSTERS = [

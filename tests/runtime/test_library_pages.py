@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import resident
+from runtime.backend import library_pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,21 +32,25 @@ def test_only_unmodified_read_only_library_pages_qualify() -> None:
             "9000-a000 r-xp 00000000 00:00 0\nSize: 4 kB\nRss: 4 kB\nAnonymous: 0 kB\n",
         ]
     )
-    assert resident.unmodified_mappings(smaps, "/mindspore_lite/") == [(0x1000, 0x2000, 12288), (0x2000, 0x4000, 12288)]
+    assert library_pages.unmodified_mappings(smaps, "/mindspore_lite/") == [
+        (0x1000, 0x2000, 12288),
+        (0x2000, 0x4000, 12288),
+    ]
 
 
 def test_nothing_happens_where_there_is_no_smaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "SMAPS", tmp_path / "smaps")
-    assert resident.release_library_pages() == 0
+    monkeypatch.setattr(library_pages, "SMAPS", tmp_path / "smaps")
+    assert library_pages.release_library_pages() == 0
 
 
 PROGRAM = """
 import json, sys
 import numpy as np
-from runtime import engine, resident
+from runtime.engine import engine
+from runtime.backend import library_pages
 from runtime.artifact.manifest import Artifact
 
-release = resident.release_library_pages
+release = library_pages.release_library_pages
 released = []
 engine.release_library_pages = lambda: released.append(0)  # at first without
 
@@ -54,7 +58,8 @@ def logits(made):
     return made.forward(np.arange(12).reshape(2, 6), np.zeros(2), np.full(2, 6)).tolist()
 
 def mapped():
-    return sum(size for _, _, size in resident.unmodified_mappings(resident.SMAPS.read_text(), "/mindspore_lite/"))
+    smaps = library_pages.SMAPS.read_text()
+    return sum(size for _, _, size in library_pages.unmodified_mappings(smaps, "/mindspore_lite/"))
 
 before = logits(engine.Engine(Artifact.open(sys.argv[1]), 2))
 held = mapped()
@@ -64,7 +69,7 @@ print(json.dumps({"released": released, "held": held, "left": mapped(), "same": 
 """
 
 
-@pytest.mark.skipif(not resident.SMAPS.is_file(), reason="needs Linux's smaps")
+@pytest.mark.skipif(not library_pages.SMAPS.is_file(), reason="needs Linux's smaps")
 def test_a_loaded_engine_gives_pages_back_and_computes_the_same(tiny_artifact: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tiny_artifact)], cwd=ROOT, capture_output=True, text=True, check=False

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generation import PROMPTS, continuation, load, padded
 
-from runtime.kv_cache import KVCache
+from runtime.engine.kv_cache import KVCache
+from runtime.engine.prefix_cache import PrefixCache
 from runtime.model import LlamaForCausalLM
-from runtime.prefix_cache import PrefixCache
 
 LONG = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 

@@ -17,9 +17,9 @@ import torch
 from test_sampling import hold_equal
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runtime.choosing import Chooser
-from runtime.generation import Texts
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
+from runtime.generation.sequences import Texts
+from runtime.generation.token_selector import Chooser
 
 ROWS, PROMPT, STEPS, VOCAB = 3, 12, 10, 60
 EOS = [3, 41]

@@ -11,9 +11,9 @@ from transformers.generation import logits_process as theirs
 
 from kernels.cpu.library import available_isas
 from runtime.errors import UserError
-from runtime.generation_config import GenerationConfig
-from runtime.processors import processors, without_eos
-from runtime.sampling import NotNumbersError, Sampler
+from runtime.generation.config import GenerationConfig
+from runtime.generation.logits_processors import processors, without_eos
+from runtime.generation.sampler import NotNumbersError, Sampler
 
 ROWS = 3
 PLAIN = GenerationConfig(do_sample=True, top_k=0)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_sampling import hold_equal, softmax, their_warpers
 
-from runtime.generation_config import GenerationConfig
-from runtime.sampling import Sampler
+from runtime.generation.config import GenerationConfig
+from runtime.generation.sampler import Sampler
 
 ELEMENTS = st.one_of(st.integers(-3, 3), st.floats(-40, 40, width=32), st.just(-np.inf))
 

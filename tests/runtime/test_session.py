@@ -14,7 +14,7 @@ from test_generation import continuation, load
 from test_prefix_reuse import fed
 
 from runtime.artifact.manifest import Artifact
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
 from support.tiny import DIM, GROUPS, LAYERS, InPlaceGraph, in_place_manifest

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from transformers import PreTrainedTokenizerFast
 
 from runtime.errors import UserError
-from runtime.text import LONG, Tokenizer
+from runtime.text.tokenizer import LONG, Tokenizer
 
 LLAMA3_STYLE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -19,7 +19,7 @@ from support.serving import client, wait_until, with_template
 REPOSITORY = Path(__file__).parents[2]
 # Passes that take a while, so that a signal comes in the middle of an answer.
 SLOWLY = (
-    "import sys, time\nfrom runtime.engine import Engine\nforward = Engine.forward\n"
+    "import sys, time\nfrom runtime.engine.engine import Engine\nforward = Engine.forward\n"
     "def slowly(*arguments):\n    time.sleep(0.05)\n    return forward(*arguments)\n"
     "Engine.forward = slowly\nfrom runtime.__main__ import main\nsys.exit(main(sys.argv[1:]))"
 )

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_text import BYTE_LEVEL, SENTENCEPIECE, byte_level
 
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
 from runtime.serve.answer import Answer, Event
 from runtime.serve.responses import Writer
 from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 LIMITS = Limits(context=64, answers=8)
 

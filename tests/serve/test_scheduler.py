@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_generation import continuation, load
 
 from runtime.errors import UserError
-from runtime.generation_config import GenerationConfig
+from runtime.generation.config import GenerationConfig
 from runtime.model import LlamaForCausalLM
 from runtime.serve.answer import Answer, Event, ShownText, overlap
 from runtime.serve.scheduler import Busy, Closed, Scheduler

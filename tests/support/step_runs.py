@@ -1,4 +1,4 @@
-"""One schedule of calls through runtime.engine.Engine, over whatever computes the graph, and what transformers says.
+"""One schedule of calls through the Engine, over whatever computes the graph, and what transformers says.
 
 `python step_runs.py lite|mindspore OUT ARTIFACT...` runs it in a process of its own: MindSpore, MindSpore Lite and this
 test process must not meet.
@@ -68,20 +68,20 @@ def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np
 
 
 def lite_engine(artifact: Any) -> Any:
-    from runtime.engine import Engine
+    from runtime.engine.engine import Engine
 
     return Engine(artifact)
 
 
 def mindspore_engine(artifact: Any) -> Any:
     """The runtime's engine over the traced network itself, run by MindSpore."""
-    from runtime.engine import Engine
+    from runtime.engine.engine import Engine
 
     return Engine(artifact, build=lambda path: MindSporeGraph(artifact))
 
 
 class MindSporeGraph:
-    """exporter.network.llama.Llama with the artifact's weights, as runtime.engine.BuiltGraph asks for it."""
+    """exporter.network.llama.Llama with the artifact's weights, with the interface of the engine's BuiltGraph."""
 
     def __init__(self, artifact: Any) -> None:
         import mindspore

@@ -10,7 +10,7 @@ import tokenizers
 from test_text import LLAMA3_STYLE
 from tokenizers import decoders, models, pre_tokenizers
 
-from runtime.engine import Engine
+from runtime.engine.engine import Engine
 from runtime.model import LlamaForCausalLM
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
 

@@ -1,4 +1,4 @@
-// What a text so far does to the scores of the next token. What it means is in runtime/processors.py.
+// What a text so far does to the scores of the next token. What it means is in runtime/generation/logits_processors.py.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Choosing one of n tokens by their scores. What it means is in runtime/sampling.py; here is how it is made fast.
+// Choosing one of n tokens by their scores. What it means is in runtime/generation/sampler.py; here is how it is made fast.
 //
 // Behind a decode step that has read all the weights, memory is what costs: so the scores are gone through a few times
 // in vectors (ScorePasses, one set an instruction set), and single tokens are only looked at where a limit lies.
@@ -46,7 +46,7 @@ struct ScorePasses {
   void (*keep_heavy)(float least, float* weights, long n, float* sums);
 };
 
-// The settings, as runtime/sampling.py lays them out; the neutral values are those here.
+// The settings, as runtime/generation/sampler.py lays them out; the neutral values are those here.
 struct Sampling {
   int32_t isa = -1;  // of enum class Isa; -1 for the best
   int32_t top_k = 0;

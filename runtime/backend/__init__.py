@@ -1,0 +1,1 @@
+"""What runs a graph: MindSpore Lite, the native libraries, and Ascend devices."""

@@ -1,0 +1,78 @@
+"""Which NPU there is and what it has free, asked of CANN's Python module where it can be imported, else of npu-smi."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.backend.ascend import npu_smi
+from runtime.backend.ascend.npu_smi import NpuSmi
+from runtime.errors import UserError
+
+TIMEOUT = 60  # seconds: opening a device for the first time after a reset takes a while
+TAIL_LINES = 6  # of what a probe that died printed
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that exists: its id, CANN's name of the chip, bytes of memory free and in all, and who said so."""
+
+    id: int
+    soc: str
+    free: int
+    total: int
+    source: str
+
+
+def ask_acl(device: int) -> dict[str, Any] | None:
+    """What acl_probe prints; None where pyACL cannot be imported. Raises UserError where the process dies."""
+    command = [sys.executable, "-m", "runtime.backend.ascend.acl_probe", str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"CANN's Python module `acl` gave no answer in {TIMEOUT} s. Check the driver with `npu-smi info`"
+        ) from error
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        said = "\n".join(done.stderr.strip().splitlines()[-TAIL_LINES:]) or "(it printed nothing)"
+        how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        raise UserError(
+            f"CANN's Python module `acl` gave no answer ({how}). Check the driver with `npu-smi info`. It ends:\n{said}"
+        ) from error
+    return None if "missing" in answer else answer
+
+
+def find(
+    device: int,
+    ask: Callable[[int], dict[str, Any] | None] = ask_acl,
+    read: Callable[[], NpuSmi | None] = npu_smi.read,
+) -> Device:
+    """The device of this id. Raises UserError where there is none, with what there is and what to do.
+
+    ask, read: where the answers come from; the real ones unless a test says otherwise.
+    """
+    acl = ask(device)
+    if acl is not None and "error" not in acl and device < acl["count"]:
+        return Device(device, acl["soc"], acl.get("free", 0), acl.get("total", 0), "acl")
+    table = read()
+    if table is not None:
+        for npu in table.npus:
+            if npu.device == device:
+                return Device(device, npu.soc, npu.free, npu.total, "npu-smi")
+    if acl is not None and "error" in acl:
+        raise UserError(f"device {device} cannot be opened: {acl['error']}. See `npu-smi info` for its health")
+    known = [npu.device for npu in table.npus] if table else list(range(acl["count"])) if acl else []
+    if known:
+        raise UserError(f"device_id is {device}; this host has {', '.join(map(str, known))}. Choose one of them")
+    raise UserError(
+        "no Ascend device was found: "
+        f"{'npu-smi lists none' if table else 'npu-smi is not installed'}, and CANN's Python module "
+        f"{'`acl` sees none' if acl else '`acl` cannot be imported'}. Install the driver and run "
+        "`source /usr/local/Ascend/ascend-toolkit/set_env.sh`; for this host's CPU export with TARGET=cpu"
+    )

@@ -1,0 +1,123 @@
+"""What must hold before an Ascend artifact is loaded: the right chip, a converted graph, memory, MindSpore Lite."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.artifact.manifest import Artifact, Manifest
+from runtime.backend.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
+from runtime.backend.ascend.device import Device
+from runtime.errors import UserError
+
+# MindSpore Lite allocates a buffer of its own on the device for every input of a model when it loads it, and another
+# in page-locked host memory, though a cache is then bound by the address of ours (its model_process.cc and
+# single_op_session.cc, 2.7). So a cache counts twice on the device and once on the host.
+DEVICE_CACHES, HOST_CACHES = 2, 1
+LITE = "Install MindSpore Lite 2.4.1 or later for Ascend (kernels/ascend/BOARD.md says from where)"
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes that loading takes at the least; the workspace, which CANN decides, comes on top."""
+
+    weights: int
+    device_cache: int
+    host_cache: int
+
+    @classmethod
+    def of(cls, weights: int, cache: int) -> Needed:
+        """From the bytes of the graph's files and of the KV cache."""
+        return cls(weights, DEVICE_CACHES * cache, HOST_CACHES * cache)
+
+    def on_device(self, chip: Chip) -> int:
+        """On a chip that shares the board's memory the file that is being read and the host's buffers count too."""
+        own = self.weights + self.device_cache
+        return own + self.weights + self.host_cache if chip.shares_memory else own
+
+
+def needed(manifest: Manifest) -> Needed:
+    """From the sizes that the manifest lists."""
+    return Needed.of(sum(entry.bytes for entry in manifest.files()), manifest.cache.nbytes)
+
+
+def missing_features(lite: Any) -> list[str]:
+    """What this `mindspore_lite` lacks of what the runtime uses, by looking, whatever its version says."""
+    wanted = (
+        (lite.Tensor.__init__, "device", "Tensor(device=...)"),
+        (lite.Model.predict, "outputs", "Model.predict(inputs, outputs)"),
+        (lite.Model.build_from_file, "config_dict", "Model.build_from_file(config_dict=...)"),
+    )
+    return [name for function, argument, name in wanted if argument not in inspect.signature(function).parameters]
+
+
+def check_lite(lite: Any) -> None:
+    """Raises UserError where this MindSpore Lite cannot hold tensors on a device."""
+    if missing := missing_features(lite):
+        version = getattr(lite, "__version__", "of unknown version")
+        raise UserError(f"MindSpore Lite {version} lacks {', '.join(missing)}. {LITE}")
+
+
+def check_converted(artifact: Artifact) -> None:
+    """Raises UserError for a graph that CANN has not compiled yet, or not with every bucket."""
+    converted = artifact.manifest.converted
+    if converted is None:
+        raise UserError(
+            f"{artifact.path}: exported for {artifact.manifest.target}, but not converted yet: CANN compiles its graph "
+            f"once, for one chip. On a host with CANN: `make convert ARTIFACT={artifact.path}`"
+        )
+    if lost := sorted(set(artifact.manifest.buckets) - set(converted.buckets)):
+        raise UserError(
+            f"{artifact.path}: converted with the gears {_listed(converted.buckets)}; its buckets also hold "
+            f"{_listed(lost)}. Convert the exported artifact again: `make convert ARTIFACT=...`"
+        )
+
+
+def check_device(artifact: Artifact, device: Device) -> Chip:
+    """The device's chip. Raises UserError where the artifact is for another one, or where memory does not suffice."""
+    manifest = artifact.manifest
+    wanted, found = chip_of_target(manifest.target), chip_of_soc(device.soc)
+    if wanted is None:
+        raise UserError(
+            f"{artifact.path}: target is {manifest.target!r}; Ascend targets are "
+            f"{', '.join(chip.target for chip in CHIPS)}. Export again"
+        )
+    if found != wanted:
+        remedy = (
+            f"Export with TARGET={found.target} and convert that" if found else "No target of this release is for it"
+        )
+        raise UserError(
+            f"{artifact.path} is for {wanted.target} ({wanted.boards}); device {device.id} is an {device.soc}. {remedy}"
+        )
+    if manifest.converted is not None and manifest.converted.soc != device.soc:
+        raise UserError(
+            f"{artifact.path} was converted for {manifest.converted.soc}; device {device.id} is an {device.soc}. "
+            f"Convert the exported artifact for it: `make convert ARTIFACT=... SOC={device.soc}`"
+        )
+    _check_memory(artifact, device, wanted)
+    return wanted
+
+
+def _check_memory(artifact: Artifact, device: Device, chip: Chip) -> None:
+    wants = needed(artifact.manifest)
+    if device.total == 0 or wants.on_device(chip) <= device.free:  # 0: neither acl nor npu-smi could say
+        return
+    parts = f"weights {_gb(wants.weights)}, caches {_gb(wants.device_cache)}"
+    if chip.shares_memory:
+        parts += (
+            f", on this board also the file while it is read {_gb(wants.weights)} and buffers {_gb(wants.host_cache)}"
+        )
+    raise UserError(
+        f"device {device.id} ({device.soc}) has {_gb(device.free)} free of {_gb(device.total)}; {artifact.path} needs "
+        f"at least {_gb(wants.on_device(chip))}: {parts}. Free some (`npu-smi info` lists processes), or export with a "
+        f"smaller CONTEXT (now {artifact.manifest.context:,}), BATCH ({artifact.manifest.batch}) or model"
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _listed(buckets: Any) -> str:
+    return ", ".join(str(bucket) for bucket in buckets)

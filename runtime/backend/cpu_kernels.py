@@ -1,0 +1,58 @@
+"""The CPU kernels: makes them known to MindSpore Lite in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+
+from runtime.artifact.manifest import Manifest
+from runtime.backend.lite_graph import import_lite
+from runtime.errors import UserError
+
+LITE = "libmsplugin-ge-litert_python.so"  # has MindSpore Lite's registry of custom kernels
+
+
+def load_cpu_kernels(manifest: Manifest) -> None:
+    """Register the custom operators with MindSpore Lite, before it builds a graph that names them.
+
+    Raises:
+        UserError: the artifact needs kernels of another ABI, MindSpore Lite cannot be imported, or the kernels are not
+            built.
+    """
+    from kernels.cpu.library import ABI
+
+    if manifest.kernel_abi != ABI:
+        raise UserError(
+            f"kernel_abi is {manifest.kernel_abi}; the kernels of this release have {ABI}. "
+            "Export again with this release"
+        )
+    import_lite()
+    register()
+
+
+@cache
+def register() -> None:
+    """Register the custom operators with MindSpore Lite, which must be imported. A second call costs nothing.
+
+    Raises:
+        UserError: the kernels are not built, or have another ABI than this release.
+    """
+    from kernels.cpu.library import ABI, PATH, library
+
+    found = library().edgellama_abi()
+    if found != ABI:
+        raise UserError(
+            f"{PATH.parent}: kernels of ABI {found}, needed: {ABI}. Build them with `pip install .` in the checkout"
+        )
+    try:
+        lite = Path(str(sys.modules["mindspore_lite"].__file__)).parent
+        # RTLD_GLOBAL: the plugin finds MindSpore Lite's symbols in what the process has loaded.
+        ctypes.CDLL(str(lite / "lib" / LITE), mode=ctypes.RTLD_GLOBAL)
+        plugin = ctypes.CDLL(str(PATH.parent / "libedgellama_lite.so"), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise UserError(
+            f"the CPU kernels cannot be loaded ({error}). Build them with `pip install .` in the checkout"
+        ) from error
+    plugin.edgellama_register()

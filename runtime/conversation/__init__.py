@@ -1,0 +1,1 @@
+"""Conversations: chats and sessions that keep their context between answers."""

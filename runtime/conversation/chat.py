@@ -1,0 +1,100 @@
+"""A conversation with a model: messages, what to do when they outgrow the context, and a file to put them away in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.conversation.session import Session
+from runtime.conversation.transcript import Transcript
+from runtime.errors import UserError
+from runtime.generation.output import Piece
+from runtime.generation.stream import Stream
+
+if TYPE_CHECKING:
+    from runtime.model import LlamaForCausalLM
+
+NOTE = "chat"  # the metadata of a session file that hold the messages
+LEAST_ROOM = 1 / 8  # of the context, for an answer; with less, the oldest turns are dropped ...
+DROPPED_TO = 1 / 2  # ... until the rest takes up no more than this, so that it does not happen every turn
+
+
+class Chat:
+    """Messages to and from a model, the oldest first. Only the new message of a turn is computed.
+
+    A conversation that outgrows the context loses its oldest turns, but not its system message; `dropped` is how many
+    messages the latest `ask` dropped.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, system: str | None = None) -> None:
+        self.model = model
+        self.messages: list[dict[str, Any]] = []
+        self.dropped = 0
+        self._turn: Transcript | None = None
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+
+    def ask(self, text: str, **settings: Any) -> Stream:
+        """Say this, and get the answer as it comes. It belongs to `messages` as far as it was taken from the stream; a
+        question that was cancelled before its answer began does not. settings: as of `LlamaForCausalLM.generate`."""
+        if not text.strip():
+            raise UserError("the message is empty. Write something")
+        before = self.messages[:-1] if self.messages and self.messages[-1]["role"] == "user" else self.messages
+        messages = self._fitting([*before, {"role": "user", "content": text}])  # without a question nobody waited for
+        turn = self.model.turn(messages)
+        stream = self.model.stream_turn(turn, **settings)
+        self.dropped = len(before) + 1 - len(messages)
+        self.messages, self._turn = messages, turn
+        stream.listeners.append(self._heard)
+        return stream
+
+    def reset(self) -> None:
+        """Begin anew, with the same system message."""
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        self._turn = None
+
+    def save(self, path: str | Path) -> None:
+        """Write messages and cache to a file, as `Session.save` does."""
+        if self._turn is None:
+            raise UserError("nothing has been said yet, so there is nothing to save")
+        session = Session(self.model)
+        session.ids = list(self._turn.ids)
+        turn = {name: value for name, value in dataclasses.asdict(self._turn).items() if name != "ids"}
+        session.save(path, {NOTE: json.dumps({"messages": self.messages, "turn": turn})})
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation that `save` wrote, instead of this one. Raises UserError as `Session.load`."""
+        session = Session(self.model)
+        notes = session.load(path)
+        try:
+            held = json.loads(notes[NOTE])
+            messages = [dict(message) for message in held["messages"]]
+            turn = Transcript(ids=session.ids, **held["turn"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: a session, but not of a chat ({error!r}). Load it with model.session()"
+            ) from error
+        self.model.transcripts.keep(turn)
+        self.messages, self._turn = messages, turn
+
+    def _fitting(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        context = self.model.artifact.manifest.context
+        if context - len(self.model.turn(messages).ids) >= LEAST_ROOM * context:
+            return messages
+        first = next(index for index, message in enumerate(messages) if message["role"] != "system")
+        while len(self.model.turn(messages).ids) > DROPPED_TO * context:
+            later = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
+            if not later:
+                break  # the new message alone is too long for that
+            messages = messages[:first] + messages[later[0] :]
+        return messages
+
+    def _heard(self, piece: Piece) -> None:
+        if self.messages[-1]["role"] != "assistant":
+            if piece.id is None:
+                self.messages.pop()
+                return
+            self.messages.append({"role": "assistant", "content": ""})
+        self.messages[-1]["content"] += piece.text

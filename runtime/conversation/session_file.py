@@ -1,0 +1,109 @@
+"""A text and its part of the KV cache in a file, so that it goes on later without being computed again.
+
+The file is in the safetensors format (https://github.com/huggingface/safetensors#format): `tokens` int32 [n], and every
+array of the cache with the n positions in use, [G, n, D]. Its metadata name the artifact by the digest of its manifest,
+which covers weights and graphs: keys and values of another model would be taken without a sign of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.safetensors import MappedWeights
+from runtime.engine.engine import Engine
+from runtime.errors import UserError
+
+FORMAT = "edgellama session 1"
+DTYPES = {"int8": "I8", "int16": "F16", "float16": "F16", "int32": "I32", "float32": "F32"}  # int16: bits of a float16
+REMEDY = "Load another file, or begin anew"
+
+
+def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, str]) -> None:
+    """Write the session whose text is `ids`, with the engine's turn taken; what the cache lacks of it is computed.
+
+    The file appears whole or not at all. Raises UserError where it cannot be written.
+    """
+    path = Path(path)
+    row = _computed(engine, ids)
+    arrays = {"tokens": ids.astype(np.int32), **engine.prefixes.held(row, len(ids))}
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "artifact": _digest(engine.manifest), **notes}}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": DTYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for array in arrays.values():
+                    file.write(np.ascontiguousarray(array).data)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Give another place") from error
+
+
+def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str]]:
+    """Put a saved session's keys and values into the cache, with the engine's turn taken; returns its ids and notes.
+
+    Raises UserError for a file that is damaged, no session, or of another artifact; then nothing has changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. {REMEDY}")
+    file = MappedWeights(path, REMEDY)
+    notes = file.metadata
+    found = notes.get("format")
+    if found != FORMAT:
+        raise UserError(f"{path}: format is {found!r}; needed: {FORMAT!r}. {REMEDY}")
+    wanted = _digest(engine.manifest)
+    if notes.get("artifact") != wanted:
+        raise UserError(
+            f"{path}: saved with the artifact of digest {str(notes.get('artifact'))[:12]}; "
+            f"this one, {engine.manifest.name}, has {wanted[:12]}. Load it with its own artifact, or begin anew"
+        )
+    ids = file.array("tokens")
+    if ids.ndim != 1 or not 0 < ids.size <= engine.context or ids.min() < 0 or ids.max() >= engine.vocab_size:
+        raise UserError(f"{path}: its tokens are not a text of this artifact. {REMEDY}")
+    arrays = {}
+    for name, mine in engine.cache.arrays.items():
+        arrays[name] = file.array(name).view(mine.dtype)
+        needed = (mine.shape[1], ids.size, *mine.shape[3:])
+        if arrays[name].shape != needed:
+            raise UserError(f"{path}: {name} has shape {arrays[name].shape}; needed: {needed}. {REMEDY}")
+    engine.prefixes.fill(ids, arrays)
+    return ids.astype(np.int64), notes
+
+
+def _computed(engine: Engine, ids: np.ndarray) -> int:
+    """The row that holds all of `ids`, with what was missing computed."""
+    beyond = np.append(ids, 0)  # the last of a text is never counted as cached: here all of it shall be
+    (row,), (cached,) = engine.prefixes.place([beyond])
+    if cached < len(ids):
+        start, length = np.zeros((2, engine.batch), np.int64)
+        start[row], length[row] = cached, len(ids) - cached
+        tokens = np.zeros((engine.batch, int(length[row])), np.int64)
+        tokens[row] = ids[cached:]
+        engine.forward(tokens, start, length)
+    return int(row)
+
+
+def _digest(manifest: Manifest) -> str:
+    return manifest.to_dict()["digest"]

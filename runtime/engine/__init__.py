@@ -1,0 +1,1 @@
+"""The step engine: tokens in, logits out; it owns the graphs and the KV cache."""

@@ -1,0 +1,259 @@
+"""The step engine: tokens in, logits of each row's last token out; owns the graphs and the KV cache.
+
+Prefill and decode are the same call at different token counts; a call runs as one or more chunks, each in a bucket.
+Rows are independent: each has its own start and length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.artifact.manifest import Artifact, Graph, TensorSpec
+from runtime.artifact.safetensors import MappedWeights
+from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
+from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
+from runtime.backend.cpu_kernels import load_cpu_kernels
+from runtime.backend.library_pages import release_library_pages
+from runtime.backend.lite_graph import LiteGraph, available_threads
+from runtime.backend.native_exit import keep_libraries
+from runtime.engine.chunks import CPU_PADDING, plan_chunks
+from runtime.engine.engine_lock import Cancelled, Turn
+from runtime.engine.kv_cache import KVCache
+from runtime.engine.prefix_cache import PrefixCache
+from runtime.engine.step_inputs import StepInputs
+from runtime.errors import UserError
+
+OPSETS = ("portable", "cpu", "ascend")
+
+
+class BuiltGraph(Protocol):
+    """What the engine needs of a graph in memory; LiteGraph is the real one."""
+
+    inputs: list[str]
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None: ...
+    def bind(self, arrays: Sequence[Any]) -> list[Any]: ...
+    def run(self, bound: list[Any]) -> list[np.ndarray]: ...
+
+
+@dataclass
+class Timings:
+    """Seconds spent so far: loading the graphs, switching buckets, running graphs, writing returned cache rows."""
+
+    load: float = 0.0
+    switch: float = 0.0
+    run: float = 0.0
+    cache: float = 0.0
+
+
+@dataclass
+class _Bucket:
+    """One bucket, ready to run: its graph, its inputs bound to arrays, and the shapes to switch to."""
+
+    graph: Graph
+    built: BuiltGraph
+    step: StepInputs
+    shapes: list[tuple[int, ...]]
+    bound: list[Any]
+
+
+class Engine:
+    """Runs an artifact's step graphs. The caches are its state: `turn` says whose they are, and `prefixes` which tokens
+    they hold. Several threads may use one engine, each within `with engine.turn.take():`."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        *,
+        device_id: int | None = None,
+        show_native_log: bool = False,
+        build: Callable[[Path], BuiltGraph] | None = None,
+    ) -> None:
+        """Load every graph and allocate the KV cache.
+
+        threads: for the host CPU; all processors that this process may use when None. device_id: the NPU, for an
+        artifact of an Ascend target; the first when None.
+        build: how a graph file is loaded; MindSpore Lite unless a test says otherwise.
+        Raises UserError for an artifact that this runtime cannot run.
+        """
+        manifest = artifact.manifest
+        if manifest.opset not in OPSETS:
+            raise UserError(
+                f"{artifact.path}: op set is {manifest.opset!r}; this runtime runs {', '.join(OPSETS)}. "
+                "Export again with TARGET=cpu or TARGET=portable"
+            )
+        if threads is not None and threads < 1:
+            raise UserError(f"threads is {threads}; needed: at least 1")
+        if device_id is not None and manifest.opset != "ascend":
+            raise UserError(f"device_id is {device_id}, and {artifact.path} runs on the host CPU. Leave device_id out")
+        self.threads = threads or available_threads()
+        self.manifest = manifest
+        self.batch = manifest.batch
+        self.context = manifest.context
+        self.buckets = manifest.buckets
+        self.padding = CPU_PADDING if manifest.opset == "cpu" else 1.0
+        self.vocab_size = _vocab_size(manifest.graphs[0])
+        self.timings = Timings()
+        self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
+        self.turn = Turn()
+        self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
+        began = time.perf_counter()
+        if build is None and manifest.opset == "ascend":
+            self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
+        elif build is None:
+            if manifest.opset == "cpu":
+                load_cpu_kernels(manifest)
+
+            def build(path: Path) -> BuiltGraph:
+                return LiteGraph(path, self.threads, show_native_log=show_native_log)
+
+        self.prefixes = PrefixCache(self.cache, self.batch, self.context)
+        self._ready: dict[int, _Bucket] = {}
+        self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
+        for graph in manifest.graphs:
+            built = build(artifact.file(graph.file))
+            # a model with gears begins in none of them
+            self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
+            for bucket in graph.buckets:
+                self._ready[bucket] = self._prepare(graph, built, bucket)
+        keep_libraries()
+        release_library_pages()
+        self.timings.load = time.perf_counter() - began
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
+        """Feed `length[b]` tokens of each row at positions `start[b]` on, and return logits [B, V] float32.
+
+        tokens [B, n] integers, n >= 1, row b valid up to length[b]; start [B], length [B] (0..n). Row b of the result
+        belongs to its last valid token; a row of length 0 takes no part and keeps zeros. K/V of the valid tokens are in
+        the cache afterwards. The result may be the graph's own memory, which the next call overwrites. Raises UserError
+        where a row would leave the cache; nothing has run then. cancelled is asked before each chunk: where it says so,
+        Cancelled is raised, and the cache holds the chunks before.
+        """
+        tokens, starts, lengths = self._checked(tokens, start, length)
+        chunks = plan_chunks(max(lengths), self.buckets, self.padding)
+        self.prefixes.overwrite(starts, lengths)
+        if len(chunks) == 1:  # every decode step: kept short, as its code comes out of memory behind all the weights
+            if cancelled():
+                raise Cancelled
+            logits = self._run(chunks[0][0], tokens, starts, lengths)
+            self.prefixes.written(tokens, starts, lengths)
+            for row, count in enumerate(lengths):
+                if count == 0:
+                    logits[row] = 0
+            return logits
+        logits = np.zeros((self.batch, self.vocab_size), np.float32)
+        offset = 0
+        for bucket, count in chunks:
+            if cancelled():
+                raise Cancelled
+            here = [min(max(whole - offset, 0), count) for whole in lengths]
+            first = [begin + min(offset, whole) for begin, whole in zip(starts, lengths, strict=True)]
+            chunk = tokens[:, offset : offset + count]
+            step_logits = self._run(bucket, chunk, first, here)
+            self.prefixes.written(chunk, first, here)
+            for row, whole in enumerate(lengths):
+                if offset < whole <= offset + count:
+                    logits[row] = step_logits[row]
+            offset += count
+        return logits
+
+    def reorder(self, source: np.ndarray, tokens: int) -> None:
+        """Give row b what row source[b] has in the cache, its first `tokens` positions. Beam search needs it."""
+        began = time.perf_counter()
+        self.prefixes.reorder(source, tokens)
+        self.timings.cache += time.perf_counter() - began
+
+    def _run(self, bucket: int, tokens: np.ndarray, start: list[int], length: list[int]) -> np.ndarray:
+        ready = self._ready[bucket]
+        ready.step.fill(tokens, start, length)
+        began = time.perf_counter()
+        if self._current[ready.graph.file] != bucket:
+            self._current[ready.graph.file] = 0  # none, should the switch be interrupted
+            ready.built.resize(ready.shapes)
+            self._current[ready.graph.file] = bucket
+        switched = time.perf_counter()
+        outputs = ready.built.run(ready.bound)
+        ran = time.perf_counter()
+        logits, rows = outputs[0], outputs[1:]
+        if self.manifest.cache.policy == "returned":
+            self.cache.write(rows, np.array(start), np.array(length))
+        self.timings.switch += switched - began
+        self.timings.run += ran - switched
+        self.timings.cache += time.perf_counter() - ran
+        return logits
+
+    def _prepare(self, graph: Graph, built: BuiltGraph, bucket: int) -> _Bucket:
+        specs = {spec.name: spec for spec in graph.inputs}
+        if sorted(built.inputs) != sorted(specs):
+            raise UserError(
+                f"{graph.file}: its inputs are {', '.join(sorted(built.inputs)[:4])} ...; "
+                f"the manifest lists {', '.join(sorted(specs)[:4])} .... Export again"
+            )
+        step = StepInputs(graph, bucket, self.context, self.manifest.config.get("sliding_window") or 0)
+        arrays = [self._array(specs[name], step, graph) for name in built.inputs]
+        shapes = [shape_at(specs[name], graph.bucket, bucket) for name in built.inputs]
+        for name, array, shape in zip(built.inputs, arrays, shapes, strict=True):
+            if array.shape != shape:
+                raise UserError(
+                    f"{graph.file}: input {name} has shape {shape}, the weights {array.shape}. Export again"
+                )
+        return _Bucket(graph, built, step, shapes, built.bind(arrays))
+
+    def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray | DeviceTensor:
+        """What a graph input is bound to: this call's inputs, a cache, or a weight."""
+        if spec.name in STEP_INPUTS:
+            return step.arrays[spec.name]
+        if spec.name.startswith(CACHE_PREFIXES):
+            return self.cache.bind(spec)
+        if self._weights is not None:
+            return self._weights.array(spec.name)
+        raise UserError(f"{graph.file}: this runtime has nothing to give its input {spec.name!r}. Update the runtime")
+
+    def _checked(
+        self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> tuple[np.ndarray, list[int], list[int]]:
+        tokens = np.asarray(tokens)
+        start, length = np.asarray(start, np.int64), np.asarray(length, np.int64)
+        if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] < 1:
+            raise UserError(f"tokens have shape {tokens.shape}; this artifact takes ({self.batch}, n >= 1)")
+        if start.shape != (self.batch,) or length.shape != (self.batch,):
+            raise UserError(f"start and length have shapes {start.shape} and {length.shape}; needed: ({self.batch},)")
+        # Of a few numbers Python's own minimum is cheaper than numpy's, in a decode step above all.
+        starts, lengths = start.tolist(), length.tolist()
+        if min(lengths) < 0 or max(lengths) > tokens.shape[1] or min(starts) < 0:
+            raise UserError(f"start {start}, length {length}: needed start >= 0 and length in 0..{tokens.shape[1]}")
+        for row, count in enumerate(lengths):
+            if starts[row] + count > self.context:
+                raise UserError(f"{starts[row] + count:,} tokens; this artifact holds {self.context:,} (context)")
+            for token in tokens[row, :count].tolist():
+                if not 0 <= token < self.vocab_size:
+                    raise UserError(f"token id {token}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
+        return tokens, starts, lengths
+
+
+def _on_device(
+    artifact: Artifact, device_id: int, show_native_log: bool
+) -> tuple[DeviceCache, Callable[[Path], BuiltGraph]]:
+    """The cache on an NPU, and how a graph is loaded there."""
+    from runtime.backend.ascend.graph import AscendGraph, open_device
+
+    _, cache = open_device(artifact, device_id)
+    graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
+    return cache, lambda path: AscendGraph(artifact, graphs[path], device_id, show_native_log=show_native_log)
+
+
+def _vocab_size(graph: Graph) -> int:
+    return graph.outputs[0].shape[-1]

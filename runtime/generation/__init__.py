@@ -1,0 +1,1 @@
+"""Generation: from the logits of each step to new tokens."""

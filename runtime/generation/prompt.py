@@ -1,0 +1,112 @@
+"""What generate() is given, checked: token ids, the mask, and how many tokens may follow.
+
+Reference for the conventions: transformers' `GenerationMixin.generate` (padding, mask inference, lengths).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtime.artifact.manifest import Artifact
+from runtime.errors import UserError
+from runtime.generation.config import GenerationConfig
+
+DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
+
+
+def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
+    """input_ids as int64 [B, n]: an array, a tensor, a list of rows, or one row. Raises UserError for anything else."""
+    if isinstance(input_ids, Mapping):
+        raise UserError(f"input_ids is a {type(input_ids).__name__}; needed: token ids. Unpack it: generate(**inputs)")
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError as error:  # rows of different length
+        lengths = [len(row) for row in input_ids]
+        raise UserError(
+            f"input_ids has rows of {min(lengths)} to {max(lengths)} tokens; needed: rows of one length. "
+            "Pad them: tokenizer(prompts, padding=True)"
+        ) from error
+    if ids.ndim == 1:
+        ids = ids[None, :]
+    if ids.dtype.kind in "US":
+        raise UserError("input_ids is text; needed: token ids. Tokenize it first: tokenizer(prompts, padding=True)")
+    if ids.size == 0:
+        raise UserError(f"the prompt is empty (input_ids has shape {ids.shape}); needed: at least one token")
+    if ids.ndim != 2:
+        raise UserError(f"input_ids has shape {ids.shape}; needed: [rows, tokens], at least one token each")
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"input_ids has type {ids.dtype}; needed: whole numbers")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        bad = int(ids.max() if ids.max() >= vocab_size else ids.min())
+        raise UserError(f"input_ids holds id {bad}; this artifact's ids are 0..{vocab_size - 1} (vocab_size)")
+    return ids.astype(np.int64)
+
+
+def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) -> np.ndarray:
+    """Boolean [B, n], true where a token counts: as given, or inferred as Hugging Face infers it.
+
+    Inferred: tokens equal to pad_token_id are padding, unless it is one of the eos ids, which a prompt may hold; then
+    every token counts, and a warning says so where a row begins or ends with it.
+    """
+    if attention_mask is not None:
+        mask = np.asarray(attention_mask)
+        if mask.ndim == 1:
+            mask = mask[None, :]
+        if mask.shape != ids.shape:
+            raise UserError(f"attention_mask has shape {mask.shape}; needed: {ids.shape}, as input_ids")
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError("attention_mask holds other values than 0 and 1")
+        return mask.astype(bool)
+    pad = config.padding
+    if pad is None or not (ids == pad).any():
+        return np.ones(ids.shape, bool)
+    if pad in config.eos_token_id:
+        if len(ids) > 1 and (ids[:, [0, -1]] == pad).any():
+            warnings.warn(
+                "attention_mask is not given and cannot be inferred, since pad_token_id is an eos id: "
+                "padding counts as text. Pass the tokenizer's attention_mask",
+                stacklevel=5,
+            )
+        return np.ones(ids.shape, bool)
+    return ids != pad
+
+
+def prompt_rows(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """Each row's tokens without padding. Dropping masked tokens is exact: they are attended by none, and positions
+    count the others only. So left, right and mixed padding give the same."""
+    rows = [row[keep] for row, keep in zip(ids, mask, strict=True)]
+    for index, row in enumerate(rows):
+        if row.size == 0:
+            raise UserError(f"prompt {index} is empty (its attention_mask is all 0); needed: at least one token")
+    return rows
+
+
+def new_token_limit(config: GenerationConfig, columns: int, tokens: int, artifact: Artifact) -> int:
+    """How many tokens may follow a row. columns: width of input_ids, which max_length counts; tokens: the row's own.
+    The context bounds them; a prompt that leaves no room is a UserError."""
+    context = artifact.manifest.context
+    if tokens >= context:
+        raise UserError(_too_long(tokens, artifact))
+    limit = config.max_new_tokens
+    if limit is None and config.max_length is not None:
+        limit = config.max_length - columns
+        if limit < 1:
+            raise UserError(
+                f"max_length is {config.max_length} and the prompt has {columns} tokens already. "
+                "Raise it, or use max_new_tokens"
+            )
+    return min(DEFAULT_NEW_TOKENS if limit is None else limit, context - tokens)
+
+
+def _too_long(tokens: int, artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    found = f"prompt has {tokens:,} tokens; this artifact holds {manifest.context:,} (context), one of them new. "
+    model_holds = manifest.config.get("max_position_embeddings", tokens + 1)
+    if tokens >= model_holds:
+        return found + f"The model was made for {model_holds:,}: shorten the prompt"
+    wanted = min(1 << tokens.bit_length(), model_holds)
+    return found + f"Export with `make export MODEL={manifest.source.model} CONTEXT={wanted}`"

@@ -1,0 +1,122 @@
+"""Which token follows: the likeliest, or one drawn from what temperature, top_k, top_p, min_p and typical_p leave.
+
+The meaning and the order are those of transformers' logits warpers, with two things that it leaves open: of equal
+scores at the limit of top_p the later ids stay, and the likeliest token is the first of the highest scores. The work is
+done in kernels/cpu/sampling.cpp, on the host, whatever runs the graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from runtime.errors import UserError
+from runtime.generation.config import GenerationConfig
+
+NOT_NUMBERS, NOTHING_LEFT = -1, -2  # what sampling.cpp returns instead of a token
+FLOAT32 = np.dtype(np.float32)
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond are the same as these, and their inverses float32
+
+
+class NotNumbersError(RuntimeError):
+    """Scores are not numbers, or an infinite one is to be drawn from."""
+
+    def __init__(self) -> None:
+        super().__init__("scores are not numbers")
+
+
+class _Settings(ctypes.Structure):
+    """struct Sampling of kernels/cpu/sampling.h."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int32) for name in ("isa", "top_k", "keep")),
+        *((name, ctypes.c_float) for name in ("temperature", "top_p", "min_p", "typical_p")),
+    ]
+
+
+class Sampler:
+    """The settings of one call, put to work on rows of scores: float32, C-contiguous, [rows, V] or [V]."""
+
+    def __init__(self, config: GenerationConfig | None = None, keep: int = 1, isa: str | None = None) -> None:
+        """config: how to draw; None changes nothing. keep: tokens that every limit leaves at least. isa: the kernels'
+        instruction set; the best one when None."""
+        self._likeliest, self._draw, self._warp, self._log_normaliser = _functions()
+        from kernels.cpu.library import ISAS  # late, as in `_functions`: `import runtime` stays light
+
+        config = config or GenerationConfig(top_k=0)
+        settings = _Settings(
+            isa=-1 if isa is None else ISAS.index(isa),
+            top_k=min(config.top_k, 2**31 - 1),
+            keep=keep,
+            temperature=min(max(config.temperature, COLDEST), HOTTEST),
+            top_p=config.top_p,
+            min_p=-1.0 if config.min_p is None else config.min_p,
+            typical_p=config.typical_p,
+        )
+        self._settings = settings
+        self._at = ctypes.byref(settings)
+
+    def likeliest(self, scores: np.ndarray, row: int = 0) -> int:
+        """The first of the highest scores of `row`. Raises as `draw` does."""
+        token = self._likeliest(self._at, first(scores), row, scores.shape[-1])
+        return token if token >= 0 else _refuse(token)
+
+    def draw(self, scores: np.ndarray, row: int, uniform: float) -> int:
+        """The token that a number in [0, 1) picks by the softmax of what the settings leave of `row`.
+
+        Raises UserError where every score is -inf, NotNumbersError where one is not a number."""
+        token = self._draw(self._at, first(scores), row, scores.shape[-1], uniform)
+        return token if token >= 0 else _refuse(token)
+
+    def warped(self, scores: np.ndarray) -> np.ndarray:
+        """What the settings leave of scores [V], as transformers has it: over temperature, -inf for what is dropped."""
+        out = np.empty(scores.size, np.float32)
+        _refuse(self._warp(self._at, first(scores), scores.size, first(out)))
+        return out
+
+    def log_normaliser(self, scores: np.ndarray, row: int = 0) -> float:
+        """log(sum(exp(score / temperature))) of `row`: a score less this is its log-probability."""
+        out = ctypes.c_double()
+        _refuse(self._log_normaliser(self._at, first(scores), row, scores.shape[-1], _byref(out)))
+        return out.value
+
+
+@cache
+def _functions() -> tuple[Any, Any, Any, Any]:
+    """likeliest, draw, warp and log_normaliser of sampling.cpp."""
+    from kernels.cpu.library import library
+
+    pointer, whole = ctypes.c_void_p, ctypes.c_long
+    takes = {
+        "likeliest": [pointer, pointer, whole, whole],
+        "draw": [pointer, pointer, whole, whole, ctypes.c_double],
+        "warp": [pointer, pointer, whole, pointer],
+        "log_normaliser": [pointer, pointer, whole, whole, pointer],
+    }
+    for name, types in takes.items():
+        getattr(library(), f"edgellama_{name}").argtypes = types
+    likeliest, draw, warp, log_normaliser = (getattr(library(), f"edgellama_{name}") for name in takes)
+    return likeliest, draw, warp, log_normaliser
+
+
+_byref, _at_buffer = ctypes.byref, ctypes.c_float.from_buffer
+
+
+def first(scores: Any) -> ctypes._CArgObject:
+    """Where an array begins, the cheapest way; it must be C-contiguous and writable."""
+    if scores.dtype is not FLOAT32 and scores.dtype != FLOAT32:
+        raise TypeError(f"scores are {scores.dtype}; needed: float32")
+    return _byref(_at_buffer(scores))
+
+
+def _refuse(code: int) -> int:
+    if code == 0:
+        return 0
+    if code == NOTHING_LEFT:
+        raise UserError("the settings rule out every token of the vocabulary. Ban less")
+    if code == NOT_NUMBERS:
+        raise NotNumbersError
+    raise UserError("the CPU kernels have no variant of this instruction set for this machine")

@@ -1,0 +1,1 @@
+"""Text: the tokenizer, detokenization of a stream of tokens, chat templates."""

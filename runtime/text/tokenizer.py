@@ -1,0 +1,211 @@
+"""The artifact's tokenizer: text to token ids and back, and chats through the model's chat template."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from runtime.errors import UserError
+from runtime.text.chat_template import check_messages, read_chat_template, render
+from runtime.text.components import byte_letters, components
+from runtime.text.detokenizer import REPLACEMENT, TextStream
+from runtime.text.length_bound import LengthBound
+
+CACHED_TOKENS = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
+LONG = 4096  # characters that take a millisecond to encode
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # a byte as SentencePiece writes it
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """A tokenizer: tokenizer.json, and what tokenizer_config.json and chat_template.jinja add to it.
+
+    Attributes:
+        model: the tokenizer of the `tokenizers` package.
+        special_tokens: text of the named special tokens, such as {"bos_token": "<s>"}.
+        chat_template: Jinja source, or None.
+    """
+
+    def __init__(
+        self, model: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None
+    ) -> None:
+        self.model = model
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read the tokenizer files of an artifact.
+
+        Raises:
+            UserError: tokenizer.json is missing, or a file is damaged.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
+                "token ids to generate(), measure it with `python -m runtime bench`, or export a whole checkpoint"
+            )
+        try:
+            model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
+            raise UserError(f"{path}: tokenizers cannot read it ({error}). Restore it or export again") from error
+        model.no_padding()
+        model.no_truncation()
+        config = _json_object(folder / "tokenizer_config.json")
+        special = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
+        return cls(model, special, read_chat_template(folder, config))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+            text: the text.
+            add_special_tokens: add special tokens such as bos, as the tokenizer's post-processor does.
+
+        Raises:
+            UserError: the text holds half a surrogate pair, which Python makes of bytes that are not UTF-8.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f"U+{ord(text[error.start]):04X} at {error.start:,}"
+            raise UserError(f"the text is not valid Unicode ({found}). Give it as UTF-8") from error
+        if len(text) < LONG:
+            return self.model.encode(text, add_special_tokens=add_special_tokens).ids
+        # Encoding a batch lets Python's other threads run; a single text does not. It starts native threads for that.
+        return self.model.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids.
+
+        Args:
+            ids: the token ids.
+            skip_special_tokens: leave special tokens out of the text.
+        """
+        return self.model.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def fewest_tokens(self, text: str) -> int:
+        """Return a number of tokens that `text` has at least, without encoding it; 0 if there is no bound."""
+        return self._length_bound.fewest_tokens(text)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """Return the conversation as the model's chat template writes it: a text to encode without special tokens.
+
+        Args:
+            messages: [{"role": ..., "content": ...}, ...].
+            add_generation_prompt: end with the beginning of the assistant's answer.
+            variables: further variables of the template (tools, documents, ...).
+
+        Raises:
+            UserError: the artifact has no chat template, `messages` is no list of messages, or the template refuses
+                them.
+        """
+        check_messages(messages)
+        if self.chat_template is None:
+            raise UserError(
+                "this artifact has no chat template. Give the prompt as plain text (generate --raw, or stream())"
+            )
+        defaults = {"tools": None, "documents": None, **self.special_tokens}
+        named = {**defaults, **variables, "add_generation_prompt": add_generation_prompt}
+        return render(self.chat_template, messages, named)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Return the token ids of `render_chat`; the template itself writes bos and similar tokens."""
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+
+    def text_stream(self, *, skip_special_tokens: bool = True, behind: Sequence[int] = ()) -> TextStream:
+        """Return a decoder for one sequence that arrives token by token.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+            behind: the tokens of the text that the sequence continues. Some decoders drop the space at the beginning
+                of a text; the first word of a continuation keeps it.
+        """
+        return TextStream(self, skip_special_tokens, behind)
+
+    @functools.cached_property
+    def alone(self) -> Callable[[int, bool], str]:
+        """A cached function (token, skip_special_tokens) -> the text of this token by itself."""
+        return functools.lru_cache(maxsize=CACHED_TOKENS)(
+            lambda token, skip_special_tokens: self.model.decode([token], skip_special_tokens=skip_special_tokens)
+        )
+
+    def token_bytes(self, token: int, *, first: bool = False) -> bytes:
+        """Return the bytes that a token stands for, maybe a part of a character; empty for an id without a token.
+
+        Args:
+            token: a token id.
+            first: the token begins a text; some decoders drop a space there.
+        """
+        alone = self.alone(token, False) if first else REPLACEMENT
+        return self._bytes(token) if REPLACEMENT in alone else alone.encode()
+
+    def is_added_token(self, token: int) -> bool:
+        """Whether the tokenizer splits text at this token before anything else; most such tokens are special."""
+        return token in self._added
+
+    def is_special_token(self, token: int) -> bool:
+        """Whether skip_special_tokens leaves this token out of a text."""
+        return token in self._special
+
+    @functools.cached_property
+    def _length_bound(self) -> LengthBound:
+        return LengthBound(self.model)
+
+    @functools.cached_property
+    def _bytes(self) -> Callable[[int], bytes]:
+        return functools.lru_cache(maxsize=CACHED_TOKENS)(self._spelled)
+
+    def _spelled(self, token: int) -> bytes:
+        written = self.model.id_to_token(token)
+        if written is None:
+            return b""
+        if "ByteLevel" in self._decoders:
+            letters = byte_letters()
+            known = all(letter in letters for letter in written)  # some special tokens have other letters
+            return bytes(letters[letter] for letter in written) if known else written.encode()
+        byte = BYTE_TOKEN.fullmatch(written) if "ByteFallback" in self._decoders else None
+        if byte is not None:
+            return bytes.fromhex(byte[1])
+        twice = self.decode([token, token], skip_special_tokens=False)
+        return twice[len(self.alone(token, False)) :].encode()  # its text behind another token
+
+    @functools.cached_property
+    def _decoders(self) -> frozenset[str]:
+        return frozenset(part["type"] for part in components(self.model.decoder))
+
+    @functools.cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.model.get_added_tokens_decoder())
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(token for token, added in self.model.get_added_tokens_decoder().items() if added.special)
+
+
+def _content(token: Any) -> str:
+    """The text of a special token, which is written as a string or as an AddedToken object."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON {type(value).__name__}; needed: an object. Restore it or export again")
+    return value
