@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder beside the artifact.",
     )
     convert.add_argument("artifact", type=Path)
-    convert.add_argument("--soc", help="the chip, as Ascend310B4 (default: this host's NPU, or the commonest)")
+    convert.add_argument("--soc", help="SoC version to compile for (default: the one of this host's NPU)")
     convert.add_argument("--out", type=Path, help="folder (default: <artifact>-<chip>)")
     convert.set_defaults(run=_convert)
 

@@ -5,7 +5,6 @@ The result is a folder of its own, beside the exported one, which can be convert
 
 from __future__ import annotations
 
-import configparser
 import shutil
 import subprocess
 import sys
@@ -14,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exporter.ascend.convert_config import CONFIG, write_config
 from exporter.convert_host import Host, check_room, inspect_host
 from exporter.progress import Progress
 from exporter.writing.atomic_folder import whole
+from kernels.ascend.chips import CHIPS, Chip
 from runtime.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
 from runtime.backend.ascend import npu_smi
 from runtime.backend.ascend.cann_log import explain
-from runtime.backend.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
 from runtime.errors import UserError
 
-CONFIG = "convert.ini"  # beside the graph, written by the export
 COMPILED = b"CustomAscend"  # the one node of a graph that was compiled
 TAIL_LINES = 12
 KEPT_LINES = 4000  # of the log, to look for the cause in
@@ -31,7 +30,12 @@ KEPT_LINES = 4000  # of the log, to look for the cause in
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """soc: CANN's name of the chip (Ascend310B4); None takes this host's NPU, else the export's default."""
+    """What the command takes.
+
+    - artifact: the folder that export wrote
+    - soc: CANN's name of the SoC version to compile for; None takes the one of this host's NPU (choose_soc)
+    - out: the folder to write; None is the artifact's name and the SoC version
+    """
 
     artifact: Path
     soc: str | None = None
@@ -49,7 +53,8 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
     config = source.file(graph.file).parent / CONFIG
     if not config.is_file():
         raise UserError(f"{config}: missing. Copy the whole folder again or export again")
-    soc = _soc(options, config, chip)
+    soc, reason = choose_soc(options.soc, chip)
+    progress.console.print(f"Converting for {soc}: {reason}", highlight=False)
     out = options.out or source.path.with_name(f"{source.path.name}-{soc.removeprefix('Ascend').lower()}")
     if out.resolve() == source.path.resolve():
         raise UserError(f"OUT is {out}, the artifact itself. Choose another folder: it can be converted again then")
@@ -74,11 +79,11 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
 
 def _chip(source: Artifact) -> Chip:
     manifest = source.manifest
-    chip = chip_of_target(manifest.target)
+    chip = CHIPS.get(manifest.target)
     if chip is None:
         raise UserError(
             f"{source.path}: target is {manifest.target!r}, which needs no conversion. Export with TARGET="
-            + " or ".join(chip.target for chip in CHIPS)
+            + " or ".join(CHIPS)
         )
     if manifest.converted is not None:
         raise UserError(
@@ -87,46 +92,48 @@ def _chip(source: Artifact) -> Chip:
     return chip
 
 
-def _soc(options: ConvertOptions, config: Path, chip: Chip) -> str:
-    if options.soc is not None:
-        soc, said = options.soc, "SOC"
-    elif (here := _npu_here(chip)) is not None:
-        soc, said = here, "this host's NPU"
-    else:
-        soc, said = read_config(config).get("acl_init_options", "ge.socVersion", fallback=""), str(config)
-    if chip_of_soc(soc) != chip:
-        raise UserError(
-            f"the chip to convert for is {soc!r} ({said}); this artifact is for {chip.target}, so it needs a version "
-            f"of {chip.soc}, such as {chip.example}. `npu-smi info` on the board prints the name: set SOC=Ascend<name>"
-        )
-    return soc
+def choose_soc(asked: str | None, chip: Chip) -> tuple[str, str]:
+    """The SoC version to convert for, and the reason in words.
+
+    It is the one that was asked for (SOC), else the one of this host's NPUs, else the chip's only version. Raises
+    UserError if it is not a version of `chip`, or if none of these rules decides: there is no default, because a graph
+    that is compiled for one version does not run on another.
+    """
+    if asked is not None:
+        if asked not in chip.soc_versions:
+            raise UserError(
+                f"the chip to convert for is {asked!r} (SOC); this artifact is for {chip.target}. {_remedy(chip)}"
+            )
+        return asked, "SOC names it"
+    here = _socs_here(chip)
+    if len(here) == 1:
+        return here[0], "npu-smi lists it on this host"
+    if len(chip.soc_versions) == 1:
+        return chip.soc_versions[0], f"it is the only version of {chip.name}"
+    found = f"this host has NPUs of several ({', '.join(here)})" if here else f"this host has no {chip.name}"
+    raise UserError(
+        f"SOC is needed: {chip.name} has several SoC versions, a converted graph runs on one of them only, and {found}."
+        f" {_remedy(chip)}"
+    )
 
 
-def _npu_here(chip: Chip) -> str | None:
-    table = npu_smi.read()
-    socs = {npu.soc for npu in table.npus} if table else set()
-    return next((soc for soc in sorted(socs) if chip_of_soc(soc) == chip), None)
-
-
-def read_config(path: Path) -> configparser.ConfigParser:
-    """The converter's configuration: keys in their own case, "=" alone ends them (a value holds colons)."""
-    config = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
-    config.optionxform = str  # type: ignore[assignment, method-assign]
+def _socs_here(chip: Chip) -> list[str]:
+    """The SoC versions of this chip that npu-smi lists on this host."""
     try:
-        config.read_string(path.read_text(encoding="utf-8"))
-    except configparser.Error as error:
-        raise UserError(f"{path}: {error}. Copy the whole folder again or export again") from error
-    return config
+        table = npu_smi.read()
+    except UserError as error:
+        raise UserError(f"{error}. Or name the SoC version. {_remedy(chip)}") from error
+    return sorted({npu.soc for npu in table.npus} & set(chip.soc_versions)) if table else []
 
 
-def write_config(source: Path, target: Path, soc: str) -> None:
-    """The export's configuration with the chip that is converted for."""
-    config = read_config(source)
-    if not config.has_section("acl_init_options"):
-        config.add_section("acl_init_options")
-    config.set("acl_init_options", "ge.socVersion", soc)
-    with target.open("w", encoding="utf-8") as file:
-        config.write(file, space_around_delimiters=False)
+def _remedy(chip: Chip) -> str:
+    versions = []
+    for soc in chip.soc_versions:
+        boards = [board.name for board in chip.boards if board.soc == soc]
+        versions.append(f"{soc} ({'; '.join(boards)})" if boards else soc)
+    return "`npu-smi info` on the board prints the version without Ascend. Set SOC (--soc) to one of: " + ", ".join(
+        versions
+    )
 
 
 def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:

@@ -15,7 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from runtime.backend.ascend.chips import Chip
+from kernels.ascend.chips import Chip
 from runtime.backend.lite_graph import import_lite
 from runtime.errors import UserError
 

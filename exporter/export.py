@@ -12,17 +12,18 @@ from types import ModuleType
 from typing import Any
 
 from exporter import verify
+from exporter.ascend.convert_config import CONFIG, conversion_config
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.open import open_model
-from exporter.chips import logits_in_float32
-from exporter.convert import CONFIG
 from exporter.graph_spec import Input, Shape, declared_inputs
 from exporter.network.config import LlamaConfig
+from exporter.opsets.ascend_model_checks import check_operators, logits_in_float32
 from exporter.progress import Progress
 from exporter.targets import TARGETS
 from exporter.writing import atomic_folder
 from exporter.writing.constants import parameters, write_constants
 from exporter.writing.weights_file import write_weights
+from kernels.ascend.chips import CHIPS
 from runtime.artifact.manifest import (
     CacheSpec,
     FileEntry,
@@ -129,7 +130,7 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[tuple[Graph, ...], FileEntry | None]:
     """Every graph file, and the file of the weights where they are inputs of the graphs."""
-    from exporter import chips, mindir, trace
+    from exporter import mindir, trace
 
     config = checkpoint.config
     graphs: list[Graph] = []
@@ -144,10 +145,10 @@ def _write_graphs(
         _check_elements(parameters(model), "WEIGHTS")
         name = f"graphs/{traced.tokens}.mindir"
         if shape.chip is not None:
-            chip = chips.CHIPS[shape.chip]
-            chips.check_operators(model, chip)
+            chip = CHIPS[shape.chip]
+            check_operators(model, chip)
             config_file = folder / "graphs" / CONFIG
-            config_file.write_text(chips.conversion_config(chip, declared, served), encoding="utf-8")
+            config_file.write_text(conversion_config(chip, declared, served), encoding="utf-8")
         data: tuple[FileEntry, ...] = ()
         if ops.WEIGHTS_ARE == "constants":
             data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)

@@ -14,7 +14,7 @@ from exporter.network.config import LlamaConfig
 @dataclass(frozen=True)
 class Shape:
     """What a graph is fixed to: rows B, tokens per row S (the bucket), cache capacity C, weight format, cache dtype;
-    and the chip it is written for (exporter.chips), for the ascend op set."""
+    and the chip it is written for (kernels/ascend/chips.py), for the ascend op set."""
 
     rows: int
     tokens: int

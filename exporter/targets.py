@@ -1,13 +1,15 @@
-"""What TARGET names: the op set a graph is written in, and the chip it is written for."""
+"""What TARGET names: the op set that a graph is written in, and the chip that it is written for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.ascend.chips import CHIPS
+
 
 @dataclass(frozen=True)
 class Target:
-    """opset: a module of exporter.opsets; chip: a key of exporter.chips.CHIPS, for the ascend op set."""
+    """opset: a module of exporter.opsets; chip: a key of kernels.ascend.chips.CHIPS, for the ascend op set."""
 
     opset: str
     chip: str | None = None
@@ -16,7 +18,5 @@ class Target:
 TARGETS = {  # the first is the default
     "cpu": Target("cpu"),
     "portable": Target("portable"),
-    "ascend310p": Target("ascend", "ascend310p"),
-    "ascend310b": Target("ascend", "ascend310b"),
-    "ascend910b": Target("ascend", "ascend910b"),
+    **{target: Target("ascend", target) for target in CHIPS},
 }

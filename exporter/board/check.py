@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.table import Table
 
-from exporter.board.answers import Answer, answers
+from exporter.board.answers import ProbeResult, probe_results
 from exporter.convert_host import cann_version, lite_version, package_chips, packages
 from exporter.progress import Progress
+from kernels.ascend.chips import Chip, chip_of_soc
 from runtime.backend.ascend import npu_smi
 from runtime.backend.ascend.cann_log import explain
-from runtime.backend.ascend.chips import Chip, chip_of_soc
 from runtime.backend.ascend.device import Device, find
 from runtime.backend.ascend.requirements import missing_features
 from runtime.backend.lite_graph import import_lite
@@ -50,7 +50,7 @@ def check(device_id: int, probe: Path | None, report: Path, progress: Progress) 
     stages: dict[str, Any] = {}
     if device and chip:
         conversion, stages = measure(device, chip, probe, progress)
-    results = answers(chip.target if chip else None, kernels, conversion, stages)
+    results = probe_results(chip, kernels, conversion, stages)
     show(found, results, progress)
     write_report(report, found, kernels, conversion, stages, results)
     progress.console.print(f"wrote {report}: attach it to an issue, whatever it says", highlight=False)
@@ -168,7 +168,7 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
-def show(found: Mapping[str, Any], results: list[Answer], progress: Progress) -> None:
+def show(found: Mapping[str, Any], results: list[ProbeResult], progress: Progress) -> None:
     console = progress.console
     for name, value in found.items():
         console.print(f"{name}: {value}", highlight=False, markup=False)
@@ -184,7 +184,7 @@ def write_report(
     kernels: set[str] | None,
     conversion: Mapping[str, Any] | None,
     stages: Mapping[str, Any],
-    results: list[Answer],
+    results: list[ProbeResult],
 ) -> None:
     report = {
         "format_version": 1,

@@ -4,7 +4,7 @@ Weights are float16 constants in an external data file. The residual stream and 
 where a linear layer's result is added, and nothing overflows or is lost in the sum over the layers. Products take and
 give float16 and accumulate in float32 within the chip; our LmHead gives the logits in float32, for the best two are
 often closer than float16 tells apart. Shape.chip says which built-in operators may be used
-(exporter.chips): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
+(kernels/ascend/chips.py): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
 
 One graph serves every bucket, decode among them: its token axis is dynamic and each bucket becomes a gear. So attention
 is FusedAttention throughout; its tiling selects the decode kernel at the gear of one token. A separate decode graph
@@ -27,12 +27,13 @@ from mindspore.ops import PrimitiveWithInfer
 
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.row_blocks import Piece
-from exporter.chips import CHIPS, check_model, logits_in_float32
 from exporter.graph_spec import Input, Shape, cache_inputs
 from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes
 from exporter.opsets import portable
+from exporter.opsets.ascend_model_checks import check_model, logits_in_float32
 from exporter.opsets.ascend_weights import is_quantized, weight_pieces
+from kernels.ascend.chips import CHIPS
 
 CACHE_POLICY, CACHES = "in_place", ("float16",)
 WEIGHTS, WEIGHTS_ARE = ("fp16", "int8"), "constants"

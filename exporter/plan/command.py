@@ -14,10 +14,11 @@ from exporter.checkpoint.presets import PRESETS
 from exporter.checkpoint.source import resolve
 from exporter.network.config import LlamaConfig
 from exporter.plan import measured, report
-from exporter.plan.boards import BOARDS, Board
+from exporter.plan.boards import BOARDS
 from exporter.plan.cost import Pass, Plan, roofline
 from exporter.plan.tensors import OPSETS, parameters
 from exporter.targets import TARGETS
+from kernels.ascend.chips import Board
 
 SCHEMA_VERSION = 1
 

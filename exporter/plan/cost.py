@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
-from exporter.plan.boards import Board
 from exporter.plan.memory import LIBRARIES, Memory, load_copies
 from exporter.plan.tensors import OPSETS, Weight, cache_token_bytes, file_bytes, weights
 from exporter.targets import TARGETS
+from kernels.ascend.chips import Board
 
 
 @dataclass(frozen=True)

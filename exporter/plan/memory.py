@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter.mindir_graph import MindIRGraph, Value
+from kernels.ascend.chips import CHIPS
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.sizes import cache_bytes
-from runtime.backend.ascend.chips import chip_of_target
 from runtime.backend.ascend.requirements import Needed
 
 # Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
@@ -56,7 +56,7 @@ def load_copies(target: str, constants: int, cache: int) -> int:
     the buffers that runtime.backend.ascend.requirements counts before it loads anything."""
     if target == "portable":
         return int(constants * (CONSTANT_COPIES - 1))
-    chip = chip_of_target(target)
+    chip = CHIPS.get(target)
     return Needed.of(constants, cache).on_device(chip) - constants - cache if chip else 0
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from exporter.chips import check_model
 from exporter.graph_spec import Input, Shape
 from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes
+from exporter.opsets.ascend_model_checks import check_model
 from exporter.opsets.cpu_weights import FORMATS, format_of, layer_tensors
 from exporter.targets import TARGETS
 from exporter.writing import weights_file

@@ -13,16 +13,17 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from kernels.ascend.chips import CHIPS, INSTRUCTIONS
 from kernels.reference import Array
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"
-CHIPS = {"ascend310p": 2002, "ascend310b": 3002, "ascend910b": 2201}
 KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "lm_head"))
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
@@ -50,20 +51,52 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
     if compiler is None:
         raise RuntimeError("the Ascend stand-in needs a C++ compiler: none called g++ was found; set CXX to another")
     flags = ["-std=c++17", optimise, "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
-    flags += [f"-D__NPU_ARCH__={CHIPS[chip]}", f"-I{HERE / 'standin'}"]
-    digest = hashlib.sha256("\0".join([compiler, *flags]).encode())
+    flags += [f"-D__NPU_ARCH__={CHIPS[chip].arch}", f"-I{HERE / 'standin'}"]
+    table = chip_table(chip)
+    digest = hashlib.sha256("\0".join([compiler, *flags, table]).encode())
     for file in sorted({*HERE.rglob("*.h"), *sources}):
         digest.update(file.name.encode() + file.read_bytes())
     target = BUILD / f"{chip}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [compiler, *flags, *map(str, sources), "-o", str(scratch)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory() as generated:
+            (Path(generated) / "chip_table.h").write_text(table)
+            command = [compiler, *flags, f"-I{generated}", *map(str, sources), "-o", str(scratch)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"compiling {', '.join(s.name for s in sources)} for {chip} failed:\n{done.stderr}")
         scratch.replace(target)
     return target
+
+
+def chip_table(name: str) -> str:
+    """The header chip_table.h: standin::kChip (standin/standin/chip.h) with the table's facts of a target's chip."""
+    chip = CHIPS[name]
+    buffers = chip.buffers
+    values: dict[str, int | str] = {
+        "name": f'"{chip.name.removeprefix("Ascend ")}"',
+        "arch": chip.arch,
+        "splitCores": chip.split_cores,
+        "cubeCores": chip.cube_cores,
+        "vectorCores": chip.vector_cores,
+        "ub": buffers.unified - chip.reserved,
+        "l1": buffers.l1 - chip.reserved,
+        "l0a": buffers.l0a,
+        "l0b": buffers.l0b,
+        "l0c": buffers.l0c,
+        "bfloat16": "bfloat16" in chip.dtypes,
+        "matmulNeedsUb": chip.matmul_needs_unified_buffer,
+        **{field: name not in chip.missing_instructions for name, field in INSTRUCTIONS.items()},
+    }
+    assigned = "".join(f"    chip.{field} = {int(v) if isinstance(v, int) else v};\n" for field, v in values.items())
+    return (
+        "namespace standin {\n"
+        "constexpr ChipSpec kChip = [] {\n"
+        f"    ChipSpec chip{{}};\n{assigned}    return chip;\n"
+        "}();\n"
+        "}  // namespace standin\n"
+    )
 
 
 @functools.cache

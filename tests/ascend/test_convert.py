@@ -20,23 +20,21 @@ from rich.console import Console
 from test_runtime import GEARS, ascend_manifest
 
 from exporter import convert as conversion
-from exporter.convert import ConvertOptions, check_output, convert, read_config, write_config
+from exporter.ascend.convert_config import read_config, write_config
+from exporter.convert import ConvertOptions, check_output, convert
 from exporter.convert_host import Host, cann_version, check_room, inspect_host, package_chips
 from exporter.progress import Progress
+from kernels.ascend.chips import CHIPS
 from runtime.artifact.manifest import Artifact, Conversion
-from runtime.backend.ascend.chips import chip_of_target
 from runtime.backend.ascend.npu_smi import parse
 from runtime.errors import UserError
 from support import ascend_texts as texts
 
-B310 = chip_of_target("ascend310b")
+B310 = CHIPS["ascend310b"]
 INI = """\
 # For Ascend 310B.
 [ascend_context]
 precision_mode=enforce_origin
-
-[acl_init_options]
-ge.socVersion=Ascend310B1
 
 [acl_build_options]
 input_shape="tokens_by_step:-1,2;start:2;length:2"
@@ -78,13 +76,16 @@ def converter_that(folder: Path, script: str) -> str:
 
 @pytest.fixture
 def converting(exported: Path, cann: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """run(script, **options) converts `exported` with a simulated converter on a host without an NPU."""
+    """run(script, **options) converts `exported` with a simulated converter on a host without an NPU; what is printed
+    is in the file `said`."""
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: None)
 
     def run(script: str, **options: Any) -> Path:
         host = Host(cann, "8.2.0", converter_that(exported.parent, script), "2.7.0")
         monkeypatch.setattr(conversion, "inspect_host", lambda chip: host)
-        return convert(ConvertOptions(exported, **options), Progress(Console(file=Path(os.devnull).open("w"))))
+        with (exported.parent / "said").open("w") as said:
+            options = {"soc": "Ascend310B1", **options}
+            return convert(ConvertOptions(exported, **options), Progress(Console(file=said, width=200)))
 
     return run
 
@@ -111,23 +112,59 @@ def test_large_weights_lie_beside_the_graph_and_are_listed(converting: Any) -> N
     assert [(entry.file, entry.bytes) for entry in data] == [("graphs/step_variables/data_0", 7)]
 
 
-def test_soc_is_the_one_asked_for_then_this_host_s_then_the_export_s(
+def test_soc_is_the_one_asked_for_else_the_one_of_this_host(
     converting: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used = exported.parent / "used.ini"
+    used, said = exported.parent / "used.ini", exported.parent / "said"
     converting(WRITES, soc="Ascend310B4")
     assert "ge.socVersion=Ascend310B4" in used.read_text()
+    assert "Converting for Ascend310B4: SOC names it" in said.read_text()
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(texts.SMI_310B))
-    assert converting(WRITES).name.endswith("-310b4")
-    monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(texts.SMI_310P))  # another chip: not asked
-    assert converting(WRITES).name.endswith("-310b1")
+    assert converting(WRITES, soc=None).name.endswith("-310b4")
+    assert "Converting for Ascend310B4: npu-smi lists it on this host" in said.read_text()
+    assert converting(WRITES, soc="Ascend310B1").name.endswith("-310b1")  # SOC is stronger
     with pytest.raises(
         UserError, match=r"chip to convert for is 'Ascend310P3' \(SOC\); this artifact is for ascend310b"
     ):
         converting(WRITES, soc="Ascend310P3")
-    with pytest.raises(UserError, match=r"is '310B4' .* needs a version of Ascend310B, such as Ascend310B4. `npu-smi"):
+    with pytest.raises(UserError, match=r"is '310B4' .*`npu-smi info` on the board .* one of: .*, Ascend310B4 \("):
         converting(WRITES, soc="310B4")
     assert converting(WRITES, soc="Ascend310B4").name.endswith("-310b4")  # the remedy
+
+
+@pytest.mark.parametrize(
+    ("npus", "found"),
+    [
+        (None, "this host has no Ascend 310B"),
+        (texts.SMI_310P, "this host has no Ascend 310B"),
+        (texts.SMI_310B + texts.SMI_310B.replace("310B4", "310B1"), r"NPUs of several \(Ascend310B1, Ascend310B4\)"),
+    ],
+)
+def test_no_soc_is_chosen_silently(
+    converting: Any, exported: Path, monkeypatch: pytest.MonkeyPatch, npus: str | None, found: str
+) -> None:
+    """An older export's configuration names one; that is not a choice."""
+    (exported / "convert.ini").write_text(INI + "\n[acl_init_options]\nge.socVersion=Ascend310B1\n")
+    monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(npus) if npus else None)
+    with pytest.raises(UserError, match=f"^SOC is needed: .*{found}.* Set SOC .--soc. to one of: Ascend310B1 "):
+        converting(WRITES, soc=None)
+    assert not [path for path in exported.parent.iterdir() if "310b" in path.name.removeprefix(exported.name)]
+
+
+def test_npu_smi_that_fails_leaves_soc_to_the_caller(converting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> None:
+        raise UserError("`npu-smi info` failed")
+
+    monkeypatch.setattr(conversion.npu_smi, "read", read)
+    with pytest.raises(UserError, match=r"^`npu-smi info` failed. Or name the SoC version. .*Set SOC"):
+        converting(WRITES, soc=None)
+    converting(WRITES, soc="Ascend310B4")
+
+
+def test_the_only_version_of_a_chip_needs_no_soc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion.npu_smi, "read", lambda: None)
+    chip = dataclasses.replace(B310, soc_versions=("Ascend310B4",))
+    assert conversion.choose_soc(None, chip) == ("Ascend310B4", "it is the only version of Ascend 310B")
 
 
 def test_the_rest_of_the_configuration_is_kept(tmp_path: Path) -> None:
@@ -161,7 +198,7 @@ def test_a_failure_names_the_cause_and_leaves_nothing_but_the_log(
     log = exported.with_name("toy-ascend310b-fp16-310b1.convert.log")
     assert f"The whole log is {log}" in str(caught.value)
     left = [path for path in sorted(exported.parent.iterdir()) if path not in before]
-    assert {path.name for path in left} == {log.name, "converter_lite"}
+    assert {path.name for path in left} == {log.name, "converter_lite", "said"}
 
 
 def test_an_earlier_result_survives_a_failure(converting: Any) -> None:
@@ -268,7 +305,7 @@ def test_here_without_cann_the_command_says_what_is_missing(exported: Path) -> N
     """The real command on this host; exit status 2."""
     if "ASCEND_HOME_PATH" in os.environ or "ASCEND_TOOLKIT_HOME" in os.environ:
         pytest.skip("this host has CANN")
-    command = [sys.executable, "-m", "exporter", "convert", str(exported)]
+    command = [sys.executable, "-m", "exporter", "convert", str(exported), "--soc", "Ascend310B4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 2
     assert "error: this host cannot convert for ascend310b" in done.stderr and "ASCEND_HOME_PATH" in done.stderr

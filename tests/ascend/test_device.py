@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from test_runtime import ascend_manifest
 
+from kernels.ascend.chips import CHIPS, chip_of_soc, runs_on
 from runtime.artifact.manifest import Artifact, Conversion
 from runtime.backend.ascend import device, npu_smi
-from runtime.backend.ascend.chips import CHIPS, chip_of_soc
 from runtime.backend.ascend.device import Device, find
 from runtime.backend.ascend.npu_smi import MIB, Npu, NpuSmi, parse
 from runtime.backend.ascend.requirements import check_converted, check_device, check_lite, needed
@@ -47,9 +47,10 @@ BOARD = Device(0, "Ascend310B4", 5 * GIB, 8 * GIB, "npu-smi")
             "24.1.0",
             [Npu(0, "Ascend910B", "OK", 1365 * MIB, 32768 * MIB), Npu(1, "Ascend910B", "OK", 4 * MIB, 32768 * MIB)],
         ),
+        (texts.SMI_910B4_1, "25.2.0", [Npu(0, "Ascend910B4-1", "OK", 3451 * MIB, 65536 * MIB)]),
     ],
 )
-def test_tables_of_four_hosts(text: str, version: str, npus: list[Npu]) -> None:
+def test_tables_of_five_hosts(text: str, version: str, npus: list[Npu]) -> None:
     assert parse(text) == NpuSmi(version, tuple(npus))
 
 
@@ -149,7 +150,15 @@ def opened(folder: Path, **changes: Any) -> Artifact:
 
 @pytest.mark.parametrize(
     ("soc", "target"),
-    [("Ascend310P3", "ascend310p"), ("Ascend310B1", "ascend310b"), ("Ascend910B4", "ascend910b"), ("Ascend910B", None)],
+    [
+        ("Ascend310P3", "ascend310p"),
+        ("Ascend310B1", "ascend310b"),
+        ("Ascend910B4", "ascend910b"),
+        ("Ascend910B4-1", "ascend910b"),
+        ("Ascend910B", None),
+        ("Ascend310B9", None),
+        ("310B4", None),
+    ],
 )
 def test_chips_by_socversion(soc: str, target: str | None) -> None:
     """910B without a digit is the first Ascend 910."""
@@ -157,9 +166,25 @@ def test_chips_by_socversion(soc: str, target: str | None) -> None:
     assert (chip.target if chip else None) == target
 
 
+def test_the_device_check_accepts_what_the_table_says(tmp_path: Path) -> None:
+    """Every pair of a version that was converted for and a version that is there."""
+    socs = [soc for chip in CHIPS.values() for soc in chip.soc_versions] + ["Ascend910B", "Ascend310"]
+    for target, chip in CHIPS.items():
+        for made in chip.soc_versions:
+            artifact = opened(tmp_path, target=target, converted=Conversion(made, (1, 4, 16), "8.2", "2.7.0"))
+            for here in socs:
+                device = dataclasses.replace(BOARD, soc=here)
+                if runs_on(made, here):
+                    assert check_device(artifact, device) == chip and here in chip.soc_versions
+                else:
+                    with pytest.raises(UserError):
+                        check_device(artifact, device)
+            assert [here for here in socs if runs_on(made, here)] == [made]
+
+
 def test_targets_are_those_that_the_operator_package_is_built_for() -> None:
     presets = (Path(__file__).parents[2] / "kernels/ascend/CMakePresets.json").read_text()
-    assert ";".join(chip.target for chip in CHIPS) in presets
+    assert ";".join(CHIPS) in presets
 
 
 def test_an_artifact_for_another_chip_names_the_one_that_is_here(tmp_path: Path) -> None:

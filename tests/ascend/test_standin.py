@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from kernels.ascend import standin
+from kernels.ascend.chips import CHIPS
 
 WRONG = Path(__file__).parent / "wrong_kernels"
 SOURCES = tuple(WRONG / name for name in ("wrong_memory.cpp", "wrong_order.cpp", "wrong_chip.cpp"))
 STANDIN = Path(standin.HERE) / "standin"
 P310, B310, B910 = "ascend310p", "ascend310b", "ascend910b"
-EVERY = frozenset(standin.CHIPS)
+EVERY = frozenset(CHIPS)
 
 # kernel: what is found on which chips. On the other chips the kernel is right and must run.
 FOUND: dict[str, tuple[str, frozenset[str]]] = {
@@ -134,7 +135,7 @@ ELSEWHERE = ("right_with_syncall", "reads_what_another_core_writes", "one_core_s
 @pytest.fixture(scope="session")
 def wrong_kernels() -> dict[str, ctypes.CDLL]:
     """The wrong kernels compiled for each chip, at once."""
-    with ThreadPoolExecutor(len(standin.CHIPS)) as pool:
+    with ThreadPoolExecutor(len(CHIPS)) as pool:
         return dict(zip(EVERY, pool.map(lambda chip: standin.load(chip, SOURCES, "-O0"), EVERY), strict=True))
 
 

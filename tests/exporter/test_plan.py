@@ -21,13 +21,14 @@ from exporter import mindir_graph
 from exporter.__main__ import main
 from exporter.checkpoint.presets import PRESETS
 from exporter.network.config import LlamaConfig
-from exporter.plan.boards import BOARDS, Board
+from exporter.plan.boards import BOARDS
 from exporter.plan.command import Options as PlanOptions
 from exporter.plan.command import describe, make
 from exporter.plan.cost import Plan, roofline
 from exporter.plan.memory import run_time_memory
 from exporter.plan.tensors import OPSETS, parameters
 from exporter.targets import TARGETS
+from kernels.ascend.chips import Board
 from runtime.artifact import sizes
 from runtime.artifact.manifest import Artifact, Manifest
 from runtime.errors import UserError

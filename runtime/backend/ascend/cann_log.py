@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kernels.ascend.chips import CUSTOM_OPERATORS
+
 CODE = re.compile(r"\b(E[A-Z]?\d{4,5}): (?:\[PID: \d+\] )?(?:\d{4}-\d\d-\d\d-[\d:.]+ )?(.+)")
 OPERATOR = (
     re.compile(r"\[(?P<name>[^\[\],]+)\], optype \[(?P<type>[^\[\]]+)\]"),  # EZ3003, EZ9010
@@ -18,7 +20,6 @@ OPERATOR = (
     re.compile(r"OP TYPE: (?P<type>[\w:]+)"),  # MindSpore Lite's list of operators that it cannot parse
 )
 OURS = re.compile(r"\[ERROR\] edgellama: (.+)")  # the operator package's own refusal
-OPERATORS_OF_OURS = ("FusedAttention", "LmHead")
 
 # (pattern, cause, remedy); \1 in the cause is the pattern's group. The first that matches counts.
 CAUSES: tuple[tuple[str, str, str], ...] = (
@@ -120,7 +121,7 @@ def explain(log: str) -> Finding | None:
 def _refusal(said: str) -> Finding:
     """The exporter asks for nothing that the operators of the same release refuse."""
     name, _, problem = said.partition(": ")
-    if name not in OPERATORS_OF_OURS:
+    if name not in CUSTOM_OPERATORS:
         name, problem = "", said
     return Finding(
         f"{f'operator {name}' if name else 'an operator of this project'} refused: {problem}",
@@ -134,7 +135,7 @@ def _operator(found: re.Match[str], code: re.Match[str] | None) -> Finding:
     kind, name = found["type"], found.groupdict().get("name")
     where = f"operator {kind}" + (f" (node {name})" if name else "")
     number = f"{code[1]}: " if code else ""
-    if kind in OPERATORS_OF_OURS:
+    if kind in CUSTOM_OPERATORS:
         remedy = (
             "It is this project's: build and install its package with `make kernels`, and source its set_env.bash "
             "where it was installed outside CANN"

@@ -16,7 +16,7 @@ from runtime.errors import UserError
 MIB = 1 << 20
 TIMEOUT = 30  # seconds; a driver that hangs must not hang us
 PLACES = ("npu-smi", "/usr/local/sbin/npu-smi", "/usr/local/bin/npu-smi")  # the driver's folders are not in every PATH
-FIRST = re.compile(r"^\|\s*\d+\s+(\w*\d{3}\w*)\s*\|\s*(\w+)\s*\|")  # | 0  310B4 | OK | ...
+FIRST = re.compile(r"^\|\s*\d+\s+(\w*\d{3}[\w-]*)\s*\|\s*(\w+)\s*\|")  # | 0  310B4 | OK | ...
 SECOND = re.compile(r"^\|\s*\d+(?:\s+(\d+))?\s*\|\s*\S+\s*\|(.*)\|\s*$")  # | 0 [device] | bus | ... used / total |
 USAGE = re.compile(r"(\d+)\s*/\s*(\d+)")
 

@@ -6,8 +6,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.ascend.chips import CHIPS, Chip, chip_of_soc, runs_on
 from runtime.artifact.manifest import Artifact, Manifest
-from runtime.backend.ascend.chips import CHIPS, Chip, chip_of_soc, chip_of_target
 from runtime.backend.ascend.device import Device
 from runtime.errors import UserError
 
@@ -75,22 +75,27 @@ def check_converted(artifact: Artifact) -> None:
 
 
 def check_device(artifact: Artifact, device: Device) -> Chip:
-    """The device's chip. Raises UserError where the artifact is for another one, or where memory does not suffice."""
+    """The device's chip. Raises UserError if the artifact cannot run there.
+
+    It accepts what the table of chips says is compatible (kernels/ascend/chips.py), and nothing else: the device's SoC
+    version belongs to the chip that the artifact's target names, and the graph was converted for the same SoC version
+    (runs_on). The device must also have enough free memory.
+    """
     manifest = artifact.manifest
-    wanted, found = chip_of_target(manifest.target), chip_of_soc(device.soc)
+    wanted, found = CHIPS.get(manifest.target), chip_of_soc(device.soc)
     if wanted is None:
         raise UserError(
-            f"{artifact.path}: target is {manifest.target!r}; Ascend targets are "
-            f"{', '.join(chip.target for chip in CHIPS)}. Export again"
+            f"{artifact.path}: target is {manifest.target!r}; Ascend targets are {', '.join(CHIPS)}. Export again"
         )
     if found != wanted:
         remedy = (
             f"Export with TARGET={found.target} and convert that" if found else "No target of this release is for it"
         )
         raise UserError(
-            f"{artifact.path} is for {wanted.target} ({wanted.boards}); device {device.id} is an {device.soc}. {remedy}"
+            f"{artifact.path} is for {wanted.target} ({', '.join(wanted.products)}); device {device.id} is an "
+            f"{device.soc}. {remedy}"
         )
-    if manifest.converted is not None and manifest.converted.soc != device.soc:
+    if manifest.converted is not None and not runs_on(manifest.converted.soc, device.soc):
         raise UserError(
             f"{artifact.path} was converted for {manifest.converted.soc}; device {device.id} is an {device.soc}. "
             f"Convert the exported artifact for it: `make convert ARTIFACT=... SOC={device.soc}`"

@@ -1,0 +1,1 @@
+"""Conversion for Ascend boards with CANN, and the check of a board."""

@@ -1,0 +1,66 @@
+"""Whether a chip, its kernels and the converter can take a model, and whether a graph asks only for what they have.
+
+The facts of the chips are in kernels/ascend/chips.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter import mindir
+from exporter.graph_spec import Shape
+from exporter.network.config import LlamaConfig
+from kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS, Chip
+from runtime.errors import UserError
+
+MAX_GEARS = 100  # of ge.dynamicBatchSize
+
+
+def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
+    """Raise UserError for what the chip, its kernels or the converter cannot do."""
+    chip = CHIPS[str(shape.chip)]
+    heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    if shape.weights == "int8" and not chip.has("WeightQuantBatchMatmul"):
+        raise UserError(
+            f"WEIGHTS int8 with TARGET {shape.chip}: CANN's WeightQuantBatchMatmulV2 does not list {chip.name}. "
+            "Use WEIGHTS=fp16"
+        )
+    if dim % 16 or dim > 256:
+        raise UserError(f"head size {dim}: the attention kernels of {chip.name} take multiples of 16 up to 256")
+    if (ratio := heads // groups) > (most := chip.max_query_heads(dim)):
+        others = [target for target, other in CHIPS.items() if ratio <= other.max_query_heads(dim)]
+        remedy = f"Export with TARGET={' or '.join(others)}" if others else "No Ascend target takes more"
+        raise UserError(
+            f"{ratio} query heads a key/value head; at head size {dim} the attention kernels of {chip.name} take up to "
+            f"{most}. {remedy}"
+        )
+    if len(buckets) > MAX_GEARS:
+        raise UserError(f"BUCKETS has {len(buckets)} sizes; the converter takes up to {MAX_GEARS}. 3 or 4 are plenty")
+
+
+def logits_in_float32(config: LlamaConfig) -> bool:
+    """Whether LmHead gives the logits, which takes whole blocks of 16.
+
+    If it does not, MindIR's MatMul gives them in float16. The steps of float16 near 16 are 1/64, which is often more
+    than the difference between the two best logits.
+    """
+    return config.vocab_size % 16 == 0 and config.hidden_size % 16 == 0
+
+
+def check_operators(model: mindir.Model, chip: Chip) -> None:
+    """Raise UserError, naming node and operator, if a lowered graph uses an operator that the chip does not have."""
+    for node, primitive in mindir.operators(model):
+        if primitive is None:
+            continue
+        operator = primitive.op_type
+        if not chip.has(operator):
+            raise UserError(
+                f"node {node.name}: operator {operator} is not known to exist on {chip.name}; "
+                f"known are {', '.join(chip.operators)}"
+            )
+        if operator == "Custom":
+            kind = next((a.s.decode() for a in primitive.attribute if a.name == "reg_op_name"), "?")
+            if kind not in CUSTOM_OPERATORS:
+                raise UserError(
+                    f"node {node.name}: kernels/ascend has no operator {kind}; it has {', '.join(CUSTOM_OPERATORS)}"
+                )
