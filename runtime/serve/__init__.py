@@ -1,6 +1,16 @@
-"""An OpenAI-compatible endpoint for an artifact: python -m runtime serve ARTIFACT (the `serve` extra).
+"""An HTTP endpoint for an artifact, compatible with OpenAI's: `python -m runtime serve ARTIFACT` (the extra `serve`).
 
-In reading order: answer.py (one answer on its way), scheduler.py (which answers run in the engine's rows, and when),
-schema.py (what a request may say), prepare.py (a request as answers), responses.py (answers as OpenAI's objects),
-app.py (HTTP), command.py (the command line). The scheduler knows nothing of HTTP, nor the rest of the engine's thread.
+In reading order:
+- sequence.py: one sequence, its tokens and its visible text
+- scheduler.py: which sequences run in the engine's rows, and when
+- request.py: the fields of a request and their limits
+- preprocess.py: from a request to sequences
+- responses.py: from events to OpenAI's JSON objects
+- event_stream.py: events from the engine's thread to the responses
+- app.py: routes, access and errors
+- metrics.py, errors.py: Prometheus metrics, OpenAI's error object
+- command.py: the command line
+- http_server.py: runs the application with uvicorn until a signal
+- bench.py: measures a server
+SERVER.md is the user's guide. The scheduler knows nothing about HTTP.
 """

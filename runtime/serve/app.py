@@ -1,4 +1,4 @@
-"""HTTP: routes, who may ask, what a body may be, and how errors are told. Starlette, in OpenAI's shapes."""
+"""HTTP with Starlette: routes, access checks, request bodies and errors, in OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from starlette.routing import Route
 
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
-from runtime.serve import schema
-from runtime.serve.answer import Answer, Event
 from runtime.serve.errors import ApiError, from_validation
+from runtime.serve.event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from runtime.serve.metrics import Metrics
-from runtime.serve.prepare import Preparer
-from runtime.serve.responses import Writer, encoded
-from runtime.serve.scheduler import Busy, Closed, Scheduler
-from runtime.serve.stream import Disconnected, EventStream, Item, Outbox, Running
+from runtime.serve.preprocess import Preprocessor
+from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest
+from runtime.serve.responses import ResponseWriter, to_json
+from runtime.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
+from runtime.serve.sequence import SequenceEvent, ServedSequence
 
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
 PAGE_POLICY = (
@@ -42,7 +42,14 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """The application and what it serves: `app` for an ASGI server, `scheduler` for whoever shuts it down."""
+    """A model as an ASGI application.
+
+    Attributes:
+    - app: the application, for an ASGI server
+    - scheduler: runs the sequences; close it to shut down
+    - name: the model's name in requests and responses
+    - metrics: what /metrics shows
+    """
 
     def __init__(
         self,
@@ -53,8 +60,13 @@ class Service:
         hosts: Collection[str] | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
-        """queue: answers that may wait for a row. api_key: what requests must bear. hosts: the names under which
-        requests may come, any when None: a page of another site cannot reach a server on loopback by a name of its own.
+        """Parameters:
+        - model: a loaded model; the service runs its engine
+        - queue: answers that may wait for a row
+        - api_key: the bearer token that requests must have; None accepts every request
+        - hosts: accepted names in the Host header; None accepts every name. A list protects a server on loopback from
+          pages of other sites, which can make their name resolve to loopback (DNS rebinding)
+        - max_body: largest request body, in bytes
         """
         self.model = model
         self.name = model.artifact.manifest.name
@@ -62,12 +74,12 @@ class Service:
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
-        self._preparer = Preparer(model, queue + model.engine.batch)
+        self._preprocessor = Preprocessor(model, queue + model.engine.batch)
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
-        chat = partial(self._complete, schema.ChatRequest)
-        text = partial(self._complete, schema.CompletionRequest)
+        chat = partial(self._complete, ChatRequest)
+        completion = partial(self._complete, CompletionRequest)
         self.app = Starlette(
             routes=[
                 Route("/", self._guarded("/", self._page, public=True)),
@@ -75,7 +87,7 @@ class Service:
                 Route("/metrics", self._guarded("/metrics", self._metrics)),
                 Route("/v1/models", self._guarded("/v1/models", self._models)),
                 Route("/v1/models/{name:path}", self._guarded("/v1/models", self._model)),
-                Route("/v1/completions", self._guarded("/v1/completions", text), methods=["POST"]),
+                Route("/v1/completions", self._guarded("/v1/completions", completion), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded("/v1/chat/completions", chat), methods=["POST"]),
             ],
             exception_handlers={HTTPException: _http_error},
@@ -92,7 +104,10 @@ class Service:
             await run_in_threadpool(self.scheduler.close)
 
     def _guarded(self, name: str, endpoint: Endpoint, public: bool = False) -> Endpoint:
-        """The endpoint, for those who may ask; what it raises as a response."""
+        """The endpoint with access checks. Turns exceptions into responses and counts the request.
+
+        public: whether the endpoint needs no API key.
+        """
 
         async def guarded(request: Request) -> Response:
             try:
@@ -104,11 +119,11 @@ class Service:
                 response = JSONResponse(error.body, error.status, error.headers)
             except UserError as error:
                 response = JSONResponse(ApiError(400, str(error)).body, 400)
-            except (ClientDisconnect, Disconnected):
-                response = Response(status_code=499)  # nobody reads it
+            except (ClientDisconnect, DisconnectedError):
+                response = Response(status_code=499)  # only for the metrics: the client has gone
             except Exception:
                 log.exception("%s failed", name)
-                response = JSONResponse(ApiError(500, "the server failed; its log says why").body, 500)
+                response = JSONResponse(ApiError(500, "the server failed; its log has the reason").body, 500)
             self.metrics.requests.labels(name, str(response.status_code)).inc()
             return response
 
@@ -117,7 +132,7 @@ class Service:
     def _check_host(self, request: Request) -> None:
         host = urlsplit("//" + request.headers.get("host", "")).hostname
         if self._hosts is not None and host not in self._hosts:
-            raise ApiError(403, f"this server is not {host!r}. It answers to {', '.join(sorted(self._hosts))}")
+            raise ApiError(403, f"this server's name is not {host!r}; use {', '.join(sorted(self._hosts))}")
 
     def _check_key(self, request: Request) -> None:
         if self._api_key is None:
@@ -128,7 +143,7 @@ class Service:
         ):
             raise ApiError(
                 401,
-                "no or another API key; needed: the server's, as Authorization: Bearer KEY",
+                "the API key is missing or wrong; needed: Authorization: Bearer KEY with the server's key",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
@@ -147,17 +162,17 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._about()]})
+        return JSONResponse({"object": "list", "data": [self._model_object()]})
 
     async def _model(self, request: Request) -> Response:
         self._check_name(request.path_params["name"])
-        return JSONResponse(self._about())
+        return JSONResponse(self._model_object())
 
-    def _about(self) -> dict[str, object]:
+    def _model_object(self) -> dict[str, object]:
         source = self.model.artifact.manifest.source.model
         context = self.model.engine.context
-        known = {"id": self.name, "object": "model", "created": self._created, "owned_by": "edgellama"}
-        return {**known, "root": source, "max_model_len": context}
+        common = {"id": self.name, "object": "model", "created": self._created, "owned_by": "edgellama"}
+        return {**common, "root": source, "max_model_len": context}
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
@@ -165,36 +180,42 @@ class Service:
                 404, f"no model {name!r} here; this server has {self.name!r}", param="model", code="model_not_found"
             )
 
-    async def _complete(self, kind: type[schema.Request], request: Request) -> Response:
-        began = time.perf_counter()
-        body = await self._body(request)
+    async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
+        start = time.perf_counter()
+        body = await self._body(http_request)
         queue: asyncio.Queue[Item] = asyncio.Queue()
-        asked, answers = await run_in_threadpool(self._prepared, kind, body, partial(self.outbox.send, queue))
+        request, sequences = await run_in_threadpool(self._preprocess, kind, body, partial(self.outbox.send, queue))
         try:
-            self.scheduler.submit(answers)
-        except Busy:
+            self.scheduler.submit(sequences)
+        except QueueFullError:
             raise ApiError(429, "every row is taken and the queue is full", headers={"retry-after": "1"}) from None
-        except Closed:
+        except SchedulerClosedError:
             raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"}) from None
-        writer = Writer(asked, self.name, self.model.tokenizer)
-        running = Running(answers, queue, writer, self.scheduler.cancel, self.metrics, began)
-        if asked.stream:
-            return EventStream(running)
-        return Response(await running.whole(request.receive), media_type="application/json")
+        writer = ResponseWriter(request, self.name, self.model.tokenizer)
+        active = ActiveRequest(sequences, queue, writer, self.scheduler.cancel, self.metrics, start)
+        if request.stream:
+            return EventStreamResponse(active)
+        return Response(await active.complete(http_request.receive), media_type="application/json")
 
-    def _prepared(
-        self, kind: type[schema.Request], body: bytes, send: Callable[[int, Event], None]
-    ) -> tuple[schema.Request, list[Answer]]:
-        """What a body asks for, and its answers. Not for the event loop: a large body takes a second."""
+    def _preprocess(
+        self, kind: type[GenerationRequest], body: bytes, send: Callable[[int, SequenceEvent], None]
+    ) -> tuple[GenerationRequest, list[ServedSequence]]:
+        """Validate a body and make its sequences. A large body takes a second, so this must not run in the event loop.
+
+        Raises ApiError for an invalid body, UserError for settings that the model refuses.
+        """
         try:
-            asked = kind.model_validate_json(body, context=self._preparer.limits)
+            request = kind.model_validate_json(body, context=self._preprocessor.limits)
         except ValidationError as error:
             raise from_validation(error) from error
-        self._check_name(asked.model)
-        return asked, self._preparer.answers(asked, send)
+        self._check_name(request.model)
+        return request, self._preprocessor.sequences(request, send)
 
     async def _body(self, request: Request) -> bytes:
-        """The body, if it is declared as JSON (what no page of another site can send unasked) and not too large."""
+        """Read the body. Raises ApiError if it is not declared as JSON or is larger than the limit.
+
+        A page of another site cannot send this content type without a preflight request, which this server refuses.
+        """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body's type is not JSON; needed: Content-Type: application/json")
         too_large = ApiError(413, f"the body has more than {self._max_body:,} bytes, the most that this server takes")
@@ -209,11 +230,11 @@ class Service:
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """No such path, or another method than it takes."""
+    """The response for an unknown path or a wrong method."""
     if not isinstance(error, HTTPException):
         raise error
     return Response(
-        encoded(ApiError(error.status_code, error.detail).body),
+        to_json(ApiError(error.status_code, error.detail).body),
         error.status_code,
         error.headers,
         media_type="application/json",

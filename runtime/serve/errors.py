@@ -1,4 +1,4 @@
-"""What a client is told when its request cannot be answered: OpenAI's error object."""
+"""OpenAI's error object, for a request that the server refuses or cannot complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 
 class ApiError(Exception):
-    """An HTTP status and OpenAI's error object. A 4xx is the client's to mend, and the message says how."""
+    """An HTTP status and OpenAI's error object. The message of a 4xx status tells the client what to change."""
 
     def __init__(
         self,
@@ -20,6 +20,13 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        """Parameters:
+        - status: the HTTP status
+        - message: what is wrong and how to fix it
+        - param: the field of the request that is wrong
+        - code: OpenAI's error code, for example "context_length_exceeded"
+        - headers: additional headers of the response
+        """
         super().__init__(message)
         self.status = status
         self.param = param
@@ -28,33 +35,38 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The JSON object of the response."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def too_long(found: str, context: int) -> ApiError:
-    """For a prompt that no context holds. found: what it is, "the prompt has 9,000 tokens" or the like."""
+def context_length_error(found: str, context: int) -> ApiError:
+    """The error for a prompt that does not fit. found: a clause such as "the prompt has 9,000 tokens"."""
     return ApiError(
         400,
-        f"{found}; this model's context holds {context:,}, one of them new. Shorten the prompt",
+        f"{found}; this model's context holds {context:,}, including at least one new token. Shorten the prompt",
         code="context_length_exceeded",
     )
 
 
-def too_many(most: int) -> ApiError:
-    """For a request that asks for more answers than `most`."""
-    return ApiError(400, f"more answers are asked for than the {most} that this server takes. Ask for fewer")
+def too_many_sequences_error(limit: int) -> ApiError:
+    """The error for a request with more answers (prompts times n) than `limit`."""
+    return ApiError(400, f"the request has more answers (prompts times n) than the limit of {limit}. Request fewer")
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that pydantic found, by the field's path. Of a union's tries it is the one that came furthest."""
+    """The first problem that pydantic found, with the path of the field.
+
+    For a field that may have several types, pydantic reports one error per type; the one with the longest path is
+    taken.
+    """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     field = found[0]["loc"][:1]
     first = max((one for one in found if one["loc"][:1] == field), key=lambda one: len(one["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}")
-    # a union's tries are named by their types, which are no part of the request
+    # pydantic adds the names of the tried types to the path; they are not part of the request
     path = ".".join(
         str(part) for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str")
     )

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' text format."""
+"""The metrics at /metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """The server's figures: the scheduler's are read when asked for, HTTP's are counted as they come."""
+    """The server's metrics. HTTP requests are counted as they end; the scheduler's counters are read on demand.
+
+    Attributes:
+    - requests: counter by endpoint and status
+    - first_token: histogram of the seconds to the first token
+    - duration: histogram of the seconds to the last token
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
@@ -36,15 +42,19 @@ class Metrics:
         )
 
     def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class SchedulerCollector(Collector):
+    """Reads the scheduler's state and counters when Prometheus collects."""
+
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
 
     def collect(self) -> Iterator[Metric]:
-        scheduler, counts = self.scheduler, self.scheduler.counts
+        """Yields a gauge for each state and a counter for each total."""
+        scheduler, counters = self.scheduler, self.scheduler.counters
         for name, text, value in (
             ("edgellama_rows", "Rows of the artifact: answers that can run at once", scheduler.engine.batch),
             ("edgellama_answers_running", "Answers that have a row", scheduler.running),
@@ -52,11 +62,11 @@ class SchedulerCollector(Collector):
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, total in (
-            ("edgellama_prompt_tokens", "Tokens of prompts", counts.prompt_tokens),
-            ("edgellama_cached_prompt_tokens", "Those that were in the cache already", counts.cached_tokens),
-            ("edgellama_new_tokens", "Tokens generated", counts.new_tokens),
-            ("edgellama_prefill_passes", "Passes over chunks of prompts", counts.prefill_passes),
-            ("edgellama_decode_passes", "Passes that add a token to every running answer", counts.decode_passes),
-            ("edgellama_engine_seconds", "Seconds in the model", counts.engine_seconds),
+            ("edgellama_prompt_tokens", "Tokens of prompts", counters.prompt_tokens),
+            ("edgellama_cached_prompt_tokens", "Prompt tokens that were in the cache already", counters.cached_tokens),
+            ("edgellama_new_tokens", "Tokens generated", counters.new_tokens),
+            ("edgellama_prefill_passes", "Passes over chunks of prompts", counters.prefill_passes),
+            ("edgellama_decode_passes", "Passes that add a token to every running answer", counters.decode_passes),
+            ("edgellama_engine_seconds", "Seconds in the model", counters.engine_seconds),
         ):
             yield CounterMetricFamily(name, text, value=total)

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's objects, in JSON: whole ones, and the chunks of a stream."""
+"""From events to OpenAI's JSON objects: complete responses, and the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -8,139 +8,146 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.serve.answer import Answer, Event, Logprobs
-from runtime.serve.schema import ChatRequest, Request, top_logprobs
+from runtime.serve.request import ChatRequest, GenerationRequest, requested_top_logprobs
+from runtime.serve.sequence import SequenceEvent, ServedSequence, TokenLogprobs
 from runtime.text.tokenizer import Tokenizer
 
-JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-FINISH = {"eos": "stop", "stop_string": "stop", "length": "length"}
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length"}  # ours -> OpenAI's
 
 
-def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
-    """Tokens of the prompts, each counted once however many answers it got, and of the answers."""
-    prompts = sum(len(answer.prompt) for answer in answers[::n])
-    new = sum(answer.texts.steps for answer in answers)
+def usage(sequences: Sequence[ServedSequence], n: int) -> dict[str, Any]:
+    """OpenAI's `usage`. Each prompt counts once, however many of the n answers it has."""
+    prompts = sum(len(sequence.prompt) for sequence in sequences[::n])
+    new = sum(sequence.new_tokens for sequence in sequences)
     return {
         "prompt_tokens": prompts,
         "completion_tokens": new,
         "total_tokens": prompts + new,
-        "prompt_tokens_details": {"cached_tokens": sum(answer.cached for answer in answers[::n])},
+        "prompt_tokens_details": {"cached_tokens": sum(sequence.cached_tokens for sequence in sequences[::n])},
     }
 
 
-def encoded(value: object) -> bytes:
-    return JSON.encode(value).encode()
+def to_json(value: object) -> bytes:
+    """Compact JSON in UTF-8."""
+    return ENCODER.encode(value).encode()
 
 
-def written(data: bytes, mark: str = "") -> str:
-    """A token's bytes as text. What is no whole text is written as OpenAI does, after `mark`: "\\xf0\\x9f"."""
+def token_text(data: bytes, prefix: str = "") -> str:
+    """A token's bytes as text. Bytes that are not valid UTF-8 are escaped after `prefix`, as OpenAI does."""
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return mark + data.decode(errors="backslashreplace")
+        return prefix + data.decode(errors="backslashreplace")
 
 
-class Writer:
-    """The objects of one response. Its id and time are the same in all of them."""
+class ResponseWriter:
+    """Writes the JSON objects of one response; all of them have the same id and time."""
 
-    def __init__(self, request: Request, model: str, tokenizer: Tokenizer) -> None:
-        self.chat = isinstance(request, ChatRequest)
+    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
+        """model: the name that the response states. tokenizer: gives the bytes of tokens for log-probabilities."""
+        self.is_chat = isinstance(request, ChatRequest)
         self.request = request
         self.tokenizer = tokenizer
-        self._begun: set[int] = set()  # choices of which a token's log-probability was told
-        self._frames: dict[int, tuple[bytes, bytes]] = {}  # choice -> what stands around the text of a chunk
+        self._choices_with_logprobs: set[int] = set()  # choices whose first log-probability has been written
+        self._text_frames: dict[int, tuple[bytes, bytes]] = {}  # choice -> JSON before and after a chunk's text
         self._head = {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, events: Sequence[Sequence[Event]], answers: Sequence[Answer]) -> bytes:
-        """events: those of each choice."""
+    def complete(self, events: Sequence[Sequence[SequenceEvent]], sequences: Sequence[ServedSequence]) -> bytes:
+        """The complete response. events[i] are all events of choice i."""
         choices = []
-        for index, of_choice in enumerate(events):
-            text = "".join(event.text for event in of_choice)
+        for index, choice_events in enumerate(events):
+            text = "".join(event.text for event in choice_events)
             content = (
-                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
             )
             choices.append(
                 {
                     "index": index,
                     **content,
-                    "logprobs": None if top_logprobs(self.request) is None else self._logprobs(index, of_choice),
-                    "finish_reason": FINISH[of_choice[-1].finish_reason or "length"],
+                    "logprobs": None
+                    if requested_top_logprobs(self.request) is None
+                    else self._logprobs(index, choice_events),
+                    "finish_reason": FINISH_REASONS[choice_events[-1].finish_reason or "length"],
                 }
             )
-        kind = "chat.completion" if self.chat else "text_completion"
-        used = usage(answers, self.request.n)
-        return encoded({**self._head, "object": kind, "choices": choices, "usage": used})
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        return to_json({**self._head, "object": kind, "choices": choices, "usage": usage(sequences, self.request.n)})
 
-    def first(self, index: int) -> bytes | None:
-        """What a choice's stream begins with: who speaks; nothing in a completion."""
-        if not self.chat:
+    def first_chunk(self, index: int) -> bytes | None:
+        """The chunk that begins a choice of a chat: the role. None for a completion."""
+        if not self.is_chat:
             return None
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
-        return encoded(self._chunk([{**choice, "finish_reason": None}]))
+        return to_json(self._chunk([{**choice, "finish_reason": None}]))
 
-    def next(self, index: int, events: Sequence[Event]) -> bytes | None:
-        """What these events add to a choice; None where that is nothing to be told."""
+    def next_chunk(self, index: int, events: Sequence[SequenceEvent]) -> bytes | None:
+        """The chunk that these events add to a choice; None if they add nothing visible."""
         text = "".join(event.text for event in events)
         reason = events[-1].finish_reason
         logprobs = self._logprobs(index, events) if any(event.logprobs for event in events) else None
         if reason is None and logprobs is None:
-            return self._framed(index, text) if text else None
-        return encoded(self._added(index, text, logprobs, None if reason is None else FINISH[reason]))
+            return self._text_chunk(index, text) if text else None
+        return to_json(self._choice_chunk(index, text, logprobs, None if reason is None else FINISH_REASONS[reason]))
 
-    def _added(self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
-        content = {"delta": {"content": text} if text or logprobs else {}} if self.chat else {"text": text}
+    def usage_chunk(self, sequences: Sequence[ServedSequence]) -> bytes:
+        """The last chunk of a stream whose request sets stream_options.include_usage."""
+        return to_json({**self._chunk([]), "usage": usage(sequences, self.request.n)})
+
+    def _choice_chunk(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None
+    ) -> dict[str, Any]:
+        content = {"delta": {"content": text} if text or logprobs else {}} if self.is_chat else {"text": text}
         return self._chunk([{"index": index, **content, "logprobs": logprobs, "finish_reason": finish}])
 
-    def _framed(self, index: int, text: str) -> bytes:
-        """A chunk of text alone: most are, and all but the text is the same each time."""
-        if index not in self._frames:
-            place = secrets.token_hex(16)
-            before, _, after = encoded(self._added(index, place, None, None)).partition(encoded(place))
-            self._frames[index] = before, after
-        before, after = self._frames[index]
-        return before + encoded(text) + after
-
-    def usage(self, answers: Sequence[Answer]) -> bytes:
-        """The chunk that a stream ends with where stream_options ask for it."""
-        return encoded({**self._chunk([]), "usage": usage(answers, self.request.n)})
+    def _text_chunk(self, index: int, text: str) -> bytes:
+        """A chunk that holds text only. Most chunks do, so all JSON around the text is encoded once."""
+        if index not in self._text_frames:
+            placeholder = secrets.token_hex(16)
+            chunk = to_json(self._choice_chunk(index, placeholder, None, None))
+            before, _, after = chunk.partition(to_json(placeholder))
+            self._text_frames[index] = before, after
+        before, after = self._text_frames[index]
+        return before + to_json(text) + after
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        chunk = {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion"}
+        chunk = {**self._head, "object": "chat.completion.chunk" if self.is_chat else "text_completion"}
         if self.request.stream_options.include_usage:
             chunk["usage"] = None
         return {**chunk, "choices": choices}
 
-    def _logprobs(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
-        """Of the tokens that the text of these events is made of."""
+    def _logprobs(self, index: int, events: Sequence[SequenceEvent]) -> dict[str, Any]:
+        """OpenAI's `logprobs` of the tokens in the text of these events."""
         entries = [entry for event in events for entry in event.logprobs]
-        if self.chat:
-            return {"content": [self._chat_logprob(index, entry) for entry in entries], "refusal": None}
+        if self.is_chat:
+            return {"content": [self._chat_entry(index, entry) for entry in entries], "refusal": None}
         return {
-            "tokens": [self._key(entry.token) for entry in entries],
+            "tokens": [self._completion_token(entry.token) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [self._top(entry) for entry in entries],
+            "top_logprobs": [self._completion_top(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
         }
 
-    def _chat_logprob(self, index: int, entry: Logprobs) -> dict[str, Any]:
-        first = index not in self._begun
-        self._begun.add(index)
-        top = [self._entry(token, value, first) for token, value in entry.top]
-        return {**self._entry(entry.token, entry.logprob, first), "top_logprobs": top}
+    def _chat_entry(self, index: int, entry: TokenLogprobs) -> dict[str, Any]:
+        first = index not in self._choices_with_logprobs
+        self._choices_with_logprobs.add(index)
+        top = [self._chat_token(token, value, first) for token, value in entry.top]
+        return {**self._chat_token(entry.token, entry.logprob, first), "top_logprobs": top}
 
-    def _entry(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+    def _chat_token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
         data = self.tokenizer.token_bytes(token, first=first)
-        return {"token": written(data), "logprob": logprob, "bytes": list(data)}
+        return {"token": token_text(data), "logprob": logprob, "bytes": list(data)}
 
-    def _top(self, entry: Logprobs) -> dict[str, float]:
+    def _completion_top(self, entry: TokenLogprobs) -> dict[str, float]:
         found: dict[str, float] = {}
         for token, value in entry.top:
-            found.setdefault(self._key(token), value)  # of two that are written alike, the likelier
+            # Two tokens may have the same text. The more likely one comes first and stays.
+            found.setdefault(self._completion_token(token), value)
         return found
 
-    def _key(self, token: int) -> str:
-        return written(self.tokenizer.token_bytes(token), "bytes:")
+    def _completion_token(self, token: int) -> str:
+        return token_text(self.tokenizer.token_bytes(token), "bytes:")

@@ -1,12 +1,14 @@
-"""Continuous batching: answers share the engine's rows as they come and go, in a thread of its own.
+"""Continuous batching: sequences share the engine's rows as they come and go, in a separate thread.
 
-A row is taken over by the next answer when one ends. Between two decode passes, which add a token to every running
-answer, at most two chunks of prompts are computed, so that a long prompt does not stop the others.
+When a sequence ends, the next one takes over its row. A decode pass adds one token to every running sequence. Between
+two decode passes at most two chunks of prompts are computed, so a long prompt does not stop the other sequences.
 
-An answer is the same whoever else is running, to the last digit of its logits. Kernels round by what a pass holds:
-many tokens, few, or one a row. So each prompt is cut as it would be alone, at multiples of `chunk`; prompts are
-computed together where each would alone have a pass of many tokens in the same bucket; and a decode pass holds nothing
-but single tokens. A beginning that lies in the cache is taken up to a multiple of `chunk`, too.
+The tokens of a sequence do not depend on the other sequences, down to the last digit of its logits. The kernels round
+differently for a pass with many tokens, with few tokens, and with one token per row. Therefore:
+- each prompt is cut as it would be cut alone, at multiples of `chunk`
+- prompts are computed together only if each of them alone would have a pass of many tokens in the same bucket
+- a decode pass holds single tokens only
+- a prefix that is reused from the cache also ends at a multiple of `chunk`
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ import numpy as np
 
 from runtime.engine.chunks import plan_chunks
 from runtime.engine.engine import Engine
-from runtime.serve.answer import Answer
+from runtime.serve.sequence import ServedSequence
 
-CHUNK = 128  # tokens; on host CPUs a larger pass costs hardly less a token
-MANY = 32  # more than what kernels treat as few
-QUEUE = 64  # answers that may wait
+CHUNK = 128  # tokens; on host CPUs a larger pass is hardly cheaper per token
+MANY_TOKENS = 32  # kernels treat passes with fewer tokens differently
+QUEUE = 64  # sequences that may wait
 
 log = logging.getLogger(__name__)
 
 
-class Busy(Exception):  # noqa: N818 - a state, told to the client as such
-    """The queue is full."""
+class QueueFullError(Exception):
+    """The queue has no room for a request."""
 
 
-class Closed(Exception):  # noqa: N818
+class SchedulerClosedError(Exception):
     """The scheduler is shutting down."""
 
 
 @dataclass
-class Counts:
-    """Since the start; for metrics."""
+class SchedulerCounters:
+    """Totals since the start, for metrics."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -52,7 +54,11 @@ class Counts:
 
 
 class Scheduler:
-    """submit, cancel and close may be called from any thread; `step` is the engine thread's, or a test's."""
+    """Assigns sequences to the engine's rows and runs the passes.
+
+    `submit`, `cancel` and `close` may be called from any thread. Only the engine's thread calls `step`, or a test that
+    does not start that thread.
+    """
 
     def __init__(
         self,
@@ -62,57 +68,66 @@ class Scheduler:
         chunk: int = CHUNK,
         after_pass: Callable[[], None] = lambda: None,
     ) -> None:
-        """queue: answers that may wait beside those that run. after_pass: called in the engine's thread when a pass has
-        sent its events."""
+        """Parameters:
+        - queue: sequences that may wait in addition to those that run
+        - chunk: most prompt tokens of a sequence in one pass
+        - after_pass: called in the engine's thread when a pass has sent its events
+        """
         self.engine = engine
         self.queue = queue
         self.chunk = min(chunk, engine.buckets[-1])
-        self.budget = 2 * self.chunk
+        self.prefill_budget = 2 * self.chunk  # prompt tokens between two decode passes
         self.after_pass = after_pass
-        self.counts = Counts()
-        self._running: list[Answer] = []  # in order of arrival
-        self._waiting: deque[Answer] = deque()
-        self._free = deque(range(engine.batch))  # the row unused for longest first
+        self.counters = SchedulerCounters()
+        self._running: list[ServedSequence] = []  # in order of arrival
+        self._waiting: deque[ServedSequence] = deque()
+        self._free_rows = deque(range(engine.batch))  # the row unused for longest comes first
         self._closed = self._aborted = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def running(self) -> int:
+        """How many sequences have a row, or get one in the next pass."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
+        """How many sequences are in the queue."""
         return len(self._waiting)
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread is there to serve."""
+        """Whether the engine's thread runs and accepts sequences."""
         return self._thread.is_alive() and not self._closed
 
     def start(self) -> None:
+        """Start the engine's thread."""
         self._thread.start()
 
-    def submit(self, answers: Sequence[Answer]) -> None:
-        """Have these answered, all or none. Raises Busy where the queue has no room, Closed while shutting down."""
+    def submit(self, sequences: Sequence[ServedSequence]) -> None:
+        """Put all of these sequences into the queue, or none of them.
+
+        Raises QueueFullError if the queue has no room for all, SchedulerClosedError while shutting down.
+        """
         with self._changed:
             if self._closed:
-                raise Closed
+                raise SchedulerClosedError
             idle = self.engine.batch - len(self._running)
-            if len(self._waiting) + len(answers) > self.queue + idle:
-                raise Busy
-            self._waiting.extend(answers)
+            if len(self._waiting) + len(sequences) > self.queue + idle:
+                raise QueueFullError
+            self._waiting.extend(sequences)
             self._changed.notify()
 
-    def cancel(self, answers: Sequence[Answer]) -> None:
-        """Answer these no further: their rows are free before the next pass. Those that have ended are left alone."""
+    def cancel(self, sequences: Sequence[ServedSequence]) -> None:
+        """Stop these sequences. Their rows are free before the next pass. Finished sequences do not change."""
         with self._changed:
-            for answer in answers:
-                answer.cancelled = True
-            self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+            for sequence in sequences:
+                sequence.cancelled = True
+            self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
 
     def close(self, grace: float = 0.0) -> None:
-        """Take no more answers, let those that run or wait end within `grace` seconds, and fail the others."""
+        """Accept no more sequences, wait `grace` seconds for the running and waiting ones, and fail the rest."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -122,20 +137,22 @@ class Scheduler:
             self._thread.join()
 
     def step(self) -> bool:
-        """Up to two chunks of prompts, then one token for each answer that has its prompt in the cache. Returns whether
-        anything is left to do."""
+        """Compute up to two chunks of prompts, then one token for each sequence whose prompt is in the cache.
+
+        Returns whether any sequence is left.
+        """
         self._admit()
         if self._aborted:
-            self._fail(list(self._running), Closed("the server is shutting down"))
-        budget = self.budget
-        while budget > 0 and (together := self._next_prefill(budget)):
-            budget -= self._prefill(together)
+            self._fail(list(self._running), SchedulerClosedError("the server is shutting down"))
+        budget = self.prefill_budget
+        while budget > 0 and (batch := self._next_prefill(budget)):
+            budget -= self._prefill(batch)
         self._retire()
-        self._decode([answer for answer in self._running if answer.texts.steps])
+        self._decode([sequence for sequence in self._running if sequence.is_decoding])
         self._retire()
         return bool(self._running or self._waiting)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -146,123 +163,134 @@ class Scheduler:
                     pass
 
     def _admit(self) -> None:
-        """Let those that wait run, as far as there are rows."""
+        """Move sequences from the queue to the running ones while there are rows."""
         with self._changed:
             while self._waiting and (self._aborted or len(self._running) < self.engine.batch):
                 self._running.append(self._waiting.popleft())
 
     def _retire(self) -> None:
-        """Free the rows of answers that have ended or were cancelled; what they hold may serve another prompt."""
-        for answer in [answer for answer in self._running if answer.finished or answer.cancelled]:
-            self._running.remove(answer)
-            if answer.row >= 0:
-                self._free.append(answer.row)
+        """Free the rows of finished and cancelled sequences. What these rows hold may serve as another's prefix."""
+        for sequence in [sequence for sequence in self._running if sequence.finished or sequence.cancelled]:
+            self._running.remove(sequence)
+            if sequence.row >= 0:
+                self._free_rows.append(sequence.row)
 
-    def _next_prefill(self, budget: int) -> list[Answer]:
-        """Whose prompts go on in one pass: the first that has to, and those that alone would run in a pass like its."""
-        left = [a for a in self._running if a.texts.steps == 0 and not (a.cancelled or a.finished)]
-        together: list[Answer] = []
-        for index, answer in enumerate(left):
-            if budget <= 0 or self._awaits(answer, left[:index]):
+    def _next_prefill(self, budget: int) -> list[ServedSequence]:
+        """The sequences of the next prefill pass: the oldest with an unfinished prompt, and those that may join it.
+
+        A sequence may join if its next chunk alone would run in a pass of many tokens in the same bucket.
+        """
+        pending = [s for s in self._running if not (s.is_decoding or s.cancelled or s.finished)]
+        batch: list[ServedSequence] = []
+        for index, sequence in enumerate(pending):
+            if budget <= 0 or self._waits_for_prefix(sequence, pending[:index]):
                 continue
-            if answer.row < 0:
-                answer.row, answer.cached = self._place(answer)
-                answer.done = answer.cached
-                self.counts.prompt_tokens += len(answer.prompt)
-                self.counts.cached_tokens += answer.cached
-            size = len(self._chunk(answer))
-            if not together:
-                bucket = self._bucket(size)
-            elif size < MANY or size > budget or bucket is None or self._bucket(size) != bucket:
+            if sequence.row < 0:
+                self._assign_row(sequence)
+            size = len(self._next_chunk(sequence))
+            if not batch:
+                bucket = self._single_bucket(size)
+            elif size < MANY_TOKENS or size > budget or bucket is None or self._single_bucket(size) != bucket:
                 continue
-            together.append(answer)
+            batch.append(sequence)
             budget -= size
-            if size < MANY:
+            if size < MANY_TOKENS:
                 break
-        return together
+        return batch
 
-    def _awaits(self, answer: Answer, others: Sequence[Answer]) -> bool:
-        """Whether one of the others is about to compute what this prompt begins with, too."""
-        begins = answer.prompt[: self.chunk]
-        shares = answer.reuse and answer.row < 0 and len(answer.prompt) > self.chunk
-        return shares and any(np.array_equal(begins, other.prompt[: self.chunk]) for other in others)
+    def _waits_for_prefix(self, sequence: ServedSequence, earlier: Sequence[ServedSequence]) -> bool:
+        """Whether an earlier sequence is about to compute the first chunk of this prompt, too."""
+        first_chunk = sequence.prompt[: self.chunk]
+        may_share = sequence.reuse_prefix and sequence.row < 0 and len(sequence.prompt) > self.chunk
+        return may_share and any(np.array_equal(first_chunk, other.prompt[: self.chunk]) for other in earlier)
 
-    def _chunk(self, answer: Answer) -> np.ndarray:
-        """The next tokens of its prompt."""
-        return answer.prompt[answer.done : answer.done + self.chunk]
+    def _next_chunk(self, sequence: ServedSequence) -> np.ndarray:
+        """The prompt tokens [n] that the sequence computes next, n <= chunk."""
+        return sequence.prompt[sequence.computed_tokens : sequence.computed_tokens + self.chunk]
 
-    def _bucket(self, tokens: int) -> int | None:
-        """The bucket that the engine takes for a pass of so many tokens; None where it takes several."""
+    def _single_bucket(self, tokens: int) -> int | None:
+        """The bucket that the engine takes for `tokens` tokens; None if it takes several passes."""
         chunks = plan_chunks(tokens, self.engine.buckets, self.engine.padding)
         return chunks[0][0] if len(chunks) == 1 else None
 
-    def _prefill(self, answers: list[Answer]) -> int:
-        """Compute a chunk of each prompt, and the first token of those that end. Returns how many tokens it was."""
-        chunks = [self._chunk(answer) for answer in answers]
-        logits = self._forward(answers, chunks)
-        self.counts.prefill_passes += 1
+    def _prefill(self, sequences: list[ServedSequence]) -> int:
+        """Compute a chunk of each prompt, and the first new token of each prompt that ends. Returns the token count."""
+        chunks = [self._next_chunk(sequence) for sequence in sequences]
+        logits = self._forward(sequences, chunks)
+        self.counters.prefill_passes += 1
         if logits is not None:
-            for answer in answers:
-                if answer.done == len(answer.prompt):
-                    self._take(answer, logits)
+            for sequence in sequences:
+                if sequence.computed_tokens == len(sequence.prompt):
+                    self._select_token(sequence, logits)
         self.after_pass()
         return sum(map(len, chunks))
 
-    def _decode(self, answers: list[Answer]) -> None:
-        if answers:
-            logits = self._forward(answers, [(answer.last,) for answer in answers])
-            self.counts.decode_passes += 1
+    def _decode(self, sequences: list[ServedSequence]) -> None:
+        if sequences:
+            logits = self._forward(sequences, [(sequence.last_token,) for sequence in sequences])
+            self.counters.decode_passes += 1
             if logits is not None:
-                for answer in answers:
-                    self._take(answer, logits)
+                for sequence in sequences:
+                    self._select_token(sequence, logits)
             self.after_pass()
 
-    def _forward(self, answers: list[Answer], tokens: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray | None:
-        """One pass: each answer's tokens [n] go behind what it has in the cache. Logits [B, V], which the next pass
-        overwrites; None where this one failed, and the answers with it."""
-        whole = np.zeros((self.engine.batch, max(map(len, tokens))), np.int64)
+    def _forward(
+        self, sequences: list[ServedSequence], new_tokens: Sequence[Sequence[int] | np.ndarray]
+    ) -> np.ndarray | None:
+        """Run one pass that appends new_tokens[i] [n] to the cache of sequences[i].
+
+        Returns logits [B, V], which the next pass overwrites. If the pass fails, fails the sequences and returns None.
+        """
+        tokens = np.zeros((self.engine.batch, max(map(len, new_tokens))), np.int64)
         start, length = [0] * self.engine.batch, [0] * self.engine.batch
-        for answer, new in zip(answers, tokens, strict=True):
-            whole[answer.row, : len(new)] = new
-            start[answer.row], length[answer.row] = answer.done, len(new)
+        for sequence, new in zip(sequences, new_tokens, strict=True):
+            tokens[sequence.row, : len(new)] = new
+            start[sequence.row], length[sequence.row] = sequence.computed_tokens, len(new)
         began = time.perf_counter()
         try:
-            logits = self.engine.forward(whole, np.array(start), np.array(length))
-        except Exception as error:  # whatever it is, the other answers and those to come are not to suffer
+            logits = self.engine.forward(tokens, np.array(start), np.array(length))
+        except Exception as error:  # any failure must leave the other sequences, and later ones, alone
             log.exception("a pass of the model failed")
-            self._fail(answers, error)
+            self._fail(sequences, error)
             return None
         finally:
-            self.counts.engine_seconds += time.perf_counter() - began
-        for answer, new in zip(answers, tokens, strict=True):
-            answer.done += len(new)
+            self.counters.engine_seconds += time.perf_counter() - began
+        for sequence, new in zip(sequences, new_tokens, strict=True):
+            sequence.computed_tokens += len(new)
         return logits
 
-    def _take(self, answer: Answer, logits: np.ndarray) -> None:
+    def _select_token(self, sequence: ServedSequence, logits: np.ndarray) -> None:
         try:
-            answer.take(logits[answer.row])
-        except Exception as error:  # a grammar or a setting that leaves no token ends this answer, no other
-            answer.fail(error)
+            sequence.select_token(logits[sequence.row])
+        except Exception as error:  # a grammar or a setting that allows no token ends this sequence only
+            sequence.fail(error)
         else:
-            self.counts.new_tokens += 1
+            self.counters.new_tokens += 1
 
-    def _fail(self, answers: Sequence[Answer], error: Exception) -> None:
-        for answer in answers:
-            answer.fail(error)
+    def _fail(self, sequences: Sequence[ServedSequence], error: Exception) -> None:
+        for sequence in sequences:
+            sequence.fail(error)
         self.after_pass()
 
-    def _place(self, answer: Answer) -> tuple[int, int]:
-        """A free row for its prompt, and how many of its tokens that row holds.
+    def _assign_row(self, sequence: ServedSequence) -> None:
+        """Give the sequence a free row and the prefix of its prompt that the cache holds."""
+        sequence.row, sequence.cached_tokens = self._place(sequence)
+        sequence.computed_tokens = sequence.cached_tokens
+        self.counters.prompt_tokens += len(sequence.prompt)
+        self.counters.cached_tokens += sequence.cached_tokens
 
-        The row that the prompt continues, where that is free; else the row unused for longest, and what another holds
-        of the prompt is copied there.
+    def _place(self, sequence: ServedSequence) -> tuple[int, int]:
+        """Take a free row. Returns (row, tokens of the prompt that this row now holds).
+
+        The row that the prompt continues is taken if it is free. Otherwise the row unused for longest is taken, and the
+        prefix that another row holds is copied to it.
         """
-        if not answer.reuse:
-            return self._free.popleft(), 0
-        prompt, prefixes = answer.prompt, self.engine.prefixes
+        if not sequence.reuse_prefix:
+            return self._free_rows.popleft(), 0
+        prompt, prefixes = sequence.prompt, self.engine.prefixes
         shared = prefixes.shared(prompt) // self.chunk * self.chunk
-        best = max(self._free, key=lambda row: shared[row])
+        best = max(self._free_rows, key=lambda row: shared[row])
         if not (shared[best] == shared.max() > 0 and 2 * shared[best] >= prefixes.length[best]):
-            best = self._free[0]
-        self._free.remove(best)
+            best = self._free_rows[0]
+        self._free_rows.remove(best)
         return best, prefixes.bring(prompt, best) // self.chunk * self.chunk if shared.any() else 0

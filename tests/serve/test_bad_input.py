@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from runtime.model import LlamaForCausalLM
 from runtime.serve.app import Service
-from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request
+from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
 from support.serving import Gate, client, serving, wait_until, with_template
 
 
@@ -46,7 +46,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"top_p": 0}, 400, "top_p: "),
     ({"max_tokens": 0}, 400, "max_tokens: "),
     ({"n": 1000}, 400, "n: "),
-    ({"n": 100}, 400, "more answers are asked for than the 66 "),
+    ({"n": 100}, 400, "more answers (prompts times n) than the limit of 66"),
     ({"stop": [""]}, 400, "stop"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias of 'x'"),
     ({"logit_bias": {"264": 1}}, 400, "logit_bias of '264'"),
@@ -79,7 +79,7 @@ RAW: list[tuple[bytes, dict[str, str], int, str]] = [
     (b'{"model": "\\ud800"}', {}, 400, ""),
     (b"{}", {"content-type": "text/plain"}, 415, "Content-Type: application/json"),
     (b" " * (9 << 20), {}, 413, "8,388,608 bytes"),
-    (b"{}", {"host": "evil.example"}, 403, "this server is not 'evil.example'"),
+    (b"{}", {"host": "evil.example"}, 403, "this server's name is not 'evil.example'"),
 ]
 
 
@@ -153,8 +153,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("prompt", "message"),
         [
-            ([], "at least one prompt or token is needed"),
-            ([None], "at least one prompt or token is needed"),
+            ([], "with at least one token"),
+            ([None], "with at least one token"),
             ("", "prompt"),
             ([264], "token id 264"),
             ([-1], "prompt"),
@@ -164,7 +164,7 @@ class TestBadInput:
             ([1.5], "prompt"),
             ([1, "a"], "prompt.1: "),
             ([[1], []], "prompt"),
-            ([[1]] * 1_000_000, "more answers are asked for"),
+            ([[1]] * 1_000_000, "more answers (prompts times n)"),
         ],
     )
     def test_bad_prompts(self, server: tuple[Service, str], name: str, prompt: Any, message: str) -> None:
@@ -210,10 +210,10 @@ def test_other_requests_are_served_while_a_body_is_read(
         (ChatRequest, {"stop": [1] * 1000}),
     ],
 )
-def test_not_all_that_is_wrong_with_a_body_is_listed(kind: type[Request], wrong: dict[str, Any]) -> None:
+def test_not_all_that_is_wrong_with_a_body_is_listed(kind: type[GenerationRequest], wrong: dict[str, Any]) -> None:
     """Of a body of eight megabytes it would take half a minute, in which nothing else runs."""
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x", **wrong}
     del body["prompt" if kind is ChatRequest else "messages"]
     with pytest.raises(ValidationError) as refused:
-        kind.model_validate_json(json.dumps(body), context=Limits(context=10_000, answers=10_000))
+        kind.model_validate_json(json.dumps(body), context=RequestLimits(context=10_000, sequences=10_000))
     assert refused.value.error_count() < 20

@@ -135,6 +135,7 @@ def test_what_it_refuses(artifact: Path) -> None:
     assert "error: the API key is empty" in refused(str(artifact), "--api-key", " ")
     assert "no such folder" in refused(str(artifact / "none"), "--port", "0")
     missing = "import sys\nsys.modules['uvicorn'] = None"
-    assert 'uvicorn is missing. Install the extra: pip install "edgellama[serve]"' in refused(
-        str(artifact), code=missing
+    assert (
+        'serving needs the library uvicorn, which is not installed. Install the extra: pip install "edgellama[serve]"'
+        in refused(str(artifact), code=missing)
     )

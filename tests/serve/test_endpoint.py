@@ -266,13 +266,13 @@ def test_a_client_that_leaves_frees_its_row(
             leaving.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             wait_until(lambda: scheduler.running + scheduler.waiting == 4)
             gate.passes.release(3)
-            wait_until(lambda: scheduler.counts.new_tokens > 0)
+            wait_until(lambda: scheduler.counters.new_tokens > 0)
             if streaming:
                 assert leaving.recv(12) == b"HTTP/1.1 200"
         wait_until(lambda: scheduler.waiting == 0)
         gate.passes.release(1)  # the pass that was about to begin
         wait_until(lambda: scheduler.running == 0)
-        assert scheduler.counts.new_tokens < 10
+        assert scheduler.counters.new_tokens < 10
         gate.open.set()
         text = client(address).completions.create(model=service.name, prompt="hello", **GREEDY).choices[0].text
     monkeypatch.undo()

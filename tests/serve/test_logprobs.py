@@ -13,47 +13,47 @@ from hypothesis import strategies as st
 from test_text import BYTE_LEVEL, SENTENCEPIECE, byte_level
 
 from runtime.generation.config import GenerationConfig
-from runtime.serve.answer import Answer, Event
-from runtime.serve.responses import Writer
-from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request
+from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
+from runtime.serve.responses import ResponseWriter
+from runtime.serve.sequence import SequenceEvent, ServedSequence
 from runtime.text.tokenizer import Tokenizer
 
-LIMITS = Limits(context=64, answers=8)
+LIMITS = RequestLimits(context=64, sequences=8)
 
 
 def answered(
     tokenizer: Tokenizer, ids: Sequence[int], eos: int | None = None, stops: Sequence[str] = ()
-) -> list[Event]:
+) -> list[SequenceEvent]:
     """What an answer sends whose tokens are `ids`, as far as a stop string or eos lets it come."""
-    events: list[Event] = []
+    events: list[SequenceEvent] = []
     config = GenerationConfig(eos_token_id=() if eos is None else (eos,), stop_strings=tuple(stops))
     size = tokenizer.model.get_vocab_size()
-    answer = Answer([0], len(ids), config, tokenizer, size, events.append, top_logprobs=5)
+    sequence = ServedSequence([0], len(ids), config, tokenizer, size, events.append, top_logprobs=5)
     for token in ids:
-        if not answer.finished:
-            answer.take(np.where(np.arange(size) == token, np.float32(9), np.float32(0)))
+        if not sequence.finished:
+            sequence.select_token(np.where(np.arange(size) == token, np.float32(9), np.float32(0)))
     return events
 
 
-def asked(chat: bool) -> Request:
+def asked(chat: bool) -> GenerationRequest:
     if chat:
         body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 5}
         return ChatRequest.model_validate({"model": "m", **body}, context=LIMITS)
     return CompletionRequest.model_validate({"model": "m", "prompt": "x", "logprobs": 5}, context=LIMITS)
 
 
-def whole(tokenizer: Tokenizer, events: list[Event], chat: bool) -> tuple[str, dict[str, Any]]:
+def whole(tokenizer: Tokenizer, events: list[SequenceEvent], chat: bool) -> tuple[str, dict[str, Any]]:
     """(text, logprobs) of the answer in one piece."""
-    choice = json.loads(Writer(asked(chat), "m", tokenizer).whole([events], []))["choices"][0]
+    choice = json.loads(ResponseWriter(asked(chat), "m", tokenizer).complete([events], []))["choices"][0]
     return choice["message"]["content"] if chat else choice["text"], choice["logprobs"]
 
 
-def streamed(tokenizer: Tokenizer, events: list[Event], chat: bool) -> tuple[str, dict[str, Any]]:
+def streamed(tokenizer: Tokenizer, events: list[SequenceEvent], chat: bool) -> tuple[str, dict[str, Any]]:
     """The same from chunks joined. No chunk has log-probabilities of tokens whose text begins in a later one."""
-    writer, text = Writer(asked(chat), "m", tokenizer), ""
+    writer, text = ResponseWriter(asked(chat), "m", tokenizer), ""
     joined: dict[str, Any] = {}
     for event in events:
-        data = writer.next(0, [event])
+        data = writer.next_chunk(0, [event])
         choice = {"text": "", "delta": {}, "logprobs": None} if data is None else json.loads(data)["choices"][0]
         text += choice["delta"].get("content", "") if chat else choice["text"]
         for name, values in (choice["logprobs"] or {}).items():

@@ -105,7 +105,7 @@ def test_stop_frees_the_row(page: Any, model: LlamaForCausalLM, monkeypatch: pyt
         page.get_by_text("Stopped").wait_for()
         gate.open.set()
         wait_until(lambda: service.scheduler.running == 0)
-        assert service.scheduler.counts.new_tokens < 20
+        assert service.scheduler.counters.new_tokens < 20
         assert page.locator("#send").is_visible()
 
 

@@ -15,8 +15,8 @@ from test_generation import continuation, load
 from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
 from runtime.model import LlamaForCausalLM
-from runtime.serve.answer import Answer, Event, ShownText, overlap
-from runtime.serve.scheduler import Busy, Closed, Scheduler
+from runtime.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
+from runtime.serve.sequence import SequenceEvent, ServedSequence, VisibleText, partial_match
 from support.tiny import VOCAB
 
 ROWS, CONTEXT = 3, 64
@@ -31,12 +31,12 @@ class Client:
     """An answer and what it has sent."""
 
     def __init__(self, model: LlamaForCausalLM, prompt: list[int], limit: int, **options: Any) -> None:
-        self.events: list[Event] = []
+        self.events: list[SequenceEvent] = []
         self.prompt, self.limit = prompt, limit
-        names = ("seed", "processors", "top_logprobs", "reuse")
+        names = ("seed", "processors", "top_logprobs", "reuse_prefix")
         others = {name: options.pop(name) for name in names if name in options}
         config = GenerationConfig(**options)
-        self.answer = Answer(prompt, limit, config, model.tokenizer, VOCAB, self.events.append, **others)
+        self.sequence = ServedSequence(prompt, limit, config, model.tokenizer, VOCAB, self.events.append, **others)
 
     @property
     def tokens(self) -> list[int | None]:
@@ -81,7 +81,7 @@ def test_whoever_comes_when_each_gets_what_it_would_get_alone(
     for (length, first, limit), pause in zip(clients, pauses, strict=False):
         client = Client(model, prompt_of(length, first), limit)
         made.append(client)
-        scheduler.submit([client.answer])
+        scheduler.submit([client.sequence])
         for _ in range(pause):
             scheduler.step()
             assert scheduler.running <= ROWS
@@ -96,17 +96,17 @@ def test_a_decode_pass_serves_all_rows_and_a_row_is_taken_over_at_once(model: Ll
     scheduler = Scheduler(model.engine)
     clients = [Client(model, prompt_of(3, i), 10) for i in range(5)]
     for client in clients:
-        scheduler.submit([client.answer])
+        scheduler.submit([client.sequence])
     assert finish(scheduler) == 9 + 9  # a step prefills and decodes: ten tokens in nine; the last two clients follow
-    assert scheduler.counts.decode_passes == 18 and scheduler.counts.new_tokens == 50
+    assert scheduler.counters.decode_passes == 18 and scheduler.counters.new_tokens == 50
 
 
 def test_a_long_prompt_delays_the_others_by_two_chunks_at_a_time(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     short, long = Client(model, [1, 2], 30), Client(model, prompt_of(40, 3), 2)
-    scheduler.submit([short.answer])
+    scheduler.submit([short.sequence])
     scheduler.step()
-    scheduler.submit([long.answer])
+    scheduler.submit([long.sequence])
     for step in range(1, 6):
         before = len(short.events)
         scheduler.step()
@@ -120,10 +120,10 @@ def test_cancelling_frees_the_row_and_leaves_the_others_alone(model: LlamaForCau
     scheduler = Scheduler(model.engine)
     clients = [Client(model, prompt_of(5, i), 12) for i in range(5)]
     for client in clients:
-        scheduler.submit([client.answer])
+        scheduler.submit([client.sequence])
     scheduler.step()
     assert (scheduler.running, scheduler.waiting) == (3, 2)
-    scheduler.cancel([clients[1].answer, clients[3].answer])
+    scheduler.cancel([clients[1].sequence, clients[3].sequence])
     assert scheduler.waiting == 1
     count = len(clients[1].events)
     scheduler.step()
@@ -139,22 +139,22 @@ def test_cancelling_frees_the_row_and_leaves_the_others_alone(model: LlamaForCau
 def test_a_beginning_in_the_cache_is_not_computed_again(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     first = Client(model, prompt_of(10, 3), 5)
-    scheduler.submit([first.answer])
+    scheduler.submit([first.sequence])
     finish(scheduler)
     history = [*first.prompt, *first.tokens]
     second = Client(model, [*history, 8, 9], 5)  # a chat that goes on
     other = Client(model, [*first.prompt[:9], 1], 5)  # another one that began alike, at the same time
-    scheduler.submit([second.answer])
-    scheduler.submit([other.answer])
-    before = scheduler.counts.prefill_passes
+    scheduler.submit([second.sequence])
+    scheduler.submit([other.sequence])
+    before = scheduler.counters.prefill_passes
     finish(scheduler)
-    assert (second.answer.cached, other.answer.cached) == (12, 8)  # of 14 and 9, in whole chunks
-    assert scheduler.counts.prefill_passes - before == 3  # 5 tokens in two chunks, and 2
-    assert scheduler.counts.cached_tokens == 20
-    fresh = Client(model, [*history, 8, 9], 5, reuse=False)
-    scheduler.submit([fresh.answer])
+    assert (second.sequence.cached_tokens, other.sequence.cached_tokens) == (12, 8)  # of 14 and 9, in whole chunks
+    assert scheduler.counters.prefill_passes - before == 3  # 5 tokens in two chunks, and 2
+    assert scheduler.counters.cached_tokens == 20
+    fresh = Client(model, [*history, 8, 9], 5, reuse_prefix=False)
+    scheduler.submit([fresh.sequence])
     finish(scheduler)
-    assert fresh.answer.cached == 0 and fresh.tokens == second.tokens
+    assert fresh.sequence.cached_tokens == 0 and fresh.tokens == second.tokens
     assert second.tokens == continuation([*history, 8, 9], 5)
     assert other.tokens == continuation([*first.prompt[:9], 1], 5)
 
@@ -162,9 +162,9 @@ def test_a_beginning_in_the_cache_is_not_computed_again(model: LlamaForCausalLM)
 def test_answers_to_one_prompt_compute_it_once(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     clients = [Client(model, prompt_of(14, 3), 5) for _ in range(3)]
-    scheduler.submit([client.answer for client in clients])
+    scheduler.submit([client.sequence for client in clients])
     finish(scheduler)
-    assert [client.answer.cached for client in clients] == [0, 12, 12]
+    assert [client.sequence.cached_tokens for client in clients] == [0, 12, 12]
     assert all(client.tokens == continuation(client.prompt, 5) for client in clients)
 
 
@@ -173,24 +173,24 @@ def test_prompts_are_computed_together_where_alone_they_would_have_such_a_pass(t
     model = load(tmp_path, batch=5, eos_token_id=(), context=128, buckets=(1, 4, 35, 64))
     scheduler = Scheduler(model.engine)
     clients = [Client(model, prompt_of(length, length), 3) for length in (40, 33, 50, 3)]
-    scheduler.submit([client.answer for client in clients])
+    scheduler.submit([client.sequence for client in clients])
     finish(scheduler)
-    assert scheduler.counts.prefill_passes == 3 and scheduler.counts.decode_passes == 2
+    assert scheduler.counters.prefill_passes == 3 and scheduler.counters.decode_passes == 2
     assert all(client.tokens == continuation(client.prompt, 3, 128) for client in clients)
 
 
 def test_the_queue_is_bounded(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, queue=2)
     clients = [Client(model, [i], 3) for i in range(7)]
-    scheduler.submit([client.answer for client in clients[:4]])
-    with pytest.raises(Busy):  # three rows and two places in the queue: all or none
-        scheduler.submit([client.answer for client in clients[4:6]])
-    scheduler.submit([clients[4].answer])
-    with pytest.raises(Busy):
-        scheduler.submit([clients[5].answer])
+    scheduler.submit([client.sequence for client in clients[:4]])
+    with pytest.raises(QueueFullError):  # three rows and two places in the queue: all or none
+        scheduler.submit([client.sequence for client in clients[4:6]])
+    scheduler.submit([clients[4].sequence])
+    with pytest.raises(QueueFullError):
+        scheduler.submit([clients[5].sequence])
     finish(scheduler)
     assert all(len(client.events) == 3 for client in clients[:5]) and not clients[5].events
-    scheduler.submit([clients[6].answer])
+    scheduler.submit([clients[6].sequence])
 
 
 def test_eos_stop_strings_and_limits_end_their_own_answer(model: LlamaForCausalLM) -> None:
@@ -203,7 +203,7 @@ def test_eos_stop_strings_and_limits_end_their_own_answer(model: LlamaForCausalL
     needed = next(n for n in range(20) if string in model.tokenizer.decode(free[:n]))
     stop = Client(model, [5, 6], 20, stop_strings=[string, "never"])
     length = Client(model, [5, 6], 20)
-    scheduler.submit([eos.answer, stop.answer, length.answer])
+    scheduler.submit([eos.sequence, stop.sequence, length.sequence])
     finish(scheduler)
     assert eos.tokens == free[: at + 1] and eos.reason == "eos"
     assert eos.text == model.tokenizer.decode(free[:at])
@@ -220,7 +220,7 @@ def test_a_row_that_fails_fails_alone(model: LlamaForCausalLM) -> None:
 
     scheduler = Scheduler(model.engine)
     failing, other = Client(model, [1, 2], 9, processors=[refuse]), Client(model, [3], 9)
-    scheduler.submit([failing.answer, other.answer])
+    scheduler.submit([failing.sequence, other.sequence])
     finish(scheduler)
     assert len(failing.events) == 4 and str(failing.events[-1].error) == "no further"
     assert other.tokens == continuation([3], 9)
@@ -231,14 +231,14 @@ def test_a_pass_that_fails_ends_its_answers_and_the_next_are_served(
 ) -> None:
     scheduler = Scheduler(model.engine)
     broken, forward = Client(model, [1, 2], 9), model.engine.forward
-    scheduler.submit([broken.answer])
+    scheduler.submit([broken.sequence])
     scheduler.step()
     monkeypatch.setattr(model.engine, "forward", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     assert not scheduler.step()
     assert isinstance(broken.events[-1].error, MemoryError)
     monkeypatch.setattr(model.engine, "forward", forward)
     after = Client(model, [1, 2], 9)
-    scheduler.submit([after.answer])
+    scheduler.submit([after.sequence])
     finish(scheduler)
     assert after.tokens == continuation([1, 2], 9)
 
@@ -249,7 +249,7 @@ def test_sampling_depends_on_the_seed_alone(model: LlamaForCausalLM) -> None:
     def run(*seeds: int) -> list[list[int | None]]:
         scheduler = Scheduler(model.engine)
         clients = [Client(model, [4, 5], 8, seed=(seed,), **sampled) for seed in seeds]
-        scheduler.submit([client.answer for client in clients])
+        scheduler.submit([client.sequence for client in clients])
         finish(scheduler)
         return [client.tokens for client in clients]
 
@@ -260,7 +260,7 @@ def test_sampling_depends_on_the_seed_alone(model: LlamaForCausalLM) -> None:
 def test_logprobs_are_the_models_own(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine)
     client = Client(model, [4, 5], 3, top_logprobs=2, repetition_penalty=5.0)
-    scheduler.submit([client.answer])
+    scheduler.submit([client.sequence])
     finish(scheduler)
     text = [4, 5]
     for event in client.events:
@@ -280,7 +280,7 @@ def test_the_thread_serves_submitters_of_other_threads(model: LlamaForCausalLM) 
     scheduler = Scheduler(model.engine)
     scheduler.start()
     clients = [Client(model, prompt_of(4, i), 10) for i in range(12)]
-    threads = [threading.Thread(target=scheduler.submit, args=([client.answer],)) for client in clients]
+    threads = [threading.Thread(target=scheduler.submit, args=([client.sequence],)) for client in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -289,8 +289,8 @@ def test_the_thread_serves_submitters_of_other_threads(model: LlamaForCausalLM) 
     assert not scheduler.alive
     for client in clients:
         assert client.tokens == continuation(client.prompt, 10)
-    with pytest.raises(Closed):
-        scheduler.submit([Client(model, [1], 1).answer])
+    with pytest.raises(SchedulerClosedError):
+        scheduler.submit([Client(model, [1], 1).sequence])
 
 
 def test_closing_without_grace_fails_what_is_left(model: LlamaForCausalLM) -> None:
@@ -304,11 +304,11 @@ def test_closing_without_grace_fails_what_is_left(model: LlamaForCausalLM) -> No
 
     clients = [Client(model, [i], 60, processors=[slowly]) for i in range(5)]
     for client in clients:
-        scheduler.submit([client.answer])
+        scheduler.submit([client.sequence])
     scheduler.start()
     assert going.wait(60)
     scheduler.close()
-    assert [type(client.events[-1].error) for client in clients] == [Closed] * 5
+    assert [type(client.events[-1].error) for client in clients] == [SchedulerClosedError] * 5
     assert all(event.error is None for client in clients for event in client.events[:-1])
 
 
@@ -316,7 +316,7 @@ def test_an_idle_scheduler_leaves_the_engine_to_others(model: LlamaForCausalLM) 
     scheduler = Scheduler(model.engine)
     scheduler.start()
     client = Client(model, [7, 8], 5)
-    scheduler.submit([client.answer])
+    scheduler.submit([client.sequence])
     scheduler.close(grace=60)
     np.testing.assert_array_equal(model.generate([[7, 8]], max_new_tokens=5)[0, 2:], client.tokens)  # type: ignore[index]
 
@@ -331,7 +331,7 @@ def test_shown_text_ends_before_the_first_stop_string(pieces: list[str], stops: 
         def flush(self) -> str:
             return ""
 
-    shown = ShownText(Pieces(), stops)  # type: ignore[arg-type]
+    shown = VisibleText(Pieces(), stops)  # type: ignore[arg-type]
     out, whole = "", ""
     for index, piece in enumerate(pieces):
         out += shown.push(index)
@@ -347,5 +347,5 @@ def test_shown_text_ends_before_the_first_stop_string(pieces: list[str], stops: 
     assert out + shown.flush() == whole
 
 
-def test_overlap() -> None:
-    assert [overlap(text, "aab") for text in ("", "b", "a", "baa", "aaa", "aab")] == [0, 0, 1, 2, 2, 0]
+def test_partial_match() -> None:
+    assert [partial_match(text, "aab") for text in ("", "b", "a", "baa", "aaa", "aab")] == [0, 0, 1, 2, 2, 0]

@@ -1,4 +1,4 @@
-"""A request as answers for the scheduler: its prompts as token ids, its settings, its grammar."""
+"""From a request to sequences for the scheduler: token ids of the prompts, sampling settings, logits processors."""
 
 from __future__ import annotations
 
@@ -13,113 +13,121 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.generation.config import GenerationConfig
 from runtime.generation.prompt import new_token_limit
 from runtime.generation.token_selector import LogitsProcessor
 from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema
 from runtime.model import LlamaForCausalLM
-from runtime.serve.answer import Answer, Event
-from runtime.serve.errors import ApiError, too_long, too_many
-from runtime.serve.schema import ChatRequest, CompletionRequest, Limits, Request, top_logprobs
+from runtime.serve.errors import ApiError, context_length_error, too_many_sequences_error
+from runtime.serve.request import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    RequestLimits,
+    requested_top_logprobs,
+)
+from runtime.serve.sequence import SequenceEvent, ServedSequence
 
-COLDEST = 1e-4  # a temperature below takes the likeliest token, as 0 does: scores divided by it would overflow
-MOST_DIGITS = 20  # of a token id
-COMPLETION_TOKENS = 16  # OpenAI's default; a chat's is what the context holds
+MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
+MAX_ID_DIGITS = 20  # of a token id
+COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's default is what the context holds
 
-Send = Callable[[int, Event], None]  # the choice, and what it goes on with
+Send = Callable[[int, SequenceEvent], None]  # (choice, event)
 
 
-class Preparer:
-    """Makes Answers. May be called from several threads; takes milliseconds, or more for a long text or a grammar."""
+class Preprocessor:
+    """Makes sequences from requests. Thread-safe. Takes milliseconds, or more for a long text or a grammar."""
 
-    def __init__(self, model: LlamaForCausalLM, most: int) -> None:
-        """most: answers that one request may ask for."""
+    def __init__(self, model: LlamaForCausalLM, max_sequences: int) -> None:
+        """max_sequences: limit of prompts times n in one request."""
         self.model = model
-        self.limits = Limits(model.engine.context, most)
+        self.limits = RequestLimits(model.engine.context, max_sequences)
         self._lock = threading.Lock()
 
-    def answers(self, request: Request, send: Send) -> list[Answer]:
-        """The n answers to each prompt, a prompt's next to each other.
+    def sequences(self, request: GenerationRequest, send: Send) -> list[ServedSequence]:
+        """Make n sequences for each prompt; those of one prompt are neighbours. `send` receives their events.
 
-        Raises ApiError for what does not fit, UserError for what the settings or the chat template refuse.
+        Raises ApiError for a request that does not fit, UserError for settings or messages that the model refuses.
         """
         prompts = self._prompts(request)
-        if len(prompts) * request.n > self.limits.answers:  # before they take time and memory
-            raise too_many(self.limits.answers)
+        if len(prompts) * request.n > self.limits.sequences:  # before they take time and memory
+            raise too_many_sequences_error(self.limits.sequences)
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-        grammar = self._grammar(request, config.eos_token_id)
-        answers: list[Answer] = []
+        new_grammar = self._grammar(request, config.eos_token_id)
+        sequences: list[ServedSequence] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
-            room = new_token_limit(
+            max_new_tokens = new_token_limit(
                 dataclasses.replace(config, max_new_tokens=limit), ids.size, ids.size, self.model.artifact
             )
             for _ in range(request.n):
-                choice = len(answers)
+                choice = len(sequences)
                 processors: list[LogitsProcessor] = []
                 if request.presence_penalty or request.frequency_penalty:
-                    processors.append(Penalties(ids.size, request.presence_penalty, request.frequency_penalty))
-                if grammar is not None:
-                    processors.append(grammar())
-                answers.append(
-                    Answer(
+                    processors.append(AdditivePenalties(ids.size, request.presence_penalty, request.frequency_penalty))
+                if new_grammar is not None:
+                    processors.append(new_grammar())
+                sequences.append(
+                    ServedSequence(
                         ids,
-                        room,
+                        max_new_tokens,
                         config,
                         self.model.tokenizer,
                         self.model.engine.vocab_size,
                         lambda event, choice=choice: send(choice, event),  # type: ignore[misc]
                         seed=(seed, choice),
                         processors=processors,
-                        top_logprobs=top_logprobs(request),
-                        reuse=request.seed is None,  # a seed asks for the same tokens again
-                        continues=not isinstance(request, ChatRequest),
+                        top_logprobs=requested_top_logprobs(request),
+                        reuse_prefix=request.seed is None,  # a seed promises the same tokens again
+                        continues_prompt=not isinstance(request, ChatRequest),
                     )
                 )
-        return answers
+        return sequences
 
-    def _prompts(self, request: Request) -> list[str] | list[list[int]]:
-        """As they are given; a chat as its template writes it, special tokens and all."""
+    def _prompts(self, request: GenerationRequest) -> list[str] | list[list[int]]:
+        """The prompts of a completion, or the text that the chat template writes, with its special tokens."""
         if isinstance(request, ChatRequest):
             return [self.model.tokenizer.render_chat([message.as_dict() for message in request.messages])]
         if not isinstance(request, CompletionRequest):
-            raise TypeError(f"{type(request).__name__} is no request with a prompt")
+            raise TypeError(f"{type(request).__name__} has no prompt")
         return request.prompts
 
     def _ids(self, prompt: str | list[int], *, add_special_tokens: bool) -> np.ndarray:
-        """Token ids [n] of a prompt that fits."""
+        """Token ids [n] int64 of a prompt, checked against the vocabulary and the context."""
         vocab_size, context = self.model.engine.vocab_size, self.model.engine.context
         if isinstance(prompt, str):
-            prompt = self._encoded(prompt, context, add_special_tokens)
+            prompt = self._encode(prompt, context, add_special_tokens)
         ids = np.asarray(prompt, np.int64)
         if ids.size == 0:
             raise ApiError(400, "the prompt is empty; needed: at least one token", param="prompt")
         if ids.max() >= vocab_size:
             raise ApiError(400, f"token id {ids.max()}; this model's are 0..{vocab_size - 1}", param="prompt")
         if ids.size >= context:
-            raise too_long(f"the prompt has {ids.size:,} tokens", context)
+            raise context_length_error(f"the prompt has {ids.size:,} tokens", context)
         return ids
 
-    def _encoded(self, text: str, context: int, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, context: int, add_special_tokens: bool) -> list[int]:
         tokenizer = self.model.tokenizer
-        if len(text) >= context and (fewest := tokenizer.fewest_tokens(text)) >= context:  # megabytes take seconds
-            raise too_long(f"the prompt has {fewest:,} tokens or more", context)
+        # Encoding megabytes takes seconds, so refuse a text that cannot fit before encoding it.
+        if len(text) >= context and (fewest := tokenizer.fewest_tokens(text)) >= context:
+            raise context_length_error(f"the prompt has {fewest:,} tokens or more", context)
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def _config(self, request: Request) -> tuple[Any, int]:
-        """The artifact's settings with the request's in place, and the most new tokens."""
+    def _config(self, request: GenerationRequest) -> tuple[GenerationConfig, int]:
+        """The artifact's settings, updated by the request, and the limit of new tokens."""
         given: dict[str, Any] = {
             "repetition_penalty": request.repetition_penalty,
             "min_new_tokens": request.min_tokens,
-            "stop_strings": request.stops or None,
-            "sequence_bias": self._biases(request) or None,
+            "stop_strings": request.stop_strings or None,
+            "sequence_bias": self._logit_bias(request) or None,
         }
-        if request.temperature is not None and request.temperature < COLDEST:
+        if request.temperature is not None and request.temperature < MIN_TEMPERATURE:
             given["do_sample"] = False
         else:
-            how = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-            if any(value is not None for value in how.values()):
-                given = {**given, **how, "do_sample": True}
+            sampling = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+            if any(value is not None for value in sampling.values()):
+                given = {**given, **sampling, "do_sample": True}
         if request.ignore_eos:
             given["eos_token_id"] = []
         config = self.model.generation_config.updated(given, (), "the request")
@@ -128,11 +136,12 @@ class Preparer:
             limit = request.max_completion_tokens or limit or self.model.engine.context
         return config, limit or COMPLETION_TOKENS
 
-    def _biases(self, request: Request) -> dict[tuple[int, ...], float]:
+    def _logit_bias(self, request: GenerationRequest) -> dict[tuple[int, ...], float]:
+        """`logit_bias` as generate()'s sequence_bias."""
         vocab_size = self.model.engine.vocab_size
         biases: dict[tuple[int, ...], float] = {}
         for token, bias in request.logit_bias.items():
-            known = token.isascii() and token.isdigit() and len(token) <= MOST_DIGITS and int(token) < vocab_size
+            known = token.isascii() and token.isdigit() and len(token) <= MAX_ID_DIGITS and int(token) < vocab_size
             number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             if not (known and number):
                 raise ApiError(
@@ -144,8 +153,8 @@ class Preparer:
             biases[(int(token),)] = bias
         return biases
 
-    def _grammar(self, request: Request, eos: tuple[int, ...]) -> Callable[[], Grammar] | None:
-        """What makes a processor for each answer; the schema is compiled now, so that a bad one is told."""
+    def _grammar(self, request: GenerationRequest, eos: tuple[int, ...]) -> Callable[[], Grammar] | None:
+        """A factory of one logits processor per sequence. Compiles the schema now, to report an invalid one."""
         if request.response_format.type == "text":
             return None
         form = request.response_format.json_schema
@@ -165,8 +174,8 @@ class Preparer:
         return GrammarTokenizer.of(self.model)
 
 
-class Penalties:
-    """OpenAI's: a token that the answer holds already loses `presence`, and `frequency` each time it is there."""
+class AdditivePenalties:
+    """OpenAI's penalties: subtract `presence` once and `frequency` per occurrence from each token of the answer."""
 
     def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
         self.prompt_length = prompt_length
@@ -174,7 +183,7 @@ class Penalties:
         self.frequency = np.float32(frequency)
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """input_ids [1, n], scores [1, V], changed in place."""
+        """Changes scores [1, V] float32 in place and returns them. input_ids: [1, n], prompt and answer."""
         ids, counts = np.unique(input_ids[0, self.prompt_length :], return_counts=True)
         scores[0, ids] -= self.presence + self.frequency * counts.astype(np.float32)
         return scores

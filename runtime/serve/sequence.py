@@ -1,0 +1,217 @@
+"""A sequence that the server generates: its prompt, its token selector, and the text that it has sent so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.generation.config import GenerationConfig
+from runtime.generation.sampler import NotNumbersError
+from runtime.generation.sequences import Texts
+from runtime.generation.token_selector import Chooser, LogitsProcessor
+from runtime.text.detokenizer import TextStream
+from runtime.text.tokenizer import Tokenizer
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position, from the model's logits before any processing.
+
+    Fields:
+    - token: the selected token
+    - logprob: its natural log-probability
+    - top: (token, log-probability) of the most likely tokens, the most likely first
+    - offset: where the token's text begins in the sequence's text, in characters
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    offset: int
+
+
+class SequenceEvent(NamedTuple):
+    """What one step adds to a sequence.
+
+    Fields:
+    - token: the new token; None in an event with an error
+    - text: the text to send. May be empty, and may include text that earlier events held back
+    - logprobs: of the tokens whose text begins in `text`
+    - finish_reason: "eos", "stop_string" or "length" in the last event, otherwise None
+    - error: what ended the sequence; such an event is the last one
+    - first: whether this is the first new token
+    """
+
+    token: int | None
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None
+    error: Exception | None = None
+    first: bool = False
+
+
+class ServedSequence:
+    """A prompt and its new tokens in one row of the engine. Only the scheduler changes it, in the engine's thread.
+
+    Attributes:
+    - row: the engine's row; -1 before the scheduler assigns one
+    - cached_tokens: prompt tokens that were in the cache before the prefill
+    - computed_tokens: tokens of the sequence that are in the cache
+    - last_token: the newest token, which the next decode pass reads
+    - cancelled: the client has gone; the scheduler frees the row
+    - finished: the last event has been sent
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        max_new_tokens: int,
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        send: Callable[[SequenceEvent], None],
+        *,
+        seed: Sequence[int] = (0,),
+        processors: Sequence[LogitsProcessor] = (),
+        top_logprobs: int | None = None,
+        reuse_prefix: bool = True,
+        continues_prompt: bool = False,
+    ) -> None:
+        """Parameters:
+        - prompt: token ids [n], n > 0
+        - max_new_tokens: limit, including a final eos
+        - config: sampling settings, eos ids and stop strings. The text ends before a stop string
+        - send: receives each SequenceEvent, in the engine's thread
+        - seed: of the sequence's random generator
+        - processors: logits processors in addition to those of `config`
+        - top_logprobs: how many alternatives per token; None turns log-probabilities off
+        - reuse_prefix: whether a prefix of the prompt may be taken from the cache. Its last digits may differ from
+          those of a fresh prefill, because decode steps of another sequence may have written it
+        - continues_prompt: whether the text continues the prompt's text; if false it is a separate message
+        """
+        self.texts = Texts([np.asarray(prompt, np.int64)], [max_new_tokens])
+        self.send = send
+        self.row = -1
+        self.reuse_prefix = reuse_prefix
+        self.cached_tokens = 0
+        self.computed_tokens = 0
+        self.last_token = int(prompt[-1])
+        self.cancelled = False
+        self.finished = False
+        self._selector = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
+        self._tokenizer = tokenizer
+        self._eos = frozenset(config.eos_token_id)
+        self._text = VisibleText(
+            tokenizer.text_stream(behind=self.prompt.tolist() if continues_prompt else ()), config.stop_strings
+        )
+        self._top_logprobs = top_logprobs
+        self._held_logprobs: deque[TokenLogprobs] = deque()  # of tokens whose text is held back and may be cut off
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """Token ids [n] of the prompt."""
+        return self.texts.ids[0, : self.texts.prompt_length[0]]
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens have been generated."""
+        return self.texts.steps
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the prompt is computed and the first token is selected."""
+        return self.texts.steps > 0
+
+    def select_token(self, logits: np.ndarray) -> None:
+        """Select the next token from logits [V] float32, and send it.
+
+        Raises UserError if the settings allow no token, RuntimeError for logits that are not numbers.
+        """
+        try:
+            normaliser = None if self._top_logprobs is None else self._selector.plain.log_normaliser(logits)
+            picked = self._selector(self.texts, logits[None])
+        except NotNumbersError as error:
+            raise RuntimeError(f"logits are not numbers after {self.computed_tokens} tokens") from error
+        self.texts.push(picked)
+        (token,) = picked
+        self.last_token = token
+        if token in self._eos:
+            text, reason = self._text.flush(), "eos"
+        else:
+            if normaliser is not None and not self._tokenizer.is_special_token(token):
+                self._held_logprobs.append(self._logprobs(logits, normaliser, token))
+            text, reason = self._text.push(token), None
+            if self._text.stopped:
+                reason = "stop_string"
+            elif self.texts.steps == self.texts.limit:
+                text, reason = text + self._text.flush(), "length"
+        self.finished = reason is not None
+        self.send(SequenceEvent(token, text, self._release_logprobs(), reason, first=self.texts.steps == 1))
+
+    def fail(self, error: Exception) -> None:
+        """End the sequence with an error event."""
+        self.finished = True
+        self.send(SequenceEvent(None, error=error))
+
+    def _logprobs(self, logits: np.ndarray, normaliser: float, token: int) -> TokenLogprobs:
+        count = min(self._top_logprobs or 0, logits.size)
+        top = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else np.array([], np.int64)
+        top = top[np.argsort(-logits[top], kind="stable")]
+        alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in top)
+        return TokenLogprobs(token, float(logits[token]) - normaliser, alternatives, self._text.decoded_length)
+
+    def _release_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """The held log-probabilities of tokens whose text is now visible, at least in part."""
+        released = []
+        while self._held_logprobs and self._held_logprobs[0].offset < self._text.visible_length:
+            released.append(self._held_logprobs.popleft())
+        return tuple(released)
+
+
+class VisibleText:
+    """The decoded text up to the first stop string. Holds back characters that may be the start of a stop string.
+
+    Attributes:
+    - stopped: whether a stop string was found
+    - visible_length: characters returned so far
+    """
+
+    def __init__(self, stream: TextStream, stop_strings: Sequence[str]) -> None:
+        self.stopped = False
+        self.visible_length = 0
+        self._received_length = 0  # characters that the stream has returned
+        self._stream = stream
+        self._stop_strings = stop_strings
+        self._held = ""
+
+    @property
+    def decoded_length(self) -> int:
+        """Characters decoded so far, visible or not: where the next token's text begins."""
+        return self._received_length + self._stream.held
+
+    def push(self, token: int) -> str:
+        """Add a token. Returns the text that becomes visible."""
+        return self._show(self._stream.push(token))
+
+    def flush(self) -> str:
+        """Returns the rest of the text, at the end of the sequence."""
+        text = self._show(self._stream.flush()) + self._held
+        self.visible_length, self._held = self.visible_length + len(self._held), ""
+        return text
+
+    def _show(self, piece: str) -> str:
+        text = self._held + piece
+        self._received_length += len(piece)
+        found = [at for at in (text.find(stop) for stop in self._stop_strings) if at >= 0]
+        self.stopped = bool(found)
+        held = 0 if found else max((partial_match(text, stop) for stop in self._stop_strings), default=0)
+        end = min(found) if found else len(text) - held
+        self.visible_length, self._held = self.visible_length + end, text[len(text) - held :]
+        return text[:end]
+
+
+def partial_match(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`, in characters."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
