@@ -11,6 +11,8 @@ from exporter.progress import Progress
 from exporter.targets import TARGETS
 from runtime.errors import UserError
 
+OURS = ("edgellama", "exporter", "kernels", "runtime")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
@@ -21,6 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if arguments.debug or package in ("", *OURS):
+            raise
+        print(
+            f"error: the Python package {package} is not installed. Install what the exporter needs, in a checkout: "
+            'pip install ".[export]"',
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was left behind", file=sys.stderr)

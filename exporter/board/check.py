@@ -14,8 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from exporter.board.answers import ProbeResult, probe_results
 from exporter.convert_host import cann_version, lite_version, package_chips, packages
 from exporter.progress import Progress
@@ -172,10 +170,8 @@ def show(found: Mapping[str, Any], results: list[ProbeResult], progress: Progres
     console = progress.console
     for name, value in found.items():
         console.print(f"{name}: {value}", highlight=False, markup=False)
-    table = Table("question", "answer", "evidence", show_lines=True)
-    for result in results:
-        table.add_row(result.question, result.answer, result.evidence)
-    console.print(table)
+    rows = [(result.question, result.answer, result.evidence) for result in results]
+    progress.table(("question", "answer", "evidence"), rows)
 
 
 def write_report(

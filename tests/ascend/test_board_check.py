@@ -20,7 +20,7 @@ from exporter.board import check as command
 from exporter.board import measure
 from exporter.board.answers import ProbeResult, probe_results
 from exporter.onnx_run import twin_engine
-from exporter.progress import Progress
+from exporter.progress import PlainConsole, Progress
 from kernels.ascend.chips import CHIPS, OPERATORS
 from runtime.backend.ascend.device import Device
 from runtime.errors import UserError
@@ -225,13 +225,51 @@ def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
 # --- what a board needs ---
 
 
+ABSENT = ("mindspore", "transformers", "safetensors", "gguf", "onnx", "torch", "huggingface_hub", "ml_dtypes", "rich")
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
+
+
 def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
-    absent = ("mindspore", "transformers", "safetensors", "gguf", "onnx", "torch", "huggingface_hub", "ml_dtypes")
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-        "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
+    script = "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
+    subprocess.run([sys.executable, "-c", WITHOUT + script], check=True, cwd=REPOSITORY)
+
+
+def run_without(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The exporter's command line where its packages are missing."""
+    script = f"{WITHOUT}from exporter.__main__ import main\nsys.exit(main({arguments!r}))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_board_check_without_rich_prints_plain_text(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = run_without(["board-check", "--json", str(report)])
+    if done.returncode == 0:
+        pytest.skip("this host has an NPU")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: nothing was answered here: no Ascend device was found" in done.stderr
+    for result in json.loads(report.read_text())["answers"]:
+        lines = [f"{name}: {result[key]}" for name, key in zip(("question", "answer", "evidence"), result, strict=True)]
+        assert "\n".join(lines) in done.stderr
+
+
+def test_stages_and_bars_without_rich_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(PlainConsole())
+    with progress.stage("Exporting"), progress.running("Converting") as show, progress.bytes("Writing", 10**6) as done:
+        show("a line of the converter")
+        done(10**6)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["Exporting ...", "Converting ..."]
+    assert [re.sub(r"[\d.]+ s$", "0 s", line) for line in lines[2:]] == [
+        "Writing: 1 MB in 0 s",
+        "Converting: 0 s",
+        "Exporting: 0 s",
+    ]
+
+
+def test_a_command_that_needs_a_missing_package_names_it() -> None:
+    done = run_without(["plan", "llama3-8b"])
+    assert done.returncode == 2
+    assert re.match(r"error: the Python package \w+ is not installed. .*pip install", done.stderr)
 
 
 def test_the_board_page_s_commands_exist() -> None:
