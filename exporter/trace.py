@@ -1,4 +1,4 @@
-"""Network -> MindIR protobuf with MindSpore, without a device and without weights in memory."""
+"""Trace the network to a MindIR protobuf with MindSpore, without a device and without weights in memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 
 
 def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
-    """The step graph of `ops` as MindSpore traces it: parameters without data, inputs and outputs unnamed.
+    """Return MindSpore's trace of the step graph: parameters without data, inputs and outputs without names.
 
-    Neither weights nor inputs are ever allocated: lazily initialised tensors carry shape and dtype only.
+    No weights or inputs are allocated: lazily initialised tensors have only a shape and a dtype.
     """
     network = Llama(config, shape, ops)
     network.set_train(False)
@@ -31,7 +31,7 @@ def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
         copy = type(model)()
         copy.CopyFrom(model)
         traced.append(copy)
-        del model.graph.parameter[:]  # or export would materialise them to save them
+        del model.graph.parameter[:]  # otherwise `export` allocates and saves them
 
     with tempfile.TemporaryDirectory() as folder:
         mindspore.export(

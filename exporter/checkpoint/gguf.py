@@ -59,7 +59,7 @@ class GGUFCheckpoint(Checkpoint):
         if wrong:
             raise UserError(
                 f"{path} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
-                f"supported are {', '.join(kind.name for kind in known)}"
+                f"supported: {', '.join(kind.name for kind in known)}"
             )
 
     def dtype(self, name: str) -> str:

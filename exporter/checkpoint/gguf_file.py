@@ -116,7 +116,7 @@ class GGUFFile:
         cursor.take(4)
         version = cursor.number("<I")
         if version not in (2, 3):
-            raise UserError(f"{self.path} is GGUF version {version:#x}; supported are 2 and 3 (little-endian)")
+            raise UserError(f"{self.path} is GGUF version {version:#x}; supported: 2 and 3 (little-endian)")
         tensors, fields = cursor.number("<Q"), cursor.number("<Q")
         for _ in range(fields):
             key = cursor.string()

@@ -103,7 +103,7 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
     elif kind == "llama":
         tokenizer, add_bos = _sentencepiece_bpe(vocabulary), True
     else:
-        raise UserError(f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported are gpt2 and llama")
+        raise UserError(f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported: gpt2 and llama")
     _add_marked_tokens(tokenizer, vocabulary)
     _add_template(tokenizer, vocabulary, add_bos)
     return tokenizer
@@ -144,7 +144,7 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     name = vocabulary.get("pre")
     if name not in PRE_KINDS:
         raise UserError(
-            f"{vocabulary.file.path}: tokenizer.ggml.pre = {name!r} is not supported; supported are "
+            f"{vocabulary.file.path}: tokenizer.ggml.pre = {name!r} is not supported; supported: "
             f"{', '.join(PRE_KINDS)}. Export the Hugging Face checkpoint instead"
         )
     pre = PRE_KINDS[name]

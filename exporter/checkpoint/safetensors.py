@@ -46,7 +46,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if wrong:
             raise UserError(
                 f"{folder} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
-                f"supported are {', '.join(FLOATS)}"
+                f"supported: {', '.join(FLOATS)}"
             )
 
     def dtype(self, name: str) -> str:

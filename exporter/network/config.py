@@ -1,8 +1,7 @@
-"""LlamaConfig: what the exporter knows of a network. The Hugging Face config.json is the schema.
+"""LlamaConfig: the description of a network. The schema is Hugging Face's config.json.
 
-Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py says how they differ). A
-key that changes the mathematics and is not supported is an error that names it; keys known to be neutral are listed in
-config_keys.py.
+Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py has the differences). An
+unsupported key that changes the mathematics raises an error that names the key; config_keys.py lists the neutral keys.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ REQUIRED = (
     "rms_norm_eps",
 )
 
-# Rope kinds and the parameters that each takes: (required, optional).
+# Rope kinds and their parameters: (required, optional).
 ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "default": (frozenset(), frozenset()),
     "linear": (frozenset({"factor"}), frozenset()),
@@ -43,7 +42,10 @@ ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Parameters of a rope kind other than "default". A parameter that the kind does not take is None."""
+    """Parameters of a rope kind other than "default". A parameter that does not belong to the kind is None.
+
+    Raises UserError for an unknown kind, a missing or surplus parameter, or a value out of range.
+    """
 
     rope_type: str
     factor: float
@@ -80,9 +82,9 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A network of the Llama family. Sizes in elements, ids in the checkpoint's vocabulary.
+    """A network of the Llama family. Sizes are in elements, token ids are those of the checkpoint's vocabulary.
 
-    Raises UserError where the values contradict one another; nothing else is checked later.
+    Raises UserError if a value is invalid or contradicts another one. Later code does not check the values again.
     """
 
     vocab_size: int
@@ -97,13 +99,13 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False  # q, k, v and o projections; Llama's only
-    mlp_bias: bool = False  # gate, up and down projections; Llama's only
-    sliding_window: int | None = None  # how many of the latest positions (its own included) a token sees
-    layer_types: tuple[str, ...] = ()  # which layers that holds for, one name each; empty without a window
+    attention_bias: bool = False  # q, k, v and o projections; only in Llama configs
+    mlp_bias: bool = False  # gate, up and down projections; only in Llama configs
+    sliding_window: int | None = None  # number of latest positions that a token sees, its own included
+    layer_types: tuple[str, ...] = ()  # the kind of each layer, FULL or SLIDING; empty without a window
     hidden_act: str = "silu"
     bos_token_id: int | None = None
-    eos_token_id: tuple[int, ...] = ()  # any of them ends a sequence
+    eos_token_id: tuple[int, ...] = ()  # each of them ends a sequence
     pad_token_id: int | None = None
     model_type: str = "llama"
 
@@ -125,36 +127,39 @@ class LlamaConfig:
         _multiple("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)
         for token in (self.bos_token_id, self.pad_token_id, *self.eos_token_id):
             if token is not None and (not isinstance(token, int) or token < 0):
-                raise UserError(f"token id {token!r} in the config must be a whole number of 0 or more")
+                raise UserError(f"token id {token!r} in the config must be an integer of at least 0")
         if self.head_dim % 2:
-            raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even one")
+            raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even head size")
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether the q, k and v projections have biases; the o projection has one with attention_bias only."""
+        """Whether the q, k and v projections have biases. The o projection has one only with attention_bias."""
         return self.attention_bias or FAMILIES[self.model_type].qkv_bias
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Each layer's sliding window: position i sees i - window + 1 .. i; 0 where it sees all before it."""
+        """Each layer's sliding window: position i sees i - window + 1 .. i. 0: it sees all earlier positions."""
         if self.sliding_window is None:
             return (0,) * self.num_hidden_layers
         return tuple(self.sliding_window if kind == SLIDING else 0 for kind in self.layer_types)
 
     @classmethod
     def from_dict(cls, hf: dict[str, Any]) -> LlamaConfig:
-        """From the contents of a config.json, of transformers 4 or 5."""
+        """Return the LlamaConfig of a config.json of transformers 4 or 5.
+
+        Raises UserError for a missing key, and for a key or value that is not supported.
+        """
         family = family_of(hf)
         values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}
         if missing := [key for key in REQUIRED if key not in values]:
-            raise UserError(f"config.json lacks {', '.join(missing)}; take the one that was published with the model")
+            raise UserError(f"config.json lacks {', '.join(missing)}; use the one that was published with the model")
         known = _KNOWN | family.keys
         problems = [why for key in hf if key not in known if (why := refusal(key, hf[key]))]
         if problems:
             raise UserError("config.json: " + "; ".join(problems))
 
         fields = {key: values[key] for key in _PLAIN_FIELDS if key in values}
-        for key in _OF_SOME - family.keys:  # refused above unless they say nothing
+        for key in _OF_SOME - family.keys:  # `refusal` has checked that their values are neutral
             fields.pop(key, None)
         if "sliding_window" in family.keys:
             _positive_integer("num_hidden_layers", fields["num_hidden_layers"])
@@ -168,12 +173,12 @@ class LlamaConfig:
         fields["rope_theta"], fields["rope_scaling"] = _read_rope(values)
         eos = values.get("eos_token_id", ())
         fields["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-        if fields.get("pad_token_id") == -1:  # how the first Llama configs say "none"
+        if fields.get("pad_token_id") == -1:  # the first Llama configs use -1 for "none"
             fields["pad_token_id"] = None
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """A config.json that transformers (4 and 5) reads back to the same network."""
+        """Return the content of a config.json, from which transformers 4 and 5 build the same network."""
         family = FAMILIES[self.model_type]
         out = {key: value for key, value in asdict(self).items() if key not in _OF_SOME or key in family.keys}
         out |= windows_as_hf(self.model_type, self.sliding_window, self.layer_types, self.num_hidden_layers)
@@ -191,7 +196,7 @@ _KNOWN = (frozenset(LlamaConfig.__dataclass_fields__) | _SHARED) - _OF_SOME
 
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling) from `rope_scaling` + `rope_theta` (transformers 4) or `rope_parameters` (5)."""
+    """Return (rope_theta, scaling), from `rope_scaling` + `rope_theta` (transformers 4) or `rope_parameters` (5)."""
     found = []
     for key in ("rope_scaling", "rope_parameters"):
         if not values.get(key):
@@ -199,14 +204,14 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         if not isinstance(values[key], dict):
             raise UserError(f"{key} = {values[key]!r} in the config must be an object of rope parameters")
         rope = dict(values[key])
-        # "type" is the older spelling; published configs hold either, some both.
+        # "type" is the older name of "rope_type"; published configs have one of them or both.
         kind = rope.pop("type", None)
         rope["rope_type"] = rope.get("rope_type") or kind or "default"
         rope.setdefault("rope_theta", values.get("rope_theta", 10000.0))
         found.append(rope)
     if len(found) == 2 and found[0] != found[1]:
         raise UserError(
-            f"config.json holds rope_scaling {values['rope_scaling']!r} and rope_parameters "
+            f"config.json has rope_scaling {values['rope_scaling']!r} and rope_parameters "
             f"{values['rope_parameters']!r}, which differ; remove the wrong one"
         )
     rope = found[0] if found else {"rope_type": "default", "rope_theta": values.get("rope_theta", 10000.0)}
@@ -220,7 +225,7 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise UserError(f"partial_rotary_factor = {partial} is not supported; Llama rotates the whole head (1.0)")
     required, optional = ROPE_PARAMETERS[kind]
     if "original_max_position_embeddings" in required:
-        # As transformers: a value beside the rope parameters wins, the context length is the last resort.
+        # As in transformers: the top-level value takes precedence, and the context length is the default.
         outer = values.get("original_max_position_embeddings")
         inner = rope.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = outer or inner or values["max_position_embeddings"]
@@ -242,7 +247,7 @@ def _lacks(kind: str, missing: list[str]) -> str:
 
 def _unknown_rope_type(kind: Any) -> str:
     why = " (its frequencies depend on the running length)" if kind == "longrope" else ""
-    return f"rope type {kind!r} is not supported{why}; supported are {', '.join(ROPE_PARAMETERS)}"
+    return f"rope type {kind!r} is not supported{why}; supported: {', '.join(ROPE_PARAMETERS)}"
 
 
 def _positive(name: str, value: Any) -> None:
@@ -253,7 +258,7 @@ def _positive(name: str, value: Any) -> None:
 
 def _positive_integer(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UserError(f"{name} = {value!r} in the config must be a whole number above 0")
+        raise UserError(f"{name} = {value!r} in the config must be an integer above 0")
 
 
 def _multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -1,4 +1,4 @@
-"""Which keys of a config.json may be passed over: data for `LlamaConfig.from_dict`.
+"""The keys of a config.json that may be ignored: data for `LlamaConfig.from_dict`.
 
 A key that is neither a field of LlamaConfig nor listed here is refused, because it may change the mathematics.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Metadata, training-time and decoding settings: no bearing on the logits of a forward pass.
+# Metadata, and settings of training and decoding: they do not change the logits of a forward pass.
 _NEUTRAL = """
 name_or_path attention_dropout attn_implementation architectures dtype finetuning_task gradient_checkpointing id2label
 initializer_range is_llama_config keys_to_ignore_at_inference label2id max_sequence_length model_max_length
@@ -23,19 +23,19 @@ neftune_noise_alpha use_reentrant_checkpointing use_flashattn attention_probs_dr
 embd_pdrop embedding_dropout hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout
 """
 NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
-# Book-keeping of whoever saved the config, by transformers' own convention (_) or by the tool's name.
+# Metadata of the tool that saved the config: transformers' convention is "_", other tools use their names.
 NEUTRAL_PREFIXES = ("_", "transformers.", "unsloth_")
 
 # Keys that change the mathematics unless they hold one of these values (null always means "not set").
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
-    "attention_bias": (False,),  # where it is no field of the architecture: Mistral, Qwen2
+    "attention_bias": (False,),  # for architectures without this field: Mistral, Qwen2
     "embedding_multiplier": (1, 1.0),
     "attention_multiplier": (),
     "cross_attention_hidden_size": (),
     "is_decoder": (False, True),  # Llama is causal either way
     "is_encoder_decoder": (False,),
-    "layer_types": (),  # judged by `refusal`
+    "layer_types": (),  # `refusal` checks the values
     "logits_scaling": (1, 1.0),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1, 1.0),
@@ -57,16 +57,16 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 REMEDIES: dict[str, str] = {
     "quantization_config": "export the unquantized checkpoint, or a GGUF file of it",
     "quantization": "export the unquantized checkpoint, or a GGUF file of it",
-    "auto_map": "only transformers' own Llama is supported, not a model with code of its own",
+    "auto_map": "only transformers' Llama is supported, not a model with its own code",
 }
 
 
 def refusal(key: str, value: Any) -> str | None:
-    """Why a key that the architecture does not have is refused, with the remedy; None where it may be passed over."""
+    """Return why a key that the architecture lacks is refused, with the remedy; None if it may be ignored."""
     if value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES):
         return None
     if key == "auto_map":
-        # A tokenizer's or config class's own code does not touch the network; a model's does.
+        # Custom code of a tokenizer or config class does not change the network; custom code of a model does.
         refused = any(name.startswith("AutoModel") for name in value)
     elif key == "layer_types":
         refused = any(kind != "full_attention" for kind in value)

@@ -1,6 +1,6 @@
-"""What sets the architectures of the Llama family apart: names, biases, sliding windows, and defaults of their configs.
+"""The differences between the architectures of the Llama family: names, biases, sliding windows, config defaults.
 
-Defaults are those that transformers takes where a config.json is silent.
+Defaults are those that transformers uses for keys that a config.json lacks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. keys: what its config.json holds beside the keys that all have."""
+    """One architecture. keys: the keys of its config.json that not every architecture has."""
 
     architecture: str
     keys: frozenset[str]
-    qkv_bias: bool = False  # always; Llama's config says, for the o projection too
+    qkv_bias: bool = False  # q, k and v always have biases; Llama's config decides with attention_bias instead
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -41,14 +41,14 @@ FAMILIES = {
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
-    """The architecture that a config.json names. Raises UserError for one that is not of the family."""
+    """Return the architecture that a config.json names. Raises UserError if it does not belong to the family."""
     kind = hf.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise UserError(f"config.json: model_type {kind!r} is not supported; this release exports {known_families()}")
     for name in hf.get("architectures") or ():
         if name.lower() != family.architecture.lower():
-            raise UserError(f"config.json: architecture {name!r} is not supported; needed is {family.architecture!r}")
+            raise UserError(f"config.json: architecture {name!r} is not supported; needed: {family.architecture!r}")
     return family
 
 
@@ -57,10 +57,10 @@ def known_families() -> str:
 
 
 def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """(sliding_window, the kind of each layer's attention) of a config.json; (None, ()) where no layer has a window.
+    """Return (sliding_window, the kind of each layer) of a config.json; (None, ()) if no layer has a window.
 
-    Mistral's window is every layer's. Qwen2's counts where use_sliding_window says so, in the layers that layer_types
-    names, or without it from max_window_layers on.
+    Mistral's window applies to every layer. Qwen2's window applies only if use_sliding_window is true: to the layers
+    that layer_types names, or, without layer_types, to the layers from max_window_layers on.
     """
     layers, window, kinds = values["num_hidden_layers"], values.get("sliding_window"), None
     first = 0
@@ -69,7 +69,7 @@ def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]
         if not isinstance(used := values.get("use_sliding_window", False), bool):
             raise UserError(f"use_sliding_window = {used!r} in the config must be true or false")
         if not isinstance(first, int):
-            raise UserError(f"max_window_layers = {first!r} in the config must be a whole number")
+            raise UserError(f"max_window_layers = {first!r} in the config must be an integer")
         window = window if used else None
     if kinds is None and window is not None:
         kinds = [SLIDING if layer >= first else FULL for layer in range(layers)]
@@ -82,18 +82,18 @@ def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]
     if SLIDING not in kinds:
         return None, ()
     if window is None:
-        raise UserError(f"layer_types in the config names {SLIDING!r}, but no sliding_window is in use")
+        raise UserError(f"layer_types in the config names {SLIDING!r}, but sliding_window is not set or not in use")
     return window, tuple(kinds)
 
 
 def windows_as_hf(model_type: str, window: int | None, kinds: tuple[str, ...], layers: int) -> dict[str, Any]:
-    """What `read_windows` reads, as the architecture's config.json says it."""
+    """Return the config.json keys from which `read_windows` reads this window and these kinds."""
     if model_type != "qwen2":
         return {"sliding_window": window} if model_type == "mistral" else {}
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,
-        # For readers that know no layer_types.
+        # For readers that do not know layer_types.
         "max_window_layers": kinds.index(SLIDING) if kinds else layers,
         "layer_types": list(kinds) or [FULL] * layers,
     }

@@ -1,7 +1,8 @@
-"""The network, written once against an op set; prefill and decode are this code at different token counts.
+"""The network: the pre-norm decoder of arXiv:2302.13971, written once for every op set.
 
-What a step computes is here, in reading order; how each piece is computed, and which checkpoint tensors feed it,
-is the op set's business (`ops` below, a module of opsets/). Pre-norm decoder of arXiv:2302.13971.
+This module defines what a step computes, in reading order. The op set (`ops`, a module of opsets/) defines how each
+part is computed and which checkpoint tensors it reads. Prefill and decode use the same code; they differ in the number
+of tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from exporter.network.layer_sizes import windows
 
 
 class DecoderLayer(nn.Cell):
-    """One block: h [tokens, hidden] -> h, with the layer's caches read, and written or returned."""
+    """One block: h [tokens, hidden] -> (h, the caches' new values if the graph returns them, else an empty tuple)."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, ops: Any, layer: int):
         super().__init__(auto_prefix=False)
@@ -35,14 +36,14 @@ class DecoderLayer(nn.Cell):
 
 
 def decoder_layer(config: LlamaConfig, shape: Shape, ops: Any, layer: int) -> nn.Cell:
-    """The block above, or the op set's own where that has one operator for it all."""
+    """Return DecoderLayer, or the op set's own layer if it has one operator for the whole block."""
     if hasattr(ops, "DecoderLayer"):
         return ops.DecoderLayer(config, shape, layer)
     return DecoderLayer(config, shape, ops, layer)
 
 
 class Llama(nn.Cell):
-    """The whole step: the op set's inputs, then each layer's caches -> logits [B, V], then what the layers return."""
+    """One step: (the op set's inputs, each layer's caches) -> (logits [B, V], the layers' new cache values)."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, ops: Any):
         super().__init__(auto_prefix=False)

@@ -1,8 +1,11 @@
-"""Rotary tables for every supported rope kind, computed in float64.
+"""Compute rotary tables in float64 for every supported rope kind.
 
-default: arXiv:2104.09864. linear: position interpolation, arXiv:2306.15595. yarn: arXiv:2309.00071.
-llama3: the smoothed frequency scaling published with Llama 3.1. dynamic (NTK) equals default while the context
-stays within the original maximum; past it the frequencies follow the running length, which a table cannot hold.
+- default: arXiv:2104.09864.
+- linear: position interpolation, arXiv:2306.15595.
+- yarn: arXiv:2309.00071.
+- llama3: the smoothed frequency scaling published with Llama 3.1.
+- dynamic (NTK): equal to default while the context stays within the original maximum. Beyond it, the frequencies change
+  with the running length, and a table cannot represent them.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from runtime.errors import UserError
 
 
 def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(cos, sin), each float32 [positions, head_dim/2]; row p is for position p.
+    """Return (cos, sin), each float32 [positions, head_dim/2]; row p belongs to position p.
 
-    The attention factor of yarn is multiplied in. Raises UserError where the kind has no table of that length.
+    Both include yarn's attention factor. Raises UserError if a dynamic rope has no table of that length.
     """
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":
@@ -27,8 +30,8 @@ def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32
         limit = min(limit, scaling.original_max_position_embeddings or limit)
         if positions > limit:
             raise UserError(
-                f"context {positions} is past the original maximum of {limit} positions of this model's dynamic (NTK) "
-                f"rope, whose frequencies then change with the running length; export with CONTEXT={limit} or less"
+                f"context {positions} is beyond the maximum of {limit} positions of this model's dynamic (NTK) rope; "
+                f"beyond it, the frequencies change with the running length. Export with CONTEXT={limit} or less"
             )
     frequency, factor = rope_frequencies(config)
     angle = np.arange(positions, dtype=np.float64)[:, None] * frequency  # [positions, D/2]
@@ -36,13 +39,13 @@ def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32
 
 
 def rope_table(name: str, config: LlamaConfig, positions: int) -> NDArray[np.float32]:
-    """The table that graphs call rope.cos or rope.sin."""
+    """Return one table by its name in the graphs: rope.cos or rope.sin."""
     cos, sin = rope_tables(config, positions)
     return {"rope.cos": cos, "rope.sin": sin}[name]
 
 
 def rope_frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
-    """(frequencies in radians per position, float64 [head_dim/2]; factor on cos and sin)."""
+    """Return (frequencies in radians per position, float64 [head_dim/2]; the factor on cos and sin)."""
     base = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type == "dynamic":
@@ -55,7 +58,7 @@ def rope_frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
 
 
 def llama3_divisors(frequency: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:
-    """By how much llama3 scaling divides each frequency: 1 for short wavelengths, `factor` for long ones."""
+    """Return the divisor of each frequency in llama3 scaling: 1 for short wavelengths, `factor` for long ones."""
     low, high = scaling.low_freq_factor or 0.0, scaling.high_freq_factor or 0.0
     turns = (scaling.original_max_position_embeddings or 0) * frequency / (2 * np.pi)  # within the original context
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -67,14 +70,14 @@ def _yarn(frequency: NDArray[np.float64], theta: float, scaling: RopeScaling) ->
     original = scaling.original_max_position_embeddings or 0
 
     def dimension(turns: float) -> float:
-        """The (fractional) index of the dimension that turns this often within the original context."""
+        """Return the (fractional) index of the dimension with this number of turns within the original context."""
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = dimension(scaling.beta_fast or 32.0), dimension(scaling.beta_slow or 1.0)
     if scaling.truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    width = high - low or 0.001  # no division by zero where the two bounds meet
+    width = high - low or 0.001  # avoids a division by zero if the bounds are equal
     interpolated = np.clip((np.arange(len(frequency)) - low) / width, 0.0, 1.0)
     scaled = frequency * (interpolated / scaling.factor + 1 - interpolated)
     return scaled, _yarn_attention_factor(scaling)

@@ -177,7 +177,7 @@ def test_types_that_are_not_floats_are_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["model.norm.weight"] = torch.ones(48, dtype=torch.int8)
     save_file(tensors, path)
-    with pytest.raises(UserError, match=r"model\.norm\.weight \(I8\); supported are F32, F16, BF16"):
+    with pytest.raises(UserError, match=r"model\.norm\.weight \(I8\); supported: F32, F16, BF16"):
         open_checkpoint(tmp_path)
 
 

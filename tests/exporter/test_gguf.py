@@ -227,7 +227,7 @@ def test_other_architectures_and_types_are_refused(tmp_path: Path, small: LlamaF
     with pytest.raises(UserError, match=r"architecture 'phi3'.*'llama', 'qwen2'"):
         open_checkpoint(tmp_path / "m.gguf")
     write_model(tmp_path / "m.gguf", small, Kind.TQ2_0)
-    with pytest.raises(UserError, match=r"\(TQ2_0\); supported are F32, F16, BF16, Q8_0"):
+    with pytest.raises(UserError, match=r"\(TQ2_0\); supported: F32, F16, BF16, Q8_0"):
         open_checkpoint(tmp_path / "m.gguf")
     (tmp_path / "m.gguf").write_bytes(b"GGML" + bytes(100))
     with pytest.raises(UserError, match="not a GGUF file"):

@@ -253,10 +253,10 @@ def test_sentencepiece_through_transformers(sentencepiece: Any, tmp_path: Path) 
 
 
 REFUSED = [
-    ({"model": "bert"}, "model = 'bert' is not supported; supported are gpt2 and llama"),
+    ({"model": "bert"}, "model = 'bert' is not supported; supported: gpt2 and llama"),
     ({"pre": True}, "pre must be of type str, not bool"),
     ({"eos_token_id": "2"}, "eos_token_id must be of type int, not str"),
-    ({"pre": "tekken"}, "pre = 'tekken' is not supported; supported are smollm"),
+    ({"pre": "tekken"}, "pre = 'tekken' is not supported; supported: smollm"),
     ({"model": "llama"}, "scores is missing"),
     ({"bos_token_id": 999}, "bos_token_id = 999 is outside the 261 tokens"),
     ({"merges": ["Ġ a", "a b"]}, "merge 'a b' does not join two tokens"),
