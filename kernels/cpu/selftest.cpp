@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "base/kernels.h"
+#include "base/pool.h"
 #include "layer/decoder_layer.h"
 #include "layer/embedding.h"
 #include "linear/linear.h"

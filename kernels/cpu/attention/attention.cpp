@@ -25,7 +25,7 @@ struct Prefill {
 template <>
 struct Prefill<uint16_t> {
   using Products = TileProducts;
-  using State = TileState;
+  using State = TileSession;
 };
 template <>
 struct Prefill<int8_t> : Prefill<uint16_t> {};

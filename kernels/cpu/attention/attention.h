@@ -11,8 +11,6 @@
 
 namespace edgellama {
 
-class Worker;
-
 enum class CacheType : int32_t {
   f32 = 0,
   f16 = 1,
@@ -42,13 +40,13 @@ struct AttentionArgs {
 // Bytes of scratch for these sizes (rows, heads, groups, head_dim, capacity, threads), any number of tokens.
 size_t attention_scratch_bytes(const AttentionArgs& args);
 
+// This thread's scratch for attention: not the memory of scratch(), and zero-filled whenever the sizes change. Valid
+// until this thread calls it again.
+uint8_t* attention_scratch(const AttentionArgs& args);
+
 // What is wrong with the sizes, then with the values of start and length; empty when they fit. The kernels check
 // nothing themselves: ask the first when the sizes become known, the second before each call.
 EDGELLAMA_EXPORT std::string attention_size_error(const AttentionArgs& args);
 EDGELLAMA_EXPORT std::string attention_range_error(const AttentionArgs& args);
-
-// Entered by every thread of a region (at most args.threads); returns when this thread has no more to do. The result
-// is the same, bit for bit, for any number of threads.
-using AttentionKernel = void (*)(const AttentionArgs& args, Worker& me);
 
 }  // namespace edgellama

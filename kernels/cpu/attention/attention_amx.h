@@ -4,25 +4,9 @@
 #pragma once
 
 #include "attention/attention_products.h"
+#include "simd/tile_session.h"
 
 namespace edgellama::EDGELLAMA_ISA {
-
-// Sixteen rows of 64 bytes in each of the eight tiles; released when the thread leaves the kernel.
-class TileState {
- public:
-  TileState() {
-    struct alignas(64) Config {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    asm volatile("" : : "r"(&config) : "memory");  // the compiler believes that only its first bytes are read
-    _tile_loadconfig(&config);
-  }
-  ~TileState() { _tile_release(); }
-  TileState(const TileState&) = delete;
-  TileState& operator=(const TileState&) = delete;
-};
 
 // Pairs of bf16 neighbours: high parts, and low parts that take up what rounding to the high ones lost.
 struct SplitPair {

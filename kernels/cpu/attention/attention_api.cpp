@@ -1,13 +1,30 @@
 // FusedAttention's checks, and its C interface for tests and benchmarks.
+#include <array>
+#include <cstring>
 #include <sstream>
 
 #include "attention/attention.h"
 #include "attention/attention_plan.h"
 #include "base/kernels.h"
+#include "base/pool.h"
+#include "base/scratch.h"
 
 namespace edgellama {
 
 size_t attention_scratch_bytes(const AttentionArgs& args) { return ScratchLayout(args).bytes(args.threads); }
+
+uint8_t* attention_scratch(const AttentionArgs& a) {
+  thread_local Arena arena;
+  thread_local std::array<int32_t, 6> laid_out = {};
+  const std::array<int32_t, 6> sizes = {a.rows, a.heads, a.groups, a.head_dim, a.capacity, a.threads};
+  const size_t bytes = attention_scratch_bytes(a);
+  uint8_t* memory = arena.get(bytes);
+  if (sizes != laid_out) {
+    std::memset(memory, 0, bytes);
+    laid_out = sizes;
+  }
+  return memory;
+}
 
 std::string attention_size_error(const AttentionArgs& a) {
   std::ostringstream text;

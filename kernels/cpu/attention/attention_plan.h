@@ -7,6 +7,7 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "base/rounding.h"
 
 namespace edgellama {
 
@@ -17,9 +18,6 @@ constexpr long kKeyBlock = 64;   // positions that prefill works on at a time
 constexpr long kMaxStrips = 8;   // strips of queries in a prefill job
 constexpr long kMaxStrip = 32;   // queries in a strip: two vectors of the widest variant
 constexpr long kCacheLine = 64;
-
-static inline long round_up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
-static inline long divide_up(long value, long by) { return (value + by - 1) / by; }
 
 // Positions in each part of a decode over `visible` positions.
 static inline long part_length(long visible) {

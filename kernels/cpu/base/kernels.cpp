@@ -43,8 +43,3 @@ using edgellama::Isa;
 EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::isa_available(static_cast<Isa>(isa)); }
 EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
 EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }
-
-// Times n empty regions of t threads: what fork and join cost, in seconds.
-EDGELLAMA_API void edgellama_empty_regions(int n, int threads) {
-  for (int i = 0; i < n; ++i) edgellama::ThreadPool::instance().run(threads, [](edgellama::Worker&) {});
-}

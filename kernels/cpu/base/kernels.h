@@ -3,8 +3,6 @@
 
 #include "base/cpu_features.h"
 #include "base/export.h"
-#include "base/pool.h"
-#include "sampling/sampling.h"
 
 namespace edgellama {
 
@@ -13,6 +11,8 @@ struct DecoderLayerArgs;
 struct EmbeddingArgs;
 struct LinearArgs;
 struct PackArgs;
+struct ScorePasses;
+class Worker;
 
 struct Kernels {
   void (*embedding)(const EmbeddingArgs&, Worker&);
@@ -20,7 +20,7 @@ struct Kernels {
   void (*pack)(const PackArgs&, Worker&);
   void (*fused_attention)(const AttentionArgs&, Worker&);
   void (*decoder_layer)(const DecoderLayerArgs&, Worker&);
-  ScorePasses scores;
+  const ScorePasses* scores;
 };
 
 // The table of an available variant; nullptr if this build or this CPU lacks it.

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/export.h"
+#include "base/rounding.h"
 
 namespace edgellama {
 
@@ -65,7 +66,7 @@ struct Range {
   long begin, end;
 };
 static inline Range share(const Worker& me, long total, long grain = 1) {
-  const long grains = (total + grain - 1) / grain;
+  const long grains = divide_up(total, grain);
   const long begin = grains * me.index() / me.count() * grain;
   const long end = grains * (me.index() + 1) / me.count() * grain;
   return {begin < total ? begin : total, end < total ? end : total};

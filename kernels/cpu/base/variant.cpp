@@ -1,5 +1,6 @@
 // Compiled once per instruction set: hands out that variant's kernels.
 #include "base/kernels.h"
+#include "sampling/sampling.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 
@@ -19,9 +20,9 @@ void keep_near(Distance distance, const float* scores, float end, float* weights
 void keep_heavy(float least, float* weights, long n, float* sums);
 
 const Kernels& variant() {
-  static constexpr Kernels table = {embedding, linear, pack, fused_attention, decoder_layer,
-                                    {score_maxima, weigh_scores, score_moment, add_bins, weights_within, scores_between,
-                                     keep_near, keep_heavy}};
+  static constexpr ScorePasses scores = {score_maxima,   weigh_scores,   score_moment, add_bins,
+                                         weights_within, scores_between, keep_near,    keep_heavy};
+  static constexpr Kernels table = {embedding, linear, pack, fused_attention, decoder_layer, &scores};
   return table;
 }
 

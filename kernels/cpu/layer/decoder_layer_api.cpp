@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "base/kernels.h"
+#include "base/pool.h"
+#include "base/rounding.h"
 #include "base/scratch.h"
 
 namespace edgellama {
@@ -14,7 +17,7 @@ class Carver {
   template <typename T>
   T* take(size_t count) {
     T* const part = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
-    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    used_ += round_up(static_cast<long>(count * sizeof(T)), 64);
     return part;
   }
   size_t used() const { return used_; }

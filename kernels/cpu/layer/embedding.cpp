@@ -2,6 +2,7 @@
 #include "layer/embedding.h"
 
 #include "base/half.h"
+#include "base/pool.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 namespace {

@@ -2,8 +2,9 @@
 // the call are multiplied with a panel while it is in the cache.
 #include "linear/linear.h"
 
-#include "simd/dot.h"
+#include "base/pool.h"
 #include "linear/linear_rows.h"
+#include "simd/dot.h"
 
 #if defined(__AVX2__)
 #include "linear/linear_many.h"

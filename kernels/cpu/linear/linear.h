@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "base/kernels.h"
+#include "base/cpu_features.h"
 #include "linear/weight_format.h"
 
 namespace edgellama {

@@ -3,23 +3,11 @@
 #pragma once
 
 #include "linear/linear_rows.h"
+#include "simd/tile_session.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 
 constexpr long kTileBytes = 1024;  // 16 rows of 64 bytes
-
-struct TileSession {  // tiles of 16 rows of 64 bytes, for the life of the object
-  TileSession() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    asm volatile("" : : "r"(&config) : "memory");  // GCC takes the intrinsic to read 8 bytes of it
-    _tile_loadconfig(&config);
-  }
-  ~TileSession() { _tile_release(); }
-};
 
 // 16 columns x 2 steps: step 0 in the lower half of each cell.
 static inline __m512i interleave_bf16(__m512 step0, __m512 step1) {
@@ -137,7 +125,7 @@ static inline void linear_tiles(const LinearArgs& a, Worker& me, void (*normalis
   const size_t panel_size = panel_bytes(a.shape.format, k);
   const long piece = groups * 32 <= TileScratch::kMaxDepth ? groups : TileScratch::kDepth / 32;
   const long together = groups == piece ? 1 : TileScratch::kPairsInCache;
-  const Range pairs = share(me, (panels + 1) / 2);
+  const Range pairs = share(me, divide_up(panels, 2));
   for (long first_pair = pairs.begin; first_pair < pairs.end; first_pair += together) {
     const long last_pair = first_pair + together < pairs.end ? first_pair + together : pairs.end;
     for (long g = 0; g < groups; g += piece) {

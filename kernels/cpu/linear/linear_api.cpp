@@ -1,7 +1,9 @@
 #include <algorithm>
 
-#include "linear/linear.h"
+#include "base/kernels.h"
+#include "base/pool.h"
 #include "base/scratch.h"
+#include "linear/linear.h"
 
 namespace edgellama {
 

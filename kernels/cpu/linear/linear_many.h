@@ -17,7 +17,7 @@ constexpr long group_bytes(Format format) { return format == Format::int8 ? 512 
 // Rows in blocks as even as they can be, of at most kWordRows.
 struct RowBlocks {
   long rows, count;
-  explicit RowBlocks(long rows_) : rows(rows_), count((rows_ + kWordRows - 1) / kWordRows) {}
+  explicit RowBlocks(long rows_) : rows(rows_), count(divide_up(rows_, kWordRows)) {}
   long first(long block) const { return rows * block / count; }
   int size(long block) const { return static_cast<int>(first(block + 1) - first(block)); }
 };
@@ -226,7 +226,7 @@ static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalise
     }
   me.barrier();
 
-  const long pairs = (a.shape.panels() + 1) / 2;
+  const long pairs = divide_up(a.shape.panels(), 2);
   long begin = me.take() * size.pairs;
   while (begin < pairs) {
     const long end = begin + size.pairs < pairs ? begin + size.pairs : pairs;

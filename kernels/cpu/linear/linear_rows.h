@@ -1,8 +1,8 @@
 // One panel of 16 columns times a block of rows, and what happens to the result.
 #pragma once
 
-#include "simd/dot.h"
 #include "linear/linear.h"
+#include "simd/dot.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 

@@ -2,6 +2,7 @@
 // lane, and written. Only single multiplications and additions, in a fixed order: every variant gives the same bytes.
 #include "linear/pack.h"
 
+#include "base/pool.h"
 #include "simd/simd.h"
 
 namespace edgellama::EDGELLAMA_ISA {

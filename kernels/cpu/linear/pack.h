@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "base/kernels.h"
 #include "linear/weight_format.h"
 
 namespace edgellama {

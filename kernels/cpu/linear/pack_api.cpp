@@ -1,5 +1,8 @@
 #include "linear/pack.h"
 
+#include "base/kernels.h"
+#include "base/pool.h"
+
 // Packs floats w [n, k], or (where w is null) scales [n, k / 32] and q [n, k]. Returns 0, or -1 if the variant is not
 // available here.
 EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long k, const float* w,

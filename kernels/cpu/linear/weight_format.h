@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/rounding.h"
+
 namespace edgellama {
 
 enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, q4_0 = 4 };
@@ -25,10 +27,9 @@ constexpr int kFormatCount = 5;
 constexpr int kPanel = 16;  // columns
 constexpr int kGroup = 32;  // along K
 
-static inline long round_up(long value, long step) { return (value + step - 1) / step * step; }
 static inline long padded_k(long k) { return round_up(k, kGroup); }
 static inline long group_count(long k) { return padded_k(k) / kGroup; }
-static inline long panel_count(long n) { return (n + kPanel - 1) / kPanel; }
+static inline long panel_count(long n) { return divide_up(n, kPanel); }
 
 // Bytes of the scales at the head of a panel.
 static inline size_t scale_bytes(Format format, long k) {

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "base/cpu_features.h"
+#include "linear/weight_format.h"
 #include "lite/lite_api.h"
 #include "lite/lite_attributes.h"
-#include "linear/weight_format.h"
 
 namespace edgellama {
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/kernels.h"
+#include "base/pool.h"
 #include "layer/embedding.h"
 #include "linear/linear.h"
 #include "lite/lite_decoder_layer.h"

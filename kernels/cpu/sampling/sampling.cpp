@@ -307,7 +307,7 @@ int with_row(const Sampling& settings, const float* scores, long n, bool draw, F
   const Kernels* table = kernels(settings.isa < 0 ? best_isa() : static_cast<Isa>(settings.isa));
   if (!table) return kNoKernels;
   thread_local Workspace work;
-  Row row(settings, table->scores, scores, n, work);
+  Row row(settings, *table->scores, scores, n, work);
   if (const int trouble = row.trouble(draw)) return trouble;
   return f(row);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/rounding.h"
 #include "sampling/sampling.h"
 
 namespace edgellama {
@@ -19,7 +20,7 @@ struct Candidates {
   std::vector<float> sums;     // of each run of weights
   bool weighed = false;
 
-  long runs() const { return (n + kRun - 1) / kRun; }
+  long runs() const { return divide_up(n, kRun); }
   double total() const {
     double total = 0;
     for (long i = 0; i < runs(); ++i) total += sums[i];
