@@ -1,4 +1,4 @@
-"""The command: arguments, the order of the measurements, where the report goes."""
+"""The command `bench`: options, the order of the measurements, and where the report goes."""
 
 from __future__ import annotations
 
@@ -24,33 +24,36 @@ from runtime.progress import progress
 from runtime.text.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so they pass for int16
-SLOW_LOAD = 5.0  # seconds: a load slower than this is not repeated
+CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so caches are declared as int16
+SLOW_LOAD_SECONDS = 5.0  # a slower load is not repeated
 
 
 def add_parser(commands: Any) -> None:
-    """Add `bench` to the subcommands of python -m runtime."""
+    """Add `bench` to the subcommands of the runtime's command line."""
     defaults = Settings(threads=None)
     parser = commands.add_parser(
         "bench",
         help="measure an artifact",
-        description="Measure prefill, decode, load time and memory, beside the read bandwidth of this machine. "
+        description="Measure prefill, decode, load time and memory, and the read bandwidth of this machine. "
         "`pydoc runtime.bench` describes the JSON.",
     )
     add_artifact(parser)
     add_threads(parser)
-    parser.add_argument("--prompt-lengths", type=numbers, default=defaults.prompt_lengths, metavar="N,N,...")
-    parser.add_argument("--depths", type=numbers, default=defaults.depths, metavar="N,N,...", help="context depths")
-    parser.add_argument("--batches", type=numbers, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
+    parser.add_argument("--prompt-lengths", type=number_list, default=defaults.prompt_lengths, metavar="N,N,...")
+    parser.add_argument("--depths", type=number_list, default=defaults.depths, metavar="N,N,...", help="context depths")
+    parser.add_argument("--batches", type=number_list, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
     parser.add_argument("--repeats", type=int, default=defaults.repeats, metavar="N", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps a sample")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - prints them instead of the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs the extra edgellama[plot])")
+    parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps per sample")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it instead of the table")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw the times (needs the extra edgellama[plot])"
+    )
     add_debug(parser, native_log=False)
     parser.set_defaults(run=run)
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def number_list(text: str) -> tuple[int, ...]:
+    """Parse comma-separated whole numbers. Raises ArgumentTypeError for anything else."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -58,10 +61,11 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run the command. Raises UserError for settings that do not fit, and for files that cannot be written."""
     names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps")
     settings = Settings(**{name: getattr(options, name) for name in names})
     if options.plot:
-        report.plotting()  # a missing library is told before minutes of work
+        report.figure_class()  # report a missing library before minutes of measuring
     found = bench(Path(options.artifact), settings)
     text = json.dumps(found, indent=1) + "\n"
     if options.json == "-":
@@ -75,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(path: Path, text: str) -> None:
+    """Write a text file. Raises UserError if that fails."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -82,7 +87,7 @@ def write(path: Path, text: str) -> None:
 
 
 def bench(path: Path, settings: Settings) -> dict[str, Any]:
-    """Measure; returns the object that --json writes (see runtime.bench)."""
+    """Measure an artifact. Returns the object that --json writes (see runtime.bench)."""
     artifact = Artifact.open(path)
     manifest = artifact.manifest
     settings = settings.fitted(manifest)
@@ -98,7 +103,7 @@ def bench(path: Path, settings: Settings) -> dict[str, Any]:
     prefill, decode, bandwidth = rounds(workload, settings, overhead)
     return {
         "schema_version": SCHEMA_VERSION,
-        "artifact": about(artifact),
+        "artifact": artifact_entry(artifact),
         "machine": machine.describe(),
         "versions": machine.versions(),
         "settings": {
@@ -121,7 +126,7 @@ def bench(path: Path, settings: Settings) -> dict[str, Any]:
 
 
 def prompt(workload: Workload, tokenizer: Tokenizer | None, length: int) -> np.ndarray:
-    """Token ids [length] of a text, for scores as peaked as they usually are; random ones without one."""
+    """Token ids [length] of a text, so that the scores are as peaked as usual; random ids without a tokenizer."""
     if tokenizer is None:
         return workload.tokens[0, :length]
     return np.resize(tokenizer.encode(TEXT), length)
@@ -130,10 +135,10 @@ def prompt(workload: Workload, tokenizer: Tokenizer | None, length: int) -> np.n
 def rounds(
     workload: Workload, settings: Settings, overhead: Overhead
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """The prefill, decode and bandwidth objects; `overhead` keeps its own.
+    """Measure. Returns the prefill, decode and bandwidth objects of the report; `overhead` keeps its own samples.
 
-    Everything is measured once a round, in turns, so that a slow moment of the machine does not fall on one figure
-    alone; the first round warms up and is dropped.
+    Each round measures everything once, so that a slow moment of the machine does not affect one figure alone. The
+    first round warms up and is dropped.
     """
     manifest, steps = workload.engine.manifest, settings.steps
     batches = settings.batches or (1,)
@@ -147,8 +152,8 @@ def rounds(
     prefill: dict[tuple[int, int], list[float]] = {case: [] for case in prompts}
     decode: dict[tuple[int, int], list[tuple[float, float]]] = {case: [] for case in depths}
     rates: list[float] = []
-    for turn in range(settings.repeats + 1):
-        with progress(f"Measuring, round {turn} of {settings.repeats}" if turn else "Warming up"):
+    for number in range(settings.repeats + 1):
+        with progress(f"Measuring, round {number} of {settings.repeats}" if number else "Warming up"):
             rates.append(reading.measure())
             for case in prompts:
                 prefill[case].append(workload.prefill(*case))
@@ -167,11 +172,12 @@ def rounds(
 
 
 def cases(lengths: Sequence[int], batches: Sequence[int]) -> list[tuple[int, int]]:
-    """(length, rows): every length with the smallest batch, and the shortest with every other batch."""
+    """(length, rows) to measure: every length with the smallest batch, the shortest length with every other batch."""
     return [(length, batches[0]) for length in lengths] + [(lengths[0], rows) for rows in batches[1:]]
 
 
 def prefill_entry(tokens: int, rows: int, samples: Sequence[float]) -> dict[str, Any]:
+    """One entry of the report's `prefill`. samples: seconds."""
     seconds = statistic(samples)
     return {
         "prompt_tokens": tokens,
@@ -184,6 +190,15 @@ def prefill_entry(tokens: int, rows: int, samples: Sequence[float]) -> dict[str,
 def decode_entry(
     depth: int, rows: int, samples: Sequence[tuple[float, float]], size: int, bandwidth: float
 ) -> dict[str, Any]:
+    """One entry of the report's `decode`.
+
+    Parameters:
+    - depth: tokens in the cache before the steps
+    - rows: rows that decode together
+    - samples: (seconds per step, seconds of that in the graph)
+    - size: bytes that a step reads
+    - bandwidth: bytes per second
+    """
     seconds = statistic([step for step, _ in samples])
     rate = size / seconds["median"]
     return {
@@ -199,11 +214,14 @@ def decode_entry(
 
 
 def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The load and memory objects, from fresh processes. The first, which fills the cache, also brings the files into
-    the page cache, so its load does not count unless loading is too slow to repeat."""
+    """The load and memory objects of the report, from fresh processes.
+
+    The first process fills the KV cache and also brings the files into the page cache. Its load time therefore counts
+    only if loading is too slow to repeat.
+    """
     manifest = artifact.manifest
     full = fresh.measure(artifact.path, threads, settings.depths[-1])
-    slow = (full["engine_seconds"] or 0) > SLOW_LOAD
+    slow = (full["engine_seconds"] or 0) > SLOW_LOAD_SECONDS
     runs = [full] if slow else [fresh.measure(artifact.path, threads, 0) for _ in range(settings.repeats)]
     load = {
         "process": statistic([float(run["process_seconds"] or 0) for run in runs]),
@@ -220,7 +238,8 @@ def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[st
     return load, memory
 
 
-def about(artifact: Artifact) -> dict[str, Any]:
+def artifact_entry(artifact: Artifact) -> dict[str, Any]:
+    """The `artifact` object of the report."""
     manifest: Manifest = artifact.manifest
     same = ("name", "target", "opset", "weights_format", "batch", "context", "kernel_abi")
     return {

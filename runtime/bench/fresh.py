@@ -1,7 +1,7 @@
-"""python -m runtime.bench.fresh BEGAN ARTIFACT THREADS TOKENS: load time and peak memory of a process of its own.
+"""python -m runtime.bench.fresh START ARTIFACT THREADS TOKENS: load time and peak memory of a fresh process.
 
-BEGAN is the parent's time.monotonic() when it started this process (one clock for all processes of a system). With
-TOKENS > 0 it then fills the cache that far and decodes one step. Prints one JSON object.
+START is the parent's time.monotonic() when it started this process (all processes of a system share that clock). With
+TOKENS > 0 the process then fills the cache to that depth and decodes one step. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from runtime.errors import UserError
 
 
 def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int | None]:
-    """Run the child: process_seconds, engine_seconds, after_load_bytes, peak_bytes. tokens: 0 only loads.
+    """Run the child process. Returns process_seconds, engine_seconds, after_load_bytes and peak_bytes.
 
-    Raises UserError, with what it printed, where the child fails.
+    tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
     """
     command = [sys.executable, "-m", "runtime.bench.fresh", repr(time.monotonic()), str(artifact)]
     done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)
@@ -28,7 +28,8 @@ def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int 
     return found
 
 
-def main(began: str, artifact: str, threads: str, tokens: str) -> None:
+def main(start: str, artifact: str, threads: str, tokens: str) -> None:
+    """Run in the child process. All arguments come from the command line."""
     from runtime.artifact.manifest import Artifact
     from runtime.bench.machine import peak_memory
     from runtime.bench.workload import Workload
@@ -45,7 +46,7 @@ def main(began: str, artifact: str, threads: str, tokens: str) -> None:
     print(
         json.dumps(
             {
-                "process_seconds": ready - float(began),
+                "process_seconds": ready - float(start),
                 "engine_seconds": ready - opening,
                 "after_load_bytes": after_load,
                 "peak_bytes": peak_memory(),

@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, versions, read bandwidth, memory of a process."""
+"""The machine: processor, versions, read bandwidth, memory of this process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from runtime.backend.lite_graph import available_threads
 
 PACKAGES = {"numpy": "numpy", "mindspore_lite": "mindspore-lite", "tokenizers": "tokenizers", "edgellama": "edgellama"}
 SMALLEST_BUFFER = 16 << 20
-LARGEST_BUFFER = 1 << 30  # larger ones measure nothing else, and a model may fill the memory
+LARGEST_BUFFER = 1 << 30  # a larger one gives the same rate, and a model may fill the memory
 
 
 class ReadBandwidth:
-    """Sums a buffer of 64-bit integers, an equal part in each thread (numpy releases the interpreter's lock).
+    """Measures read bandwidth: each thread sums an equal part of a buffer (numpy releases the interpreter's lock).
 
-    A sum needs one addition for 8 bytes, so it runs at the speed at which the memory delivers them.
+    A sum needs one addition per 8 bytes, so the memory's speed limits it.
     """
 
-    method = "sum of 64-bit integers in numpy, one thread a part"
+    method = "sum of 64-bit integers in numpy, one part per thread"
 
     def __init__(self, buffer_bytes: int, threads: int) -> None:
         buffer = np.ones(min(max(buffer_bytes, SMALLEST_BUFFER), LARGEST_BUFFER) // 8, np.int64)
@@ -34,12 +34,12 @@ class ReadBandwidth:
         self._pool = ThreadPoolExecutor(threads)
 
     def measure(self, passes: int = 3) -> float:
-        """Bytes per second of the fastest of a few passes."""
+        """Bytes per second of the fastest pass."""
         best = float("inf")
         for _ in range(passes):
-            began = time.perf_counter()
+            start = time.perf_counter()
             list(self._pool.map(np.add.reduce, self._parts))
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.perf_counter() - start)
         return self.buffer_bytes / best
 
 
@@ -55,6 +55,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
+    """The `versions` object of the report."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for key, package in PACKAGES.items():
         try:
@@ -65,7 +66,7 @@ def versions() -> dict[str, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it: on x86 its model name, on Arm boards the board's."""
+    """The processor's name from the system: on x86 the CPU model, on Arm boards the board model."""
     info, board = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -77,7 +78,7 @@ def cpu_name() -> str:
 
 
 def peak_memory() -> int | None:
-    """The most memory this process has had resident, in bytes (VmHWM); mapped files that it read count."""
+    """Peak resident memory of this process in bytes (VmHWM), including mapped files; None without VmHWM."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

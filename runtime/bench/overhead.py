@@ -1,7 +1,7 @@
-"""What a decode step costs beside the graph: the loop's Python, and choosing the token by the usual settings.
+"""The part of a decode step outside the graph: the loop's Python, and token selection with common settings.
 
-Measured where it happens, behind a step that has read all the weights: the caches then hold neither the scores nor the
-code that handles them, and the same work costs several times what a loop over it alone would show.
+It is measured inside real decode steps. A step reads all weights, so afterwards the CPU's caches hold neither the
+scores nor the code that processes them. The same work then takes several times as long as in a tight loop.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "penalties": {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3},
 }
 LARGE = 128_256  # Llama 3's vocabulary
-WARM_UP = 2  # steps that do not count
-LONGEST = 0.2  # seconds: a slower model gets fewer steps a sample
-READ = 256 << 20  # bytes: enough to drive everything else out of the caches
+WARM_UP = 2  # steps that are not measured
+SAMPLE_SECONDS = 0.2  # a slower model gets fewer steps per sample
+READ_BYTES = 256 << 20  # enough to replace everything in the CPU's caches
 
 
 class Overhead:
-    """The decode loop of one row by each of SETTINGS, behind a prompt."""
+    """Measures the decode loop of one row after a prompt, with each of SETTINGS."""
 
     def __init__(self, workload: Workload, prompt: np.ndarray, steps: int) -> None:
-        """prompt: token ids [n]; steps: at most so many a sample."""
+        """prompt: token ids [n]. steps: upper limit per sample."""
         engine = workload.engine
         self.engine = engine
         self.prompt = np.asarray(prompt, np.int64)
         self.steps = min(steps, engine.context - len(prompt))
-        self.reading = ReadBandwidth(min(step_weight_bytes(engine.manifest), READ), engine.threads)
+        self.reading = ReadBandwidth(min(step_weight_bytes(engine.manifest), READ_BYTES), engine.threads)
         self.large_scores = _zipf(LARGE)
         self.samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SETTINGS}
 
     def measure(self) -> None:
-        """Take a sample of each setting."""
+        """Take one sample of each setting."""
         for name in SETTINGS:
             seconds, step = self.step(name)
             self.samples[name].append((seconds, step, self.large(name)))
-            self.steps = min(self.steps, max(WARM_UP + 2, int(LONGEST / step)))
+            self.steps = min(self.steps, max(WARM_UP + 2, int(SAMPLE_SECONDS / step)))
 
     def entries(self) -> list[dict[str, Any]]:
-        """The step_overhead object of the report; the first sample is dropped."""
+        """The `step_overhead` object of the report. Drops the first sample, which warms up."""
         return [self._entry(name, taken[1:]) for name, taken in self.samples.items()]
 
     def _entry(self, name: str, samples: list[tuple[float, float, float]]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Overhead:
         }
 
     def step(self, name: str) -> tuple[float, float]:
-        """Mean seconds of a step: (beside the graph, in all). The first steps, which warm up, do not count."""
+        """Mean seconds of a step: (outside the graph, in total). The first WARM_UP steps are not measured."""
         engine = self.engine
         texts = Texts([self.prompt], [self.steps])
         config = _config(name, engine.vocab_size)
@@ -91,7 +91,7 @@ class Overhead:
         return (seconds - (engine.timings.run - in_graph)) / count, seconds / count
 
     def large(self, name: str, samples: int = 3) -> float:
-        """Mean seconds of choosing among LARGE scores, each time behind reading what a step reads."""
+        """Mean seconds to select from LARGE scores, each time after reading as much memory as a step reads."""
         texts = Texts([self.prompt], [samples])
         chooser = Chooser(_config(name, LARGE), LARGE, [np.random.default_rng(SEED)])
         spent = 0.0
@@ -106,6 +106,7 @@ class Overhead:
 
 
 def statistic(samples: Sequence[float]) -> dict[str, Any]:
+    """The report's *statistic* of these samples."""
     return {
         "median": statistics.median(samples),
         "min": min(samples),
@@ -115,15 +116,15 @@ def statistic(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def _config(name: str, vocab_size: int) -> GenerationConfig:
-    """An eos id is looked for in each step, and one beyond the vocabulary never ends a text."""
+    """Settings with an eos id beyond the vocabulary: each step checks for it, and it never ends the text."""
     return GenerationConfig(**{"do_sample": True, **SETTINGS[name]}, eos_token_id=(vocab_size,))
 
 
 def _no_tokenizer() -> Any:
-    raise AssertionError("no setting of these asks for one")
+    raise AssertionError("none of these settings needs a tokenizer")
 
 
 def _zipf(size: int) -> np.ndarray:
-    """Scores [1, size] of a distribution by Zipf's law, 1 / rank, in a random order: as flat as words in a text."""
+    """Scores [1, size] float32 of Zipf's law, probability ~ 1 / rank, in random order: as flat as words in a text."""
     ranks = np.random.default_rng(SEED).permutation(size) + 1.0
     return -np.log(ranks)[None].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The figures for people: a table, and a plot where matplotlib is installed."""
+"""The report as text tables, and as a plot if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ US, MS, MB, GB = 1e-6, 1e-3, 1e6, 1e9
 
 
 def table(found: dict[str, Any]) -> str:
-    """The report as text; the range behind a median is that of the repeats."""
+    """The report as text. A range after a median is from the fastest to the slowest repeat."""
     artifact, settings, versions, read = found["artifact"], found["settings"], found["versions"], found["bandwidth"]
     sections = [
         f"{artifact['name']}: {artifact['target']}, weights {artifact['weights_format']} "
@@ -28,21 +28,22 @@ def table(found: dict[str, Any]) -> str:
         columns(["prefill", "rows", "ms", "min..max", "tokens/s"], [prefill_row(entry) for entry in found["prefill"]]),
         "",
         columns(
-            ["decode at", "rows", "ms/step", "min..max", "of it graph", "tokens/s", "GB/s", "of bandwidth"],
+            ["decode at", "rows", "ms/step", "min..max", "in graph", "tokens/s", "GB/s", "of bandwidth"],
             [decode_row(entry) for entry in found["decode"]],
         ),
         "",
         columns(
-            ["beside the graph, a step", "us", "min..max", "of a step", "of 128,256 scores, us"],
+            ["step outside the graph", "us", "min..max", "of a step", "128,256 scores, us"],
             [overhead_row(entry) for entry in found["step_overhead"]],
         ),
         "",
-        *closing(found),
+        *summary_lines(found),
     ]
     return "\n".join(sections)
 
 
 def prefill_row(entry: dict[str, Any]) -> list[str]:
+    """The cells of a prefill entry."""
     times = entry["seconds"]
     return [
         f"{entry['prompt_tokens']:,} tokens",
@@ -54,6 +55,7 @@ def prefill_row(entry: dict[str, Any]) -> list[str]:
 
 
 def decode_row(entry: dict[str, Any]) -> list[str]:
+    """The cells of a decode entry."""
     times = entry["seconds"]
     return [
         f"{entry['depth']:,} tokens",
@@ -68,6 +70,7 @@ def decode_row(entry: dict[str, Any]) -> list[str]:
 
 
 def overhead_row(entry: dict[str, Any]) -> list[str]:
+    """The cells of a step_overhead entry."""
     times = entry["seconds"]
     return [
         entry["name"],
@@ -78,10 +81,11 @@ def overhead_row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def closing(found: dict[str, Any]) -> list[str]:
+def summary_lines(found: dict[str, Any]) -> list[str]:
+    """The lines below the tables: load, memory, tokenizer, output."""
     load, memory, output, loop = found["load"], found["memory"], found["output"], found["loop"]
     lines = [
-        f"load of a fresh process {load['process']['median']:.2f} s, of that opening and building "
+        f"load of a fresh process {load['process']['median']:.2f} s, including opening and building "
         f"{load['engine']['median']:.2f} s ({len(load['process']['samples'])} runs, files in the page cache)"
     ]
     if memory["peak_bytes"] is not None:
@@ -91,22 +95,22 @@ def closing(found: dict[str, Any]) -> list[str]:
         )
     if loop is not None:
         lines.append(
-            f"around the model, a token: encode {loop['encode'] * 1e6:.0f} us, detokenize "
+            f"per token outside the model: encode {loop['encode'] * 1e6:.0f} us, detokenize "
             f"{loop['detokenize'] * 1e6:.0f} us, greedy {loop['greedy'] * 1e6:.0f} us"
         )
     lines.append(
-        f"output: {output['new_tokens']} greedy tokens behind {output['prompt_tokens']}, "
-        f"SHA-256 {output['sha256'][:16]}"
+        f"output: {output['new_tokens']} greedy tokens after {output['prompt_tokens']}, SHA-256 {output['sha256'][:16]}"
     )
     return lines
 
 
 def span(times: dict[str, Any], digits: int = 1) -> str:
+    """The range of a statistic in milliseconds."""
     return f"{times['min'] / MS:.{digits}f}..{times['max'] / MS:.{digits}f}"
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of right-aligned columns, the first left-aligned."""
+    """A text table. The first column is left-aligned, the others are right-aligned."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -114,8 +118,8 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def plotting() -> Any:
-    """matplotlib's Figure class. Raises UserError with what installs it."""
+def figure_class() -> Any:
+    """matplotlib's Figure class. Raises UserError if matplotlib is not installed."""
     try:
         return importlib.import_module("matplotlib.figure").Figure
     except ImportError as error:
@@ -125,8 +129,8 @@ def plotting() -> Any:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Prefill and decode times with their spread, as a picture of the type that the file name says."""
-    figure = plotting()(figsize=(10, 4.5), layout="constrained")
+    """Draw prefill and decode times with their spread. The file name's suffix sets the type. Raises UserError."""
+    figure = figure_class()(figsize=(10, 4.5), layout="constrained")
     prompts, steps = figure.subplots(1, 2)
     draw(prompts, found["prefill"], "prompt_tokens", "prompt, tokens", "prefill, ms")
     draw(steps, found["decode"], "depth", "tokens in the cache", "decode step, ms")
@@ -138,11 +142,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the plot cannot be written ({error}). Give another file, as bench.png") from error
+        raise UserError(
+            f"{path}: the plot cannot be written ({error}). Give another file, for example bench.png"
+        ) from error
 
 
 def draw(axes: Any, entries: Sequence[dict[str, Any]], key: str, x_label: str, y_label: str) -> None:
-    """One line a batch size: medians, with bars from the fastest repeat to the slowest."""
+    """Draw one line per batch size: medians, with bars from the fastest repeat to the slowest."""
     for rows in sorted({entry["rows"] for entry in entries}):
         chosen = [entry for entry in entries if entry["rows"] == rows]
         times = [entry["seconds"] for entry in chosen]

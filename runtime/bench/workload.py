@@ -1,4 +1,4 @@
-"""What is measured: prompts and steps of an engine."""
+"""The measured work: prompts and decode steps of an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; lengths and depths are clipped to what the artifact holds (`fitted`)."""
+    """What to measure. `fitted` clips lengths and depths to what the artifact holds.
+
+    Fields:
+    - threads: CPU threads; None takes all available
+    - prompt_lengths: tokens of the prefill measurements
+    - depths: tokens in the cache before the decode measurements
+    - batches: rows; None takes 1, 2, 4, ... and all
+    - repeats: rounds, in addition to the one that warms up
+    - steps: decode steps per sample
+    """
 
     threads: int | None
     prompt_lengths: tuple[int, ...] = (32, 128, 512)
@@ -40,12 +49,12 @@ class Settings:
                 raise UserError(f"{name} is {value}; needed: at least 1")
 
     def fitted(self, manifest: Manifest) -> Settings:
-        """Clipped to the context; batches default to 1, 2, 4, ... and all rows. Raises UserError for too many rows."""
+        """A copy that fits the artifact: clipped, sorted, and with batches. Raises UserError for too many rows."""
         rows = manifest.batch
         batches = self.batches or (*(1 << i for i in range(rows.bit_length()) if 1 << i < rows), rows)
         if max(batches) > rows:
             raise UserError(
-                f"batches goes to {max(batches)}; this artifact has {rows} (batch). "
+                f"batches contains {max(batches)}; this artifact has {rows} rows (batch). "
                 f"Export with `make export MODEL={manifest.source.model} BATCH={max(batches)}`"
             )
         steps = min(self.steps, manifest.context - 1)
@@ -61,7 +70,7 @@ class Settings:
 
 
 class Workload:
-    """Prompts of random token ids, the same in every run, on an engine whose rows are filled once and reused."""
+    """Runs prefill and decode on an engine, with random token ids that are the same in every run."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -75,9 +84,9 @@ class Workload:
         return time.perf_counter() - began
 
     def decode(self, depth: int, rows: int, steps: int) -> tuple[float, float]:
-        """(seconds a step, of that in the graph) of `steps` greedy steps behind `depth` tokens.
+        """Run `steps` greedy steps after `depth` tokens. Returns (seconds per step, seconds of that in the graph).
 
-        The cache must be filled that far; afterwards it holds the steps' own keys and values there.
+        The cache must be filled to `depth`. The steps write their keys and values behind it.
         """
         picked = self.tokens[:, depth - 1]
         in_graph = self.engine.timings.run

@@ -1,1 +1,1 @@
-"""Examples to read and to copy from: each is one file, and runs as `python -m runtime.examples.<name> --help` says."""
+"""Examples to read and copy: each is one file. `python -m runtime.examples.<name> --help` shows how to run it."""

@@ -1,6 +1,6 @@
 """Text generation with an exported model: one prompt, a padded batch, and sampling.
 
-generate_pt.py is the same in PyTorch, line by line, to compare with.
+generate_pt.py is the same script in PyTorch, line by line, for comparison.
 
     python -m runtime.examples.generate artifacts/smollm2-135m-instruct-cpu-int8
 """
@@ -16,9 +16,11 @@ from runtime import LlamaForCausalLM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="one prompt, a padded batch, and sampling, through MindSpore Lite")
-    parser.add_argument("model", help="an artifact, as `make export` writes it")
+    parser.add_argument("model", help="folder written by `make export`")
     parser.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampled answer; default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the sampled answer; default: %(default)s"
+    )
     options = parser.parse_args()
 
     model = LlamaForCausalLM.from_pretrained(options.model)

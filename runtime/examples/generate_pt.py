@@ -1,6 +1,6 @@
 """Text generation with PyTorch and transformers: one prompt, a padded batch, and sampling.
 
-generate.py is the same with an exported model, line by line. It needs what the extra "test" installs.
+generate.py is the same script with an exported model, line by line. This script needs the extra "test".
 
     python -m runtime.examples.generate_pt HuggingFaceTB/SmolLM2-135M-Instruct
 """
@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="one prompt, a padded batch, and sampling, in PyTorch")
     parser.add_argument("model", help="a Hugging Face folder or hub id")
     parser.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampled answer; default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the sampled answer; default: %(default)s"
+    )
     options = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)

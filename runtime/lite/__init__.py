@@ -1,6 +1,6 @@
-"""Makes the registry's mindspore-lite wheel, which is tied to Python 3.7, importable on the Python that runs.
+"""Makes the registry's mindspore-lite wheel, which is built for Python 3.7, importable with this Python.
 
-One file in that wheel depends on the Python version: the binding between its Python files and its C++ libraries. It is
-replaced by our own (the .cpp files here), compiled against the wheel's public headers. On a machine with an official
-mindspore_lite that imports, nothing here is needed and nothing is changed.
+Only one file in that wheel depends on the Python version: the binding between its Python files and its C++ libraries.
+This package replaces the binding with its own (the .cpp files here), compiled against the wheel's public headers. If an
+official mindspore_lite is installed and can be imported, this package is not needed and changes nothing.
 """

@@ -1,4 +1,4 @@
-"""`python -m runtime.lite install`: makes `import mindspore_lite` work; `wheel` only writes the wheel."""
+"""`python -m runtime.lite install`: makes `import mindspore_lite` work. `wheel` only writes the wheel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from runtime.lite.release import LABEL, LOCAL_VERSION, release_for_this_machine
 
 
 def say(text: str) -> None:
+    """Print a progress line."""
     print(f"mindspore_lite: {text}", flush=True)
 
 
 def installed() -> importlib.metadata.Distribution | None:
-    """The mindspore-lite distribution of this environment, ours or official."""
+    """The mindspore-lite distribution of this environment, from this package or official; None if not installed."""
     try:
         return importlib.metadata.distribution("mindspore-lite")
     except importlib.metadata.PackageNotFoundError:
@@ -28,13 +29,17 @@ def installed() -> importlib.metadata.Distribution | None:
 
 
 def is_current(found: importlib.metadata.Distribution) -> bool:
-    """True when our build is installed and was made from the present sources for this Python."""
+    """Whether the installed build was made by this package, from the present sources, for this Python."""
     path = Path(str(found.locate_file(f"{wheel.PACKAGE}/{wheel.STAMP}")))
     return path.is_file() and json.loads(path.read_text()) == wheel.stamp(release_for_this_machine())
 
 
 def install(official: Path | None) -> None:
-    """Leaves an official mindspore_lite that imports alone; else builds ours and installs it with pip, once."""
+    """Build the wheel and install it with pip, unless it is installed already or an official one works.
+
+    official: the registry's wheel, already downloaded. Raises UserError if an official one is installed but broken, and
+    if building or installing fails.
+    """
     found = installed()
     if found is not None and not found.version.endswith(f"+{LABEL}"):
         try:
@@ -42,9 +47,9 @@ def install(official: Path | None) -> None:
         except UserError as error:
             raise UserError(
                 f"mindspore-lite {found.version} is installed but cannot be used. {error}\n"
-                "Mend it, or remove it (pip uninstall mindspore-lite) and run this again to get a working build"
+                "Repair it, or remove it (pip uninstall mindspore-lite) and run this command again for a working build"
             ) from error
-        say(f"official version {found.version} found, left as it is")
+        say(f"official version {found.version} found; nothing to do")
         return
     if found is not None and is_current(found):
         say(f"{found.version} is already installed")
@@ -59,13 +64,13 @@ def install(official: Path | None) -> None:
             *("--no-deps", "--no-index", "--force-reinstall", str(built)),
         ]
         if subprocess.run(command).returncode != 0:
-            raise UserError("pip could not install the wheel; what it said is above. A virtual environment may help")
+            raise UserError("pip could not install the wheel; its output is above. A virtual environment may help")
     wheel.try_import()
     say(f"{LOCAL_VERSION} installed")
 
 
 def write_wheel(official: Path | None, out: Path) -> None:
-    """Writes the wheel for machines without a compiler (same Python version, same kind of machine)."""
+    """Write the wheel into folder `out`, for machines without a compiler (same Python version, same architecture)."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mindspore_lite-") as folder:
         built = wheel.build(release_for_this_machine(), official, Path(folder), out, say, compress=True)
@@ -73,7 +78,7 @@ def write_wheel(official: Path | None, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line. Returns the exit status: 0, or 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(prog="python -m runtime.lite", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True)

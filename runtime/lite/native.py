@@ -1,4 +1,4 @@
-"""Compiles the binding `_c_lite_wrapper` from the .cpp files beside this one."""
+"""Compiles the binding `_c_lite_wrapper` from the .cpp files in this folder."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FLAGS = (
 
 
 def sources() -> list[Path]:
-    """The C++ files, headers included, in a fixed order."""
+    """The C++ files including headers, in a fixed order."""
     return sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
 
 
 def sources_digest() -> str:
-    """SHA-256 over names and contents of the C++ files: tells whether an installed binding is the present one."""
+    """SHA-256 over names and contents of the C++ files. It shows whether an installed binding is up to date."""
     digest = hashlib.sha256()
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -38,7 +38,7 @@ def sources_digest() -> str:
 
 
 def require_tools() -> str:
-    """The C++ compiler's command. Raises UserError naming the package for whatever is missing to compile."""
+    """The C++ compiler's command. Raises UserError that names the package to install if a tool is missing."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
         raise UserError(
@@ -68,11 +68,16 @@ def compile_binding(
     python_include: str | None = None,
     suffix: str | None = None,
 ) -> Path:
-    """Compiles and links the binding into `package`/lib, where `package` is an unpacked mindspore_lite folder.
+    """Compile and link the binding. Returns the module's path.
 
-    `work` takes the object files. `python_include` and `suffix` (such as ".cpython-311-aarch64-linux-gnu.so") default
-    to those of this Python; a cross compiler needs the target's. Returns the module's path. Raises UserError with the
-    compiler's words when it fails.
+    Parameters:
+    - compiler: the C++ compiler's command
+    - package: an unpacked mindspore_lite folder; the module goes into its lib/
+    - work: folder for object files
+    - python_include: folder of Python.h; default: this Python's. A cross compiler needs the target's
+    - suffix: of the module, for example ".cpython-311-aarch64-linux-gnu.so"; default: this Python's
+
+    Raises UserError with the compiler's output if it fails.
     """
     import pybind11
 
@@ -88,7 +93,7 @@ def compile_binding(
         return target
 
     units = [path for path in sources() if path.suffix == ".cpp"]
-    # Each takes up to 600 MB and some seconds.
+    # Each compilation takes up to 600 MB and several seconds.
     with ThreadPoolExecutor(min(len(units), os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, units))
 
@@ -104,8 +109,8 @@ def compile_binding(
             str(module),
             f"-L{lib}",
             "-l:libmindspore-extendrt_python.so",
-            # DT_RPATH, not DT_RUNPATH: it also holds for the libraries that the libraries need, so nobody has to set
-            # LD_LIBRARY_PATH. What they need of one another is looked up at load, not here.
+            # DT_RPATH, not DT_RUNPATH: it also applies to indirectly needed libraries, so nobody has to set
+            # LD_LIBRARY_PATH. The libraries' symbols are resolved when they are loaded, not here.
             "-Wl,--disable-new-dtags,-rpath,$ORIGIN",
             "-Wl,--allow-shlib-undefined",
         ]

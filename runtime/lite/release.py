@@ -1,4 +1,4 @@
-"""The one MindSpore Lite release in the registry: its files, and what is left out of what we install."""
+"""The only MindSpore Lite release in the registry: its wheels, and the files that the installed build leaves out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from runtime.errors import UserError
 
 VERSION = "2.0.0"
-# The local label tells our build from an official one of the same version.
+# The local label distinguishes this build from an official one of the same version.
 LABEL = "edgellama.1"
 LOCAL_VERSION = f"{VERSION}+{LABEL}"
 
 
 @dataclass(frozen=True)
 class Release:
-    """One wheel of the registry; `pip_platform` is what makes pip pick it, megabytes are 10^6 bytes."""
+    """One wheel of the registry.
+
+    Fields:
+    - machine: platform.machine() of the wheel's architecture
+    - pip_platform: the value of pip's --platform that selects it
+    - sha256: of the file
+    - download_mb, installed_mb: sizes in megabytes (10^6 bytes)
+    """
 
     machine: str
     pip_platform: str
@@ -35,7 +42,7 @@ RELEASES = {
             169,
             360,
         ),
-        # Tagged "any" in the registry, though it holds aarch64 libraries only.
+        # Tagged "any" in the registry, but it holds aarch64 libraries only.
         Release(
             "aarch64",
             "manylinux2014_aarch64",
@@ -46,8 +53,8 @@ RELEASES = {
     )
 }
 
-# Nothing on the CPU or Ascend path loads these: the CUDA back end, a library tied to Python 3.7, and one that no other
-# file refers to. On x86-64 they are 150 of 490 MB.
+# Neither the CPU nor the Ascend path loads these: the CUDA backend, a library that needs Python 3.7, and one that no
+# other file refers to. On x86-64 they are 150 of 490 MB.
 UNUSED = (
     "libtransformer-shared.so",
     "libtensorrt_plugin_python.so",
@@ -57,7 +64,7 @@ UNUSED = (
 
 
 def release_for_this_machine() -> Release:
-    """The wheel that fits this machine. Raises UserError where there is none."""
+    """The wheel for this machine. Raises UserError if none exists."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in RELEASES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From the registry's wheel to one that pip installs on this Python: download, check, unpack, compile, pack."""
+"""From the registry's wheel to one that pip installs for this Python: download, check, unpack, compile, pack."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runtime.lite import native
 from runtime.lite.release import LOCAL_VERSION, UNUSED, VERSION, Release
 
 PACKAGE = "mindspore_lite"
-STAMP = "edgellama.json"  # in the installed package: what it was built from
+STAMP = "edgellama.json"  # in the installed package: records what it was built from
 Say = Callable[[str], None]
 
 
 def stamp(release: Release) -> dict[str, str]:
-    """What decides whether an installed build is still the right one."""
+    """The properties of a build. An installed build is current if its recorded stamp equals this one."""
     return {
         "official_sha256": release.sha256,
         "binding_sha256": native.sources_digest(),
@@ -32,7 +32,7 @@ def stamp(release: Release) -> dict[str, str]:
 
 
 def download(release: Release, folder: Path) -> Path:
-    """Fetches the official wheel with pip, whatever index pip is set up with; pip shows its own progress."""
+    """Download the official wheel with pip, from the index that pip uses. Raises UserError if that fails."""
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"),
         *("--only-binary=:all:", "--python-version", "3.7", "--platform", release.pip_platform),
@@ -40,8 +40,8 @@ def download(release: Release, folder: Path) -> Path:
     ]
     if subprocess.run(command).returncode != 0:
         raise UserError(
-            f"pip could not download mindspore-lite {VERSION}; what it said is above. Without a network, fetch the "
-            f"wheel elsewhere and pass it with --official FILE (its SHA-256 is {release.sha256})"
+            f"pip could not download mindspore-lite {VERSION}; its output is above. Without a network, download "
+            f"the wheel elsewhere and pass it with --official FILE (its SHA-256 is {release.sha256})"
         )
     found = list(folder.glob("*.whl"))
     if len(found) != 1:
@@ -50,7 +50,7 @@ def download(release: Release, folder: Path) -> Path:
 
 
 def check(official: Path, release: Release) -> None:
-    """Raises UserError unless the file is byte for byte the known release."""
+    """Compare the file's SHA-256 with the known release. Raises UserError if it differs."""
     if not official.is_file():
         raise UserError(f"{official} is not a file")
     digest = hashlib.sha256()
@@ -66,7 +66,7 @@ def check(official: Path, release: Release) -> None:
 
 
 def unpack(official: Path, tree: Path) -> Path:
-    """Unpacks all but the unused libraries and the old binding. Returns the mindspore_lite folder."""
+    """Unpack everything except the unused libraries and the old binding. Returns the mindspore_lite folder."""
     with zipfile.ZipFile(official) as archive:
         for info in archive.infolist():
             name = Path(info.filename).name
@@ -77,7 +77,7 @@ def unpack(official: Path, tree: Path) -> Path:
 
 
 def pack(tree: Path, out: Path, release: Release, *, compress: bool) -> Path:
-    """Gives the unpacked tree its new version and tag, and writes it as a wheel into `out`."""
+    """Give the unpacked tree its new version and tag, and write it as a wheel into `out`. Returns the wheel."""
     from wheel.wheelfile import WheelFile
 
     python = stamp(release)["python"]
@@ -88,7 +88,7 @@ def pack(tree: Path, out: Path, release: Release, *, compress: bool) -> Path:
     metadata = (info / "METADATA").read_text()
     (info / "METADATA").write_text(metadata.replace(f"\nVersion: {VERSION}\n", f"\nVersion: {LOCAL_VERSION}\n", 1))
     (info / "WHEEL").write_text(f"Wheel-Version: 1.0\nGenerator: edgellama\nRoot-Is-Purelib: false\nTag: {tag}\n")
-    (info / "RECORD").unlink()  # written anew
+    (info / "RECORD").unlink()  # WheelFile writes a new one
     info.rename(tree / f"{PACKAGE}-{LOCAL_VERSION}.dist-info")
 
     target = out / f"{PACKAGE}-{LOCAL_VERSION}-{tag}.whl"
@@ -98,14 +98,25 @@ def pack(tree: Path, out: Path, release: Release, *, compress: bool) -> Path:
 
 
 def build(release: Release, official: Path | None, work: Path, out: Path, say: Say, *, compress: bool = False) -> Path:
-    """The whole way, in the scratch folder `work`; the new wheel lands in `out`. Raises UserError."""
+    """Build the wheel. Returns its path.
+
+    Parameters:
+    - release: the registry's wheel
+    - official: that wheel, already downloaded; None downloads it
+    - work: folder for temporary files
+    - out: folder for the new wheel
+    - say: called with progress lines
+    - compress: whether to compress the wheel
+
+    Raises UserError if a tool, disk space or the download is missing, or if compiling fails.
+    """
     compiler = native.require_tools()
     need = 1_000_000 * (release.download_mb + 2 * release.installed_mb + 100)
     free = shutil.disk_usage(work).free
     if free < need:
         raise UserError(
-            f"{work} has {free // 10**6} MB free, the build needs {need // 10**6} MB for a moment: "
-            "set TMPDIR to a roomier folder"
+            f"{work} has {free // 10**6} MB free, and the build temporarily needs {need // 10**6} MB: "
+            "set TMPDIR to a folder with more space"
         )
     if official is None:
         say(f"downloading mindspore-lite {VERSION} ({release.download_mb} MB)")
@@ -122,7 +133,7 @@ def build(release: Release, official: Path | None, work: Path, out: Path, say: S
 
 
 def try_import(tree: Path | None = None) -> None:
-    """Imports mindspore_lite in a process of its own, from `tree` or as installed. Raises UserError if that fails."""
+    """Import mindspore_lite in a separate process, from `tree` or as installed. Raises UserError if that fails."""
     environment = dict(os.environ)
     if tree is not None:
         environment["PYTHONPATH"] = str(tree)
@@ -131,4 +142,4 @@ def try_import(tree: Path | None = None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-5:] or [f"exit status {done.returncode}"]
-        raise UserError("mindspore_lite does not import:\n" + "\n".join(said))
+        raise UserError("mindspore_lite cannot be imported:\n" + "\n".join(said))

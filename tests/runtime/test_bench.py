@@ -236,7 +236,7 @@ def test_machine_names_itself() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches", "1,3"], "batches goes to 3; this artifact has 2"),
+        (["--batches", "1,3"], "batches contains 3; this artifact has 2 rows"),
         (["--repeats", "0"], "repeats is 0"),
         (["--prompt-lengths", "0,4"], "prompt_lengths is"),
         (["--steps", "-1"], "steps is -1"),

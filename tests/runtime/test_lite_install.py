@@ -65,7 +65,7 @@ def test_what_is_installed_here_is_current_and_a_second_install_does_nothing() -
         [sys.executable, "-m", "runtime.lite", "install"], capture_output=True, text=True, cwd=native.HERE.parents[1]
     )
     assert done.returncode == 0, done.stderr
-    assert "is already installed" in done.stdout or "left as it is" in done.stdout
+    assert "is already installed" in done.stdout or "nothing to do" in done.stdout
     assert library.stat().st_mtime_ns == stat.st_mtime_ns
 
 
@@ -121,14 +121,14 @@ def test_official_package_that_imports_is_left_alone(
     monkeypatch.setattr(wheel, "build", refuse)
     monkeypatch.setattr(wheel, "try_import", lambda: None)
     assert command.main(["install"]) == 0
-    assert "official version 2.3.0 found, left as it is" in capsys.readouterr().out
+    assert "official version 2.3.0 found; nothing to do" in capsys.readouterr().out
 
 
 def test_official_package_that_does_not_import_is_named_and_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken() -> None:
-        raise UserError("mindspore_lite does not import:\nlibascendcl.so: cannot open")
+        raise UserError("mindspore_lite cannot be imported:\nlibascendcl.so: cannot open")
 
     monkeypatch.setattr(command, "installed", lambda: Installed("2.3.0"))
     monkeypatch.setattr(wheel, "build", refuse)
