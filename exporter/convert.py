@@ -1,6 +1,6 @@
-"""python -m exporter convert: an artifact's graph, compiled by CANN for one chip through MindSpore Lite's converter.
+"""edgellama convert: has CANN compile the graph of an artifact for one SoC version, with MindSpore Lite's converter.
 
-The result is a folder of its own, beside the exported one, which can be converted again for another chip.
+The result is a separate folder beside the exported one. The exported one can be converted again for another version.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from runtime.backend.ascend import npu_smi
 from runtime.backend.ascend.cann_log import explain
 from runtime.errors import UserError
 
-COMPILED = b"CustomAscend"  # the one node of a graph that was compiled
+COMPILED = b"CustomAscend"  # the only node of a graph that CANN compiled
 TAIL_LINES = 12
-KEPT_LINES = 4000  # of the log, to look for the cause in
+KEPT_LINES = 4000  # of the end of the log, where the cause of a failure is looked for
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions, progress: Progress) -> Path:
-    """Write the converted artifact and return its folder. Nothing half-written is left where it fails; the log is.
+    """Write the converted artifact and return its folder. A failure leaves the log, and no partly written folder.
 
-    Raises UserError: what is missing on this host, or what failed: the operator, CANN's code, the end of the log.
+    Raises UserError: it says what is missing on this host, or what failed, with the operator, CANN's error code and the
+    end of the log.
     """
     source = Artifact.open(options.artifact)
     chip = _chip(source)
@@ -57,7 +58,9 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
     progress.console.print(f"Converting for {soc}: {reason}", highlight=False)
     out = options.out or source.path.with_name(f"{source.path.name}-{soc.removeprefix('Ascend').lower()}")
     if out.resolve() == source.path.resolve():
-        raise UserError(f"OUT is {out}, the artifact itself. Choose another folder: it can be converted again then")
+        raise UserError(
+            f"OUT is {out}, the artifact itself. Choose another folder, so that the artifact can be converted again"
+        )
     host = inspect_host(chip)
     check_room(out, sum(entry.bytes for entry in source.manifest.files()))
 
@@ -78,6 +81,7 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
 
 
 def _chip(source: Artifact) -> Chip:
+    """Return the chip of the artifact's target. Raises UserError if there is nothing to convert."""
     manifest = source.manifest
     chip = CHIPS.get(manifest.target)
     if chip is None:
@@ -87,17 +91,22 @@ def _chip(source: Artifact) -> Chip:
         )
     if manifest.converted is not None:
         raise UserError(
-            f"{source.path} is converted already, for {manifest.converted.soc}. Convert the folder that was exported"
+            f"{source.path} is converted already, for {manifest.converted.soc}. Convert the folder that export wrote"
         )
     return chip
 
 
 def choose_soc(asked: str | None, chip: Chip) -> tuple[str, str]:
-    """The SoC version to convert for, and the reason in words.
+    """Return the SoC version to convert for, and the reason in words.
 
-    It is the one that was asked for (SOC), else the one of this host's NPUs, else the chip's only version. Raises
-    UserError if it is not a version of `chip`, or if none of these rules decides: there is no default, because a graph
-    that is compiled for one version does not run on another.
+    The first of these rules that applies decides:
+
+    - the version that the caller names (SOC)
+    - the version of this host's NPUs, if npu-smi lists one version of `chip`
+    - the only version of `chip`
+
+    There is no default, because a graph compiled for one version does not run on another. Raises UserError if no rule
+    applies, or if the caller names something that is not a version of `chip`.
     """
     if asked is not None:
         if asked not in chip.soc_versions:
@@ -118,15 +127,16 @@ def choose_soc(asked: str | None, chip: Chip) -> tuple[str, str]:
 
 
 def _socs_here(chip: Chip) -> list[str]:
-    """The SoC versions of this chip that npu-smi lists on this host."""
+    """Return the SoC versions of this chip that npu-smi lists on this host."""
     try:
         table = npu_smi.read()
     except UserError as error:
-        raise UserError(f"{error}. Or name the SoC version. {_remedy(chip)}") from error
+        raise UserError(f"{error}. Or name the SoC version yourself. {_remedy(chip)}") from error
     return sorted({npu.soc for npu in table.npus} & set(chip.soc_versions)) if table else []
 
 
 def _remedy(chip: Chip) -> str:
+    """Return how to find and name a version, with the boards that are known to have it."""
     versions = []
     for soc in chip.soc_versions:
         boards = [board.name for board in chip.boards if board.soc == soc]
@@ -137,7 +147,7 @@ def _remedy(chip: Chip) -> str:
 
 
 def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:
-    """The converter's command line; both forms add .mindir to the output's name."""
+    """Return the converter's command line. Both forms of the converter add .mindir to the name of the output."""
     if host.converter == "python":
         child = [sys.executable, "-m", "exporter.convert_child"]
         return [*child, *(str(path.absolute()) for path in (model, output, config))]
@@ -153,7 +163,7 @@ def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:
 
 
 def run(arguments: list[str], log: Path, soc: str, progress: Progress) -> None:
-    """Run the converter, its output into `log` as it comes. Raises UserError where it fails or says that it did."""
+    """Run the converter and write its output into `log` line by line. Raises UserError if it fails."""
     what = f"Converting for {soc} (log: {log})"
     kept: deque[str] = deque(maxlen=KEPT_LINES)
     with progress.running(what) as show, log.open("w", encoding="utf-8") as file:
@@ -161,7 +171,7 @@ def run(arguments: list[str], log: Path, soc: str, progress: Progress) -> None:
 
         def take(line: str) -> None:
             file.write(line)
-            file.flush()  # who waits for it can look into the log
+            file.flush()  # so that a user can follow the log while the converter runs
             kept.append(line)
             show(line)
 
@@ -172,6 +182,7 @@ def run(arguments: list[str], log: Path, soc: str, progress: Progress) -> None:
 
 
 def _stream(arguments: list[str], take: Callable[[str], None]) -> int:
+    """Run a program, call `take` with each line that it prints, and return its exit status."""
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
     )
@@ -186,21 +197,22 @@ def _stream(arguments: list[str], take: Callable[[str], None]) -> int:
 
 
 def _status(status: int) -> str:
-    if status < 0:  # killed, most often for want of memory
+    if status < 0:  # killed by the system, usually because memory ran out
         return f" (killed by signal {-status})"
     return f" (status {status})" if status else ""
 
 
 def _cause(text: str) -> str:
+    """Return the cause that the log names, if it is a known one, and the end of the log."""
     found = explain(text)
     tail = "\n".join("  " + line for line in text.strip().splitlines()[-TAIL_LINES:]) or "  (it printed nothing)"
-    return f"{found or 'the log names no cause that is known here'}\nIt ends:\n{tail}"
+    return f"{found or 'the log names no known cause'}\nIt ends:\n{tail}"
 
 
 def check_output(path: Path, log: Path) -> Path:
-    """The converted file. Raises UserError where there is none, or where CANN did not compile it."""
+    """Return `path`, the converted file. Raises UserError if it does not exist or CANN did not compile it."""
     if not path.is_file():
-        raise UserError(f"the converter ended well but wrote no {path.name}. The whole log is {log}")
+        raise UserError(f"the converter ended without an error but did not write {path.name}. The whole log is {log}")
     with path.open("rb") as file:
         before = b""
         while piece := file.read(1 << 24):
@@ -214,7 +226,10 @@ def check_output(path: Path, log: Path) -> Path:
 
 
 def _entry(graph: Graph, folder: Path, compiled: Path) -> Graph:
-    """The converted graph, with whatever files the converter put beside it (weights, where they exceed 2 GB)."""
+    """Return the manifest's entry of the converted graph, with the files that the converter wrote beside it.
+
+    Above 2 GB the converter writes the weights to a separate file.
+    """
     main = file_entry(folder, str(compiled.relative_to(folder)))
     others = sorted(path for path in compiled.parent.rglob("*") if path.is_file() and path != compiled)
     data: tuple[FileEntry, ...] = tuple(file_entry(folder, str(path.relative_to(folder))) for path in others)
@@ -222,7 +237,7 @@ def _entry(graph: Graph, folder: Path, compiled: Path) -> Graph:
 
 
 def _copy_rest(source: Artifact, folder: Path) -> None:
-    """The tokenizer and the like: what the manifest does not list as graph or weights."""
+    """Copy the files that the manifest does not list as graph or weights, such as the tokenizer's."""
     left_out = {MANIFEST, CONFIG, *(entry.file for entry in source.manifest.files())}
     for path in source.path.iterdir():
         if path.is_file() and path.name not in left_out:

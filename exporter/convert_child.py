@@ -1,6 +1,7 @@
-"""`python -m exporter.convert_child MODEL OUTPUT CONFIG`: MindSpore Lite's converter, in a process of its own.
+"""`python -m exporter.convert_child MODEL OUTPUT CONFIG`: runs MindSpore Lite's converter in a separate process.
 
-So that its log can be kept whole, and a crash of native code ends this process alone. Imports nothing of the project.
+A separate process makes it possible to keep the converter's whole log, and a crash of native code ends that process
+only. This module imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 
 
 def main(model: str, output: str, config: str) -> None:
-    """Write OUTPUT.mindir: MODEL compiled by CANN for the chip that CONFIG names."""
+    """Have CANN compile `model` for the SoC version that `config` names, and write `output`.mindir."""
     import mindspore_lite as lite
 
     converter = lite.Converter()

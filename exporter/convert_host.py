@@ -1,6 +1,6 @@
-"""What a host needs to convert an artifact for Ascend: CANN, our operator package, a converter, disk and memory.
+"""Checks what a host needs to convert for Ascend: CANN, our operator package, a converter, disk space and memory.
 
-Everything missing is found at once and told together.
+One error lists everything that is missing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from runtime.errors import UserError
 VENDOR = "edgellama"
 SET_ENV = "`source /usr/local/Ascend/ascend-toolkit/set_env.sh`"
 PAGE = "kernels/ascend/BOARD.md"
-# MindSpore Lite holds the weights as its own graph, as CANN's, and as the compiled model, one made from the other
-# (its model_converter.cc); not measured on a host with CANN.
+# MindSpore Lite holds the weights three times: in its own graph, in CANN's graph and in the compiled model (its
+# model_converter.cc). This was not measured on a host with CANN.
 WEIGHT_COPIES = 3
 
 
 @dataclass(frozen=True)
 class Host:
-    """cann: its folder and version. converter: "python" or the path of converter_lite; lite: its version."""
+    """A host that can convert.
+
+    - cann, cann_version: CANN's folder and version
+    - converter: "python", or the path of converter_lite
+    - lite: the version of the MindSpore Lite that the converter belongs to
+    """
 
     cann: Path
     cann_version: str
@@ -38,7 +43,10 @@ class Host:
 
 
 def inspect_host(chip: Chip, environment: Mapping[str, str] | None = None) -> Host:
-    """Raises UserError with everything that is missing and how to get it."""
+    """Return what this host has. Raises UserError with everything that is missing and how to get it.
+
+    environment: variables; None is those of this process.
+    """
     environment = os.environ if environment is None else environment
     missing: list[str] = []
     cann = _cann(environment, missing)
@@ -54,7 +62,7 @@ def inspect_host(chip: Chip, environment: Mapping[str, str] | None = None) -> Ho
 
 
 def cann_version(cann: Path) -> str:
-    """The version in CANN's version.info (Version=8.2...), "unknown" without one."""
+    """Return the version that CANN's version.info states (Version=8.2...), or "unknown"."""
     for name in ("compiler/version.info", "runtime/version.info", "version.cfg", "ascend_toolkit_install.info"):
         path = cann / name
         if path.is_file() and (found := re.search(r"(?im)^\s*version\s*=\s*\[?([\w.:]+)", path.read_text())):
@@ -63,25 +71,27 @@ def cann_version(cann: Path) -> str:
 
 
 def packages(cann: Path, environment: Mapping[str, str]) -> list[Path]:
-    """The folders in which an operator package of our vendor name is installed, in the order in which CANN looks."""
+    """Return the folders with an installed operator package of our vendor name, in CANN's order of search."""
     named = [Path(entry) for entry in environment.get("ASCEND_CUSTOM_OPP_PATH", "").split(":") if entry]
     opp = Path(environment.get("ASCEND_OPP_PATH") or cann / "opp")
     return [folder for folder in [*named, opp / "vendors" / VENDOR] if folder.name == VENDOR and folder.is_dir()]
 
 
 def package_chips(package: Path) -> list[str]:
-    """The chips that an installed operator package was built for."""
+    """Return the compute units (as "ascend310b") that an installed operator package was built for."""
     config = package / "op_impl/ai_core/tbe/config"
     return sorted(folder.name for folder in config.iterdir() if folder.is_dir()) if config.is_dir() else []
 
 
 def check_room(folder: Path, weights: int, meminfo: Path = Path("/proc/meminfo")) -> None:
-    """Raises UserError where disk or memory cannot hold a conversion of this many bytes of weights."""
+    """Raise UserError if disk or memory cannot hold a conversion.
+
+    - folder: where the result goes
+    - weights: bytes of the exported weights
+    - meminfo: the kernel's file; a host without it is not checked for memory
+    """
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free, wanted = (
-        shutil.disk_usage(parent).free,
-        2 * weights,
-    )  # the compiled model, while it is written beside its copy
+    free, wanted = shutil.disk_usage(parent).free, 2 * weights  # the compiled model, and the copy that is written of it
     if free < wanted:
         raise UserError(
             f"{parent} has {free / 1e9:.1f} GB free; converting needs {wanted / 1e9:.1f} GB there. Set OUT= to a "
@@ -100,6 +110,7 @@ def check_room(folder: Path, weights: int, meminfo: Path = Path("/proc/meminfo")
 
 
 def _cann(environment: Mapping[str, str], missing: list[str]) -> Path | None:
+    """Return CANN's folder; append to `missing` what it lacks."""
     named = environment.get("ASCEND_HOME_PATH") or environment.get("ASCEND_TOOLKIT_HOME")
     if not named:
         missing.append(
@@ -116,11 +127,12 @@ def _cann(environment: Mapping[str, str], missing: list[str]) -> Path | None:
 
 
 def _operator_package(chip: Chip, cann: Path, environment: Mapping[str, str], missing: list[str]) -> None:
+    """Append to `missing` if the operator package is not installed or was built for other chips."""
     found = packages(cann, environment)
     if not found:
         missing.append(
             f"the operator package {VENDOR}: not under CANN's opp/vendors nor in ASCEND_CUSTOM_OPP_PATH. Build and "
-            "install it with `make kernels`; where it was installed elsewhere, source its bin/set_env.bash"
+            "install it with `make kernels`. If it is installed in another folder, source its bin/set_env.bash"
         )
     elif chip.target not in (chips := package_chips(found[0])):
         missing.append(
@@ -130,6 +142,7 @@ def _operator_package(chip: Chip, cann: Path, environment: Mapping[str, str], mi
 
 
 def _converter(environment: Mapping[str, str], missing: list[str]) -> tuple[str, str] | None:
+    """Return the converter and its version, as Host holds them; append to `missing` if there is none."""
     problem = _lite_problem()
     if problem is None:
         return "python", lite_version()
@@ -143,7 +156,7 @@ def _converter(environment: Mapping[str, str], missing: list[str]) -> tuple[str,
 
 
 def _lite_problem() -> str | None:
-    """Why the Python package cannot convert; None where it can."""
+    """Return why the Python package cannot convert, or None if it can."""
     if find_spec("mindspore_lite") is None:
         return "the Python package mindspore_lite is not installed"
     lite = import_lite()
@@ -151,20 +164,22 @@ def _lite_problem() -> str | None:
         return f"mindspore_lite {lite_version()} is too old (its convert() takes no fmk_type)"
     try:
         lite.Converter()
-    except RuntimeError:  # the build for Python 3.10 and later that runtime.lite installs on hosts without a wheel
+    except RuntimeError:  # runtime.lite installs such a build on hosts without a wheel
         return f"mindspore_lite {lite_version()} was built without its converter"
     return None
 
 
 def packaged_version(tool: Path) -> str:
-    """The MindSpore Lite of a converter_lite, by the folder that its package unpacks to
-    (mindspore-lite-2.7.0-linux-x64), which holds no file that says it; "unknown" in another folder."""
+    """Return the version of the MindSpore Lite that a converter_lite belongs to, or "unknown".
+
+    It stands only in the name of the folder that the package unpacks to (mindspore-lite-2.7.0-linux-x64).
+    """
     found = (re.match(r"mindspore-lite-(\d[\w.]*)", folder.name) for folder in tool.resolve().parents)
     return next((match[1] for match in found if match), "unknown")
 
 
 def lite_version() -> str:
-    """The installed mindspore_lite's, "unknown" where it was not installed as a package."""
+    """Return the version of the installed mindspore_lite, or "unknown" if it was not installed as a package."""
     try:
         return metadata.version("mindspore-lite")
     except metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""make board-check: what a board answers to the questions that no host without an NPU can."""
+"""edgellama board-check: answers, on a board, the questions that a host without an NPU leaves open."""

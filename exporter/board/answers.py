@@ -1,4 +1,4 @@
-"""What the measurements mean: each question that a host without an NPU leaves open, with yes, no or unknown."""
+"""Turns measurements into answers: yes, no or unknown to each question that a host without an NPU leaves open."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 from kernels.ascend.chips import OPERATORS, Chip
 
 YES, NO, UNKNOWN = "yes", "no", "unknown"
-TOLERANCE = 0.02  # of the logits' range: float16 weights and cache, as exporter.verify allows
+TOLERANCE = 0.02  # share of the logits' range: what exporter.verify allows for float16 weights and cache
 Stages = Mapping[str, Mapping[str, Any]]
 
-# What would be used if it were there.
+# CANN's fused operators that would be worth using where they exist; the evidence lists those that do.
 WELCOME = ("RmsNorm", "SwiGlu", "ApplyRotaryPosEmb", "PromptFlashAttention", "IncreFlashAttention")
 
 
 @dataclass(frozen=True)
 class ProbeResult:
+    """The answer to one question. answer: YES, NO or UNKNOWN; evidence: the measurements behind it, in words."""
+
     question: str
     answer: str
     evidence: str
@@ -26,12 +28,12 @@ class ProbeResult:
 def probe_results(
     chip: Chip | None, kernels: set[str] | None, conversion: Mapping[str, Any] | None, stages: Stages
 ) -> list[ProbeResult]:
-    """Every question with its answer and evidence.
+    """Return every question with its answer and evidence.
 
-    - chip: the device's; None without a device, or if no target is for it
-    - kernels: CANN's operators for the chip; None if CANN's lists were not found
-    - conversion: of the probe: ok, seconds, and if it failed cause and operator; None if it was not tried
-    - stages: those of measure.py, by name
+    - chip: the device's chip; None without a device, or if no target is for it
+    - kernels: the operators that CANN lists for the chip; None if its lists were not found
+    - conversion: of the probe: ok and seconds, or if it failed ok, cause and operator; None if it was not tried
+    - stages: what measure.py printed, by the name of the stage
     """
     return [
         kernels_exist(chip, kernels),
@@ -44,7 +46,7 @@ def probe_results(
 
 
 def kernels_exist(chip: Chip | None, found: set[str] | None) -> ProbeResult:
-    question = "CANN has a kernel for this chip of every operator in our graphs"
+    question = "CANN has a kernel for this chip for every operator in our graphs"
     if chip is None or found is None:
         return ProbeResult(question, UNKNOWN, "CANN's lists of operators for this chip were not found")
     wanted = [OPERATORS[name] for name in chip.operators if OPERATORS[name]]
@@ -69,14 +71,15 @@ def mindir_loads(conversion: Mapping[str, Any] | None) -> ProbeResult:
 
 
 def in_place(stages: Stages) -> ProbeResult:
-    """Seen twice: the caches read back, and decode, which is right only where attention finds what prefill wrote."""
+    """Two measurements show it: the caches that were read back, and decode, which is right only if attention finds
+    what prefill wrote."""
     question = "An operator's in-place write to an input survives ACL's binding of device tensors"
     cache, decode = stages.get("cache"), stages.get("decode")
     if cache is None:
         return ProbeResult(question, UNKNOWN, _stopped(stages))
     evidence = (
         f"{cache['rows_written']} of {cache['rows_expected']} rows are in the caches after the prefill, "
-        f"{cache['rows_spoiled']} beside them"
+        f"{cache['rows_spoiled']} were written outside them"
     )
     if cache["rows_written"] == 0:
         return ProbeResult(question, NO, f"{evidence}: the writes went to a copy")
@@ -102,7 +105,7 @@ def gears_switch(stages: Stages) -> ProbeResult:
 
 
 def numbers(stages: Stages) -> ProbeResult:
-    question = f"The logits on the chip are the reference's within {TOLERANCE:.0%} of their range"
+    question = f"The logits on the chip differ from the reference by less than {TOLERANCE:.0%} of their range"
     seen = [(name, stages[name]) for name in ("prefill", "decode") if name in stages]
     if not seen:
         return ProbeResult(question, UNKNOWN, _stopped(stages))
@@ -115,7 +118,7 @@ def numbers(stages: Stages) -> ProbeResult:
 
 
 def memory(stages: Stages) -> ProbeResult:
-    question = "What loading takes of the device's memory was measured (gears and workspace included)"
+    question = "The device memory that loading takes was measured (gears and workspace included)"
     load = stages.get("load")
     if load is None:
         return ProbeResult(question, UNKNOWN, _stopped(stages))
@@ -135,4 +138,4 @@ def _right(stage: Mapping[str, Any]) -> bool:
 
 
 def _stopped(stages: Stages) -> str:
-    return f"the probe did not get so far: {stages.get('stopped', {}).get('cause', 'it was not run')}"
+    return f"the probe stopped before this: {stages.get('stopped', {}).get('cause', 'it was not run')}"

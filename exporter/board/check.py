@@ -1,4 +1,4 @@
-"""python -m exporter board-check: look at the board, convert and run the probe, answer what could only be guessed."""
+"""edgellama board-check: looks at the board, converts and runs the probe (tiny model), and reports what works there."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from runtime.backend.ascend.requirements import missing_features
 from runtime.backend.lite_graph import import_lite
 from runtime.errors import UserError
 
-TIMEOUT = 1800  # seconds for the probe's run: a first run compiles nothing, but a hung driver must end
+TIMEOUT = 1800  # seconds for the run of the probe, so that a driver that hangs does not hang the command
 OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"
 
 
 def check(device_id: int, probe: Path | None, report: Path, progress: Progress) -> None:
-    """Print the board's answers as a table and write them, with all that was measured, to `report`.
+    """Print the answers as a table, and write them with every measurement to `report` (JSON).
 
-    probe: the probe's folder; None makes it here, which needs the exporter. Raises UserError where there is no board,
-    after the report of what there is.
+    - device_id: number of the NPU
+    - probe: the folder that board-probe wrote; None makes it here, which needs the exporter's packages
+    - report: the file to write; it is written in any case
+
+    Raises UserError if there is no device, or if no target is for it.
     """
     found = versions(os.environ)
     device, problem = None, ""
@@ -51,15 +54,15 @@ def check(device_id: int, probe: Path | None, report: Path, progress: Progress) 
     results = probe_results(chip, kernels, conversion, stages)
     show(found, results, progress)
     write_report(report, found, kernels, conversion, stages, results)
-    progress.console.print(f"wrote {report}: attach it to an issue, whatever it says", highlight=False)
+    progress.console.print(f"wrote {report}: please attach it to an issue, whatever the answers are", highlight=False)
     if device is None:
-        raise UserError(f"nothing was answered here: {problem}")
+        raise UserError(f"no question could be answered: {problem}")
     if chip is None:
         raise UserError(f"device {device_id} is an {device.soc}, which no target of this release is for")
 
 
 def versions(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What is installed, in words; a part that is missing says so."""
+    """Return what is installed, in words, by the name of the part; the words say if a part is missing."""
     cann = environment.get("ASCEND_HOME_PATH") or environment.get("ASCEND_TOOLKIT_HOME")
     try:
         table = npu_smi.read()
@@ -78,6 +81,7 @@ def versions(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _lite() -> str:
+    """Return the version of MindSpore Lite and what the runtime misses in it, in words."""
     if find_spec("mindspore_lite") is None:
         return "not installed"
     try:
@@ -88,7 +92,7 @@ def _lite() -> str:
 
 
 def listed_kernels(environment: Mapping[str, str], chip: Chip) -> set[str] | None:
-    """The operators that CANN's own lists name for the chip; None without lists."""
+    """Return the operators that CANN's own lists name for the chip, or None if it has no such list."""
     cann = environment.get("ASCEND_OPP_PATH") or environment.get("ASCEND_HOME_PATH", "")
     folder = Path(cann) / OPERATOR_LISTS.removeprefix("opp/" if environment.get("ASCEND_OPP_PATH") else "")
     files = sorted((folder / chip.target).glob(f"aic-{chip.target}-ops-info*.json"))
@@ -101,7 +105,10 @@ def listed_kernels(environment: Mapping[str, str], chip: Chip) -> set[str] | Non
 def measure(
     device: Device, chip: Chip, probe: Path | None, progress: Progress
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """(what became of the conversion, measure.py's stages). What fails is told in them, and the rest goes on."""
+    """Convert and run the probe. Return the outcome of the conversion, and the stages of measure.py.
+
+    A failure does not raise: the outcome or the stage "stopped" says what failed.
+    """
     from exporter.convert import ConvertOptions, convert
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,14 +127,14 @@ def measure(
 
 
 def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
-    """Export the probe here. Raises UserError where the exporter's packages are missing."""
+    """Export the probe to the folder `out` and return it. Raises UserError if the exporter's packages are missing."""
     if find_spec("mindspore") is None:
         raise UserError(
             "the probe cannot be made here: mindspore is not installed. Make it on the host that exports, with "
-            f"`make board-probe TARGET={chip.target}`, copy build/board-probe-{chip.target} here, and run "
-            f"`make board-check PROBE=build/board-probe-{chip.target}`"
+            f"`edgellama board-probe --target {chip.target}`, copy build/board-probe-{chip.target} here, and run "
+            f"`edgellama board-check --probe build/board-probe-{chip.target}`"
         )
-    # in a process of its own: mindspore's libraries and MindSpore Lite's do not share one
+    # A separate process, because the libraries of mindspore and of MindSpore Lite cannot be loaded into one.
     command = [sys.executable, "-m", "exporter", "board-probe", "--target", chip.target, "--out", str(out)]
     with progress.stage("Exporting the probe"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -137,7 +144,10 @@ def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
 
 
 def run_probe(folder: Path, device: int | None) -> dict[str, Any]:
-    """measure.py's stages by name; one called "stopped" where it did not come to its end."""
+    """Run measure.py in a separate process. Return its stages by name, with a stage "stopped" if it did not finish.
+
+    device: number of the NPU; None runs a probe for a host, which the tests do.
+    """
     command = [
         sys.executable,
         "-m",
@@ -167,6 +177,7 @@ def _text(value: Any) -> str:
 
 
 def show(found: Mapping[str, Any], results: list[ProbeResult], progress: Progress) -> None:
+    """Print the versions that were found, and the answers."""
     console = progress.console
     for name, value in found.items():
         console.print(f"{name}: {value}", highlight=False, markup=False)
@@ -182,6 +193,7 @@ def write_report(
     stages: Mapping[str, Any],
     results: list[ProbeResult],
 ) -> None:
+    """Write the report. kernels, conversion, stages: as for probe_results; found: as `versions` returns it."""
     report = {
         "format_version": 1,
         "answers": [vars(result) for result in results],

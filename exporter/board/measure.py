@@ -1,6 +1,7 @@
-"""`python -m exporter.board.measure ARTIFACT DEVICE`: run the converted probe, print what was seen, a JSON line each.
+"""`python -m exporter.board.measure ARTIFACT DEVICE`: runs the converted probe and prints each measurement.
 
-A process of its own, so that what was seen before a crash of native code is kept. It judges nothing: answers.py does.
+Each line of the output is one JSON object, which is one stage. The command is a separate process, so that a crash of
+native code leaves the stages before it. It does not judge the measurements: answers.py does.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ REPEATS = 10
 
 
 def say(stage: str, **values: Any) -> None:
+    """Print one stage."""
     print(json.dumps({"stage": stage, **values}), flush=True)
 
 
 def run(folder: Path, device: int | None) -> None:
-    """device: None runs the probe of another op set on the host, which the tests do."""
+    """Measure the probe in `folder`. device: number of the NPU; None runs a probe for a host, which the tests do."""
     artifact = Artifact.open(folder)
     with np.load(folder / EXPECTED) as saved:
         tokens, prompts, expected = saved["tokens"], saved["prompts"], saved["logits"]
@@ -54,7 +56,8 @@ def run(folder: Path, device: int | None) -> None:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    """relative: max |d logits| over their range; agreement: share of equal argmax; finite: no NaN, no infinity."""
+    """Compare logits. relative: the largest difference over the range of `expected`; agreement: the share of positions
+    with the same largest logit; finite: whether there is neither NaN nor infinity."""
     span = float(expected.max() - expected.min())
     return {
         "relative": float(np.abs(found - expected).max()) / span,
@@ -64,7 +67,11 @@ def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
 
 
 def written(engine: Engine, lengths: np.ndarray) -> dict[str, Any]:
-    """Of the caches, read back: rows_written of rows_expected positions hold something, rows_spoiled beyond them do."""
+    """Read the caches back and count their positions.
+
+    rows_written of rows_expected valid positions hold something; rows_spoiled positions outside them do. lengths: int
+    [B], the valid positions of each row.
+    """
     inside = outside = 0
     for tensor in engine.cache.arrays.values():
         array = tensor if isinstance(tensor, np.ndarray) else tensor.read()
@@ -77,7 +84,7 @@ def written(engine: Engine, lengths: np.ndarray) -> dict[str, Any]:
 
 
 def gear_times(engine: Engine, bucket: int) -> dict[str, float]:
-    """Milliseconds (medians) of a call of this many tokens, and of the switch to it from another gear."""
+    """Return the median milliseconds of a call with `bucket` tokens, and of the switch to its gear from another."""
     other = next((b for b in engine.buckets if b != bucket), bucket)
     rows = np.zeros(engine.batch, np.int64)
     calls, switches = [], []

@@ -1,7 +1,7 @@
-"""The probe: an artifact of a tiny random Llama for one Ascend target, and the logits that it must give.
+"""The probe of board-check: an artifact of a tiny random Llama for one Ascend target, with the logits to expect.
 
-It is made on any host that can export, and goes through everything a real artifact goes through: conversion, the
-operator package, gears, caches in place, the engine.
+Any host that can export makes it. On the board it goes through everything that a real artifact goes through:
+conversion, the operator package, gears, caches that are written in place, the engine.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from exporter.export import Options, export
 from exporter.progress import Progress
 from exporter.reference import reference_logits
 
-EXPECTED = "probe.npz"  # in the artifact's folder
+EXPECTED = "probe.npz"  # in the folder of the artifact
 ROWS, CONTEXT, BUCKETS = 2, 64, (4, 16)
-PROMPTS, STEPS = (21, 5), 6  # row 0 takes both gears of the prefill and decodes beside a shorter row
+PROMPTS, STEPS = (21, 5), 6  # row 0 uses both prefill gears; the rows decode at different positions
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -41,9 +41,9 @@ CONFIG = {
 
 
 def make(target: str, out: Path, progress: Progress, weights: str | None = None) -> Path:
-    """Export the probe for `target` into the folder `out`; weights: the format, the target's first when None.
+    """Export the probe for `target` into the folder `out`, and return the folder.
 
-    Raises UserError as export does.
+    weights: the weight format; None is the target's default. Raises UserError as export does.
     """
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = write_checkpoint(Path(scratch) / "board-probe")
@@ -55,7 +55,10 @@ def make(target: str, out: Path, progress: Progress, weights: str | None = None)
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A Hugging Face folder with seeded random weights, large enough that every earlier token sways the logits."""
+    """Write a Hugging Face folder with seeded random weights and return it.
+
+    The weights are large enough that every earlier token changes the logits.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(310)
     hidden, inner, dim = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["head_dim"]
@@ -84,7 +87,10 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def expected(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
-    """tokens int32 [B, longest + steps]; logits float32 [B, 1 + steps, V]: after the prompt and after each step."""
+    """Return the tokens, int32 [B, longest prompt + steps], and the reference's logits, float32 [B, 1 + steps, V].
+
+    The logits are those after the prompt and after each step.
+    """
     opened = open_checkpoint(checkpoint)
     tokens = np.random.default_rng(0).integers(3, 64, (ROWS, max(PROMPTS) + STEPS), dtype=np.int32)
     logits = [

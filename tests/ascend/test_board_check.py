@@ -119,7 +119,7 @@ def test_a_board_where_all_is_well() -> None:
     [
         ({"cache": {"rows_written": 0}}, IN_PLACE, "no", "the writes went to a copy"),
         ({"cache": {"rows_written": 60}}, IN_PLACE, "no", "60 of 104 rows"),
-        ({"cache": {"rows_spoiled": 3}}, IN_PLACE, "no", "3 beside them"),
+        ({"cache": {"rows_spoiled": 3}}, IN_PLACE, "no", "3 were written outside them"),
         ({"decode": {"relative": 0.7}}, IN_PLACE, "no", "decode differs by 7.0e-01"),
         ({"decode": {"relative": 0.7}}, NUMBERS, "no", "decode: 7.0e-01"),
         ({"decode": {"finite": False}}, NUMBERS, "no", "NaN or infinite"),
@@ -129,7 +129,7 @@ def test_a_board_where_all_is_well() -> None:
             {"decode": None, "gears": None, "stopped": {"cause": "EZ9999: inner error"}},
             IN_PLACE,
             "yes",
-            "decode: the probe did not get so far: EZ9999",
+            "decode: the probe stopped before this: EZ9999",
         ),
         ({"decode": None, "gears": None, "stopped": {"cause": "x"}}, NUMBERS, "no", "prefill: 2.0e-03"),
         ({"gears": None, "stopped": {"cause": "device lost"}}, GEARS, "unknown", "device lost"),
@@ -218,7 +218,7 @@ def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
     if done.returncode == 0:
         pytest.skip("this host has an NPU")
     assert done.returncode == 2
-    assert "error: nothing was answered here: no Ascend device was found" in done.stderr
+    assert "error: no question could be answered: no Ascend device was found" in done.stderr
     assert {answer["answer"] for answer in json.loads(report.read_text())["answers"]} == {"unknown"}
 
 
@@ -246,7 +246,7 @@ def test_board_check_without_rich_prints_plain_text(tmp_path: Path) -> None:
     if done.returncode == 0:
         pytest.skip("this host has an NPU")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "error: nothing was answered here: no Ascend device was found" in done.stderr
+    assert "error: no question could be answered: no Ascend device was found" in done.stderr
     for result in json.loads(report.read_text())["answers"]:
         lines = [f"{name}: {result[key]}" for name, key in zip(("question", "answer", "evidence"), result, strict=True)]
         assert "\n".join(lines) in done.stderr

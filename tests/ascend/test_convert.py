@@ -156,7 +156,7 @@ def test_npu_smi_that_fails_leaves_soc_to_the_caller(converting: Any, monkeypatc
         raise UserError("`npu-smi info` failed")
 
     monkeypatch.setattr(conversion.npu_smi, "read", read)
-    with pytest.raises(UserError, match=r"^`npu-smi info` failed. Or name the SoC version. .*Set SOC"):
+    with pytest.raises(UserError, match=r"^`npu-smi info` failed. Or name the SoC version yourself. .*Set SOC"):
         converting(WRITES, soc=None)
     converting(WRITES, soc="Ascend310B4")
 
@@ -184,8 +184,8 @@ def test_the_rest_of_the_configuration_is_kept(tmp_path: Path) -> None:
             r"failed \(status 1\): EZ3002: operator TransData is not supported",
         ),
         ("cat <<'E'\n" + texts.LITE_UNSUPPORTED + "E", r"failed: operator WaveletPool is not supported"),
-        ("kill -9 $$", r"failed \(killed by signal 9\): the log names no cause"),
-        ("echo done", r"ended well but wrote no step.mindir"),
+        ("kill -9 $$", r"failed \(killed by signal 9\): the log names no known cause"),
+        ("echo done", r"ended without an error but did not write step.mindir"),
         ('printf plain > "$out.mindir"', r"wrote a graph that CANN did not compile \(no CustomAscend node\)"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Running artifacts of the Ascend targets: which device, what it can hold, its tensors, and what its errors mean."""
+"""Runs artifacts of the Ascend targets: finds the device, checks it, holds its tensors, and explains its errors."""

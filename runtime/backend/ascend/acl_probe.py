@@ -1,6 +1,7 @@
-"""`python -m runtime.backend.ascend.acl_probe ID` prints what CANN's Python module (pyACL) says of a device, as JSON.
+"""`python -m runtime.backend.ascend.acl_probe ID`: prints what CANN's Python module (pyACL) reports about a device.
 
-A process of its own: opening a device here would meet MindSpore Lite's own use of it.
+The output is one JSON object. The command is a separate process, because a device that the caller's process opens would
+interfere with MindSpore Lite's use of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ DDR, HBM = 0, 1  # aclrtMemAttr
 
 
 def probe(acl: Any, device: int) -> dict[str, Any]:
-    """count: devices; soc: the chip's name; free, total: bytes of the device's memory; error: what stopped it."""
+    """Ask pyACL about the device with the number `device`. The keys of the result:
+
+    - soc: the SoC version
+    - count: number of devices
+    - free, total: bytes of the device's memory
+    - error: the call that failed, with its status
+    """
     acl.init()
     count, status = acl.rt.get_device_count()
     answer: dict[str, Any] = {"soc": acl.get_soc_name(), "count": count}
@@ -23,7 +30,7 @@ def probe(acl: Any, device: int) -> dict[str, Any]:
         return answer
     if (status := acl.rt.set_device(device)) != 0:
         return {**answer, "error": f"acl.rt.set_device({device}) gave {status}"}
-    for kind in (HBM, DDR):  # a chip without HBM says 0 of it, or an error
+    for kind in (HBM, DDR):  # a chip without HBM reports 0 bytes of it, or an error
         free, total, status = acl.rt.get_mem_info(kind)
         if status == 0 and total > 0:
             answer |= {"free": free, "total": total}

@@ -1,4 +1,4 @@
-"""The KV cache in a device's memory: tensors of full capacity, made once, written by the graphs where they lie."""
+"""The KV cache in a device's memory: tensors of full capacity, allocated once, which the graphs write in place."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from runtime.errors import UserError
 
 
 class _Thread(threading.local):
-    """The device that the calling thread's copies go to, as far as this module set it. Each thread has its own in CANN:
-    so it is kept here by thread, not by engine."""
+    """The device that the calling thread's copies go to, as far as this module set it.
+
+    CANN keeps the current device per thread, not per engine.
+    """
 
     device: int | None = None
 
@@ -23,15 +25,17 @@ _thread = _Thread()
 
 
 class DeviceTensor:
-    """A MindSpore Lite tensor whose data is on a device. Its shape never changes, it has no views, and every look at
-    it copies: that is what Tensor(device=...) offers.
+    """A MindSpore Lite tensor whose data is on a device.
 
-    MindSpore Lite 2.7 sets the thread's device where it allocates and where it copies from the device, not where it
-    copies to it (its acl_allocator.cc). A copy to the device on a thread that has none fails, and Python is not told.
+    Tensor(device=...) offers no more than this: the shape never changes, there are no views, and every read copies.
+
+    MindSpore Lite 2.7 sets the thread's device when it allocates and when it copies from the device, but not when it
+    copies to the device (its acl_allocator.cc). A copy to the device fails on a thread without one, and Python gets no
+    error.
     """
 
     def __init__(self, lite: Any, shape: Sequence[int], dtype: str, device: int) -> None:
-        """Allocate it. Raises UserError where the device has no room."""
+        """Allocate the tensor. Raises UserError if the device has no room for it."""
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
         self.device = device
@@ -39,7 +43,7 @@ class DeviceTensor:
         self.tensor = lite.Tensor(shape=list(shape), dtype=kind, device=f"ascend:{device}")
         try:
             size = self.tensor.data_size
-        except AttributeError:  # MindSpore Lite logs a failed allocation and hands out a tensor without one
+        except AttributeError:  # after a failed allocation MindSpore Lite logs it and returns an unusable tensor
             size = 0
         if size != self.nbytes:
             raise UserError(
@@ -53,25 +57,27 @@ class DeviceTensor:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def write(self, array: np.ndarray) -> None:
-        """Copy an array of the same shape and dtype to the device. Raises UserError where it cannot be reached."""
+        """Copy an array of the same shape and dtype to the device. Raises UserError if the device does not respond."""
         if _thread.device != self.device:
             self.read()
         self.tensor.set_data_from_numpy(array)
 
     def read(self) -> np.ndarray:
-        """A copy of what is on the device. Raises UserError where the copy failed."""
+        """Return a copy of the data on the device. Raises UserError if the copy fails."""
         array = self.tensor.get_data_to_numpy()
-        if array.shape != self.shape:  # MindSpore Lite logs a failed copy and hands out an empty array
-            raise UserError(f"copying {self.nbytes:,} bytes from the device failed. See its health with `npu-smi info`")
+        if array.shape != self.shape:  # after a failed copy MindSpore Lite logs it and returns an empty array
+            raise UserError(
+                f"copying {self.nbytes:,} bytes from the device failed. Check its health with `npu-smi info`"
+            )
         _thread.device = self.device
         return array
 
 
 class DeviceCache:
-    """Every cache tensor of an artifact, by the name of the graph input it is bound to; zero at first.
+    """Every cache tensor of an artifact, by the name of the graph input that it is bound to. They start as zeros.
 
-    worth_copying: from how many tokens on copying them from one row to another costs less than computing them; many,
-    since every copy takes whole tensors to the host and back. An estimate: no board has been measured.
+    worth_copying: the number of tokens from which copying them between rows costs less than computing them. It is
+    large, because every copy moves whole tensors to the host and back. It is an estimate: no board was measured.
     """
 
     worth_copying = 256
@@ -83,25 +89,27 @@ class DeviceCache:
         self._zeros: dict[tuple[tuple[int, ...], str], np.ndarray] = {}
 
     def bind(self, wanted: TensorSpec) -> DeviceTensor:
-        """The tensor for this graph input, made when first asked for."""
+        """Return the tensor for this graph input; the first call allocates it."""
         if wanted.name not in self.arrays:
             tensor = DeviceTensor(self._lite, wanted.shape, wanted.dtype, self._device)
-            key = (wanted.shape, wanted.dtype)  # one array of zeros serves all caches: they have one shape
+            key = (wanted.shape, wanted.dtype)  # one array of zeros serves all caches, which have the same shape
             tensor.write(self._zeros.setdefault(key, np.zeros(*key)))
             self.arrays[wanted.name] = tensor
         return self.arrays[wanted.name]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensors that were allocated so far."""
         return sum(tensor.nbytes for tensor in self.arrays.values())
 
     def write(self, rows: Sequence[np.ndarray], start: np.ndarray, length: np.ndarray) -> None:
-        """Nothing: these graphs write their caches themselves (policy "in_place")."""
+        """Do nothing: these graphs write their caches themselves (policy "in_place")."""
 
     def reorder(self, source: np.ndarray, tokens: int) -> None:
-        """Row b becomes what row source[b] was, in its first `tokens` positions. source: [B] row numbers.
+        """Replace the first `tokens` positions of each row b by those of row source[b]. source: int [B], row numbers.
 
-        Every cache goes to the host and back, as MindSpore Lite has no copy within a device: beam search is slow here.
+        Every cache moves to the host and back, because MindSpore Lite cannot copy within a device. So beam search is
+        slow here.
         """
         moved = np.flatnonzero(source != np.arange(len(source)))
         if moved.size:
@@ -111,11 +119,11 @@ class DeviceCache:
                 tensor.write(array)
 
     def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
-        """Copies of the first `tokens` positions of `row`, by the tensors' names."""
+        """Return copies of the first `tokens` positions of `row`, each [G, tokens, D], by the names of the tensors."""
         return {name: tensor.read()[row, :, :tokens].copy() for name, tensor in self.arrays.items()}
 
     def fill(self, row: int, tokens: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Give `row` the first `tokens` positions that `held` gave."""
+        """Write into `row` the first `tokens` positions that `held` returned."""
         for name, tensor in self.arrays.items():
             array = tensor.read().copy()
             array[row, :, :tokens] = arrays[name]

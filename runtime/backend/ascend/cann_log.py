@@ -1,8 +1,8 @@
-"""What CANN's and MindSpore Lite's logs say went wrong, in a sentence, with what mends it.
+"""Finds in the logs of CANN and MindSpore Lite what went wrong, and says it in one sentence with a remedy.
 
-CANN reports "EZ3003: [PID: 1] 2025-02-25-14:07:19 No supported Ops kernel ... [name], optype [type]." (an error code,
-then the text; the parts in brackets come and go with the release). MindSpore Lite's lines have no codes: they are
-recognised by the texts of its sources, 2.7.
+CANN reports "EZ3003: [PID: 1] 2025-02-25-14:07:19 No supported Ops kernel ... [name], optype [type].": an error code,
+then the text. Some releases leave out the parts in brackets. The lines of MindSpore Lite have no codes; they are
+recognised by the texts in its sources, release 2.7.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ OPERATOR = (
 )
 OURS = re.compile(r"\[ERROR\] edgellama: (.+)")  # the operator package's own refusal
 
-# (pattern, cause, remedy); \1 in the cause is the pattern's group. The first that matches counts.
+# (pattern, cause, remedy); \1 in the cause stands for the group of the pattern. The first match counts.
 CAUSES: tuple[tuple[str, str, str], ...] = (
-    (r"Acl open device (\d+) failed", r"device \1 cannot be opened", "See its health with `npu-smi info`"),
+    (r"Acl open device (\d+) failed", r"device \1 cannot be opened", "Check its health with `npu-smi info`"),
     (
         r"(?:lib(?:ascendcl|acl\w*|graph|ge_\w+)\.so[\w.]*): cannot open shared object",
         "CANN's libraries are not found",
@@ -51,7 +51,7 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"(?:total w?input shape of 128|all inputs dims must be less than 128)",
-        "the model's inputs have more dimensions than MindSpore Lite takes with gears of the kind ge.dynamicDims",
+        "the model's inputs have more dimensions than MindSpore Lite accepts with gears of the kind ge.dynamicDims",
         "Export again with this release, whose gears are of another kind",
     ),
     (
@@ -61,7 +61,7 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"aclmdlLoadFromMem\w* failed, ret = (\d+)",
-        r"CANN cannot load the compiled model (status \1): compiled by another CANN release, or for another chip",
+        r"CANN cannot load the compiled model (status \1): another CANN release compiled it, or it is for another chip",
         "Convert the exported artifact with this host's CANN: `make convert ARTIFACT=...`",
     ),
     (
@@ -71,12 +71,12 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"Get ascend path failed",
-        "MindSpore Lite looks for CANN in a folder called latest, and the one that is loaded lies elsewhere",
+        "MindSpore Lite looks for CANN in a folder called latest, but the CANN that is loaded is in another folder",
         "Source the set_env.sh beside the folder latest of the CANN installation",
     ),
     (
         r"recover ir outputs failed",
-        "a custom operator's definition is not found, or not the one that the graph was written for",
+        "the definition of a custom operator is missing, or is another than the graph was written for",
         "Build and install the operator package of this release: `make kernels`",
     ),
     (
@@ -89,7 +89,13 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """cause: what failed, with the operator and CANN's error code where the log has them; remedy: what mends it."""
+    """What a log says went wrong.
+
+    - cause: what failed, with the operator and CANN's error code if the log has them
+    - remedy: what to do about it
+    - operator: type of the operator that failed, if one did
+    - code: CANN's error code, if the log has one
+    """
 
     cause: str
     remedy: str
@@ -101,7 +107,7 @@ class Finding:
 
 
 def explain(log: str) -> Finding | None:
-    """The first thing in the log that is known; None where nothing is."""
+    """Return the first known problem in the log, or None."""
     if ours := OURS.search(log):
         return _refusal(ours[1])
     code = CODE.search(log)
@@ -119,31 +125,30 @@ def explain(log: str) -> Finding | None:
 
 
 def _refusal(said: str) -> Finding:
-    """The exporter asks for nothing that the operators of the same release refuse."""
+    """Explain the refusal of an operator of this project: an export of the same release never causes one."""
     name, _, problem = said.partition(": ")
     if name not in CUSTOM_OPERATORS:
         name, problem = "", said
     return Finding(
         f"{f'operator {name}' if name else 'an operator of this project'} refused: {problem}",
-        "The artifact or the installed operator package is of another release: build and install the package with "
+        "The artifact and the installed operator package are of different releases: build and install the package with "
         "`make kernels`, then export and convert again",
         name or None,
     )
 
 
 def _operator(found: re.Match[str], code: re.Match[str] | None) -> Finding:
+    """Explain an operator that CANN or MindSpore Lite does not support."""
     kind, name = found["type"], found.groupdict().get("name")
     where = f"operator {kind}" + (f" (node {name})" if name else "")
     number = f"{code[1]}: " if code else ""
     if kind in CUSTOM_OPERATORS:
         remedy = (
-            "It is this project's: build and install its package with `make kernels`, and source its set_env.bash "
-            "where it was installed outside CANN"
+            "It belongs to this project: build and install its package with `make kernels`, and source its "
+            "set_env.bash if it is installed outside CANN"
         )
     else:
-        remedy = (
-            "This CANN has no kernel of it for the chip: install the matching CANN kernels package, or a later CANN"
-        )
+        remedy = "This CANN has no such kernel for the chip: install the matching CANN kernels package, or a later CANN"
     reason = re.search(r"Reason: (.{1,300}?)(?:\n|\.\[|$)", found.string[found.start() :])
     said = f", because: {reason[1]}" if reason else ""
     return Finding(f"{number}{where} is not supported{said}", remedy, kind, code[1] if code else None)

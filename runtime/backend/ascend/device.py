@@ -1,4 +1,4 @@
-"""Which NPU there is and what it has free, asked of CANN's Python module where it can be imported, else of npu-smi."""
+"""Finds an NPU and its free memory: asks CANN's Python module if it can be imported, else npu-smi."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from runtime.backend.ascend import npu_smi
 from runtime.backend.ascend.npu_smi import NpuSmi
 from runtime.errors import UserError
 
-TIMEOUT = 60  # seconds: opening a device for the first time after a reset takes a while
-TAIL_LINES = 6  # of what a probe that died printed
+TIMEOUT = 60  # seconds: after a reset, opening a device takes long
+TAIL_LINES = 6  # of the output of a process that died
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device that exists: its id, CANN's name of the chip, bytes of memory free and in all, and who said so."""
+    """A device of this host.
+
+    - id: the number that programs use
+    - soc: its SoC version, as CANN names it
+    - free, total: bytes of memory; 0 if unknown
+    - source: who reported it, "acl" or "npu-smi"
+    """
 
     id: int
     soc: str
@@ -29,7 +35,7 @@ class Device:
 
 
 def ask_acl(device: int) -> dict[str, Any] | None:
-    """What acl_probe prints; None where pyACL cannot be imported. Raises UserError where the process dies."""
+    """Return what acl_probe prints, or None if pyACL cannot be imported. Raises UserError if the process dies."""
     command = [sys.executable, "-m", "runtime.backend.ascend.acl_probe", str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
@@ -53,9 +59,9 @@ def find(
     ask: Callable[[int], dict[str, Any] | None] = ask_acl,
     read: Callable[[], NpuSmi | None] = npu_smi.read,
 ) -> Device:
-    """The device of this id. Raises UserError where there is none, with what there is and what to do.
+    """Return the device with this number. Raises UserError if there is none; it lists the devices, or what to install.
 
-    ask, read: where the answers come from; the real ones unless a test says otherwise.
+    ask, read: the sources of the answers; tests replace them.
     """
     acl = ask(device)
     if acl is not None and "error" not in acl and device < acl["count"]:
@@ -66,7 +72,7 @@ def find(
             if npu.device == device:
                 return Device(device, npu.soc, npu.free, npu.total, "npu-smi")
     if acl is not None and "error" in acl:
-        raise UserError(f"device {device} cannot be opened: {acl['error']}. See `npu-smi info` for its health")
+        raise UserError(f"device {device} cannot be opened: {acl['error']}. Check its health with `npu-smi info`")
     known = [npu.device for npu in table.npus] if table else list(range(acl["count"])) if acl else []
     if known:
         raise UserError(f"device_id is {device}; this host has {', '.join(map(str, known))}. Choose one of them")

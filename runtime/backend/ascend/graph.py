@@ -1,4 +1,4 @@
-"""A converted graph on an NPU: LiteGraph with the device's context, and every tensor in the device's memory."""
+"""A converted graph on an NPU: a LiteGraph with the context of the device and every tensor in its memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.errors import UserError
 
 
 class AscendGraph(LiteGraph):
-    """A graph whose buckets are gears of the compiled model; `resize` switches them as it does on the host."""
+    """A graph whose buckets are gears of the compiled model; `resize` switches between them, as on the host."""
 
     def __init__(self, artifact: Artifact, graph: Graph, device: int, *, show_native_log: bool = False) -> None:
         self.graph, self.device, self.converted = graph, device, artifact.manifest.converted
@@ -25,10 +25,12 @@ class AscendGraph(LiteGraph):
         super().__init__(artifact.file(graph.file), threads=1, show_native_log=show_native_log)
 
     def bind(self, arrays: Sequence[np.ndarray | DeviceTensor]) -> list[Any]:
-        """(tensor on the device, array that is copied to it before every run or None), in the order of `inputs`.
+        """Return one pair for each input, in the order of `inputs`.
 
-        Also the small inputs of a step are device tensors: on boards where host and NPU share memory MindSpore Lite
-        would hand the NPU a host array's address as it is."""
+        A pair is the tensor on the device, and the host array that is copied to it before every run (None for a cache).
+        The small inputs of a step are device tensors too: on boards where host and NPU share memory, MindSpore Lite
+        would pass the address of a host array to the NPU unchanged.
+        """
         if not self._outputs:
             self._outputs = [DeviceTensor(self._lite, out.shape, out.dtype, self.device) for out in self.graph.outputs]
         bound: list[tuple[DeviceTensor, np.ndarray | None]] = []
@@ -40,18 +42,18 @@ class AscendGraph(LiteGraph):
         return bound
 
     def run(self, bound: list[Any]) -> list[np.ndarray]:
-        """Run on what `bind` gave; copies of the outputs. Raises UserError with graph and gear where it fails."""
+        """Run on what `bind` returned and return copies of the outputs. Raises UserError, naming graph and gear."""
         with self._native:
             for tensor, array in bound:
                 if array is not None:
-                    tensor.write(array)  # the smallest tensors: on a new thread the first is read before
+                    tensor.write(array)  # small tensors: on a new thread the first write also reads
             try:
                 self._model.predict([tensor.tensor for tensor, _ in bound], [out.tensor for out in self._outputs])
             except RuntimeError as error:
                 gear = bound[0][0].shape
                 raise UserError(
                     f"{self.path}: running it on device {self.device} failed in the gear with {self.inputs[0]} {gear}: "
-                    f"{error}. What CANN said of it stands above; `make board-check` tells what works on this device"
+                    f"{error}. CANN's messages are above; `edgellama board-check` shows what works on this device"
                 ) from error
             return [out.read() for out in self._outputs]
 
@@ -72,9 +74,9 @@ class AscendGraph(LiteGraph):
 
 
 def open_device(artifact: Artifact, device_id: int) -> tuple[Device, DeviceCache]:
-    """Check everything that can be checked before anything is loaded; the device, and the artifact's cache on it.
+    """Check what can be checked before loading. Return the device, and the artifact's cache on it.
 
-    Raises UserError: what was found, what is needed, and the command that mends it.
+    Raises UserError: it says what was found, what is needed, and the command that helps.
     """
     if device_id < 0:
         raise UserError(f"device_id is {device_id}; needed: 0 or more")

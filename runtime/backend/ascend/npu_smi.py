@@ -1,7 +1,7 @@
-"""What `npu-smi info` prints, read: which NPUs there are and how much of their memory is in use.
+"""Reads the output of `npu-smi info`: which NPUs this host has, and how much of their memory is in use.
 
-npu-smi comes with the driver. Its table has two lines a chip; the memory is the last "used / total" of the second one
-(HBM where the chip has it, else the DDR it uses), in MiB.
+npu-smi comes with the driver. Its table has two lines per chip. The memory is the last "used / total" of the second
+line, in MiB: HBM if the chip has it, else DDR.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from runtime.errors import UserError
 
 MIB = 1 << 20
-TIMEOUT = 30  # seconds; a driver that hangs must not hang us
-PLACES = ("npu-smi", "/usr/local/sbin/npu-smi", "/usr/local/bin/npu-smi")  # the driver's folders are not in every PATH
+TIMEOUT = 30  # seconds, so that a driver that hangs does not hang this process
+# The folders of the driver are not in every PATH.
+PLACES = ("npu-smi", "/usr/local/sbin/npu-smi", "/usr/local/bin/npu-smi")
 FIRST = re.compile(r"^\|\s*\d+\s+(\w*\d{3}[\w-]*)\s*\|\s*(\w+)\s*\|")  # | 0  310B4 | OK | ...
 SECOND = re.compile(r"^\|\s*\d+(?:\s+(\d+))?\s*\|\s*\S+\s*\|(.*)\|\s*$")  # | 0 [device] | bus | ... used / total |
 USAGE = re.compile(r"(\d+)\s*/\s*(\d+)")
@@ -23,7 +24,7 @@ USAGE = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 @dataclass(frozen=True)
 class Npu:
-    """One chip: the device id that programs use, CANN's name of it, its health, and bytes of memory."""
+    """One chip: the number that programs use, its SoC version, its health, and bytes of memory."""
 
     device: int
     soc: str
@@ -38,14 +39,14 @@ class Npu:
 
 @dataclass(frozen=True)
 class NpuSmi:
-    """The tool's version, which is the driver's, and the chips in the order of the table."""
+    """The version of the tool, which is that of the driver, and the chips in the order of the table."""
 
     version: str
     npus: tuple[Npu, ...]
 
 
 def parse(text: str) -> NpuSmi:
-    """Read the output of `npu-smi info`. Raises UserError where it is no such table."""
+    """Read the output of `npu-smi info`. Raises UserError if it is not such a table."""
     version = re.search(r"npu-smi\s+\S+\s+Version:\s*(\S+)", text)
     if version is None:
         last = text.strip().splitlines()[-1:] or ["nothing"]
@@ -69,7 +70,7 @@ def parse(text: str) -> NpuSmi:
 
 
 def read() -> NpuSmi | None:
-    """Run npu-smi; None where there is none. Raises UserError where it fails."""
+    """Run npu-smi. Return None if it is not installed. Raises UserError if it fails."""
     command = next((found for place in PLACES if (found := shutil.which(place))), None)
     if command is None:
         return None

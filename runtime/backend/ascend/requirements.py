@@ -1,4 +1,4 @@
-"""What must hold before an Ascend artifact is loaded: the right chip, a converted graph, memory, MindSpore Lite."""
+"""Checks before an Ascend artifact is loaded: the chip, the conversion, free memory, and MindSpore Lite's features."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from runtime.artifact.manifest import Artifact, Manifest
 from runtime.backend.ascend.device import Device
 from runtime.errors import UserError
 
-# MindSpore Lite allocates a buffer of its own on the device for every input of a model when it loads it, and another
-# in page-locked host memory, though a cache is then bound by the address of ours (its model_process.cc and
+# When MindSpore Lite loads a model, it allocates a buffer on the device for every input, and another in page-locked
+# host memory, although a cache is later bound by the address of our tensor (its model_process.cc and
 # single_op_session.cc, 2.7). So a cache counts twice on the device and once on the host.
 DEVICE_CACHES, HOST_CACHES = 2, 1
-LITE = "Install MindSpore Lite 2.4.1 or later for Ascend (kernels/ascend/BOARD.md says from where)"
+LITE = "Install MindSpore Lite 2.4.1 or later for Ascend (kernels/ascend/BOARD.md says where to get it)"
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes that loading takes at the least; the workspace, which CANN decides, comes on top."""
+    """Bytes that loading takes at least. CANN's workspace comes on top."""
 
     weights: int
     device_cache: int
@@ -28,22 +28,28 @@ class Needed:
 
     @classmethod
     def of(cls, weights: int, cache: int) -> Needed:
-        """From the bytes of the graph's files and of the KV cache."""
+        """Compute them from the bytes of the graph's files and of the KV cache."""
         return cls(weights, DEVICE_CACHES * cache, HOST_CACHES * cache)
 
     def on_device(self, chip: Chip) -> int:
-        """On a chip that shares the board's memory the file that is being read and the host's buffers count too."""
+        """Return the bytes on the device.
+
+        On a chip that shares the host's memory, the file that is being read and the host's buffers count too.
+        """
         own = self.weights + self.device_cache
         return own + self.weights + self.host_cache if chip.shares_memory else own
 
 
 def needed(manifest: Manifest) -> Needed:
-    """From the sizes that the manifest lists."""
+    """Compute what an artifact needs from the sizes in its manifest."""
     return Needed.of(sum(entry.bytes for entry in manifest.files()), manifest.cache.nbytes)
 
 
 def missing_features(lite: Any) -> list[str]:
-    """What this `mindspore_lite` lacks of what the runtime uses, by looking, whatever its version says."""
+    """Return the features that the runtime uses and this `mindspore_lite` does not have.
+
+    It looks at the functions, not at the version.
+    """
     wanted = (
         (lite.Tensor.__init__, "device", "Tensor(device=...)"),
         (lite.Model.predict, "outputs", "Model.predict(inputs, outputs)"),
@@ -53,19 +59,20 @@ def missing_features(lite: Any) -> list[str]:
 
 
 def check_lite(lite: Any) -> None:
-    """Raises UserError where this MindSpore Lite cannot hold tensors on a device."""
+    """Raise UserError if this MindSpore Lite cannot hold tensors on a device."""
     if missing := missing_features(lite):
         version = getattr(lite, "__version__", "of unknown version")
         raise UserError(f"MindSpore Lite {version} lacks {', '.join(missing)}. {LITE}")
 
 
 def check_converted(artifact: Artifact) -> None:
-    """Raises UserError for a graph that CANN has not compiled yet, or not with every bucket."""
+    """Raise UserError if CANN has not compiled the graph yet, or not for every bucket."""
     converted = artifact.manifest.converted
     if converted is None:
         raise UserError(
-            f"{artifact.path}: exported for {artifact.manifest.target}, but not converted yet: CANN compiles its graph "
-            f"once, for one chip. On a host with CANN: `make convert ARTIFACT={artifact.path}`"
+            f"{artifact.path}: exported for {artifact.manifest.target}, but not converted yet: CANN must compile its "
+            f"graph for one SoC version. On a board with CANN: `make convert ARTIFACT={artifact.path}` or "
+            f"`edgellama convert {artifact.path}`. On another host with CANN add SOC=... or --soc ..."
         )
     if lost := sorted(set(artifact.manifest.buckets) - set(converted.buckets)):
         raise UserError(
@@ -75,7 +82,7 @@ def check_converted(artifact: Artifact) -> None:
 
 
 def check_device(artifact: Artifact, device: Device) -> Chip:
-    """The device's chip. Raises UserError if the artifact cannot run there.
+    """Return the device's chip. Raises UserError if the artifact cannot run there.
 
     It accepts what the table of chips says is compatible (kernels/ascend/chips.py), and nothing else: the device's SoC
     version belongs to the chip that the artifact's target names, and the graph was converted for the same SoC version
@@ -106,7 +113,7 @@ def check_device(artifact: Artifact, device: Device) -> Chip:
 
 def _check_memory(artifact: Artifact, device: Device, chip: Chip) -> None:
     wants = needed(artifact.manifest)
-    if device.total == 0 or wants.on_device(chip) <= device.free:  # 0: neither acl nor npu-smi could say
+    if device.total == 0 or wants.on_device(chip) <= device.free:  # 0: neither acl nor npu-smi knows
         return
     parts = f"weights {_gb(wants.weights)}, caches {_gb(wants.device_cache)}"
     if chip.shares_memory:
