@@ -1,8 +1,8 @@
-"""Runs the package's kernels, compiled unchanged with g++, on the stand-in for a chip.
+"""Compiles the kernels of the package unchanged with g++, and runs them on a stand-in for a chip.
 
-`fused_attention` and `lm_head` have the signature and the meaning of their namesakes in kernels.reference. Besides
-computing, they raise StandInError where the chip would misbehave (see standin/standin/report.h for the kinds of
-error). They tell nothing about speed.
+`fused_attention` and `lm_head` compute what the functions of the same names in kernels.reference compute. They raise
+StandInError if a kernel does what would go wrong on the chip (standin/standin/report.h lists the kinds of error). They
+do not measure speed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
 
 class StandInError(RuntimeError):
-    """A kernel did what the chip would punish. `kind` is the word in brackets at the start of the message."""
+    """A kernel did what would go wrong on the chip."""
 
     @property
     def kind(self) -> str:
+        """The kind of error: the word in brackets at the start of the message."""
         return str(self).partition("]")[0].lstrip("[")
 
     @property
     def check(self) -> str:
-        """File and line of the check that found it, the words in brackets at the end of the message."""
+        """File and line of the check that found the error: the words in brackets at the end of the message."""
         return str(self).rpartition("(")[2].rstrip(")")
 
 
@@ -46,10 +47,15 @@ class TilingError(ValueError):
 
 
 def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2") -> Path:
-    """Compiles `sources` against the stand-in of `chip` into a shared library under build/, unless it is there."""
+    """Compile `sources` against the stand-in of a target's chip. Return the shared library under build/.
+
+    It compiles only what changed. Raises RuntimeError without a compiler, or if compiling fails.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise RuntimeError("the Ascend stand-in needs a C++ compiler: none called g++ was found; set CXX to another")
+        raise RuntimeError(
+            "the Ascend stand-in needs a C++ compiler, and g++ was not found. Install it or set CXX to another"
+        )
     flags = ["-std=c++17", optimise, "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
     flags += [f"-D__NPU_ARCH__={CHIPS[chip].arch}", f"-I{HERE / 'standin'}"]
     table = chip_table(chip)
@@ -71,7 +77,10 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
 
 
 def chip_table(name: str) -> str:
-    """The header chip_table.h: standin::kChip (standin/standin/chip.h) with the table's facts of a target's chip."""
+    """Return the header chip_table.h, which defines standin::kChip (standin/standin/chip.h) from the table of chips.
+
+    name: the target.
+    """
     chip = CHIPS[name]
     buffers = chip.buffers
     values: dict[str, int | str] = {
@@ -103,18 +112,24 @@ def chip_table(name: str) -> str:
 def load(
     chip: str, sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS), optimise: str = "-O2"
 ) -> ctypes.CDLL:
-    """The library of `chip` ("ascend310p", ...) with the given kernels and the stand-in's launcher."""
+    """Return the library of a target's chip with the given kernels and the launcher of the stand-in."""
     return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)), optimise)))
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One pointer argument of a kernel."""
+    """One pointer argument of a kernel.
+
+    - name: for messages
+    - array: its memory; None is a null pointer
+    - writable: whether the kernel may write it
+    - fresh: whether it is uninitialised memory, which the kernel must write before it reads it
+    """
 
     name: str
     array: Array | None
     writable: bool = False
-    fresh: bool = False  # uninitialised memory: reading what the kernel did not write is an error
+    fresh: bool = False
 
 
 def launch(
@@ -126,7 +141,17 @@ def launch(
     workers: int | None = None,
     key: int = 0,
 ) -> int:
-    """Runs a kernel on `workers` cores (default: `blocks`). Returns the most bytes of unified buffer a core took."""
+    """Run a kernel and return the most bytes of unified buffer that one core used.
+
+    - library: what `load` returned
+    - kernel: name of the entry point
+    - arguments: in the kernel's order
+    - blocks: what the kernel sees as the number of blocks
+    - workers: number of cores to run it on; None is `blocks`
+    - key: the tiling key
+
+    Raises StandInError.
+    """
     count = len(arguments)
     pointers = (ctypes.c_void_p * count)(*(a.array.ctypes.data if a.array is not None else None for a in arguments))
     names = (ctypes.c_char_p * count)(*(a.name.encode() for a in arguments))
@@ -162,34 +187,45 @@ class _Summary(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the tiling function of an operator decides."""
+class TilingPlan:
+    """What the tiling function of an operator decides.
+
+    - key: the tiling key, which selects the kernel
+    - blocks, workers: as for `launch`
+    - workspace_bytes: global memory that the kernel needs besides its arguments
+    - ub_bytes: unified buffer that the kernel takes on each core
+    - details: for attention at one token the keys of a tile and the splits; for others see standin/tiling.cpp
+    - tiling: the structure that the kernel reads, uint8
+    """
 
     key: int
     blocks: int
     workers: int
     workspace_bytes: int
     ub_bytes: int
-    details: tuple[int, ...]  # decode: keys, splits; others: see standin/tiling.cpp
+    details: tuple[int, ...]
     tiling: Array
 
 
 def limits(chip: str) -> list[int]:
-    """UB, L1, L0A, L0B, L0C in bytes, cube cores, vector cores, __NPU_ARCH__: what the stand-in knows of `chip`."""
+    """Return the chip's limits: UB, L1, L0A, L0B, L0C in bytes, cube cores, vector cores, __NPU_ARCH__."""
     values = (ctypes.c_int64 * 8)()
     load(chip).standin_chip(values)
     return list(values)
 
 
-def plan(chip: str, operator: str, shape: list[int], scale: float = 0.0, chip_limits: list[int] | None = None) -> Plan:
-    """Runs an operator's tiling function.
+def plan(
+    chip: str, operator: str, shape: list[int], scale: float = 0.0, chip_limits: list[int] | None = None
+) -> TilingPlan:
+    """Run the tiling function of an operator.
 
-    operator, and what its shape lists:
+    operator and shape:
     - "fused_attention": rows, tokens, width of qkv, heads, key/value heads, head size, capacity, rotary positions,
       window.
     - "lm_head": rows, hidden size, vocabulary.
 
-    Raises TilingError with the operator's message.
+    scale: of the scores. chip_limits: as `limits` returns them; None is those of the chip. Raises TilingError with the
+    message of the operator.
     """
     summary, message = _Summary(), ctypes.create_string_buffer(512)
     tiling = np.zeros(2048, np.uint8)
@@ -204,7 +240,7 @@ def plan(chip: str, operator: str, shape: list[int], scale: float = 0.0, chip_li
     )
     if failed:
         raise TilingError(message.value.decode())
-    return Plan(
+    return TilingPlan(
         summary.key,
         summary.blocks,
         summary.workers,
@@ -230,7 +266,7 @@ def fused_attention(
     chip: str = "ascend310p",
     chip_limits: list[int] | None = None,
 ) -> Array:
-    """kernels.reference.fused_attention on the stand-in of `chip`. float16 data, caches mutated, float16 result."""
+    """Run kernels.reference.fused_attention on the stand-in of `chip`: float16 data and result, caches written."""
     _check(
         ("qkv", qkv, np.float16),
         ("k_cache", k_cache, np.float16),
@@ -264,7 +300,7 @@ def fused_attention(
 
 
 def lm_head(x: Array, weight: Array, *, chip: str = "ascend310p", chip_limits: list[int] | None = None) -> Array:
-    """kernels.reference.lm_head on the stand-in of `chip`. float16 data, float32 result."""
+    """Run kernels.reference.lm_head on the stand-in of `chip`: float16 data, float32 result."""
     _check(("x", x, np.float16), ("weight", weight, np.float16))
     decided = plan(chip, "lm_head", [*x.shape, len(weight)], chip_limits=chip_limits)
     logits = np.full((len(x), len(weight)), np.nan, np.float32)
@@ -279,7 +315,7 @@ def _check(*given: tuple[str, Array, type[np.generic]]) -> None:
             raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
 
 
-def _run(chip: str, operator: str, arguments: list[Argument], decided: Plan) -> None:
+def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPlan) -> None:
     peak = launch(
         load(chip),
         operator,
