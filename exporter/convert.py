@@ -5,6 +5,7 @@ The result is a separate folder beside the exported one. The exported one can be
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,24 @@ class ConvertOptions:
     artifact: Path
     soc: str | None = None
     out: Path | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter convert`."""
+    parser.description = (
+        "Writes a folder beside the artifact. Needs a host with CANN, the operator package of kernels/ascend and "
+        "MindSpore Lite for Ascend; no NPU."
+    )
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--soc", help="SoC version to compile for (default: the one of this host's NPU)")
+    parser.add_argument("--out", type=Path, help="folder (default: <artifact>-<chip>)")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `convert`. Raises UserError as `convert` does."""
+    out = convert(ConvertOptions(arguments.artifact, arguments.soc, arguments.out), progress)
+    progress.console.print(f"wrote {out}; on the board: python -m runtime generate {out} --prompt ...", highlight=False)
 
 
 def convert(options: ConvertOptions, progress: Progress) -> Path:

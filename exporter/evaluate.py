@@ -7,6 +7,7 @@ the token that follows: scores see both paths, and every one of them at least ha
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -160,13 +161,27 @@ def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats
     return np.asanyarray(np.load(result, mmap_mode="r"))
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter evaluate`."""
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument(
+        "--text", type=Path, default=TEXT, help="UTF-8 text (default: two chapters of Alice in Wonderland)"
+    )
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the text to use (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `evaluate`. Raises UserError as `evaluate` does."""
+    main(arguments.artifact, arguments.checkpoint, arguments.text, arguments.tokens, arguments.json, progress)
+
+
 def main(folder: Path, checkpoint: str | None, text: Path, tokens: int, as_json: bool, progress: Progress) -> None:
-    """python -m exporter evaluate: print the figures, as text or as one JSON object."""
+    """Print the figures as text or as one JSON object. Raises UserError as `evaluate` does."""
     artifact = Artifact.open(folder)
-    opened = opened_for(artifact.manifest, checkpoint)
-    if opened.config.to_dict() != artifact.manifest.config:
-        raise UserError(f"{opened.path} is another model than {folder} was exported from")
-    found = evaluate(artifact, opened, text, tokens, progress)
+    found = evaluate(artifact, opened_for(artifact.manifest, checkpoint), text, tokens, progress)
     if as_json:
         print(json.dumps({"artifact": artifact.manifest.name, **asdict(found)}))
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +16,8 @@ from exporter import verify
 from exporter.ascend.convert_config import CONFIG, conversion_config
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.open import open_model
+from exporter.export_options import ExportOptions, add_options, given_options, shape_of
 from exporter.graph_spec import Input, Shape, declared_inputs
-from exporter.network.config import LlamaConfig
 from exporter.opsets.ascend_model_checks import check_operators, logits_in_float32
 from exporter.progress import Progress
 from exporter.targets import TARGETS
@@ -36,38 +37,30 @@ from runtime.artifact.manifest import (
 )
 from runtime.errors import UserError
 
-BUCKETS = (32, 128, 512)
-CONTEXT = 2048
 MOST_ELEMENTS = 1 << 31
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `make export` takes. None means the default of the target, or the one that fits the model."""
-
-    model: str
-    target: str = next(iter(TARGETS))
-    weights: str | None = None
-    cache: str | None = None
-    context: int | None = None
-    buckets: tuple[int, ...] | None = None
-    batch: int = 1
-    out: Path | None = None
-    verify: bool = True
-    synthetic: bool = False
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UserError(f"TARGET {self.target!r} is unknown; choose from {', '.join(TARGETS)}")
-        if self.batch < 1:
-            raise UserError(f"BATCH is {self.batch}; an artifact has at least 1 row")
-        if self.seed is not None and not self.synthetic:
-            raise UserError(f"SEED is {self.seed}, which is for random weights. Give SYNTHETIC=1 too, or no SEED")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter export`."""
+    add_options(parser)
+    parser.set_defaults(run=run_export)
 
 
-def export(options: Options, progress: Progress) -> Path:
+def run_export(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `export`. Raises UserError as `export` does."""
+    out = export(ExportOptions(**given_options(arguments)), progress)
+    progress.console.print(f"wrote {out}", highlight=False)
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter artifact-folder`, which the Makefile uses."""
+    parser.description = "Print the folder that `export` writes with the same arguments."
+    add_options(parser)
+    parser.set_defaults(run=lambda arguments, _: print(ExportOptions(**given_options(arguments)).folder()))
+
+
+def export(options: ExportOptions, progress: Progress) -> Path:
     """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
@@ -75,7 +68,7 @@ def export(options: Options, progress: Progress) -> Path:
     shape, buckets = shape_of(options, checkpoint.config, ops)
     if shape.chip is not None and not logits_in_float32(checkpoint.config):
         progress.console.print("The logits will be float16: the vocabulary or the hidden size is no multiple of 16")
-    out = options.out or Path("artifacts") / f"{source.name}-{options.target}-{shape.weights}"
+    out = options.folder()
     tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
 
     with atomic_folder.whole(out) as partial:
@@ -91,34 +84,6 @@ def export(options: Options, progress: Progress) -> Path:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         write_manifest(partial, manifest)
     return out
-
-
-def _choice(what: str, value: str | None, choices: Sequence[str], target: str) -> str:
-    if value is not None and value not in choices:
-        raise UserError(f"{what} {value!r} with TARGET {target}; choose from {', '.join(choices)}")
-    return value or choices[0]
-
-
-def shape_of(options: Options, config: LlamaConfig, ops: Any) -> tuple[Shape, tuple[int, ...]]:
-    """The shape at the largest bucket, and every bucket, 1 (decode) among them.
-
-    ops: an op set's module, or its WEIGHTS, CACHES and check. Raises UserError for what does not fit the model.
-    """
-    longest = config.max_position_embeddings
-    context = min(CONTEXT, longest) if options.context is None else options.context
-    if not 1 <= context <= longest:
-        raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
-    buckets = tuple(b for b in BUCKETS if b <= context) if options.buckets is None else options.buckets
-    if bad := [b for b in buckets if not 1 <= b <= context]:
-        raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
-    buckets = tuple(sorted({1, *buckets}))
-    weights = _choice("WEIGHTS", options.weights, ops.WEIGHTS, options.target)
-    # float32 weights are for exactness: rounding keys and values to float16 moves the logits by a thousandth.
-    exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
-    cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
-    shape = Shape(options.batch, buckets[-1], context, weights, cache, TARGETS[options.target].chip)
-    ops.check(config, shape, buckets)
-    return shape, buckets
 
 
 def _write_graphs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,18 @@ from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
 from runtime.errors import UserError
 
 NEW_ROWS = ("k_new.", "v_new.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter inspect`."""
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help="write each graph as ONNX, for Netron")
+    parser.set_defaults(run=run_inspect)
+
+
+def run_inspect(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `inspect`. Raises UserError as `inspect` does."""
+    inspect(arguments.artifact, arguments.onnx, progress)
 
 
 def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:

@@ -7,6 +7,7 @@ names and cannot share one.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint.base import Checkpoint
+from exporter.checkpoint.open import opened_for
 from exporter.progress import Progress
 from exporter.reference import reference_logits
 from exporter.rounded import RoundedCheckpoint
-from runtime.artifact.manifest import Manifest, Parity
+from runtime.artifact.manifest import Artifact, Manifest, Parity
 from runtime.errors import UserError
 
 DECODE_STEPS = 64
@@ -31,6 +33,21 @@ SEED = 0
 # is one over the rounded weights where the artifact's op set is cpu.
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02}
 CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}  # at least; int16: float16's bits
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter verify`."""
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `verify`: check the hash of every file, then the logits. Raises UserError if a check fails."""
+    with progress.stage("Hashing every file"):
+        artifact = Artifact.open(arguments.artifact, check_data=True)
+    checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
+    prove(artifact.path, artifact.manifest, checkpoint, progress)
 
 
 def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:

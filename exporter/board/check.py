@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -27,6 +28,19 @@ from runtime.errors import UserError
 
 TIMEOUT = 1800  # seconds for the run of the probe, so that a driver that hangs does not hang the command
 OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter board-check`."""
+    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="NPU (default: %(default)s)")
+    parser.add_argument("--probe", type=Path, metavar="DIR", help="what board-probe made (default: make it here)")
+    parser.add_argument("--json", type=Path, default=Path("build/board-check.json"), help="default: %(default)s")
+    parser.set_defaults(run=run_check)
+
+
+def run_check(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `board-check`. Raises UserError as `check` does."""
+    check(arguments.device_id, arguments.probe, arguments.json, progress)
 
 
 def check(device_id: int, probe: Path | None, report: Path, progress: Progress) -> None:

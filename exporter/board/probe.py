@@ -6,6 +6,7 @@ conversion, the operator package, gears, caches that are written in place, the e
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from exporter.checkpoint.open import open_checkpoint
-from exporter.export import Options, export
+from exporter.export import export
+from exporter.export_options import ExportOptions
 from exporter.progress import Progress
 from exporter.reference import reference_logits
 
@@ -40,6 +42,20 @@ CONFIG = {
 }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter board-probe`."""
+    parser.add_argument("--target", required=True, help="ascend310p, ascend310b or ascend910b")
+    parser.add_argument("--out", type=Path, help="folder (default: build/board-probe-<target>)")
+    parser.set_defaults(run=run_probe)
+
+
+def run_probe(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `board-probe`. Raises UserError as `make` does."""
+    out = arguments.out or Path(f"build/board-probe-{arguments.target}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    progress.console.print(f"wrote {make(arguments.target, out, progress)}; copy it to the board", highlight=False)
+
+
 def make(target: str, out: Path, progress: Progress, weights: str | None = None) -> Path:
     """Export the probe for `target` into the folder `out`, and return the folder.
 
@@ -47,7 +63,7 @@ def make(target: str, out: Path, progress: Progress, weights: str | None = None)
     """
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = write_checkpoint(Path(scratch) / "board-probe")
-        options = Options(str(checkpoint), target, weights, context=CONTEXT, buckets=BUCKETS, batch=ROWS, out=out)
+        options = ExportOptions(str(checkpoint), target, weights, context=CONTEXT, buckets=BUCKETS, batch=ROWS, out=out)
         export(options, progress)
         tokens, logits = expected(checkpoint)
         np.savez(out / EXPECTED, tokens=tokens, prompts=np.array(PROMPTS), logits=logits)

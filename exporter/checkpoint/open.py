@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.checkpoint.base import Checkpoint, read_json
 from exporter.checkpoint.presets import PRESETS
-from exporter.checkpoint.source import ResolvedSource, folder_name, resolve
+from exporter.checkpoint.source import ResolvedSource, model_name, resolve
 from exporter.checkpoint.synthetic import SyntheticCheckpoint
 from exporter.network.config import LlamaConfig
 from runtime.artifact.manifest import Manifest
@@ -39,7 +39,7 @@ def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint
     origin = f"synthetic: random weights, seed {seed}"
     if preset is not None:
         checkpoint = SyntheticCheckpoint(preset.config, seed)
-        return ResolvedSource(f"{preset.name}-synthetic", checkpoint.path, origin, None), checkpoint
+        return ResolvedSource(f"{model_name(model)}-synthetic", checkpoint.path, origin, None), checkpoint
     if not (folder / "config.json").is_file():
         raise UserError(
             f"random weights (SYNTHETIC=1) need a config: MODEL {model!r} is neither a preset nor a folder with a "
@@ -47,10 +47,16 @@ def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint
         )
     config = LlamaConfig.from_dict(read_json(folder / "config.json"))
     checkpoint = SyntheticCheckpoint(config, seed, folder)
-    return ResolvedSource(f"{folder_name(folder.resolve().name)}-synthetic", folder, origin, None), checkpoint
+    return ResolvedSource(f"{model_name(model)}-synthetic", folder, origin, None), checkpoint
 
 
 def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
-    """What an artifact was exported from: `model`, or what its manifest names."""
+    """Open the checkpoint that an artifact was exported from: `model`, or the source in its manifest.
+
+    Raises UserError if it is another model.
+    """
     source = manifest.source
-    return open_model(model or source.model, source.seed if model is None else None)[1]
+    checkpoint = open_model(model or source.model, source.seed if model is None else None)[1]
+    if checkpoint.config.to_dict() != manifest.config:
+        raise UserError(f"{checkpoint.path} is another model than the one that {manifest.name} was exported from")
+    return checkpoint

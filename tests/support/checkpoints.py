@@ -135,7 +135,7 @@ def byte_tokenizer(vocab_size: int) -> Any:
 
 
 def export_all(jobs: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Export one artifact per mapping of exporter.export.Options, all in one process of its own.
+    """Export one artifact per mapping of exporter.export_options.ExportOptions, all in one process of its own.
 
     MindSpore, which export imports, cannot live in this one beside MindSpore Lite.
     """
@@ -147,14 +147,15 @@ def export_all(jobs: Sequence[Mapping[str, Any]]) -> list[Path]:
 
 def _main() -> None:
     sys.path[0] = str(ROOT)
-    from exporter.export import Options, export
+    from exporter.export import export
+    from exporter.export_options import ExportOptions
     from exporter.progress import Progress
 
     for job in json.load(sys.stdin):
         job["out"] = Path(job["out"])
         if job.get("buckets"):
             job["buckets"] = tuple(job["buckets"])
-        export(Options(**job), Progress())
+        export(ExportOptions(**job), Progress())
 
 
 if __name__ == "__main__":

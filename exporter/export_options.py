@@ -1,0 +1,215 @@
+"""The options of an export. Each option is declared once: as a field of `ExportOptions`.
+
+These follow from the declarations:
+- the command lines of `export` and `plan`
+- the checks of the values
+- the variables that the Makefile forwards, and README's table of options (a test compares them)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint.source import model_name
+from exporter.graph_spec import Shape
+from exporter.network.config import LlamaConfig
+from exporter.plan.tensors import OPSETS
+from exporter.targets import TARGETS
+from runtime.errors import UserError
+
+BUCKETS = (32, 128, 512)
+CONTEXT = 2048
+ARTIFACTS = Path("artifacts")
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Parse a list such as "32,128,512". Raises ArgumentTypeError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32,128,512") from error
+
+
+def _check_target(target: str) -> None:
+    if target not in TARGETS:
+        raise UserError(f"TARGET {target!r} is unknown; choose from {', '.join(TARGETS)}")
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise UserError(f"BATCH is {batch}; an artifact has at least 1 row")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What an option is, beside the name, type and default of its field.
+
+    help: one phrase, for the command line and README
+    shown: the default as documentation shows it; None: the default of the field
+    parse: converts the text of the command line
+    check: raises UserError for a value that no model and no target allows
+    planned: whether `plan` takes the option too
+    """
+
+    help: str
+    shown: str | None = None
+    parse: Callable[[str], Any] = str
+    check: Callable[[Any], None] | None = None
+    planned: bool = True
+
+
+def _declared(help: str, **details: Any) -> dict[str, Declaration]:
+    """Return the metadata of a field."""
+    return {"option": Declaration(help, **details)}
+
+
+def _targets() -> str:
+    boards = ", ".join(name for name, target in TARGETS.items() if target.chip is not None)
+    return (
+        "cpu: fused kernels inside MindSpore Lite; portable: built-in operators only, float32; "
+        f"{boards}: Ascend C kernels, float16"
+    )
+
+
+def _choices(attribute: str) -> str:
+    return "; ".join(f"{name}: {', '.join(getattr(opset, attribute))}" for name, opset in OPSETS.items())
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `make export` and `python -m exporter export`.
+
+    None means that the default depends on the target or the model. Raises UserError for a value that is never valid;
+    `shape_of` checks the values that depend on the model.
+    """
+
+    model: str = field(metadata=_declared("a preset, a Hugging Face folder, a hub id or a .gguf file"))
+    target: str = field(default=next(iter(TARGETS)), metadata=_declared(_targets(), check=_check_target))
+    weights: str | None = field(
+        default=None,
+        metadata=_declared(f"weight format ({_choices('WEIGHTS')})", shown="the target's first"),
+    )
+    cache: str | None = field(
+        default=None,
+        metadata=_declared(f"dtype of the KV cache ({_choices('CACHES')})", shown="the target's first"),
+    )
+    context: int | None = field(
+        default=None,
+        metadata=_declared(
+            "tokens that the cache of a row holds", shown=f"{CONTEXT}, or the model's maximum", parse=int
+        ),
+    )
+    buckets: tuple[int, ...] | None = field(
+        default=None,
+        metadata=_declared(
+            "prefill lengths; decode (1 token) is always added",
+            shown=",".join(map(str, BUCKETS)),
+            parse=whole_numbers,
+        ),
+    )
+    batch: int = field(default=1, metadata=_declared("rows that are generated together", parse=int, check=_check_batch))
+    out: Path | None = field(
+        default=None,
+        metadata=_declared(
+            "folder of the artifact", shown=f"{ARTIFACTS}/<model>-<target>-<weights>", parse=Path, planned=False
+        ),
+    )
+    verify: bool = field(
+        default=True,
+        metadata=_declared("compare the artifact with an independent reference at the end", planned=False),
+    )
+    synthetic: bool = field(
+        default=False,
+        metadata=_declared(
+            "random weights, to measure size, memory and speed without a download; MODEL gives the config only",
+            planned=False,
+        ),
+    )
+    seed: int | None = field(
+        default=None, metadata=_declared("seed of the random weights", shown="0", parse=int, planned=False)
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if (check := declaration(option).check) is not None:
+                check(getattr(self, option.name))
+        if self.seed is not None and not self.synthetic:
+            raise UserError(f"SEED is {self.seed}, which is for random weights. Give SYNTHETIC=1 too, or no SEED")
+
+    def folder(self) -> Path:
+        """Return the folder of the artifact: `out`, or the default. Reads no file of the model."""
+        if self.out is not None:
+            return self.out
+        name = model_name(self.model) + ("-synthetic" if self.synthetic else "")
+        weights = self.weights or OPSETS[TARGETS[self.target].opset].WEIGHTS[0]
+        return ARTIFACTS / f"{name}-{self.target}-{weights}"
+
+
+def declaration(option: Field[Any]) -> Declaration:
+    """Return the declaration of a field of ExportOptions."""
+    found: Declaration = option.metadata["option"]
+    return found
+
+
+def shown_default(option: Field[Any]) -> str:
+    """Return the default of a field of ExportOptions as documentation shows it; "" for a required option."""
+    shown = declaration(option).shown
+    if shown is not None:
+        return shown
+    if isinstance(option.default, bool):
+        return str(int(option.default))
+    return "" if option.default is MISSING else str(option.default)
+
+
+def add_options(parser: argparse.ArgumentParser, *, planned: bool = False) -> None:
+    """Declare the options on a command line. planned: only those that `plan` takes."""
+    for option in fields(ExportOptions):
+        declared, flag = declaration(option), f"--{option.name}"
+        if planned and not declared.planned:
+            continue
+        if option.default is MISSING:
+            parser.add_argument(option.name, help=declared.help)
+        elif isinstance(option.default, bool):
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=switch, default=argparse.SUPPRESS, help=declared.help)
+        else:
+            described = f"{declared.help} (default: {shown_default(option)})"
+            parser.add_argument(flag, type=declared.parse, default=argparse.SUPPRESS, help=described)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that the command line gave, by field name. ExportOptions has the defaults of the others."""
+    names = {option.name for option in fields(ExportOptions)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def shape_of(options: ExportOptions, config: LlamaConfig, ops: Any) -> tuple[Shape, tuple[int, ...]]:
+    """Return the shape of the graph at the largest bucket, and all buckets with 1 (decode) first.
+
+    ops: an op set's module, or its WEIGHTS, CACHES and check. Raises UserError for options that do not fit the model.
+    """
+    longest = config.max_position_embeddings
+    context = min(CONTEXT, longest) if options.context is None else options.context
+    if not 1 <= context <= longest:
+        raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
+    buckets = tuple(b for b in BUCKETS if b <= context) if options.buckets is None else options.buckets
+    if bad := [b for b in buckets if not 1 <= b <= context]:
+        raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
+    buckets = tuple(sorted({1, *buckets}))
+    weights = _choice("WEIGHTS", options.weights, ops.WEIGHTS, options.target)
+    # float32 weights are for exactness: a float16 cache would change the logits by a thousandth.
+    exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
+    cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
+    shape = Shape(options.batch, buckets[-1], context, weights, cache, TARGETS[options.target].chip)
+    ops.check(config, shape, buckets)
+    return shape, buckets
+
+
+def _choice(what: str, value: str | None, choices: Sequence[str], target: str) -> str:
+    if value is not None and value not in choices:
+        raise UserError(f"{what} {value!r} with TARGET {target}; choose from {', '.join(choices)}")
+    return value or choices[0]
