@@ -17,6 +17,7 @@ from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes
 from kernels.cpu.packing import pack, pack_quantized
 from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
+from runtime.backend.cpu_kernels import kernel_library
 from runtime.errors import UserError
 
 # --weights -> the packed format of the layers' matrices
@@ -57,6 +58,7 @@ def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece
     GGUF's Q8_0 comes out of int8 as it went in: each group's largest is 127 steps of its scale, so rounding again finds
     the same scale and the same steps. Q4_0 would not, hence the format q4_0, which is never made of other weights.
     """
+    kernel_library()  # raises UserError when the packer is not built
     matrix = Merged.of(name, checkpoint)
     inner = checkpoint.shape(matrix.parts[0])[1]
     make = _repacked if fmt == "q4_0" else _packed

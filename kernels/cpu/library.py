@@ -1,4 +1,4 @@
-"""The kernels' shared library through its C interface (ctypes): for tests, the packer and the loader."""
+"""The kernels' shared library through its C interface (ctypes), for the packer, the runtime and the tests."""
 
 from __future__ import annotations
 
@@ -6,24 +6,34 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from runtime.errors import UserError
-
 PATH = Path(__file__).parent / "libedgellama_cpu.so"
-ABI = 2  # of abi.h: what graphs and weights must agree on with the library
-ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa
+ABI = 2  # kAbi of base/abi.h: graphs and weights must agree with the library on it
+ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa in base/cpu_features.h
+
+
+class LibraryError(Exception):
+    """The shared library is missing. The message says how to build it."""
 
 
 @cache
 def library(path: Path = PATH) -> ctypes.CDLL:
-    """The loaded library; raises UserError when it has not been built."""
+    """Load the shared library once.
+
+    Raises:
+        LibraryError: the library is not built.
+    """
     if not path.exists():
-        raise UserError(
+        raise LibraryError(
             f"{path} is missing: the CPU kernels are not built. Build them with `pip install .` in the checkout."
         )
     return ctypes.CDLL(str(path))
 
 
 def available_isas() -> list[str]:
-    """The instruction-set variants that this CPU can run, worst first."""
+    """Name the instruction sets that this CPU can run and the library holds, the slowest first.
+
+    Raises:
+        LibraryError: the library is not built.
+    """
     lib = library()
     return [name for i, name in enumerate(ISAS) if lib.edgellama_isa_available(i)]

@@ -1,4 +1,7 @@
-"""The packer of the kernel library: kernels/weight_format.py computed on several cores, the same bytes."""
+"""The library's packer: writes the same bytes as kernels/weight_format.py, on several threads.
+
+Its functions raise LibraryError when the library is not built.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ from kernels.weight_format import FORMATS, packed_bytes
 
 
 def pack(w: NDArray[np.float32], fmt: str, threads: int) -> NDArray[np.uint8]:
-    """Pack floats [N, K] as "f32", "bf16", "int8" or "int4"; returns the bytes."""
+    """Pack floats [N, K] in the format "f32", "bf16", "int8" or "int4". Returns weight_format.packed_bytes bytes."""
     w = np.ascontiguousarray(w, np.float32)
     return _pack(fmt, w.shape, threads, w=w)
 
 
 def pack_quantized(fmt: str, scales: NDArray[np.uint16], q: NDArray[np.uint8], threads: int) -> NDArray[np.uint8]:
-    """Lay out a matrix that is quantized already: scale cells [N, K/32] and q [N, K], as weight_format.pack_groups."""
+    """Pack a matrix that is already quantized: scale cells [N, K/32] and q [N, K] as in weight_format.pack_groups.
+
+    Raises:
+        ValueError: the shapes do not fit each other, or K is not a multiple of 32.
+    """
     scales, q = np.ascontiguousarray(scales, np.uint16), np.ascontiguousarray(q, np.uint8)
     if scales.shape != (q.shape[0], q.shape[1] // 32) or q.shape[1] % 32:
         raise ValueError(f"scales {scales.shape} do not fit q {q.shape}")

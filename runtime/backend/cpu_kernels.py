@@ -1,4 +1,4 @@
-"""The CPU kernels: makes them known to MindSpore Lite in this process."""
+"""The CPU kernels: loads their library, and registers them with MindSpore Lite in this process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ from runtime.backend.lite_graph import import_lite
 from runtime.errors import UserError
 
 LITE = "libmsplugin-ge-litert_python.so"  # has MindSpore Lite's registry of custom kernels
+
+
+def kernel_library() -> ctypes.CDLL:
+    """The kernels' shared library.
+
+    Raises:
+        UserError: the library is not built.
+    """
+    from kernels.cpu.library import LibraryError, library  # late: `import runtime` stays light
+
+    try:
+        return library()
+    except LibraryError as error:
+        raise UserError(str(error)) from error
 
 
 def load_cpu_kernels(manifest: Manifest) -> None:
@@ -39,9 +53,9 @@ def register() -> None:
     Raises:
         UserError: the kernels are not built, or have another ABI than this release.
     """
-    from kernels.cpu.library import ABI, PATH, library
+    from kernels.cpu.library import ABI, PATH
 
-    found = library().edgellama_abi()
+    found = kernel_library().edgellama_abi()
     if found != ABI:
         raise UserError(
             f"{PATH.parent}: kernels of ABI {found}, needed: {ABI}. Build them with `pip install .` in the checkout"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backend.cpu_kernels import kernel_library
 from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
 from runtime.generation.sampler import first
@@ -68,7 +69,7 @@ class SequenceBias:
 class Penalties:
     """repetition_penalty, of CTRL (Keskar et al., 2019): tokens of the text have positive scores divided by it,
     negative ones multiplied. Then no_repeat_ngram_size: no token that would end the text with so many tokens that it
-    holds already. The work is done in kernels/cpu/penalties.cpp."""
+    holds already. The work is done in kernels/cpu/sampling/penalties.cpp."""
 
     def __init__(self, repetition_penalty: float, no_repeat_ngram_size: int) -> None:
         self.settings = (repetition_penalty, no_repeat_ngram_size)
@@ -84,10 +85,8 @@ class Penalties:
 @cache
 def _native() -> Any:
     """edgellama_penalise of penalties.cpp."""
-    from kernels.cpu.library import library  # late: `import runtime` stays light
-
     pointer, whole = ctypes.c_void_p, ctypes.c_long
-    function = library().edgellama_penalise
+    function = kernel_library().edgellama_penalise
     function.restype, function.argtypes = None, [pointer, whole, whole, pointer, whole, ctypes.c_float, whole]
     return function
 

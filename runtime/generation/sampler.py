@@ -2,7 +2,7 @@
 
 The meaning and the order are those of transformers' logits warpers, with two things that it leaves open: of equal
 scores at the limit of top_p the later ids stay, and the likeliest token is the first of the highest scores. The work is
-done in kernels/cpu/sampling.cpp, on the host, whatever runs the graph.
+done in kernels/cpu/sampling/sampling.cpp, on the host, whatever runs the graph.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from runtime.backend.cpu_kernels import kernel_library
 from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
 
@@ -29,7 +30,7 @@ class NotNumbersError(RuntimeError):
 
 
 class _Settings(ctypes.Structure):
-    """struct Sampling of kernels/cpu/sampling.h."""
+    """struct Sampling of kernels/cpu/sampling/sampling.h."""
 
     _fields_: ClassVar = [
         *((name, ctypes.c_int32) for name in ("isa", "top_k", "keep")),
@@ -44,7 +45,7 @@ class Sampler:
         """config: how to draw; None changes nothing. keep: tokens that every limit leaves at least. isa: the kernels'
         instruction set; the best one when None."""
         self._likeliest, self._draw, self._warp, self._log_normaliser = _functions()
-        from kernels.cpu.library import ISAS  # late, as in `_functions`: `import runtime` stays light
+        from kernels.cpu.library import ISAS  # late: `import runtime` stays light
 
         config = config or GenerationConfig(top_k=0)
         settings = _Settings(
@@ -87,8 +88,7 @@ class Sampler:
 @cache
 def _functions() -> tuple[Any, Any, Any, Any]:
     """likeliest, draw, warp and log_normaliser of sampling.cpp."""
-    from kernels.cpu.library import library
-
+    library = kernel_library()
     pointer, whole = ctypes.c_void_p, ctypes.c_long
     takes = {
         "likeliest": [pointer, pointer, whole, whole],
@@ -97,8 +97,8 @@ def _functions() -> tuple[Any, Any, Any, Any]:
         "log_normaliser": [pointer, pointer, whole, whole, pointer],
     }
     for name, types in takes.items():
-        getattr(library(), f"edgellama_{name}").argtypes = types
-    likeliest, draw, warp, log_normaliser = (getattr(library(), f"edgellama_{name}") for name in takes)
+        getattr(library, f"edgellama_{name}").argtypes = types
+    likeliest, draw, warp, log_normaliser = (getattr(library, f"edgellama_{name}") for name in takes)
     return likeliest, draw, warp, log_normaliser
 
 

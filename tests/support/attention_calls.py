@@ -20,7 +20,7 @@ POINTERS = (*READ, "k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")
 
 
 class Args(ctypes.Structure):
-    """struct AttentionArgs of kernels/cpu/attention.h."""
+    """struct AttentionArgs of kernels/cpu/attention/attention.h."""
 
     _fields_: ClassVar = [
         *((name, ctypes.c_int32) for name in SIZES),
