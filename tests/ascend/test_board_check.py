@@ -277,3 +277,13 @@ def test_the_board_page_s_commands_exist() -> None:
     targets = set(re.findall(r"(?m)^([\w-]+):", (REPOSITORY / "Makefile").read_text()))
     named = set(re.findall(r"\bmake ([a-z][a-z-]+)", page))
     assert {"export", "kernels", "convert", "board-check", "board-probe"} <= named <= targets
+    commands = set(re.findall(r"(?:`|^)edgellama ([a-z][a-z-]+)", page, re.MULTILINE))
+    known = set(re.findall(r"add_parser\(\s*\"([a-z-]+)\"", (REPOSITORY / "exporter/__main__.py").read_text()))
+    assert {"convert", "board-check", "board-probe", "generate"} <= commands <= known | {"generate"}
+
+
+def test_the_board_page_names_the_soc_versions_of_the_boards() -> None:
+    page = (REPOSITORY / "kernels/ascend/BOARD.md").read_text()
+    listed = {soc for chip in CHIPS.values() for soc in chip.soc_versions}
+    named = set(re.findall(r"Ascend(?:310[BP]|910B)\d[\w-]*", page))
+    assert {board.soc for chip in CHIPS.values() for board in chip.boards} - {None} <= named <= listed
