@@ -57,6 +57,7 @@ class QuestionHandler(BaseHTTPRequestHandler):
     server: QuestionServer
 
     def do_POST(self) -> None:
+        """Stream the answer to the question in the body; status 400 for a question that does not fit."""
         try:
             length = int(self.headers.get("Content-Length", 0))
             if not 0 < length <= MAX_QUESTION:
@@ -80,6 +81,7 @@ class QuestionHandler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    """Run the app until Ctrl-C."""
     parser = argparse.ArgumentParser(description="answer questions over HTTP, one thread per request")
     parser.add_argument("artifact", help="folder written by `make export`")
     parser.add_argument("--port", type=int, default=8001, metavar="N", help="0 takes a free port; default: %(default)s")

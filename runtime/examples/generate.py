@@ -15,6 +15,7 @@ from runtime import LlamaForCausalLM
 
 
 def main() -> None:
+    """Run the example."""
     parser = argparse.ArgumentParser(description="one prompt, a padded batch, and sampling, through MindSpore Lite")
     parser.add_argument("model", help="folder written by `make export`")
     parser.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="default: %(default)s")

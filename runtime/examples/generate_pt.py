@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
+    """Run the example."""
     parser = argparse.ArgumentParser(description="one prompt, a padded batch, and sampling, in PyTorch")
     parser.add_argument("model", help="a Hugging Face folder or hub id")
     parser.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="default: %(default)s")

@@ -1,8 +1,8 @@
-"""python -m runtime.serve.bench ARTIFACT: what a server of this artifact gives to one client, and to several at once.
+"""python -m runtime.serve.bench ARTIFACT: measures a server with one client and with several clients at once.
 
-Starts the server in a process of its own and streams greedy answers of a fixed length from it. Each client has a prompt
-of its own. A round is one client alone, then all at once; the figures are medians over rounds, in tokens per second
-from the first request to the last token, with the tokens that each client got compared.
+Starts the server in a separate process and streams greedy answers of a fixed length from it. Each client has its own
+prompt. A round is one client alone, then all clients at once. The figures are medians over the rounds, in tokens per
+second from the first request to the last token. The text of each client is compared with what it gets alone.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "wi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, or 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(prog="python -m runtime.serve.bench", description=__doc__)
     add_artifact(parser)
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="of each answer; default: %(default)s")
+    parser.add_argument(
+        "--tokens", type=int, default=128, metavar="N", help="tokens of each answer; default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     add_threads(parser)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
         with server(options.artifact, options.threads) as url:
-            found = asyncio.run(measure(url, options.clients, options.tokens, options.rounds))
+            report = asyncio.run(measure(url, options.clients, options.tokens, options.rounds))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1) if options.json else table(found))
+    print(json.dumps(report, indent=1) if options.json else table(report))
     return 0
 
 
 @contextmanager
 def server(artifact: str, threads: int | None) -> Any:
-    """The server's URL, while it runs."""
+    """Run a server inside the block. Yields its URL. Raises UserError if it does not start."""
     command = [sys.executable, "-m", "runtime", "serve", artifact, "--port", "0"]
     command += [] if threads is None else ["--threads", str(threads)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -59,7 +62,7 @@ def server(artifact: str, threads: int | None) -> Any:
             if line.startswith("Serving "):
                 yield line.partition(" at ")[2].partition(" ")[0]
                 return
-        raise UserError("the server did not start: " + (lines[-1].strip() if lines else "it said nothing"))
+        raise UserError("the server did not start: " + (lines[-1].strip() if lines else "it printed no reason"))
     finally:
         process.terminate()
         process.wait()
@@ -67,18 +70,21 @@ def server(artifact: str, threads: int | None) -> Any:
 
 
 async def measure(url: str, clients: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """One client alone and all at once, in turns; the first round warms up."""
+    """Measure. Returns the object that --json prints; rates are in tokens per second.
+
+    One answer per prompt warms up and gives the texts to compare with.
+    """
     prompts = [f"Tell me about {TOPICS[i % len(TOPICS)]}, and about the number {i}." for i in range(clients)]
-    model = await name(url)
-    alone = [await ask(url, model, prompt, tokens) for prompt in prompts]
+    model = await model_name(url)
+    alone = [await stream_answer(url, model, prompt, tokens) for prompt in prompts]
     one, together, first = [], [], []
     equal = True
     for _ in range(rounds):
         began = time.perf_counter()
-        single = await ask(url, model, prompts[0], tokens)
+        single = await stream_answer(url, model, prompts[0], tokens)
         one.append(single[1] / (time.perf_counter() - began))
         began = time.perf_counter()
-        answers = await asyncio.gather(*(ask(url, model, prompt, tokens) for prompt in prompts))
+        answers = await asyncio.gather(*(stream_answer(url, model, prompt, tokens) for prompt in prompts))
         together.append(sum(count for _, count, _ in answers) / (time.perf_counter() - began))
         first.append(statistics.median(seconds for _, _, seconds in answers))
         equal = equal and [answer[0] for answer in answers] == [answer[0] for answer in alone]
@@ -95,13 +101,14 @@ async def measure(url: str, clients: int, tokens: int, rounds: int) -> dict[str,
     }
 
 
-async def name(url: str) -> str:
+async def model_name(url: str) -> str:
+    """The name of the server's only model."""
     body = (await request(url, "GET", "/v1/models", b""))[0]
     return str(json.loads(body)["data"][0]["id"])
 
 
-async def ask(url: str, model: str, prompt: str, tokens: int) -> tuple[str, int, float]:
-    """Stream an answer: (its text, its tokens, seconds to the first)."""
+async def stream_answer(url: str, model: str, prompt: str, tokens: int) -> tuple[str, int, float]:
+    """Stream an answer. Returns (text, number of tokens, seconds to the first token)."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -119,8 +126,11 @@ async def ask(url: str, model: str, prompt: str, tokens: int) -> tuple[str, int,
 
 
 async def request(url: str, method: str, path: str, body: bytes) -> tuple[bytes, list[float]]:
-    """The body of the response, and when its pieces came. No HTTP library: a client shares the machine with the
-    server, and is to cost little."""
+    """Send a request. Returns the body of the response, and the time.perf_counter() at which each chunk arrived.
+
+    It uses no HTTP library, because the clients share the machine with the server and must take little of its time.
+    Raises UserError for a status other than 200.
+    """
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     head = (
@@ -143,13 +153,14 @@ async def request(url: str, method: str, path: str, body: bytes) -> tuple[bytes,
     return b"".join(pieces), times
 
 
-def table(found: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
+    """The report as text."""
     return (
-        f"{found['model']}, {found['tokens']} tokens an answer\n"
-        f"one client   {found['one_client_tokens_per_second']:8.1f} tokens/s\n"
-        f"{found['clients']} at once    {found['all_clients_tokens_per_second']:8.1f} tokens/s, "
-        f"{found['ratio']:.2f} times; {found['median_seconds_to_first_token'] * 1e3:.0f} ms to the first token\n"
-        f"same text as alone: {'yes' if found['same_text_as_alone'] else 'no'}"
+        f"{report['model']}, {report['tokens']} tokens per answer\n"
+        f"one client   {report['one_client_tokens_per_second']:8.1f} tokens/s\n"
+        f"{report['clients']} at once    {report['all_clients_tokens_per_second']:8.1f} tokens/s, "
+        f"{report['ratio']:.2f} times; {report['median_seconds_to_first_token'] * 1e3:.0f} ms to the first token\n"
+        f"same text as alone: {'yes' if report['same_text_as_alone'] else 'no'}"
     )
 
 

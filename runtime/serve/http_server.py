@@ -37,11 +37,13 @@ class SignalledServer(uvicorn.Server):
         self.started_message = started_message
 
     def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begin the shutdown. uvicorn calls this for each signal."""
         grace = 0.0 if self.should_exit else self.grace
         self.should_exit = True
         threading.Thread(target=self.service.scheduler.close, args=(grace,), daemon=True).start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept requests, and print the message."""
         await super().startup(sockets)
         if self.started:
             print(self.started_message, file=sys.stderr)
