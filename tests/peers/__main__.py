@@ -1,8 +1,8 @@
-"""python tests/peers ARTIFACT...: this project's artifacts beside other engines, same weights, prompts and threads.
+"""python tests/peers ARTIFACT...: measures artifacts and other engines with the same weights, prompts and threads.
 
-Every engine lives in a process of its own. All are loaded first, warmed up, and then measured in turns, round after
-round, so that a slow minute of the machine falls on all alike; what is printed are medians over the rounds. Prompts are
-random token ids, fresh each round, so that no prefix cache helps; all engines decode greedily.
+Every engine runs in its own process. All engines are loaded first and warmed up. Then every round measures each engine
+once, so that a slow minute of the machine affects all of them; the printed figures are medians over the rounds. Prompts
+are random token ids, new ones in each round, so that no prefix cache helps. All engines decode greedily.
 """
 
 from __future__ import annotations
@@ -26,31 +26,37 @@ from report import build_report, show  # noqa: E402
 from exporter.checkpoint.source import resolve  # noqa: E402
 from runtime.artifact.manifest import Artifact  # noqa: E402
 
-SPARE = 64  # positions behind the deepest context, for the steps measured there
+SPARE_POSITIONS = 64  # after the deepest context, for the measured decode steps
 
 
-def options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python tests/peers", description=__doc__)
     parser.add_argument("artifacts", nargs="+", type=Path, help="artifacts of one model, exported from a GGUF file")
-    parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers/bin/python", help="the peers' interpreter")
-    parser.add_argument("--models", type=Path, default=ROOT / "build/peers", help="where converted models are kept")
+    parser.add_argument(
+        "--python", type=Path, default=ROOT / ".venv-peers/bin/python", help="the Python that has the peers"
+    )
+    parser.add_argument("--models", type=Path, default=ROOT / "build/peers", help="folder of the converted models")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=numbers, default=[128, 512], help="prompt lengths (default: 128,512)")
-    parser.add_argument("--depths", type=numbers, default=[128, 4096], help="context depths (default: 128,4096)")
-    parser.add_argument("--steps", type=int, default=32, help="decode steps a measurement (default: %(default)s)")
-    parser.add_argument("--only", default="", help="engines whose name contains one of these, as llama.cpp,int8")
-    parser.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the KL divergences out")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--prompts", type=number_list, default=[128, 512], help="prompt lengths (default: 128,512)")
+    parser.add_argument("--depths", type=number_list, default=[128, 4096], help="context depths (default: 128,4096)")
+    parser.add_argument("--steps", type=int, default=32, help="decode steps per measurement (default: %(default)s)")
+    parser.add_argument(
+        "--only", default="", help="engines whose name contains one of these, for example llama.cpp,int8"
+    )
+    parser.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="do not measure KL divergences")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
     return parser.parse_args()
 
 
-def numbers(text: str) -> list[int]:
+def number_list(text: str) -> list[int]:
+    """Comma-separated numbers."""
     return [int(part) for part in text.split(",")]
 
 
-def wanted_peers(models: Models) -> dict[str, Callable[[], Peer]]:
-    """name -> how its model is made."""
+def peer_makers(models: Models) -> dict[str, Callable[[], Peer]]:
+    """name -> function that makes the peer's model."""
     peers: dict[str, Callable[[], Peer]] = {}
     for kind in ("F32", "BF16", "Q8_0", "Q4_0"):
         peers[f"llama.cpp {kind}"] = lambda kind=kind: models.llama_cpp(kind, False)
@@ -66,25 +72,26 @@ def wanted_peers(models: Models) -> dict[str, Callable[[], Peer]]:
 
 
 def main() -> int:
-    asked = options()
-    artifacts = [Artifact.open(path) for path in asked.artifacts]
+    """Run the comparison. Returns the exit status."""
+    options = parse_options()
+    artifacts = [Artifact.open(path) for path in options.artifacts]
     sources = {artifact.manifest.source.model for artifact in artifacts}
     if len(sources) > 1:
         sys.exit(f"error: the artifacts come from {', '.join(sorted(sources))}; needed: one model")
     gguf = resolve(sources.pop()).path
     if gguf.suffix != ".gguf":
-        sys.exit(f"error: {gguf} is no GGUF file, which llama.cpp needs")
-    models = Models(asked.models, asked.python, gguf)
-    absent = not_installed(asked.python)
-    keep = [part for part in asked.only.split(",") if part]
-    context = max(asked.depths + asked.prompts) + SPARE
+        sys.exit(f"error: {gguf} is not a GGUF file, and llama.cpp needs one")
+    models = Models(options.models, options.python, gguf)
+    absent = not_installed(options.python)
+    keep = [part for part in options.only.split(",") if part]
+    context = max(options.depths + options.prompts) + SPARE_POSITIONS
 
     ours = [
         Peer("ours", f"{a.manifest.target} {a.manifest.weights_format}", str(a.path), weight_files(a))
         for a in artifacts
     ]
     makers: dict[str, Callable[[], Peer]] = {peer.name: lambda peer=peer: peer for peer in ours}
-    makers.update(wanted_peers(models))
+    makers.update(peer_makers(models))
     workers: dict[str, Worker] = {}
     try:
         for name, make in makers.items():
@@ -96,24 +103,25 @@ def main() -> int:
             print(f"loading {name}", file=sys.stderr)
             try:
                 peer = make()
-                python = Path(sys.executable) if peer.engine == "ours" else asked.python
-                workers[name] = Worker(peer, python, asked.threads, context)
+                python = Path(sys.executable) if peer.engine == "ours" else options.python
+                workers[name] = Worker(peer, python, options.threads, context)
             except AbsentError as reason:
                 absent[name] = str(reason)
         vocabulary = artifacts[0].manifest.config["vocab_size"]
-        figures = measure(workers, vocabulary, asked.prompts, asked.depths, asked.steps, asked.rounds)
-        agreement = compare(workers, gguf, artifacts[0].path) if asked.accuracy else {}
+        figures = measure(workers, vocabulary, options.prompts, options.depths, options.steps, options.rounds)
+        agreement = compare(workers, gguf, artifacts[0].path) if options.accuracy else {}
     finally:
         for worker in workers.values():
             worker.close()
-    report = build_report(workers, figures, agreement, absent, vars(asked))
+    report = build_report(workers, figures, agreement, absent, vars(options))
     show(report)
-    if asked.json:
-        asked.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
 def weight_files(artifact: Artifact) -> tuple[Path, ...]:
+    """The files that hold the artifact's weights."""
     manifest = artifact.manifest
     if manifest.weights is not None:
         return (artifact.file(manifest.weights.file),)

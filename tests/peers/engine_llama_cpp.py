@@ -1,5 +1,8 @@
-"""llama.cpp through llama-cpp-python's C bindings: MODEL is "<GGUF file>:<0 or 1>", with flash attention or without.
-Else its defaults (float16 cache, batches of 512), and no layer of Python between llama_decode and the clock."""
+"""llama.cpp through llama-cpp-python's C bindings.
+
+MODEL is "<GGUF file>:<0 or 1>"; 1 turns flash attention on. All other settings are llama.cpp's defaults (float16 cache,
+batches of 512). No Python layer runs between llama_decode and the clock.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ BATCH = 512
 
 
 class Engine:
+    """The interface of worker.py; see there."""
+
     def __init__(self, model: str, threads: int, context: int) -> None:
         path, _, flash = model.rpartition(":")
         C.llama_log_set(_quiet, None)
@@ -33,6 +38,7 @@ class Engine:
         self.filled: list[int] = []
 
     def prefill(self, tokens: list[int]) -> float:
+        """Seconds from an empty cache to the first new token."""
         C.llama_memory_clear(self.memory, True)
         self.filled = []
         began = time.perf_counter()
@@ -41,6 +47,7 @@ class Engine:
         return time.perf_counter() - began
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
+        """Seconds of each of `steps` greedy steps after the prompt."""
         if tokens != self.filled:
             C.llama_memory_clear(self.memory, True)
             self._feed(tokens)
@@ -55,6 +62,7 @@ class Engine:
         return seconds
 
     def logits(self, tokens: list[int], first: int) -> np.ndarray:
+        """Logits [n - first, V] float32 after tokens first..n-1."""
         C.llama_memory_clear(self.memory, True)
         self.filled = []
         self._feed(tokens[: first + 1])
@@ -72,13 +80,13 @@ class Engine:
                 raise RuntimeError(f"llama_decode returned {status}")
 
     def _last(self) -> np.ndarray:
-        """Logits [V] of the last token fed: a view."""
+        """Logits [V] of the last token: a view into llama.cpp's buffer."""
         return np.ctypeslib.as_array(C.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
 
 
 @C.llama_log_callback
 def _quiet(level: int, text: bytes, data: object) -> None:
-    if level >= 3 and level != 5:  # warnings and errors; 5 continues the line before
+    if level >= 3 and level != 5:  # warnings and errors; 5 continues the previous line
         import sys
 
         sys.stderr.write(text.decode("utf-8", "replace"))

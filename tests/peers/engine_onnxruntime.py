@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI: MODEL is a folder written by its model builder."""
+"""ONNX Runtime GenAI. MODEL is a folder written by its model builder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import onnxruntime_genai as og
 
 
 class Engine:
+    """The interface of worker.py; see there."""
+
     def __init__(self, model: str, threads: int, context: int) -> None:
         settings = json.loads((Path(model) / "genai_config.json").read_text())
         options = settings["model"]["decoder"]["session_options"]
@@ -24,6 +26,7 @@ class Engine:
         self.generator: og.Generator | None = None
 
     def prefill(self, tokens: list[int]) -> float:
+        """Seconds from an empty cache to the first new token."""
         self._start()
         began = time.perf_counter()
         self.generator.append_tokens(np.array(tokens, np.int32))
@@ -31,6 +34,7 @@ class Engine:
         return time.perf_counter() - began
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
+        """Seconds of each of `steps` greedy steps after the prompt."""
         if tokens == self.filled:
             self.generator.rewind_to(len(tokens) - 1)
             self.generator.append_tokens(np.array(tokens[-1:], np.int32))
@@ -38,7 +42,7 @@ class Engine:
             self._start()
             self.generator.append_tokens(np.array(tokens, np.int32))
             self.filled = tokens
-        self.generator.generate_next_token()  # chooses from the prompt's logits: no step of the model
+        self.generator.generate_next_token()  # selects from the prompt's logits without running the model
         seconds = []
         for _ in range(steps):
             began = time.perf_counter()

@@ -11,22 +11,26 @@ from runtime.engine.engine import Engine as StepEngine
 
 
 class Engine:
+    """The interface of worker.py; see there."""
+
     def __init__(self, model: str, threads: int, context: int) -> None:
         from importlib.metadata import version
 
         self.step = StepEngine(Artifact.open(model), threads)
         if self.step.context < context:
-            raise ValueError(f"its context is {self.step.context}; this run needs {context}")
+            raise ValueError(f"the artifact's context is {self.step.context}; this run needs {context}")
         self.version = f"MindSpore Lite {version('mindspore-lite')}"
         self.filled: list[int] = []
 
     def prefill(self, tokens: list[int]) -> float:
+        """Seconds from an empty cache to the first new token."""
         self.filled = []
         began = time.perf_counter()
         self._forward(tokens, 0).argmax()
         return time.perf_counter() - began
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
+        """Seconds of each of `steps` greedy steps after the prompt."""
         if tokens != self.filled:
             self._forward(tokens, 0)
             self.filled = tokens
@@ -38,13 +42,14 @@ class Engine:
         return seconds
 
     def logits(self, tokens: list[int], first: int) -> np.ndarray:
+        """Logits [n - first, V] float32 after tokens first..n-1."""
         self.filled = []
         rows = [self._forward(tokens[: first + 1], 0).copy()]
         rows += [self._forward([tokens[i]], i).copy() for i in range(first + 1, len(tokens))]
         return np.stack(rows)
 
     def _forward(self, tokens: list[int], start: int) -> np.ndarray:
-        """Row 0 alone takes part; logits [V] after the last token."""
+        """Run one call with row 0 only. Returns its logits [V] after the last token."""
         row = np.arange(self.step.batch) == 0
         call = np.zeros((self.step.batch, len(tokens)), np.int32)
         call[0] = tokens

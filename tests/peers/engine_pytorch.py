@@ -1,4 +1,4 @@
-"""PyTorch and transformers, eager: MODEL is "<Hugging Face folder>:<dtype>", dtype float32 or bfloat16."""
+"""PyTorch and transformers in eager mode. MODEL is "<Hugging Face folder>:<dtype>", dtype float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import transformers
 
 
 class Engine:
+    """The interface of worker.py; see there."""
+
     def __init__(self, model: str, threads: int, context: int) -> None:
         folder, _, dtype = model.rpartition(":")
         torch.set_num_threads(threads)
@@ -19,12 +21,14 @@ class Engine:
         self.cache = transformers.DynamicCache()
 
     def prefill(self, tokens: list[int]) -> float:
+        """Seconds from an empty cache to the first new token."""
         self.filled, self.cache = [], transformers.DynamicCache()
         began = time.perf_counter()
         self._forward(tokens)
         return time.perf_counter() - began
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
+        """Seconds of each of `steps` greedy steps after the prompt."""
         if tokens != self.filled:
             self.cache = transformers.DynamicCache()
             self._forward(tokens)

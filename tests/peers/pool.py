@@ -1,4 +1,4 @@
-"""The engines' processes, and the order in which they are measured."""
+"""The engines' processes, and the order of the measurements."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import numpy as np
 from prepare import AbsentError, Peer
 
 HERE = Path(__file__).resolve().parent
-PAUSE = 0.5  # seconds: thread pools spin for up to 0.2 s (LLVM's OpenMP) after their work before they sleep
-WARM_UP = 4  # decode steps that do not count: the engine before has displaced weights and code from the caches
+PAUSE = 0.5  # seconds: after their work, thread pools spin for up to 0.2 s (LLVM's OpenMP) before they sleep
+WARM_UP = 4  # decode steps that are not measured: the previous engine has replaced the contents of the CPU's caches
 
 
 class Worker:
-    """A loaded engine. Raises AbsentError, with its reason, where it does not start; RuntimeError where it dies."""
+    """A loaded engine in its process. Raises AbsentError if it does not start, RuntimeError if it dies later."""
 
     def __init__(self, peer: Peer, python: Path, threads: int, context: int) -> None:
         self.peer = peer
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         command = [str(python), str(HERE / "worker.py"), peer.engine, peer.model, str(threads), str(context)]
-        # Each engine is told its threads through its own interface; this is for the BLAS and OpenMP under them.
+        # Each engine gets its thread count through its own interface; this covers the BLAS and OpenMP below them.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         if peer.engine == "ours":
             environment["PYTHONPATH"] = str(HERE.parent.parent)
@@ -46,11 +46,13 @@ class Worker:
             raise AbsentError(str(error)) from error
 
     def ask(self, **command: Any) -> dict[str, Any]:
+        """Send a command (see worker.py) and return the reply."""
         assert self._process.stdin is not None
         print(json.dumps(command), file=self._process.stdin, flush=True)
         return self._reply()
 
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         try:
@@ -65,13 +67,13 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.peer.name}: {self._death()}")
+            raise RuntimeError(f"{self.peer.name}: {self._exit_reason()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return reply
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         status = self._process.wait()
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         self._log.seek(0)
@@ -81,7 +83,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement of one engine: seconds (for decode: a step), a sample a round."""
+    """One measurement of one engine. samples: seconds per round (for decode: seconds per step)."""
 
     worker: str
     kind: str
@@ -90,16 +92,25 @@ class Figure:
 
     @property
     def median(self) -> float:
+        """The median of the samples."""
         return statistics.median(self.samples)
 
 
 def measure(
     workers: dict[str, Worker], vocabulary: int, prompts: list[int], depths: list[int], steps: int, rounds: int
 ) -> list[Figure]:
-    """Every figure of every engine. A figure is measured on all engines in turns, round after round; round 0 warms up.
+    """Measure every figure of every engine. In each round all engines take turns; round 0 warms up.
 
-    Prefill gets fresh prompts each round: one that does not count, then the measured one. Decode keeps its prompt, so
-    that engines which can go back to its end do, and its first steps do not count.
+    Prefill gets two new prompts per round: the first warms up, the second is measured. Decode keeps its prompt, so that
+    an engine may return to its end; the first WARM_UP steps are not measured.
+
+    Parameters:
+    - workers: name -> engine
+    - vocabulary: number of token ids
+    - prompts: prompt lengths of the prefill figures
+    - depths: prompt lengths of the decode figures
+    - steps: measured decode steps per round
+    - rounds: measured rounds
     """
     rng = np.random.default_rng(0)
 
@@ -110,15 +121,15 @@ def measure(
     for kind, lengths in (("prefill", prompts), ("decode", depths)):
         for length in lengths:
             samples: dict[str, list[float]] = {name: [] for name in workers}
-            other = tokens = prompt(length)
-            for turn in range(rounds + 1):
-                print(f"{kind} {length}: round {turn} of {rounds}", file=sys.stderr)
+            warm_up = tokens = prompt(length)
+            for number in range(rounds + 1):
+                print(f"{kind} {length}: round {number} of {rounds}", file=sys.stderr)
                 if kind == "prefill":
-                    other, tokens = prompt(length), prompt(length)
+                    warm_up, tokens = prompt(length), prompt(length)
                 for name, worker in workers.items():
                     time.sleep(PAUSE)
                     if kind == "prefill":
-                        worker.ask(op=kind, tokens=other)
+                        worker.ask(op=kind, tokens=warm_up)
                         samples[name].append(worker.ask(op=kind, tokens=tokens)["seconds"])
                     else:
                         seconds = worker.ask(op=kind, tokens=tokens, steps=WARM_UP + steps)["seconds"]

@@ -1,7 +1,7 @@
-"""Each peer's own file of the same weights, made with that peer's own tools, once.
+"""Converts the same weights for each peer, once, with that peer's own tools.
 
-The source is a GGUF file. llama.cpp quantizes from it (to float32 first, so that no format is rounded twice but by the
-source itself); the others read a Hugging Face folder of its weights in float32.
+The source is a GGUF file. llama.cpp quantizes from it by way of float32, so that apart from the source's own rounding
+each format is rounded once. The others read a Hugging Face folder of the weights in float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ sys.exit(C.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), opti
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine with one format. `model` is what its worker is given, `files` what its weights take on disk."""
+    """One engine with one weight format.
+
+    Fields:
+    - engine: a key of worker.ENGINES
+    - format: words that describe the weights and settings
+    - model: the worker's MODEL argument
+    - files: the files that hold the weights
+    """
 
     engine: str
     format: str
@@ -34,37 +41,39 @@ class Peer:
 
     @property
     def name(self) -> str:
+        """Engine and format, as in the report."""
         return f"{self.engine} {self.format}"
 
     @property
-    def gives_logits(self) -> bool:
-        """llama.cpp once a format: flash attention changes no weights."""
+    def returns_logits(self) -> bool:
+        """Whether accuracy is measured. Of llama.cpp only without flash attention, which does not change weights."""
         return self.engine == "ours" or (self.engine == "llama.cpp" and "flash" not in self.format)
 
-    def is_of(self, engine: str, *words: str) -> bool:
+    def matches(self, engine: str, *words: str) -> bool:
+        """Whether this is the engine, and its format contains all words."""
         return self.engine == engine and set(words) <= set(self.format.split())
 
 
 class AbsentError(Exception):
-    """A peer that cannot be had here, and why."""
+    """A peer that cannot run here. The message is the reason."""
 
 
 class Models:
-    """The converted models under `folder`; `python` is the peers' interpreter."""
+    """Makes the converted models in `folder`. `python` is the interpreter that has the peers."""
 
     def __init__(self, folder: Path, python: Path, gguf: Path) -> None:
         self.folder, self.python, self.gguf = folder, python, gguf
         folder.mkdir(parents=True, exist_ok=True)
 
     def llama_cpp(self, kind: str, flash_attention: bool) -> Peer:
-        """Flash attention is the faster of the two in prefill, and the slower one deep in the context."""
-        wide = self._quantized(self.gguf, "F32")
-        path = wide if kind == "F32" else self._quantized(wide, kind)
+        """kind: a key of LLAMA_CPP_TYPES. Flash attention is faster in prefill and slower deep in the context."""
+        float32 = self._quantized(self.gguf, "F32")
+        path = float32 if kind == "F32" else self._quantized(float32, kind)
         name = f"{kind} flash" if flash_attention else kind
         return Peer("llama.cpp", name, f"{path}:{int(flash_attention)}", (path,))
 
     def openvino(self, kind: str, backend: str) -> Peer:
-        """kind: fp16, int8 (a scale a row) or int4 (groups of 64). backend: PA (paged attention) or SDPA."""
+        """kind: fp16, int8 (one scale per row) or int4 (groups of 64). backend: PA (paged attention) or SDPA."""
         out = self.folder / f"openvino-{kind}"
         if not (out / "openvino_model.bin").exists():
             export = [str(self.python.parent / "optimum-cli"), "export", "openvino", "-m", str(self.hugging_face())]
@@ -73,21 +82,23 @@ class Models:
         return Peer("openvino", f"{kind} {backend}", f"{out}:{backend}", (out / "openvino_model.bin",))
 
     def onnxruntime(self, kind: str) -> Peer:
+        """kind: fp32 or int4."""
         out = self.folder / f"onnxruntime-{kind}"
         if not (out / "genai_config.json").exists():
             builder = [str(self.python), "-m", "onnxruntime_genai.models.builder", "-i", str(self.hugging_face())]
-            # level 4: activations in int8, which is the faster way on a CPU
+            # level 4: int8 activations, the fastest choice on a CPU
             level = ["--extra_options", "int4_accuracy_level=4"] if kind == "int4" else []
             cache = str(self.folder / "onnxruntime-cache")
             self._run([*builder, "-m", "local", "-o", str(out), "-p", kind, "-e", "cpu", "-c", cache, *level])
         return Peer("onnxruntime", kind, str(out), tuple(sorted(out.glob("model.onnx*"))))
 
     def pytorch(self, dtype: str) -> Peer:
+        """dtype: float32 or bfloat16."""
         folder = self.hugging_face()
         return Peer("pytorch", dtype, f"{folder}:{dtype}", (folder / "model.safetensors",))
 
     def hugging_face(self) -> Path:
-        """The weights in float32 with their tokenizer, as transformers reads them."""
+        """A folder for transformers with the weights in float32 and the tokenizer."""
         out = self.folder / "hugging-face"
         if not (out / "config.json").exists():
             from safetensors.numpy import save_file

@@ -1,4 +1,4 @@
-"""The figures as JSON and as tables: every engine, and ours beside the peers."""
+"""The report as JSON and as tables: the figures of every engine, and ratios to the peers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from runtime.bench import machine
 from runtime.bench.report import columns
 
 SCHEMA_VERSION = 1
-# (kind, tokens, our weights, the peers that count, at most): a ratio of medians, ours over the fastest of those.
-# Chosen when the project began; a line without a figure on either side is left out.
+# (kind, tokens, our weights, filter of peers, their name, limit): the ratio of our median to that of the fastest peer
+# must not exceed the limit. The limits were set when the project began. A line without figures is left out.
 LIMITS: list[tuple[str, int, str, Callable[[Peer], bool], str, float]] = [
-    ("decode", 128, "int8", lambda p: p.is_of("llama.cpp", "Q8_0"), "llama.cpp Q8_0", 0.75),
-    ("decode", 128, "int4", lambda p: p.is_of("llama.cpp", "Q4_0"), "llama.cpp Q4_0", 0.75),
-    ("decode", 4096, "int8", lambda p: p.is_of("llama.cpp", "Q8_0"), "llama.cpp Q8_0", 0.55),
+    ("decode", 128, "int8", lambda p: p.matches("llama.cpp", "Q8_0"), "llama.cpp Q8_0", 0.75),
+    ("decode", 128, "int4", lambda p: p.matches("llama.cpp", "Q4_0"), "llama.cpp Q4_0", 0.75),
+    ("decode", 4096, "int8", lambda p: p.matches("llama.cpp", "Q8_0"), "llama.cpp Q8_0", 0.55),
     ("prefill", 128, "int8", lambda p: p.engine == "llama.cpp", "llama.cpp, any format", 0.55),
     ("prefill", 512, "int8", lambda p: p.engine == "llama.cpp", "llama.cpp, any format", 0.55),
-    ("prefill", 128, "int8", lambda p: p.is_of("openvino", "int8"), "OpenVINO int8", 0.90),
-    ("prefill", 512, "int8", lambda p: p.is_of("openvino", "int8"), "OpenVINO int8", 0.90),
+    ("prefill", 128, "int8", lambda p: p.matches("openvino", "int8"), "OpenVINO int8", 0.90),
+    ("prefill", 512, "int8", lambda p: p.matches("openvino", "int8"), "OpenVINO int8", 0.90),
 ]
 ACCURACY_PAIRS = [("int8", "Q8_0"), ("int4", "Q4_0")]
 
@@ -34,8 +34,11 @@ def build_report(
     absent: dict[str, str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """schema_version, machine, settings, engines (version and size), absent (name -> reason), figures (seconds; decode:
-    a step), ratios (ours over the fastest peer that counts), accuracy (KL in nats), accuracy_ratios."""
+    """The report as a JSON object.
+
+    Keys: schema_version, machine, settings, engines (version and size), absent (name -> reason), figures (seconds; for
+    decode per step), ratios (ours to the fastest peer of each limit), accuracy (KL in nats), accuracy_ratios.
+    """
     peers = {name: worker.peer for name, worker in workers.items()}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -65,11 +68,12 @@ def build_report(
 
 
 def ratios(figures: Sequence[Figure], peers: dict[str, Peer]) -> list[dict[str, Any]]:
+    """One entry per line of LIMITS that has figures."""
     found = []
-    for kind, tokens, weights, counts, against, limit in LIMITS:
+    for kind, tokens, weights, is_rival, against, limit in LIMITS:
         same = [f for f in figures if (f.kind, f.tokens) == (kind, tokens)]
-        ours = [f for f in same if peers[f.worker].is_of("ours", "cpu", weights)]
-        others = [f for f in same if counts(peers[f.worker])]
+        ours = [f for f in same if peers[f.worker].matches("ours", "cpu", weights)]
+        others = [f for f in same if is_rival(peers[f.worker])]
         if not ours or not others:
             continue
         best, peer = min(ours, key=lambda f: f.median), min(others, key=lambda f: f.median)
@@ -81,7 +85,7 @@ def ratios(figures: Sequence[Figure], peers: dict[str, Peer]) -> list[dict[str, 
                 "against": against,
                 "peer": peer.worker,
                 "ratio": best.median / peer.median,
-                # of the same round: what the machine did to both cancels
+                # ratio within each round: the machine's state affects both sides alike
                 "ratio_of_rounds": statistics.median(a / b for a, b in zip(best.samples, peer.samples, strict=True)),
                 "limit": limit,
             }
@@ -90,10 +94,11 @@ def ratios(figures: Sequence[Figure], peers: dict[str, Peer]) -> list[dict[str, 
 
 
 def accuracy_ratios(accuracy: dict[str, dict[str, Any]], peers: dict[str, Peer]) -> list[dict[str, Any]]:
+    """One entry per pair of ACCURACY_PAIRS that has figures."""
     found = []
     for weights, kind in ACCURACY_PAIRS:
-        ours = [name for name in accuracy if peers[name].is_of("ours", "cpu", weights)]
-        theirs = [name for name in accuracy if peers[name].is_of("llama.cpp", kind)]
+        ours = [name for name in accuracy if peers[name].matches("ours", "cpu", weights)]
+        theirs = [name for name in accuracy if peers[name].matches("llama.cpp", kind)]
         for name, peer in zip(ours[:1], theirs[:1], strict=False):
             mine, other = accuracy[name], accuracy[peer]
             found.append(
@@ -108,6 +113,7 @@ def accuracy_ratios(accuracy: dict[str, dict[str, Any]], peers: dict[str, Peer])
 
 
 def show(report: dict[str, Any]) -> None:
+    """Print the report."""
     settings, figures = report["settings"], report["figures"]
     heads = [(kind, n) for kind, key in (("prefill", "prompts"), ("decode", "depths")) for n in settings[key]]
     by_case = {(f["engine"], f["kind"], f["tokens"]): f for f in figures}
@@ -117,7 +123,7 @@ def show(report: dict[str, Any]) -> None:
         rows.append([name, *("-" if c is None else f"{c['median'] * 1e3:.2f}" for c in cells)])
     print(
         f"{report['machine']['cpu']}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turns; "
-        "ms to the first token, ms a decode step"
+        "ms to the first token, ms per decode step"
     )
     print(columns(["engine", *(f"{kind} {n}" for kind, n in heads)], rows))
     for name, reason in report["absent"].items():
@@ -126,7 +132,7 @@ def show(report: dict[str, Any]) -> None:
         met = "met" if ratio["ratio"] <= ratio["limit"] else "MISSED"
         print(
             f"{ratio['kind']} {ratio['tokens']}: {ratio['ours']} / {ratio['against']} ({ratio['peer']}) = "
-            f"{ratio['ratio']:.2f} (round by round {ratio['ratio_of_rounds']:.2f}; at most {ratio['limit']:.2f}: {met})"
+            f"{ratio['ratio']:.2f} (median of rounds {ratio['ratio_of_rounds']:.2f}; limit {ratio['limit']:.2f}: {met})"
         )
     if report["accuracy"]:
         print()
@@ -150,5 +156,5 @@ def show(report: dict[str, Any]) -> None:
     for pair in report["accuracy_ratios"]:
         print(
             f"KL {pair['ours']} / {pair['peer']} = {pair['kl_ratio']:.2f} at {pair['bits'][0]:.3f} and "
-            f"{pair['bits'][1]:.3f} bits a weight"
+            f"{pair['bits'][1]:.3f} bits per weight"
         )

@@ -157,7 +157,7 @@ def test_a_process_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
 
 
 def test_too_small_a_context_is_told(tiny_artifact: Path) -> None:
-    with pytest.raises(AbsentError, match="its context is 64; this run needs 100"):
+    with pytest.raises(AbsentError, match="the artifact's context is 64; this run needs 100"):
         Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 100)
 
 
