@@ -1,8 +1,8 @@
-"""How much an artifact differs from the float32 reference on a text: perplexity, KL divergence, top-1 agreement.
+"""Compare an artifact with the float32 reference on a text: perplexity, KL divergence, top-1 agreement.
 
-The text is cut into windows, each begun with an empty cache. A graph returns the logits of the last token only, so the
-first half of a window goes through the prefill graphs and every token of the second half is one decode step, scored on
-the token that follows: scores see both paths, and every one of them at least half a window of context.
+The text is cut into windows; each window starts with an empty cache. A graph returns the logits of the last token only.
+So the first half of a window goes through the prefill graphs, and each token of the second half is one decode step,
+scored on the token that follows. The scores therefore cover both paths, with at least half a window of context.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One value a scored token, each [n] float64: negative log-likelihoods in nats, KL(reference || artifact) in nats,
-    and whether both find the same token most likely."""
+    """One value per scored token, each [n] float64.
+
+    - nll, reference_nll: negative log-likelihood of the next token, in nats.
+    - kl: KL(reference || artifact), in nats.
+    - agrees: 1 if both give the highest probability to the same token, else 0.
+    """
 
     nll: NDArray[np.float64]
     reference_nll: NDArray[np.float64]
@@ -50,15 +54,18 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `_error` is a standard error of the mean over the scored tokens (for the perplexities by
-    the delta method), which takes neighbouring tokens as independent. Divergences in nats."""
+    """The result of `evaluate`. Divergences are in nats.
+
+    `_error` is the standard error of the mean over the scored tokens, for perplexities by the delta method. It assumes
+    that neighbouring tokens are independent.
+    """
 
     text: str
     reference: str
     windows: int
     window: int
     scored_tokens: int
-    prefill_share: float  # of the tokens fed, those that went through the prefill graphs
+    prefill_share: float  # share of the input tokens that went through the prefill graphs
     perplexity: float
     perplexity_error: float
     reference_perplexity: float
@@ -69,16 +76,19 @@ class Evaluation:
 
 
 def cut(ids: Ids, context: int) -> tuple[Ids, int]:
-    """(windows [n, W], index of the first token in a window whose logits count). W = 512, or the context if smaller."""
+    """Return (windows [n, W], the index of the first token in a window whose logits are scored).
+
+    W is the smallest of 512, the context and the number of ids. Raises UserError if that is less than 4.
+    """
     size = min(WINDOW, context, len(ids))
     if size < 4:
-        raise UserError(f"{size} tokens are too few to score; needed: at least 4. Give a longer text")
+        raise UserError(f"{size} tokens are too few to score; needed: at least 4. Use a longer text")
     count = len(ids) // size
     return np.ascontiguousarray(ids[: count * size].reshape(count, size), np.int32), size // 2 - 1
 
 
 def score(reference: Floats, found: Floats, targets: Ids) -> TokenScores:
-    """reference, found: logits [n, V]; targets [n]: the tokens that follow."""
+    """Score logits. reference, found: logits [n, V]; targets [n]: the tokens that follow."""
     p, q = log_softmax(reference), log_softmax(found)
     rows = np.arange(len(targets))
     return TokenScores(
@@ -96,7 +106,7 @@ def log_softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 def summary(scores: TokenScores) -> dict[str, float]:
-    """The figures of an Evaluation that follow from the scores alone."""
+    """Return the fields of Evaluation that depend on the scores only."""
     count = len(scores.kl)
 
     def error(values: NDArray[np.float64]) -> float:
@@ -115,9 +125,9 @@ def summary(scores: TokenScores) -> dict[str, float]:
 
 
 def evaluate(artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int, progress: Progress) -> Evaluation:
-    """Score `tokens` tokens of the text. The runtime works in a process of its own, with all its rows.
+    """Score the first `tokens` tokens of the text. The runtime runs in a separate process and uses all rows of a batch.
 
-    Raises UserError where the text is too short or the artifact does not run.
+    Raises UserError if the text is too short or the artifact does not run.
     """
     ids = np.array(Tokenizer.from_folder(artifact.path).encode(read_text(text))[:tokens], np.int32)
     windows, first = cut(ids, artifact.manifest.context)
@@ -144,14 +154,16 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file. Give a text: --text FILE") from error
+        raise UserError(f"{path}: no such file. Name a text file: --text FILE") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}). Convert it first") from error
 
 
 def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats:
-    """Logits [n, W - 1 - first, V] of the artifact after tokens first .. W-2 of each window: a file mapped in memory,
-    written by exporter.window_probe."""
+    """Return the artifact's logits [n, W - 1 - first, V] after tokens first .. W-2 of each window.
+
+    exporter.window_probe computes them in a separate process; the result is a memory map of its output file.
+    """
     job, result = scratch / "job.npz", scratch / "logits.npy"
     np.savez(job, windows=windows, first=first)
     command = [sys.executable, "-m", "exporter.window_probe", str(folder), str(job), str(result)]

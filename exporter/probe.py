@@ -1,6 +1,6 @@
-"""python -m exporter.probe FOLDER JOB RESULT: an artifact's logits, for verify.py.
+"""python -m exporter.probe FOLDER JOB RESULT: compute an artifact's logits, for verify.py.
 
-Through the runtime, or through the ONNX twin where the runtime needs a device that converted the graph first.
+It uses the runtime, or the ONNX twin if the artifact is for Ascend and not converted yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.errors import UserError
 
 
 def engine_for(artifact: Artifact) -> Engine:
-    """What runs this artifact: the device where it was converted for one, else the host."""
+    """Return the engine of an artifact: the runtime's, or one over the ONNX twin for an unconverted Ascend artifact."""
     if artifact.manifest.opset == "ascend" and artifact.manifest.converted is None:
         from exporter.onnx_run import twin_engine
 
@@ -26,11 +26,12 @@ def engine_for(artifact: Artifact) -> Engine:
 
 
 def logits(folder: Path, job: Path) -> np.ndarray:
-    """float32 [B, len(edges) + steps, V]: each row after a prefill of each length of `edges`, then after each of the
-    decode steps of `decode` = (prompt length, steps).
+    """Return logits, float32 [B, len(edges) + steps, V].
 
-    Every row reads the same text, at another place: in call i row b prefills edges[i + b], and its decode begins b
-    calls late. So rows of different lengths share a call, rows of no tokens among them.
+    For each row, the first logits follow a prefill of each length in `edges`; the others follow the decode steps of
+    `decode` = (prompt length, steps). All rows read the same tokens at different offsets: in call i, row b prefills
+    edges[i + b], and row b starts decoding b calls later. So rows of different lengths share a call, and some rows of a
+    call are empty.
     """
     with np.load(job) as given:
         tokens, edges, decode = given["tokens"], given["edges"], given["decode"]

@@ -1,7 +1,7 @@
-"""The same network computed independently of any exported graph: transformers where torch is installed, else numpy.
+"""Compute the network in float32, independently of every exported graph: with transformers, or else with numpy.
 
-The numpy version reads some rows at a time and carries every token through a layer before it reads the next, so a model
-much larger than the memory can be checked.
+transformers is used if torch is installed and the memory suffices. The numpy version processes all tokens layer by
+layer and reads a block of rows at a time, so it can check a model that is much larger than the memory.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from exporter.writing.tensor_stream import made_in_order
 from kernels.reference import fused_attention
 
 Floats = NDArray[np.float32]
-Model = Callable[[NDArray[np.int32], list[int]], Floats]  # as reference_logits, without the checkpoint
+Model = Callable[[NDArray[np.int32], list[int]], Floats]  # (tokens [n], positions) -> logits [len(positions), V]
 
 
 def reference_logits(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> tuple[Floats, str]:
-    """(logits float32 [len(positions), V] after tokens[0..p] for each p of positions, the reference's name).
+    """Return (logits float32 [len(positions), V], the reference's name).
 
-    tokens [n]: one sequence from an empty cache.
+    tokens [n]: one sequence, which starts with an empty cache. Row i of the logits follows tokens[0..positions[i]].
     """
     model, name = reference_model(checkpoint)
     return model(tokens, positions), name
 
 
 def reference_model(checkpoint: Checkpoint) -> tuple[Model, str]:
-    """(the network as a function of (tokens, positions), its name), for more than one sequence."""
+    """Return (the network as a function of (tokens, positions), the reference's name), to compute several sequences."""
     needed = sum(4 * int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if importlib.util.find_spec("torch") and needed < memory // 3:
@@ -51,7 +51,7 @@ def _transformers(checkpoint: Checkpoint) -> Model:
     state = {name: torch.from_numpy(np.array(checkpoint.tensor(name))) for name in checkpoint.names()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
-    # Rotary frequencies are not in the checkpoint; made on "meta" they are empty.
+    # The rotary frequencies are not in the checkpoint, and the module created on "meta" has no values for them.
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model.eval()
 

@@ -1,7 +1,7 @@
-"""The weights as a cpu artifact holds them, read back through the format's definition and not through its kernels.
+"""Read the rounded weights of a cpu artifact back, through the definition of the format and not through its kernels.
 
-Rounding changes a model; a graph or a kernel must not. So an artifact is judged against the reference over its own
-rounded weights, closely, and each of them against the checkpoint's, by how far its format may be off.
+Rounding may change a model; graphs and kernels must not. So verification compares the artifact closely with a reference
+over the rounded weights, and each rounded matrix with the checkpoint's, within the error of its format.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from runtime.artifact.manifest import Manifest
 from runtime.artifact.safetensors import MappedWeights
 from runtime.errors import UserError
 
-# The most that rounding may take from a block of rows: root mean square of the error over that of the weights. Of a
-# group of 32 whose largest value stands alone, int8 loses 0.013 and int4 0.22; of normal numbers 0.005 and 0.075.
+# The largest allowed relative error of a block of rows: root mean square of the error / that of the weights. For a
+# group of 32 with a single dominant value, int8 loses 0.013 and int4 0.22; for normally distributed numbers 0.005 and
+# 0.075.
 ROUNDING = {"f32": 0.0, "bf16": 0.004, "int8": 0.02, "int4": 0.25, "q4_0": 0.0}
 
 
 class RoundedCheckpoint(Checkpoint):
-    """`checkpoint` with the matrices of the artifact in `folder` in place of its own.
+    """`checkpoint` with its matrices replaced by those of the artifact in `folder`.
 
-    Reading raises UserError where a matrix is further from the checkpoint's than its format explains.
+    Reading raises UserError if a matrix differs from the checkpoint's by more than its format explains.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -53,8 +54,9 @@ class RoundedCheckpoint(Checkpoint):
         lost = float(np.linalg.norm(rows - exact)) / (float(np.linalg.norm(exact)) or 1.0)
         if not lost <= ROUNDING[fmt]:
             raise UserError(
-                f"{name} (rows {first}..{first + len(exact) - 1}) is off by {lost:.1e} of the checkpoint's in the "
-                f"artifact; {fmt} explains {ROUNDING[fmt]}. This is a defect of the exporter: please report the model"
+                f"{name} (rows {first}..{first + len(exact) - 1}) differs in the artifact by {lost:.1e} of the "
+                f"checkpoint's values; {fmt} explains {ROUNDING[fmt]}. This is a defect of the exporter: please report "
+                "the model"
             )
         return rows
 

@@ -1,8 +1,7 @@
-"""Export ends with proof: the artifact, run through the real runtime, against an independent reference. Graphs for
-Ascend run through their ONNX twin: the host has no device.
+"""Verify an exported artifact: run it through the real runtime, and compare it with an independent reference.
 
-The runtime's part runs in a process of its own (probe.py): MindSpore and MindSpore Lite hold libraries of the same
-names and cannot share one.
+Graphs for Ascend run through their ONNX twin, because the export host has no device. The runtime runs in a separate
+process (probe.py): MindSpore and MindSpore Lite have libraries with the same names, so one process cannot load both.
 """
 
 from __future__ import annotations
@@ -26,13 +25,15 @@ from runtime.artifact.manifest import Artifact, Manifest, Parity
 from runtime.errors import UserError
 
 DECODE_STEPS = 64
-# The ONNX twin takes half a minute a run for 16 GB of weights: past these bytes it proves one bucket and few steps.
+# The ONNX twin takes half a minute per call for 16 GB of weights. Above TWIN_BYTES, the proof covers one prompt length
+# and TWIN_STEPS decode steps.
 TWIN_BYTES, TWIN_STEPS = 4_000_000_000, 4
 SEED = 0
-# max |d logits| over the range of the reference's logits that an artifact may show, by its weight format; the reference
-# is one over the rounded weights where the artifact's op set is cpu.
+# The largest allowed max |d logits| / (range of the reference's logits), by weight format. For the cpu op set, the
+# reference uses the rounded weights.
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02}
-CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}  # at least; int16: float16's bits
+# The tolerance is at least this, by cache dtype. An int16 cache holds the bits of float16 values.
+CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +52,9 @@ def run_verify(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:
-    """Compare at each edge (bucket, sliding window) -1, edge and edge +1, and over 64 decode steps.
+    """Compare at edge - 1, edge and edge + 1 of each bucket and of the sliding window, and over 64 decode steps.
 
-    Raises UserError past TOLERANCE.
+    Raises UserError if the difference exceeds TOLERANCE, or if the artifact does not run.
     """
     edges, prefix, steps = plan(manifest)
     tokens = sequence(manifest, max([*edges, prefix + steps]))
@@ -79,9 +80,9 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
         highlight=False,
     )
     limit = max(TOLERANCE[manifest.weights_format], CACHE_TOLERANCE[manifest.cache.dtype])
-    # A model can be chaotic at single tokens: SmolLM2-135M's logits after one of 640 random ids change by half their
-    # range when its weights are rounded to bfloat16, whoever computes them. So whatever rounds (weights, activations,
-    # the cache) is judged without the worst tenth.
+    # A model can be chaotic at single tokens: after one of 640 random ids, rounding SmolLM2-135M's weights to bfloat16
+    # changes its logits by half their range, with every implementation. So if anything is rounded (weights,
+    # activations, the cache), the worst tenth of the positions does not count.
     share = 1.0 if limit == TOLERANCE["fp32"] else 0.9
     judged = float(np.quantile(np.abs(found - judged_by).max(axis=-1), share)) / span
     if weights:
@@ -96,13 +97,13 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
 
 
 def plan(manifest: Manifest) -> tuple[list[int], int, int]:
-    """(prompt lengths to prefill, prompt length before decoding, decode steps), as the context allows."""
+    """Return (prompt lengths to prefill, prompt length before decoding, decode steps), limited by the context."""
     window = manifest.config.get("sliding_window") or 0
     wanted = {n + d for n in (*manifest.buckets[1:], window) for d in (-1, 0, 1)} | {1}
     edges = sorted(n for n in wanted if 1 <= n <= manifest.context)
     prefix = min(manifest.buckets[min(1, len(manifest.buckets) - 1)] + 1, max(1, manifest.context // 2))
     if DECODE_STEPS < window < manifest.context:
-        prefix = window - DECODE_STEPS // 2  # so that decoding passes the window's edge
+        prefix = window - DECODE_STEPS // 2  # the decode steps then cross the window's edge
     steps = min(DECODE_STEPS, manifest.context - prefix)
     if manifest.opset == "ascend" and sum(entry.bytes for entry in manifest.files()) > TWIN_BYTES:
         return [n for n in edges if n <= manifest.buckets[:2][-1]][-1:], prefix, min(steps, TWIN_STEPS)
@@ -110,14 +111,14 @@ def plan(manifest: Manifest) -> tuple[list[int], int, int]:
 
 
 def sequence(manifest: Manifest, count: int) -> NDArray[np.int32]:
-    """[count] random token ids, the same for the same vocabulary."""
+    """Return [count] random token ids; they depend only on the vocabulary's size and the count."""
     return np.random.default_rng(SEED).integers(0, manifest.config["vocab_size"], count, dtype=np.int32)
 
 
 def run_artifact(
     folder: Path, manifest: Manifest, tokens: NDArray[np.int32], edges: list[int], prefix: int, steps: int
 ) -> NDArray[np.float32]:
-    """Logits [B, len(edges) + steps, V] of the artifact in `folder`, computed by probe.py in its own process."""
+    """Return the artifact's logits [B, len(edges) + steps, V]. probe.py computes them in a separate process."""
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
         np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))

@@ -1,6 +1,6 @@
-"""python -m exporter.window_probe FOLDER JOB RESULT: an artifact's logits over the windows of a text, for evaluate.py.
+"""python -m exporter.window_probe FOLDER JOB RESULT: compute an artifact's logits over windows of a text.
 
-MindSpore Lite runs in this process, and what the caller needs (torch, MindSpore) in another.
+evaluate.py starts it as a separate process, because MindSpore Lite cannot share a process with MindSpore.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from runtime.errors import UserError
 
 
 def write_logits(folder: Path, job: Path, result: Path) -> None:
-    """job: windows [n, W], first. result: float32 [n, W - 1 - first, V], the logits after tokens first .. W-2.
+    """Write the logits after tokens first .. W-2 of each window to `result`, float32 [n, W - 1 - first, V].
 
-    Tokens 0 .. first are one prefill, the others a decode step each; a wave of windows takes all rows of the artifact.
+    job: an npz file with windows [n, W] and first. Tokens 0 .. first are one prefill; each later token is one decode
+    step. A batch of windows uses all rows of the artifact.
     """
     with np.load(job) as given:
         windows, first = given["windows"], int(given["first"])
@@ -27,10 +28,10 @@ def write_logits(folder: Path, job: Path, result: Path) -> None:
     count, size = windows.shape
     out = open_memmap(result, "w+", np.float32, (count, size - 1 - first, engine.vocab_size))
     for begin in range(0, count, engine.batch):
-        wave = windows[begin : begin + engine.batch]
-        rows = len(wave)
+        batch = windows[begin : begin + engine.batch]
+        rows = len(batch)
         tokens = np.zeros((engine.batch, size), np.int32)
-        tokens[:rows] = wave
+        tokens[:rows] = batch
         live = (np.arange(engine.batch) < rows).astype(np.int64)
         prefilled = first + 1
         out[begin : begin + rows, 0] = engine.forward(tokens[:, :prefilled], 0 * live, prefilled * live)[:rows]

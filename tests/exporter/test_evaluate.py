@@ -97,7 +97,7 @@ def test_another_models_checkpoint_is_refused(
 ) -> None:
     other = tiny_checkpoint(num_hidden_layers=3)
     assert main(["evaluate", str(tiny_artifact), "--checkpoint", str(other)]) == 2
-    assert "another model" in capsys.readouterr().err
+    assert "is another model than" in capsys.readouterr().err
 
 
 def test_a_missing_text_is_told(

@@ -56,7 +56,7 @@ def test_every_matrix_is_the_checkpoints_rounded(tmp_path: Path, weights: str) -
 def test_a_matrix_that_is_not_the_checkpoints_is_named(tmp_path: Path) -> None:
     checkpoint, manifest = packed_folder(tmp_path, "int8")
     other = SyntheticCheckpoint(CONFIG, 1)
-    wrong = r"model\.layers\.0\.self_attn\.k_proj\.weight \(rows 0\.\.39\) is off by 1\."
+    wrong = r"model\.layers\.0\.self_attn\.k_proj\.weight \(rows 0\.\.39\) differs in the artifact by 1\."
     with pytest.raises(UserError, match=wrong):
         RoundedCheckpoint(tmp_path, manifest, other).tensor("model.layers.0.self_attn.k_proj.weight")
     size = wf.panel_bytes("int8", 104)
