@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "MindSpore Lite for Ascend; no NPU."
     )
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--soc", help="SoC version to compile for (default: the one of this host's NPU)")
+    parser.add_argument(
+        "--soc", help="SoC version to compile for (default: that of this host's NPU; required without one)"
+    )
     parser.add_argument("--out", type=Path, help="folder (default: <artifact>-<chip>)")
     parser.set_defaults(run=run_convert)
 

@@ -19,6 +19,7 @@ from exporter.export import export
 from exporter.export_options import ExportOptions
 from exporter.progress import Progress
 from exporter.reference import reference_logits
+from kernels.ascend.chips import CHIPS
 
 EXPECTED = "probe.npz"  # in the folder of the artifact
 ROWS, CONTEXT, BUCKETS = 2, 64, (4, 16)
@@ -44,7 +45,7 @@ CONFIG = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `python -m exporter board-probe`."""
-    parser.add_argument("--target", required=True, help="ascend310p, ascend310b or ascend910b")
+    parser.add_argument("--target", required=True, help=", ".join(CHIPS))
     parser.add_argument("--out", type=Path, help="folder (default: build/board-probe-<target>)")
     parser.set_defaults(run=run_probe)
 

@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Builds the operator package (custom_opp_<os>_<arch>.run) and installs it.
+# Build the operator package (custom_opp_<os>_<arch>.run) and install it.
 #
 #   build.sh [--chips "ascend310p;ascend310b;ascend910b"] [--install-path DIR | --no-install] [--build-dir DIR]
 #
-# Needs CANN's toolkit with its environment sourced; no NPU. Everything missing is listed at once; exit code 2.
-# Without --install-path the package goes under CANN's opp/vendors; with it, source DIR/vendors/edgellama/bin/set_env.bash
-# before converting or running a model. It is built in DIR/edgellama-package of --build-dir (default: build), which is
-# made anew; nothing else in DIR is touched.
+# Source the environment of CANN's toolkit first; no NPU is needed. If something is missing, the script lists all of it
+# and exits with status 2. Without --install-path the package goes under CANN's opp/vendors. With it, source
+# DIR/vendors/edgellama/bin/set_env.bash before you convert or run a model. The script builds in DIR/edgellama-package of
+# --build-dir (default: build); it deletes that folder first, and touches nothing else in DIR.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 build_dir="$here/../../build"
-known="ascend310p ascend310b ascend910b"
+known="ascend310p ascend310b ascend910b"  # the targets of chips.py; a test compares them
 modules="compiler/tikcpp/ascendc_kernel_cmake"  # CANN's CMake modules for operator packages
 chips="$known" install_path="" install=yes
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
-# The version that a CANN of this folder states, without the package's own in front (version=[7.1.0.1:8.0.RC1]).
+# Print the version that the CANN in folder $1 states. Drops the package's own version in front of it
+# (version=[7.1.0.1:8.0.RC1]).
 version_of() {
     local file version
     for file in compiler/version.info version.cfg; do
@@ -43,7 +44,7 @@ IFS='; ' read -r -a asked <<< "$chips"
 for chip in "${asked[@]:-}"; do
     case " $known " in
         *" $chip "*) ;;
-        *) echo "build.sh: --chips names '$chip'; the kernels are for ${known// /, }, parted by ';'" >&2; exit 2 ;;
+        *) echo "build.sh: --chips names '$chip'; the kernels are for ${known// /, }. Separate several with ';'" >&2; exit 2 ;;
     esac
 done
 
@@ -57,7 +58,7 @@ elif [ ! -d "$cann" ]; then
 installed version")
 elif [ ! -d "$cann/$modules" ]; then
     missing+=("CANN: $cann has no $modules, the CMake modules for operator packages. Install \
-the toolkit, not the runtime alone, in version 8.3 or later")
+the toolkit, not only the runtime, in version 8.3 or later")
 elif [ ! -f "$cann/$modules/asc-config.cmake" ] && [ ! -f "$cann/$modules/ASCConfig.cmake" ]; then
     missing+=("CANN: $cann is version $(version_of "$cann"), and its $modules has no asc-config.cmake, which CANN has \
 since 8.3. Install the toolkit in version 8.3 or later and run: source /usr/local/Ascend/ascend-toolkit/set_env.sh")
@@ -88,7 +89,7 @@ build="$build_dir/edgellama-package"
 rm -rf "$build"
 mkdir -p "$build"
 build="$(cd "$build" && pwd)"
-export ASCEND_HOME_PATH="$cann"  # where CANN's modules look
+export ASCEND_HOME_PATH="$cann"  # CANN's modules read it
 units="$(IFS=';'; echo "${asked[*]}")"
 (cd "$here" && cmake -S "$here" -B "$build" --preset=default "-DASCEND_CANN_PACKAGE_PATH=$cann" \
     "-DASCEND_AUTOGEN_PATH=$build/autogen" "-DASCEND_COMPUTE_UNIT=$units")
@@ -96,14 +97,14 @@ cmake --build "$build" --target binary package -j"$(nproc)"
 
 package="$(find "$build" -maxdepth 1 -name 'custom_opp_*.run' | head -n 1)"
 if [ -z "$package" ]; then
-    echo "The build ended without custom_opp_*.run in $build; its last messages say why." >&2
+    echo "The build wrote no custom_opp_*.run to $build. Its last messages say why." >&2
     exit 1
 fi
 echo "built $package"
 [ "$install" = yes ] || exit 0
 if [ -n "$install_path" ]; then
     "$package" --quiet --install-path="$install_path"
-    echo "installed; before converting or running: source $install_path/vendors/edgellama/bin/set_env.bash"
+    echo "installed; before you convert or run a model: source $install_path/vendors/edgellama/bin/set_env.bash"
 else
     "$package" --quiet
     echo "installed under CANN's opp/vendors/edgellama"
