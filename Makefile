@@ -1,21 +1,21 @@
-# make run          set up, export a small Llama and let it answer PROMPT
-# make chat         talk with it
-# make test         set up and run every test;  make test-fast leaves out those that take minutes
-# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
-#             with SYNTHETIC=1 [SEED=] random weights, where a preset or a config.json is all there is
-# make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN)
-# make board-check [PROBE= DEVICE=]       the first thing to run on a board; exits 2 where there is none
-# make board-probe TARGET=ascend310b      the tiny model for it, where the board cannot export
-# make plan MODEL=llama3-8b [TARGET=ascend310p WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]   what it needs
-#             of memory, which boards hold it, how fast they can be; MEASURED= holds that against `bench --json`
-# make browser      Chromium for the chat page's test, with apt-get where that may be used; part of `make test`
-# make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
-# make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
-# make kernels      build and install the Ascend operator package (needs CANN)
-# make lint         ruff and mypy
-# make check-kernels   the CPU kernels under the sanitizers, and for aarch64 in an emulator
-# make check-install   `pip install .` into an empty environment, and an answer from there
-# make clean        remove the environment and the build folder (not the artifacts)
+# make run           set up, export a small Llama, and answer PROMPT
+# make chat          talk with it
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT= SYNTHETIC=1 SEED= VERIFY=0]
+# make plan MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]
+#              before an export: the memory that the model needs, the boards that hold it, and the speed limit of each.
+#              MEASURED= compares the plan with a report of `bench --json`
+# make convert ARTIFACT=... [SOC= OUT=]   compile an artifact of an Ascend target with CANN
+# make board-check [PROBE= DEVICE=]       run this first on a board; exits with 2 if there is no board
+# make board-probe TARGET=ascend310b      export the tiny model of board-check, for a board that cannot export
+# make bench         measure an artifact (ARTIFACT=; default: the one of `make run`)
+# make bench-peers   measure it beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
+# make kernels       build and install the Ascend operator package (needs CANN)
+# make test          set up and run all tests; make test-fast leaves out those that take minutes
+# make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
+# make lint          run ruff and mypy
+# make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
+# make check-install   run `pip install .` in an empty environment, and generate an answer there
+# make clean         remove the environment and the build folder, but not the artifacts
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -23,53 +23,58 @@ PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 MODEL ?= smollm2-135m-instruct
-TARGET ?= cpu
-WEIGHTS ?= $(if $(filter portable,$(TARGET)),fp32,$(if $(filter ascend%,$(TARGET)),fp16,int8))
 PROMPT ?= Why is the sky blue?
-RANDOM := $(filter-out 0,$(SYNTHETIC))
-ARTIFACT ?= artifacts/$(notdir $(MODEL))$(if $(RANDOM),-synthetic)-$(TARGET)-$(WEIGHTS)
 
-# name=value of the command line -> --name value; the default of what is not given is the exporter's.
-option = $(if $(filter-out undefined default,$(origin $(2))),--$(1) "$($(2))")
-EXPORT_OPTIONS = --target $(TARGET) --weights $(WEIGHTS) $(call option,context,CONTEXT) \
-  $(call option,cache,CACHE) $(call option,buckets,BUCKETS) $(call option,batch,BATCH) $(call option,out,OUT) \
-  $(if $(RANDOM),--synthetic) $(call option,seed,SEED)
+# The variables that become options of the exporter if they are set: BATCH=4 becomes --batch "4". The exporter declares
+# the options and their defaults (exporter/export_options.py).
+PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH
+EXPORT_OPTIONS := $(PLAN_OPTIONS) OUT VERIFY SYNTHETIC SEED
+SWITCHES := VERIFY SYNTHETIC# 1 becomes --name, 0 becomes --no-name
 
-# the same of what the caller gave alone
-given = $(if $(filter command environment,$(origin $(2))),--$(1) "$($(2))")
+lower = $(shell echo $(1) | tr '[:upper:]' '[:lower:]')
+option = --$(call lower,$(1)) "$($(1))"
+switch = --$(if $(filter 0,$($(1))),no-)$(call lower,$(1))
+options = $(foreach name,$(1),$(if $($(name)),$(call $(if $(filter $(name),$(SWITCHES)),switch,option),$(name))))
+
+# The artifact of run, chat, bench and check-install. Default: the folder that export chooses for MODEL and the options.
+# It is computed when a recipe first uses it.
+ARTIFACT ?= $(eval ARTIFACT := $(shell $(EXPORTER) artifact-folder "$(MODEL)" \
+  $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))$(ARTIFACT)
+EXPORTER = $(or $(wildcard $(PYTHON)),$(PYTHON3)) -m exporter
 
 .DELETE_ON_ERROR:
-.PHONY: run chat export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
+.PHONY: run chat artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
 
-run: $(ARTIFACT)/manifest.json
-	@$(PYTHON) -m runtime generate $(ARTIFACT) --prompt "$(PROMPT)"
+run: artifact
+	@$(PYTHON) -m runtime generate "$(ARTIFACT)" --prompt "$(PROMPT)"
 
-chat: $(ARTIFACT)/manifest.json
-	@$(PYTHON) -m runtime chat $(ARTIFACT)
+chat: artifact
+	@$(PYTHON) -m runtime chat "$(ARTIFACT)"
 
 export: $(VENV)/ready
-	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS)
+	@$(PYTHON) -m exporter export "$(MODEL)" $(call options,$(EXPORT_OPTIONS))
 
 plan: $(VENV)/ready
-	@$(PYTHON) -m exporter plan $(MODEL) $(call given,target,TARGET) $(call given,weights,WEIGHTS) \
-	  $(call given,cache,CACHE) $(call given,context,CONTEXT) $(call given,buckets,BUCKETS) \
-	  $(call given,batch,BATCH) $(call given,measured,MEASURED)
+	@$(PYTHON) -m exporter plan "$(MODEL)" $(call options,$(PLAN_OPTIONS) MEASURED)
 
-# With the Python that has MindSpore Lite for Ascend, not with .venv: kernels/ascend/BOARD.md.
+# Uses the Python that has MindSpore Lite for Ascend, not .venv: kernels/ascend/BOARD.md.
 convert:
-	@$(PYTHON3) -m exporter convert $(ARTIFACT) $(call option,soc,SOC) $(call option,out,OUT)
+	@$(PYTHON3) -m exporter convert "$(ARTIFACT)" $(call options,SOC OUT)
 
 board-check:
-	@$(PYTHON3) -m exporter board-check $(call option,probe,PROBE) $(call option,device-id,DEVICE)
+	@$(PYTHON3) -m exporter board-check $(call options,PROBE) $(if $(DEVICE),--device-id "$(DEVICE)")
 
 board-probe: $(VENV)/ready
-	@$(PYTHON) -m exporter board-probe --target $(TARGET)
+	@$(PYTHON) -m exporter board-probe $(call options,TARGET)
 
-$(ARTIFACT)/manifest.json: | $(VENV)/ready
-	@$(PYTHON) -m exporter export $(MODEL) $(EXPORT_OPTIONS) --out $(ARTIFACT)
+# Exports ARTIFACT if it does not exist. The first line fails if the exporter has refused the options.
+artifact: $(VENV)/ready
+	@test -n "$(ARTIFACT)"
+	@test -e "$(ARTIFACT)/manifest.json" || \
+	  $(PYTHON) -m exporter export "$(MODEL)" $(call options,$(EXPORT_OPTIONS)) --out "$(ARTIFACT)"
 
-bench: $(ARTIFACT)/manifest.json
-	@$(PYTHON) -m runtime bench $(ARTIFACT)
+bench: artifact
+	@$(PYTHON) -m runtime bench "$(ARTIFACT)"
 
 bench-peers: $(VENV)/ready
 	@for weights in int8 int4; do \
@@ -87,8 +92,8 @@ kernels:
 check-kernels: $(VENV)/ready-test
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" kernels/cpu/check.sh
 
-# In a folder of its own, so that nothing of the checkout can be imported.
-check-install: $(ARTIFACT)/manifest.json
+# Runs in its own folder: nothing of the checkout can be imported there.
+check-install: artifact
 	rm -rf build/installed && $(PYTHON3) -m venv build/installed
 	build/installed/bin/pip --disable-pip-version-check install --quiet ".[lite]"
 	cd build/installed && bin/python -m runtime.lite install
@@ -118,7 +123,7 @@ $(PYTHON):
 	  { echo "error: $$($(PYTHON3) --version) found, 3.10 to 3.12 needed; set PYTHON3=python3.11" >&2; exit 2; }
 	@$(PYTHON3) -m venv $(VENV)
 
-# The kernels are built by pip with the package, so a changed source installs it again.
+# pip builds the kernels with the package: a changed source installs it again.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h) \
   $(wildcard runtime/lite/*.cpp runtime/lite/*.h) | $(PYTHON)
 	$(PIP) install --editable ".[export]"
