@@ -9,33 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import step_runs
-from support.checkpoints import CONFIGS, export_all, make_checkpoint
+from support import exported, step_runs
+from support.checkpoints import CONFIGS, export_all
 
 # A shell starts a background job with Ctrl-C ignored, and child processes inherit that: the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """tiny_checkpoint(**config) -> Hugging Face folder of a random Llama, made once for the same arguments."""
-    made: dict[str, Path] = {}
-
-    def make(**config: object) -> Path:
-        key = repr(sorted(config.items()))
-        if key not in made:
-            made[key] = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), **config)
-        return made[key]
-
-    return make
+def tiny_checkpoint() -> Callable[..., Path]:
+    """The function `exported.tiny_checkpoint`."""
+    return exported.tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_artifact() -> Path:
     """A portable artifact of a random 2-layer Llama: 2 rows, context 64, buckets 1, 4, 16, ids 0..255 are bytes."""
-    out = tmp_path_factory.mktemp("artifact") / "tiny"
-    job = {"model": tiny_checkpoint(), "target": "portable", "context": 64, "buckets": [4, 16], "batch": 2, "out": out}
-    return export_all([job])[0]
+    return exported.export_tiny()
 
 
 @pytest.fixture(scope="session")

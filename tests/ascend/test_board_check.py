@@ -8,13 +8,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from test_runtime import ascend_manifest
 
 from exporter.__main__ import COMMANDS
 from exporter.board import check as command
@@ -25,8 +23,9 @@ from exporter.progress import PlainConsole, Progress
 from kernels.ascend.chips import CHIPS, OPERATORS
 from runtime.backend.ascend.device import Device
 from runtime.errors import UserError
+from support.ascend_artifact import ascend_manifest
+from support.child import REPOSITORY, run_child
 
-REPOSITORY = Path(__file__).parents[2]
 MAKE = """
 import sys
 from pathlib import Path
@@ -44,7 +43,7 @@ make("ascend310b", Path(sys.argv[1]) / "ascend310b", Progress())
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the probe for the cpu target and for ascend310b."""
     folder = tmp_path_factory.mktemp("probe")
-    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, capture_output=True, cwd=REPOSITORY)
+    run_child("-c", MAKE, str(folder))
     return folder
 
 
@@ -209,13 +208,7 @@ def test_a_chip_of_no_target_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
     """The real command on this host; exit status 2, and a report all the same."""
     report = tmp_path / "report.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "exporter", "board-check", "--json", str(report)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
+    done = run_child("-m", "exporter", "board-check", "--json", str(report), status=None)
     if done.returncode == 0:
         pytest.skip("this host has an NPU")
     assert done.returncode == 2
@@ -232,13 +225,13 @@ WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
 
 def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
     script = "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
-    subprocess.run([sys.executable, "-c", WITHOUT + script], check=True, cwd=REPOSITORY)
+    run_child("-c", WITHOUT + script)
 
 
 def run_without(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The exporter's command line where its packages are missing."""
     script = f"{WITHOUT}from exporter.__main__ import main\nsys.exit(main({arguments!r}))"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    return run_child("-c", script, status=None)
 
 
 def test_board_check_without_rich_prints_plain_text(tmp_path: Path) -> None:

@@ -9,15 +9,12 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from test_runtime import GEARS, ascend_manifest
 
 from exporter import convert as conversion
 from exporter.ascend.convert_config import read_config, write_config
@@ -29,6 +26,8 @@ from runtime.artifact.manifest import Artifact, Conversion
 from runtime.backend.ascend.npu_smi import parse
 from runtime.errors import UserError
 from support import ascend_texts as texts
+from support.ascend_artifact import GEARS, ascend_manifest
+from support.child import run_child
 
 B310 = CHIPS["ascend310b"]
 INI = """\
@@ -305,9 +304,7 @@ def test_here_without_cann_the_command_says_what_is_missing(exported: Path) -> N
     """The real command on this host; exit status 2."""
     if "ASCEND_HOME_PATH" in os.environ or "ASCEND_TOOLKIT_HOME" in os.environ:
         pytest.skip("this host has CANN")
-    command = [sys.executable, "-m", "exporter", "convert", str(exported), "--soc", "Ascend310B4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 2
+    done = run_child("-m", "exporter", "convert", str(exported), "--soc", "Ascend310B4", status=2)
     assert "error: this host cannot convert for ascend310b" in done.stderr and "ASCEND_HOME_PATH" in done.stderr
     if metadata.version("mindspore-lite").startswith("2.0"):
         assert "was built without its converter, and converter_lite is not in PATH" in done.stderr

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_runtime import ascend_manifest
 
 from kernels.ascend.chips import CHIPS, chip_of_soc, runs_on
 from runtime.artifact.manifest import Artifact, Conversion
@@ -21,6 +18,8 @@ from runtime.backend.ascend.npu_smi import MIB, Npu, NpuSmi, parse
 from runtime.backend.ascend.requirements import check_converted, check_device, check_lite, needed
 from runtime.errors import UserError
 from support import ascend_texts as texts
+from support.ascend_artifact import ascend_manifest
+from support.child import REPOSITORY, run_cli
 
 GIB = 1 << 30
 BOARD = Device(0, "Ascend310B4", 5 * GIB, 8 * GIB, "npu-smi")
@@ -92,7 +91,7 @@ get_soc_name = lambda: SOC
 
 def with_acl(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     (folder / "acl.py").write_text(ACL.format(**{"soc": "Ascend310P3", "count": 2, "status": 0, **values}))
-    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPOSITORY}")
 
 
 def test_acl_is_asked_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +108,7 @@ def test_a_device_that_acl_cannot_open_is_told_with_its_status(tmp_path: Path, m
 
 
 def test_a_probe_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
     (tmp_path / "acl.py").write_text("import os; os.kill(os.getpid(), 11)")
     with pytest.raises(UserError, match=r"`acl` gave no answer \(killed by signal 11\).*ends:\n\(it printed nothing\)"):
         find(0)
@@ -135,8 +134,7 @@ def test_here_without_a_board_the_command_line_says_so(tmp_path: Path) -> None:
     if npu_smi.read() is not None or device.ask_acl(0) is not None:
         pytest.skip("this host has an NPU")
     ascend_manifest(tmp_path)
-    command = [sys.executable, "-m", "runtime", "generate", str(tmp_path), "--prompt", "hi", "--device-id", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_cli("generate", str(tmp_path), "--prompt", "hi", "--device-id", "0")
     assert done.returncode == 2 and "error: no Ascend device was found" in done.stderr
 
 
@@ -183,7 +181,7 @@ def test_the_device_check_accepts_what_the_table_says(tmp_path: Path) -> None:
 
 
 def test_targets_are_those_that_the_operator_package_is_built_for() -> None:
-    presets = (Path(__file__).parents[2] / "kernels/ascend/CMakePresets.json").read_text()
+    presets = (REPOSITORY / "kernels/ascend/CMakePresets.json").read_text()
     assert ";".join(CHIPS) in presets
 
 

@@ -4,8 +4,6 @@ their own sources on the stand-in."""
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_package import declared
 
 from exporter import mindir_graph, verify
 from exporter.__main__ import main
@@ -28,7 +25,9 @@ from kernels.ascend.chips import CHIPS
 from runtime.artifact.manifest import Artifact
 from runtime.errors import UserError
 from support import step_runs
-from support.checkpoints import CONFIGS, DEFAULTS, ROOT, export_all
+from support.checkpoints import CONFIGS, DEFAULTS, export_all
+from support.child import run_child
+from support.operator_package import declared
 from support.step_runs import expected, relative_error, run_schedule
 
 # Of checkpoints.CONFIGS, those whose head size is a multiple of 16: biases and a tied matrix among them.
@@ -229,17 +228,16 @@ def test_logits_in_float16_are_told_at_export(
     vocabulary: int, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = tiny_checkpoint(vocab_size=vocabulary)
-    command = [sys.executable, "-m", "exporter", "export", str(model), "--out", str(tmp_path / "out")]
+    command = ["-m", "exporter", "export", str(model), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310p", "--context", "64", "--buckets", "4", "--no-verify"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_child(*command, *options)
     assert ("logits will be float16" in done.stderr) == (vocabulary % 16 > 0)
 
 
 def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "exporter", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
+    command = ["-m", "exporter", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310b", "--weights", "int8"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Use WEIGHTS=fp16" in done.stderr
+    assert "Use WEIGHTS=fp16" in run_child(*command, *options, status=2).stderr
     assert not any(tmp_path.iterdir())
 
 

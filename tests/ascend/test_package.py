@@ -14,22 +14,13 @@ import pytest
 
 from kernels import reference
 from kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS
+from support.operator_package import PACKAGE, declared, snake
 
-PACKAGE = Path(__file__).parents[2] / "kernels" / "ascend"
 # Each operator's function in kernels.reference, and its outputs that are not inputs.
 OPERATORS = {
     "FusedAttention": (reference.fused_attention, ["out"]),
     "LmHead": (reference.lm_head, ["logits"]),
 }
-
-
-def snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def declared(operator: str, kind: str) -> list[str]:
-    """Names of the Inputs, Outputs or Attrs of an operator's definition, in order."""
-    return re.findall(rf'\b{kind}\("(\w+)"\)', (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text())
 
 
 def reference_names(operator: str, kind: inspect._ParameterKind) -> list[str]:

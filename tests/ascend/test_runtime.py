@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.artifact.manifest import Artifact, Conversion, Manifest, TensorSpec, write_manifest
+from runtime.artifact.manifest import Artifact, TensorSpec
 from runtime.backend.ascend import graph as ascend_graph
 from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
 from runtime.backend.ascend.device import Device
@@ -25,33 +25,11 @@ from runtime.backend.ascend.graph import AscendGraph
 from runtime.backend.lite_graph import LiteGraph, import_lite
 from runtime.engine.engine import Engine
 from runtime.errors import UserError
+from support.ascend_artifact import BATCH, CONTEXT, GEARS, ascend_manifest
 from support.device_lite import DataType, make_lite
 from support.tiny import VOCAB, Weights, manifest, whole_text_logits
 
-BATCH, CONTEXT, GEARS = 2, 64, (1, 4, 16)
 DEVICE = Device(1, "Ascend310B4", 7 << 30, 8 << 30, "npu-smi")
-
-
-def ascend_manifest(folder: Path, **changes: Any) -> Manifest:
-    """The toy as an artifact of the ascend op set lies on disk, converted for an Ascend310B4."""
-    made = manifest(folder, BATCH, CONTEXT, GEARS)
-    inputs = (
-        TensorSpec("tokens_by_step", "int32", (GEARS[-1], BATCH)),
-        TensorSpec("start", "int32", (BATCH,)),
-        TensorSpec("length", "int32", (BATCH,)),
-        *(spec for spec in made.graphs[0].inputs if "_cache." in spec.name),
-    )
-    graph = dataclasses.replace(made.graphs[0], inputs=inputs, outputs=made.graphs[0].outputs[:1])
-    fields: dict[str, Any] = {
-        "target": "ascend310b",
-        "opset": "ascend",
-        "graphs": (graph,),
-        "cache": dataclasses.replace(made.cache, policy="in_place"),
-        "converted": Conversion("Ascend310B4", GEARS, "8.2", "2.7.0"),
-    }
-    made = dataclasses.replace(made, **{**fields, **changes})
-    write_manifest(folder, made)
-    return made
 
 
 @pytest.fixture

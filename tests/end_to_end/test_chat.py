@@ -14,26 +14,24 @@ from pathlib import Path
 import pytest
 
 from runtime.artifact.manifest import Artifact
-from support.exported import REPOSITORY, export, run_python, tiny_artifact
+from support.child import REPOSITORY, run_child, run_python
+from support.exported import export, export_tiny
 
-CHAT = [sys.executable, "-m", "runtime", "chat"]
+CHAT = ["-m", "runtime", "chat"]
 OPTIONS = ["--max-new-tokens", "8", "--do-sample", "--seed", "1", "--temperature", "0.7"]
 
 
 @pytest.fixture(scope="module", params=["portable", "float16", "int8"])
 def artifact(request: pytest.FixtureRequest) -> Path:
     """The portable op set, and the cpu one with the caches that only it has."""
-    if request.param == "portable":
-        return tiny_artifact()
     sizes = ["--context", "512", "--buckets", "8,32"]
+    if request.param == "portable":
+        return export("chat-portable", "--target", "portable", "--weights", "fp32", *sizes)
     return export(f"chat-{request.param}", "--target", "cpu", "--weights", "int8", "--cache", request.param, *sizes)
 
 
 def chat(artifact: Path, text: str, *options: str) -> tuple[bytes, str]:
-    done = subprocess.run(
-        [*CHAT, str(artifact), *options], input=text.encode(), cwd=REPOSITORY, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = run_child(*CHAT, str(artifact), *options, input=text.encode(), text=False)
     return done.stdout, done.stderr.decode()
 
 
@@ -92,7 +90,7 @@ def test_ctrl_c_in_a_terminal_ends_the_answer_only() -> None:
         "sys.exit(main())"
     )
     master, slave = pty.openpty()
-    command = [sys.executable, "-c", code, "chat", str(tiny_artifact("cpu")), "--repetition-penalty", "1.3"]
+    command = [sys.executable, "-c", code, "chat", str(export_tiny("cpu", chat=True)), "--repetition-penalty", "1.3"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     seen = b""

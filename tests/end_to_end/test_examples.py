@@ -16,7 +16,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from support.exported import REPOSITORY, checkpoint, reference, tiny_artifact
+from support.child import REPOSITORY, run_child
+from support.exported import chat_checkpoint, export_tiny, reference
 
 EXAMPLES = REPOSITORY / "runtime" / "examples"
 NEW_TOKENS = 12
@@ -24,22 +25,20 @@ NEW_TOKENS = 12
 
 def run(name: str, *arguments: str) -> tuple[str, str]:
     """What an example prints: the greedy answers, the sampled ones."""
-    command = [sys.executable, "-m", f"runtime.examples.{name}", *arguments, "--max-new-tokens", str(NEW_TOKENS)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_child("-m", f"runtime.examples.{name}", *arguments, "--max-new-tokens", str(NEW_TOKENS))
     greedy, _, sampled = done.stdout.partition("Sampled:\n")
     return greedy, sampled
 
 
 def test_the_tutorials_scripts_say_the_same() -> None:
-    ours, our_sample = run("generate", str(tiny_artifact()))
-    theirs, their_sample = run("generate_pt", str(checkpoint()))
+    ours, our_sample = run("generate", str(export_tiny(chat=True)))
+    theirs, their_sample = run("generate_pt", str(chat_checkpoint()))
     assert ours == theirs
     assert ours.startswith("One prompt:\nA list of colors: red, blue") and "\nPortugal is" in ours
     # Sampled texts differ, since the random numbers do; the seed makes each repeatable.
     assert "Portugal is" in our_sample and "Portugal is" in their_sample
-    assert run("generate", str(tiny_artifact())) == (ours, our_sample)
-    assert run("generate", str(tiny_artifact()), "--seed", "1")[1] != our_sample
+    assert run("generate", str(export_tiny(chat=True))) == (ours, our_sample)
+    assert run("generate", str(export_tiny(chat=True)), "--seed", "1")[1] != our_sample
 
 
 def test_the_two_scripts_are_one_line_by_line() -> None:
@@ -52,7 +51,7 @@ def test_the_two_scripts_are_one_line_by_line() -> None:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    command = [sys.executable, "-m", "runtime.examples.embed_in_app", str(tiny_artifact()), "--port", "0"]
+    command = [sys.executable, "-m", "runtime.examples.embed_in_app", str(export_tiny(chat=True)), "--port", "0"]
     app = subprocess.Popen(
         [*command, "--max-new-tokens", str(NEW_TOKENS)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
@@ -69,7 +68,7 @@ def ask(url: str, question: str) -> str:
 
 def expected(question: str) -> str:
     """transformers' answer."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(chat_checkpoint())
     chat = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     with torch.no_grad():

@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_artifact import rewrite
 from transformers import AutoTokenizer
 
 from runtime.artifact.manifest import MANIFEST, sha256_file
 from runtime.text.tokenizer import Tokenizer
+from support.child import run_cli, run_python
 from support.exported import (
     BUCKETS,
     CONTEXT,
-    checkpoint,
+    chat_checkpoint,
     export,
+    export_tiny,
     generate,
     reference,
-    run_cli,
-    run_python,
-    tiny_artifact,
 )
+from support.manifest_edits import rewrite
 
 VOCAB = 265
 TARGETS = pytest.mark.parametrize("target", ["portable", "cpu"])
@@ -55,7 +54,7 @@ def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 def test_greedy_tokens_at_every_bucket_edge(target: str) -> None:
     lengths = sorted({max(1, n + d) for n in (*BUCKETS, 3 * BUCKETS[-1] - 4) for d in (-1, 0, 1)})
     calls = [{"input_ids": np.array([row]), "max_new_tokens": 12, "eos_token_id": -1} for row in prompts(*lengths)]
-    for call, got in zip(calls, generate(tiny_artifact(target), *calls), strict=True):
+    for call, got in zip(calls, generate(export_tiny(target, chat=True), *calls), strict=True):
         room = min(12, CONTEXT - call["input_ids"].shape[1])
         np.testing.assert_array_equal(got, expected(**{**call, "max_new_tokens": room, "pad_token_id": 0}))
 
@@ -75,7 +74,7 @@ def test_padded_batches_as_transformers_pads_and_stops_them(target: str) -> None
     ]
     calls = [{"input_ids": ids, "max_new_tokens": 16, **call} for call in calls]
     calls[-1].pop("max_new_tokens")
-    for call, got in zip(calls, generate(tiny_artifact(target), *calls), strict=True):
+    for call, got in zip(calls, generate(export_tiny(target, chat=True), *calls), strict=True):
         np.testing.assert_array_equal(got, expected(**call))
 
 
@@ -84,7 +83,7 @@ def test_right_padding_gives_what_left_padding_gives() -> None:
     ids, mask = left_padded(rows)
     right = np.array([row + [PAD] * (9 - len(row)) for row in rows])
     a, b = generate(
-        tiny_artifact(),
+        export_tiny(chat=True),
         {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8},
         {"input_ids": right, "pad_token_id": PAD, "max_new_tokens": 8},
     )
@@ -111,7 +110,7 @@ def test_processors_give_transformers_tokens() -> None:
         {"input_ids": ids, "max_new_tokens": 24, "eos_token_id": -1, "pad_token_id": PAD, **settings}
         for settings in [*alone, together]
     ]
-    for call, got in zip(calls, generate(tiny_artifact(), *calls), strict=True):
+    for call, got in zip(calls, generate(export_tiny(chat=True), *calls), strict=True):
         np.testing.assert_array_equal(got, expected(**call))
         assert not np.array_equal(got[:, 9:], free)  # each changes something
 
@@ -223,8 +222,8 @@ print(json.dumps([one, two]))
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorials_two_cases() -> None:
-    one, two = run_python(TUTORIAL, str(tiny_artifact()))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    one, two = run_python(TUTORIAL, str(export_tiny(chat=True)))
+    tokenizer = AutoTokenizer.from_pretrained(chat_checkpoint())
     tokenizer.pad_token = tokenizer.eos_token
     texts = ["A list of colors: red, blue", "Portugal is"]
     ids = np.array(tokenizer(texts[:1]).input_ids)
@@ -236,7 +235,7 @@ def test_the_tutorials_two_cases() -> None:
 
 
 def test_both_tokenizers_of_the_artifact_agree() -> None:
-    ours, theirs = Tokenizer.from_folder(tiny_artifact()), AutoTokenizer.from_pretrained(tiny_artifact())
+    ours, theirs = Tokenizer.from_folder(export_tiny(chat=True)), AutoTokenizer.from_pretrained(export_tiny(chat=True))
     for text in ("The capital of France is", " ça va? 🙂\n\n", "<s>x</s>", ""):
         assert ours.encode(text) == theirs(text).input_ids
     chat = [{"role": "user", "content": "Hi"}]
@@ -244,12 +243,12 @@ def test_both_tokenizers_of_the_artifact_agree() -> None:
 
 
 def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(chat_checkpoint())
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
     )
     for prompt, options in ((chat, []), (tokenizer("Hi").input_ids, ["--raw"])):
-        arguments = ["generate", str(tiny_artifact()), "--prompt", "Hi", "--max-new-tokens", "20", *options]
+        arguments = ["generate", str(export_tiny(chat=True)), "--prompt", "Hi", "--max-new-tokens", "20", *options]
         told = run_cli(*arguments, "--json")
         report = json.loads(told.stdout)
         answer = expected(input_ids=np.array([prompt]), max_new_tokens=20)[0, len(prompt) :].tolist()
@@ -264,12 +263,12 @@ def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
 
 def test_the_remedy_for_a_long_prompt_works() -> None:
     prompt = "x" * 150
-    told = run_cli("generate", str(tiny_artifact()), "--prompt", prompt, "--raw")
+    told = run_cli("generate", str(export_tiny(chat=True)), "--prompt", prompt, "--raw")
     assert told.returncode == 2 and told.stdout == ""
     found = re.search(
-        r"prompt has 151 tokens; this artifact holds 96 \(context\).*MODEL=(\S+) CONTEXT=(\d+)", told.stderr
+        r"prompt has 151 tokens; this artifact holds 64 \(context\).*MODEL=(\S+) CONTEXT=(\d+)", told.stderr
     )
-    assert found and Path(found[1]) == checkpoint()
+    assert found and Path(found[1]) == chat_checkpoint()
     longer = export("longer", "--context", found[2])
     again = run_cli("generate", str(longer), "--prompt", prompt, "--raw", "--max-new-tokens", "2", "--json")
     assert again.returncode == 0, again.stderr
@@ -279,7 +278,7 @@ def test_the_remedy_for_a_long_prompt_works() -> None:
 def test_a_graph_that_does_not_load_shows_the_native_log(tmp_path: Path) -> None:
     """The file is damaged and the manifest signed anew, so that only MindSpore Lite can tell."""
     folder = tmp_path / "damaged"
-    shutil.copytree(tiny_artifact(), folder)
+    shutil.copytree(export_tiny(chat=True), folder)
     values = json.loads((folder / MANIFEST).read_text())
     (graph,) = values["graphs"]
     path = folder / graph["file"]

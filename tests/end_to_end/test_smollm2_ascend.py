@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from exporter.onnx_run import twin_engine
 from runtime.artifact.manifest import Artifact
 from support.checkpoints import export_all
+from support.child import REPOSITORY
 from support.smollm2 import SENTENCES, load_reference, reference_logits
-from support.step_runs import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def artifacts(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def prompts(artifacts: dict[str, Artifact]) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(artifacts[TARGETS[0]].path)
-    book = tokenizer((ROOT / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
+    book = tokenizer((REPOSITORY / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
     passages = [book[97 * i : 97 * i + length] for i, length in enumerate(LENGTHS)]
     return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 from exporter.mindir_schema import pb
 from support import step_runs
 from support.checkpoints import CONFIGS, export_all
+from support.child import run_child
 
-ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {
     "context": step_runs.CONTEXT,
     "buckets": list(step_runs.BUCKETS[1:]),
@@ -73,8 +72,7 @@ def build(graph: Path) -> subprocess.CompletedProcess[str]:
         "from runtime.backend.cpu_kernels import register\n"
         "import_lite(); register(); LiteGraph(Path(sys.argv[1]), 1)"
     )
-    command = [sys.executable, "-c", code, str(graph)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_child("-c", code, str(graph), status=None)
 
 
 def other_shape(model: Any) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import pytest
 from exporter.__main__ import main
 from runtime.artifact.manifest import Artifact, file_entry, write_manifest
 from runtime.errors import UserError
-from support.checkpoints import CONFIGS, DEFAULTS, ROOT
+from support.checkpoints import CONFIGS, DEFAULTS
+from support.child import run_child
 from support.step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
 
 TOLERANCE = 1e-4  # of the range of the reference's logits
@@ -113,8 +112,7 @@ print(json.dumps(results))
 def run_exporter(*jobs: dict[str, Any]) -> list[tuple[int, str]]:
     """(exit status, standard error) of `python -m exporter argv` for each job; `prove` replaces the proof, `free` is
     what the disk has free in bytes."""
-    command = [sys.executable, "-c", RUN, json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_child("-c", RUN, json.dumps(jobs), status=None)
     assert done.returncode in (0, 9), done.stderr
     return [] if done.returncode else [tuple(r) for r in json.loads(done.stdout.splitlines()[-1])]
 
@@ -250,8 +248,6 @@ print(len(model.graph.parameter), re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 @pytest.mark.slow
 def test_tracing_llama3_8b_needs_no_weights_in_memory() -> None:
     """32 GB of float32 weights; the process that traces the largest bucket stays below 1.5 GB."""
-    done = subprocess.run([sys.executable, "-c", TRACE], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    parameters, peak_kib = map(int, done.stdout.split()[-2:])
+    parameters, peak_kib = map(int, run_child("-c", TRACE).stdout.split()[-2:])
     assert parameters == 3 + 32 * 9 + 2
     assert peak_kib * 1024 < 1.5e9

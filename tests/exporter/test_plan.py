@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +29,8 @@ from kernels.ascend.chips import Board
 from runtime.artifact import sizes
 from runtime.artifact.manifest import Artifact, Manifest
 from runtime.errors import UserError
-from support.checkpoints import CONFIGS, ROOT, export_all
+from support.checkpoints import CONFIGS, export_all
+from support.child import run_child, run_python
 
 CACHE_NAMES = {"int16": "float16"}
 SIZES: dict[str, Any] = {"context": 48, "batch": 2, "buckets": [4, 16], "verify": False}
@@ -176,8 +175,7 @@ def test_every_target_takes_what_its_op_set_takes() -> None:
         "import json\nfrom exporter.opsets import ascend, cpu, portable\n"
         "print(json.dumps([[o.WEIGHTS, o.CACHES, o.WEIGHTS_ARE] for o in (cpu, portable, ascend)]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name, found in zip(("cpu", "portable", "ascend"), json.loads(done.stdout), strict=True):
+    for name, found in zip(("cpu", "portable", "ascend"), run_python(code), strict=True):
         assert [list(OPSETS[name].WEIGHTS), list(OPSETS[name].CACHES), OPSETS[name].WEIGHTS_ARE] == found
 
 
@@ -220,8 +218,7 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
 ) -> None:
     report = tmp_path / "bench.json"
     lengths = ["--prompt-lengths", "3,16", "--depths", "8", "--batches", "2", "--repeats", "1", "--steps", "2"]
-    command = [sys.executable, "-m", "runtime", "bench", str(artifacts["int8"]), *lengths, "--json", str(report)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run_child("-m", "runtime", "bench", str(artifacts["int8"]), *lengths, "--json", str(report))
     model = Artifact.open(artifacts["int8"]).manifest.source.model
     assert main(["plan", model, "--measured", str(report), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["measured"]

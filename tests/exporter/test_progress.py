@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+from support.child import run_child
+
 CODE = """
 import sys, time
 from runtime import progress
@@ -33,7 +35,7 @@ def on_terminal(seconds: float, delay: float) -> str:
 
 def elsewhere(plain: bool) -> str:
     code = CODE.format(seconds=0, delay=0, plain=plain)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    return run_child("-c", code).stderr
 
 
 def test_a_clock_runs_on_a_terminal_and_its_line_is_cleared() -> None:

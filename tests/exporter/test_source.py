@@ -6,8 +6,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import pytest
 from exporter.checkpoint.presets import PRESETS, RegistryFile
 from exporter.checkpoint.source import ResolvedSource, cache_folder, fetch_registry_file, resolve
 from runtime.errors import UserError
+from support.child import run_python
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -203,15 +202,8 @@ print(json.dumps(out))
 def resolve_elsewhere(models: list[str], home: Path, **settings: str) -> list[object]:
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *models],
-        env={**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **settings},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    environment = {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **settings}
+    return list(run_python(SCRIPT, *models, env=environment))
 
 
 def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from runtime.artifact.manifest import Artifact
 from runtime.artifact.sizes import cache_bytes
 from runtime.bench.fresh import measure
 from runtime.errors import UserError
-from support.checkpoints import DEFAULTS, ROOT, byte_tokenizer, export_all
-from support.exported import run_cli
+from support.checkpoints import DEFAULTS, byte_tokenizer, export_all
+from support.child import run_child, run_cli
 
 TINY = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "vocab_size": 5000, "attention_bias": True})
 TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
@@ -167,9 +165,7 @@ def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> N
 
 
 def test_verify_makes_the_same_weights_again(artifacts: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "exporter", "verify", str(artifacts["int8"])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_child("-m", "exporter", "verify", str(artifacts["int8"]))
 
 
 def test_what_has_no_config_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,12 @@ from runtime.artifact.manifest import (
     Parity,
     Source,
     TensorSpec,
-    digest,
     file_entry,
     read_manifest,
     write_manifest,
 )
 from runtime.errors import UserError
+from support.manifest_edits import rewrite
 
 
 def make(folder: Path) -> Manifest:
@@ -62,15 +61,6 @@ def make(folder: Path) -> Manifest:
     )
     write_manifest(folder, manifest)
     return manifest
-
-
-def rewrite(folder: Path, **changes: object) -> None:
-    """Change fields and sign the manifest again, as another release or a faulty tool would have written it."""
-    values = json.loads((folder / MANIFEST).read_text())
-    values.pop("digest")
-    values.update(changes)
-    values = {key: value for key, value in values.items() if value is not ...}
-    (folder / MANIFEST).write_text(json.dumps({**values, "digest": digest(values)}))
 
 
 @pytest.fixture

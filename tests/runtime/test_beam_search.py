@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_generation import PROMPTS, continuation, load, padded
-from test_sampling import chi_square, softmax
 
 from runtime.engine.kv_cache import KVCache
 from runtime.errors import UserError
 from runtime.model import GenerateOutput, LlamaForCausalLM
+from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, whole_text_logits
+from support.toy_model import PROMPTS, continuation, load, padded
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_generation import continuation, load
 
 from runtime.errors import UserError
 from runtime.generation.decode import Timings
 from runtime.generation.output import Piece
 from runtime.model import GenerateOutput, LlamaForCausalLM
 from support.serving import wait_until
+from support.toy_model import continuation, load
 
 
 @pytest.fixture

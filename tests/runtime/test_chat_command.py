@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_command_line import run
 
 from runtime.artifact.manifest import Artifact
 from runtime.conversation.chat import Chat
+from support.command_line import run_main
 from support.tiny import NumpyGraph, Weights, artifact
 from support.toy_chat import CONTEXT, tokenizer, write_files
 
@@ -72,13 +72,13 @@ def expected(folder: Path, *texts: str, system: str | None = None) -> str:
 
 def test_settings_out_of_range_are_told_before_anything_is_asked(folder: Path, pipe: Any, capfd: Any) -> None:
     pipe("")
-    status, out, err = run(capfd, "chat", str(folder), "--temperature", "-1")
+    status, out, err = run_main(capfd, "chat", str(folder), "--temperature", "-1")
     assert status == 2 and not out and "temperature is -1" in err and "Traceback" not in err
 
 
 def test_each_line_of_a_pipe_is_a_message(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pipe("hello\n\n  why\n/exit\nnever read\n")
-    status, out, err = run(capfd, "chat", str(folder), *SHORT)
+    status, out, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 0
     assert out == expected(folder, "hello", "why")
     figures = [line for line in err.splitlines() if line.startswith("[length; prefill ")]
@@ -91,17 +91,17 @@ def test_reset_begins_anew_and_the_system_message_stays(
     folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pipe("hello\n/reset\nhello\n")
-    _, out, err = run(capfd, "chat", str(folder), "--system", "be kind", *SHORT)
+    _, out, err = run_main(capfd, "chat", str(folder), "--system", "be kind", *SHORT)
     assert out == expected(folder, "hello", system="be kind") * 2 != expected(folder, "hello") * 2
     assert "[a new conversation]" in err
 
 
 def test_a_saved_conversation_goes_on(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pipe("hello\n/save 'my chat'\n")
-    _, out, err = run(capfd, "chat", str(folder), *SHORT)
+    _, out, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert "[2 messages saved to my chat]" in err and Path("my chat").is_file()
     pipe("/load 'my chat'\nwhy\n")
-    _, more, err = run(capfd, "chat", str(folder), *SHORT)
+    _, more, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert "[2 messages loaded from my chat]" in err and "prefill 24 tokens" in err
     assert out + more == expected(folder, "hello", "why")
 
@@ -109,7 +109,7 @@ def test_a_saved_conversation_goes_on(folder: Path, pipe: Any, capfd: pytest.Cap
 def test_sampling_options_are_those_of_generate(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     def answers(*options: str) -> str:
         pipe("hello\n")
-        return run(capfd, "chat", str(folder), *SHORT, *options)[1]
+        return run_main(capfd, "chat", str(folder), *SHORT, *options)[1]
 
     hot = ("--temperature", "9", "--top-k", "0")
     assert answers("--seed", "1", *hot) == answers("--seed", "1", *hot) != answers("--seed", "2", *hot)
@@ -122,7 +122,7 @@ def test_every_answer_keeps_to_a_grammar(folder: Path, pipe: Any, capfd: pytest.
     folder = artifact(folder.parent / "eos", context=CONTEXT, eos_token_id=(tokenizer().token_to_id("</s>"),)).path
     write_files(folder)
     pipe("hello\nwhy\nhello\n")
-    status, out, err = run(capfd, "chat", str(folder), how, given, "--max-new-tokens", "12")
+    status, out, err = run_main(capfd, "chat", str(folder), how, given, "--max-new-tokens", "12")
     assert status == 0, err
     assert len(out.splitlines()) == 3 and all(re.fullmatch(answers, line) for line in out.splitlines())
     assert err.count("[eos; prefill ") == 3
@@ -146,17 +146,17 @@ def test_what_goes_wrong_ends_a_pipe_but_not_a_terminal(
     folder: Path, pipe: Any, terminal: Any, capfd: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     pipe(text + "\nhello\n")
-    status, out, err = run(capfd, "chat", str(folder), *SHORT)
+    status, out, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 2 and out == "" and message in err and "Traceback" not in err
     terminal(text, "hello")
-    status, out, err = run(capfd, "chat", str(folder), *SHORT)
+    status, out, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 0 and f"error: {message}"[7:] in err
     assert out == expected(folder, "hello")
 
 
 def test_help_lists_every_command(folder: Path, terminal: Any, capfd: pytest.CaptureFixture[str]) -> None:
     terminal("/help")
-    status, out, err = run(capfd, "chat", str(folder))
+    status, out, err = run_main(capfd, "chat", str(folder))
     assert status == 0 and out == ""
     assert all(f"/{name} " in err for name in ("reset", "save", "load", "help", "exit"))
     assert "Ctrl-D" in err
@@ -186,7 +186,7 @@ def test_ctrl_c_ends_the_answer_and_the_chat_goes_on(
     before = signal.getsignal(signal.SIGINT)
     ctrl_c(4)
     terminal("hello", KeyboardInterrupt(), "/save it", "/reset", "hello")
-    status, out, err = run(capfd, "chat", str(folder), *SHORT)
+    status, out, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 0 and signal.getsignal(signal.SIGINT) is before
     assert "[cancelled; prefill 23 tokens" in err and "[length; prefill " in err
     assert "> \n(Ctrl-D ends the chat)\n> [2 messages saved to it]\n" in err
@@ -200,13 +200,13 @@ def test_a_second_ctrl_c_ends_the_program(
     monkeypatch.setattr("runtime.generation.stream.Stream.cancel", lambda self: None)  # the first does not help
     ctrl_c(4, 5)
     pipe("hello\n")
-    status, _, err = run(capfd, "chat", str(folder), *SHORT)
+    status, _, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 130 and "Traceback" not in err
 
 
 def test_a_full_context_is_told(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pipe("abc\n" * 20)
-    status, _, err = run(capfd, "chat", str(folder), "--max-new-tokens", "30")
+    status, _, err = run_main(capfd, "chat", str(folder), "--max-new-tokens", "30")
     assert status == 0 and err.count("[length; prefill") == 20
     assert "[the context is full: the oldest " in err
 
@@ -216,6 +216,6 @@ def test_a_missing_template_is_told_before_anything_is_read(
 ) -> None:
     write_files(folder, None)
     pipe("")
-    status, _, err = run(capfd, "chat", str(folder))
+    status, _, err = run_main(capfd, "chat", str(folder))
     assert status == 2 and "no chat template" in err
     assert Artifact.open(folder).manifest.context == CONTEXT

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_text import byte_level, save
 
 from runtime.__main__ import main
 from runtime.artifact.manifest import MANIFEST
+from support.child import REPOSITORY, run_child, run_cli
+from support.command_line import run_main
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
-
-REPOSITORY = Path(__file__).parents[2]
+from support.toy_tokenizers import byte_level, save
 
 
 @pytest.fixture
@@ -46,16 +46,10 @@ def with_template(folder: Path) -> Path:
     return folder
 
 
-def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = main(arguments)
-    out, err = capfd.readouterr()
-    return status, out, err
-
-
 def test_text_goes_to_stdout_and_figures_to_stderr(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, text, err = run(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7")
+    status, text, err = run_main(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7")
     assert status == 0
-    status, out, _ = run(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7", "--json")
+    status, out, _ = run_main(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7", "--json")
     assert text == json.loads(out)["text"] + "\n"
     lines = err.splitlines()
     assert lines[0].startswith("Loading toy (")
@@ -63,7 +57,7 @@ def test_text_goes_to_stdout_and_figures_to_stderr(toy: Path, capfd: pytest.Capt
 
 
 def test_json_is_one_object_with_ids_text_reason_and_timings(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7", "--json")
+    status, out, _ = run_main(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7", "--json")
     report = json.loads(out)
     assert status == 0 and out.count("\n") == 1
     assert report["prompt_ids"] == [7, 4, 11, 11, 14]
@@ -72,7 +66,7 @@ def test_json_is_one_object_with_ids_text_reason_and_timings(toy: Path, capfd: p
     timings = report["timings"]
     assert set(timings) == {"load_s", "prompt_tokens", "prefill_ms", "decode_tokens", "decode_ms_per_token"}
     assert (timings["prompt_tokens"], timings["decode_tokens"]) == (5, 6)
-    _, out, _ = run(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "1", "--json")
+    _, out, _ = run_main(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "1", "--json")
     assert json.loads(out)["timings"]["decode_ms_per_token"] is None
 
 
@@ -80,9 +74,9 @@ def test_an_artifact_with_a_chat_template_uses_it_unless_raw(toy: Path, capfd: p
     with_template(toy)
     arguments = ("generate", str(toy), "--prompt", "hello", "--max-new-tokens", "1", "--json")
     plain = [7, 4, 11, 11, 14]
-    _, out, _ = run(capfd, *arguments)
+    _, out, _ = run_main(capfd, *arguments)
     assert json.loads(out)["prompt_ids"] == [*plain, 32]
-    _, out, _ = run(capfd, *arguments, "--raw")
+    _, out, _ = run_main(capfd, *arguments, "--raw")
     assert json.loads(out)["prompt_ids"] == plain
 
 
@@ -90,10 +84,10 @@ def test_the_system_message_comes_first(toy: Path, capfd: pytest.CaptureFixture[
     template = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
     (toy / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     arguments = ("generate", str(toy), "--prompt", "b", "--system", "a", "--max-new-tokens", "1", "--json")
-    _, out, _ = run(capfd, *arguments)
+    _, out, _ = run_main(capfd, *arguments)
     letters = "abcdefghijklmnopqrstuvwxyz "
     assert "".join(letters[i] for i in json.loads(out)["prompt_ids"]) == "system auser b"
-    status, _, err = run(capfd, *arguments, "--raw")
+    status, _, err = run_main(capfd, *arguments, "--raw")
     assert status == 2 and "--system goes with a chat template" in err
 
 
@@ -103,14 +97,14 @@ def test_the_prompt_can_come_from_stdin(
     (tmp_path / "prompt").write_text("hello")
     with (tmp_path / "prompt").open() as file:
         monkeypatch.setattr("sys.stdin", file)
-        _, out, _ = run(capfd, "generate", str(toy), "--prompt", "-", "--max-new-tokens", "1", "--json")
+        _, out, _ = run_main(capfd, "generate", str(toy), "--prompt", "-", "--max-new-tokens", "1", "--json")
     assert json.loads(out)["prompt_ids"] == [7, 4, 11, 11, 14]
 
 
 def test_sampling_options_are_settings(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def ids(*options: str) -> list[int]:
         arguments = ("generate", str(toy), "--prompt", "hello", "--max-new-tokens", "12", "--json", *options)
-        status, out, err = run(capfd, *arguments)
+        status, out, err = run_main(capfd, *arguments)
         assert status == 0, err
         return json.loads(out)["ids"]
 
@@ -129,10 +123,10 @@ def test_sampling_options_are_settings(toy: Path, capfd: pytest.CaptureFixture[s
 
 def test_stop_ends_the_answer(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ("generate", str(toy), "--prompt", "hello", "--max-new-tokens", "12", "--json")
-    _, out, _ = run(capfd, *arguments)
+    _, out, _ = run_main(capfd, *arguments)
     free = json.loads(out)
     letter = next(c for c in free["text"] if c.isalpha())
-    _, out, _ = run(capfd, *arguments, "--stop", "never", "--stop", letter)
+    _, out, _ = run_main(capfd, *arguments, "--stop", "never", "--stop", letter)
     told = json.loads(out)
     assert told["finish_reason"] == "stop_string"
     assert told["text"] == free["text"][: free["text"].index(letter) + 1]
@@ -172,18 +166,18 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(
 ) -> None:
     if harm is not None:
         harm(toy)  # type: ignore[operator]
-    status, out, err = run(capfd, "generate", str(toy), "--prompt", "hello", *arguments)
+    status, out, err = run_main(capfd, "generate", str(toy), "--prompt", "hello", *arguments)
     errors = [line for line in err.splitlines() if not line.startswith("Loading")]
     assert status == 2 and out == ""
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "x"]
-    plain = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    command = ["generate", str(tmp_path / "none"), "--prompt", "x"]
+    plain = run_cli(*command)
     assert plain.returncode == 2
     assert "no such folder" in plain.stderr and "Traceback" not in plain.stderr
-    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    debug = run_cli(*command, "--debug")
     assert debug.returncode == 2 and "Traceback" in debug.stderr
 
 
@@ -205,10 +199,10 @@ def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
 
 
 def test_bytes_that_are_no_text_are_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "-"]
+    command = ["-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "-"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run(command, input=b"h\xff", capture_output=True, cwd=REPOSITORY, env=environment, check=False)
-    assert done.returncode == 2 and b"no such folder" in done.stderr
+    done = run_child(*command, input=b"h\xff", text=False, env=environment, status=2)
+    assert b"no such folder" in done.stderr
 
 
 def test_unknown_options_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +214,7 @@ def test_unknown_options_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
 
 def modules_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    return {name.partition(".")[0] for name in run_child("-c", code).stdout.split()}
 
 
 def test_import_runtime_is_light() -> None:
@@ -236,6 +229,4 @@ def test_without_mindspore_lite_the_error_names_the_command(toy: Path) -> None:
         "from runtime.__main__ import main\n"
         f"sys.exit(main(['generate', {str(toy)!r}, '--prompt', 'hello']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert done.returncode == 2
-    assert "Install it with `python -m runtime.lite install`" in done.stderr
+    assert "Install it with `python -m runtime.lite install`" in run_child("-c", code, status=2).stderr

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
-from test_generation import continuation
-from test_prefix_reuse import fed
 
 from runtime.conversation.chat import Chat
 from runtime.conversation.transcript import Transcript
@@ -18,6 +16,7 @@ from runtime.generation.output import Piece
 from runtime.model import LlamaForCausalLM
 from runtime.text.tokenizer import Tokenizer
 from support.toy_chat import CONTEXT, LLAMA2_LIKE, TEMPLATES, toy
+from support.toy_model import computed, continuation
 
 QUESTIONS = ["hello there", "why", "and then", "aa bb", "no", "tell me", "more", "is it", "so", "bye"]
 
@@ -52,7 +51,9 @@ def test_ten_turns_compute_each_token_once(tmp_path: Path, template: str, ending
 
     settings: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": eos, "logits_processor": ends}
     reasons = []
-    counts = fed(model, lambda: [reasons.append(said(chat, text, **settings)[-1].finish_reason) for text in QUESTIONS])
+    counts = computed(
+        model, lambda: [reasons.append(said(chat, text, **settings)[-1].finish_reason) for text in QUESTIONS]
+    )
     assert reasons == [ending] * 10 and len(chat.messages) == 20
     total = sum(sum(row) for row in counts)
     turn = chat._turn
@@ -86,7 +87,7 @@ def test_a_template_that_changes_the_answer_falls_back_to_the_whole_text(tmp_pat
     model = toy(tmp_path, upper)
     chat = Chat(model)
     said(chat, "hello there", max_new_tokens=5)
-    counts = fed(model, lambda: said(chat, "why", max_new_tokens=1))
+    counts = computed(model, lambda: said(chat, "why", max_new_tokens=1))
     prompt = model.tokenizer.encode_chat([*chat.messages[:2], {"role": "user", "content": "why"}])
     assert chat._turn is not None and chat._turn.ids[:-1] == prompt
     first = len(model.tokenizer.encode("<|start|>hello there", add_special_tokens=False))
@@ -105,7 +106,7 @@ def test_stateless_messages_continue_the_earlier_answers(model: LlamaForCausalLM
     assert answer.content == model.tokenizer.decode(continuation(prompt, 6, CONTEXT))
     # the last message edited: the turn before is found again
     edited = [*messages[:-1], {"role": "user", "content": "who"}]
-    counts = fed(model, lambda: model.chat(edited, max_new_tokens=1))
+    counts = computed(model, lambda: model.chat(edited, max_new_tokens=1))
     same = next(i for i, (a, b) in enumerate(zip(prompt, model.turn(edited).ids, strict=False)) if a != b)
     assert counts == [[len(model.turn(edited).ids) - same]] and same > len(prompt) / 2
 
@@ -168,7 +169,7 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> 
     pieces += list(stream)
     assert pieces[-1].finish_reason == "cancelled"
     assert chat.messages[-1] == {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
-    counts = fed(model, lambda: said(chat, "no", max_new_tokens=1))
+    counts = computed(model, lambda: said(chat, "no", max_new_tokens=1))
     assert chat._turn is not None and sum(map(sum, counts)) < len(chat._turn.ids) / 2
     before = list(chat.messages)
     stream = chat.ask("so")
@@ -196,7 +197,7 @@ def test_a_chat_goes_on_from_a_file(model: LlamaForCausalLM, tmp_path: Path) -> 
     again.load(tmp_path / "chat")
     assert again.messages == chat.messages[:5]
     got: list[int | None] = []
-    counts = fed(again.model, lambda: got.extend(piece.id for piece in said(again, "and then", max_new_tokens=6)))
+    counts = computed(again.model, lambda: got.extend(piece.id for piece in said(again, "and then", max_new_tokens=6)))
     assert got == expected
     new = len(again.model.turn([{"role": "user", "content": "and then"}]).ids)
     assert counts[0][0] <= new + 2  # the new message, and what ends the last answer

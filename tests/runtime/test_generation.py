@@ -11,36 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models
 
-from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
 from runtime.generation.decode import Timings, decode
 from runtime.generation.sequences import Texts
 from runtime.hf_keywords import check_placement
 from runtime.model import LlamaForCausalLM
-from support.tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
-
-PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
-
-
-def load(folder: Path, **changes: Any) -> LlamaForCausalLM:
-    opened = artifact(folder, **changes)
-    weights = Weights(opened.manifest.context)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    words.decoder = decoders.Fuse()
-    words.save(str(folder / "tokenizer.json"))
-    return LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
-
-
-def continuation(prompt: list[int], count: int, context: int = 64) -> list[int]:
-    """The greedy continuation by whole passes: no cache, no batch, no engine."""
-    weights = Weights(context)
-    text = list(prompt)
-    for _ in range(count):
-        text.append(int(whole_text_logits(weights, text)[-1].argmax()))
-    return text[len(prompt) :]
+from support.tiny import VOCAB, artifact
+from support.toy_model import PROMPTS, continuation, load, padded
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +30,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     return load(tmp_path_factory.mktemp("toy"), eos_token_id=())
-
-
-def padded(prompts: list[list[int]], side: str, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    width = max(map(len, prompts))
-    fill = [[pad] * (width - len(p)) for p in prompts]
-    rows = [f + p if side == "left" else p + f for p, f in zip(prompts, fill, strict=True)]
-    mask = [[0] * len(f) + [1] * len(p) for p, f in zip(prompts, fill, strict=True)]
-    return np.array(rows), np.array([m if side == "left" else m[::-1] for m in mask])
 
 
 def test_one_prompt_as_array_list_or_row(single: LlamaForCausalLM) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
 from runtime.model import LlamaForCausalLM
+from support.child import run_child
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
 
 LETTERS = 'abcdefghilmnorstuxy0123456789{}[]":,.-+\\/ \nE'
@@ -235,10 +234,7 @@ def test_without_the_library_the_error_names_the_extra() -> None:
         "try: GrammarTokenizer(None, 10, [1])\n"
         "except UserError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
-    )
-    assert 'pip install "edgellama[grammar]"' in done.stdout
+    assert 'pip install "edgellama[grammar]"' in run_child("-c", code).stdout
 
 
 def test_a_real_artifact_writes_what_fits(tiny_artifact: Path) -> None:

@@ -8,12 +8,12 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text import byte_level
 
 from runtime.engine.engine import Engine
 from runtime.model import LlamaForCausalLM
 from runtime.text.graphemes import Graphemes
 from support.tiny import NumpyGraph, Weights, artifact
+from support.toy_tokenizers import byte_level
 
 CLUSTERS = [
     *("a", " ", "é", "Ж", "中", "한", "。", "“", "\n", "\r\n", "7", "1️⃣", "#️⃣"),

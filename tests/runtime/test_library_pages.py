@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from runtime.backend import library_pages
-
-ROOT = Path(__file__).parents[2]
+from support.child import run_python
 
 
 def mapping(range_: str, mode: str, path: str, anonymous: int = 0, inode: int = 7) -> str:
@@ -71,11 +67,7 @@ print(json.dumps({"released": released, "held": held, "left": mapped(), "same": 
 
 @pytest.mark.skipif(not library_pages.SMAPS.is_file(), reason="needs Linux's smaps")
 def test_a_loaded_engine_gives_pages_back_and_computes_the_same(tiny_artifact: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_artifact)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = run_python(PROGRAM, str(tiny_artifact))
     first, second = found["released"]
     assert first == 0 and second > 50e6
     assert found["left"] < found["held"] / 4 and found["same"]

@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from runtime.lite import __main__ as command
 from runtime.lite import native, wheel
 from runtime.lite.release import LOCAL_VERSION, RELEASES, VERSION, Release, release_for_this_machine
+from support.child import run_child
 
 PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
@@ -61,10 +62,7 @@ def test_what_is_installed_here_is_current_and_a_second_install_does_nothing() -
     before = importlib.metadata.distribution("mindspore-lite")
     library = Path(str(before.locate_file("mindspore_lite/__init__.py")))
     stat = library.stat()
-    done = subprocess.run(
-        [sys.executable, "-m", "runtime.lite", "install"], capture_output=True, text=True, cwd=native.HERE.parents[1]
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_child("-m", "runtime.lite", "install")
     assert "is already installed" in done.stdout or "nothing to do" in done.stdout
     assert library.stat().st_mtime_ns == stat.st_mtime_ns
 

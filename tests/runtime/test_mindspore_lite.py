@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import weakref
 from importlib.metadata import version
@@ -16,11 +14,12 @@ import numpy as np
 import pytest
 
 from runtime.lite.release import LABEL
+from support.affine_model import affine_inputs, load, run_affine
+from support.child import run_support
 
 if not version("mindspore-lite").endswith(LABEL):
     pytest.skip("an official mindspore_lite is installed; these tests hold our binding", allow_module_level=True)
 
-LITE_MODELS = Path(__file__).parents[1] / "support" / "lite_models.py"
 TYPES = {
     "bool": mslite.DataType.BOOL,
     "int8": mslite.DataType.INT8,
@@ -41,36 +40,14 @@ TYPES = {
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the graphs of lite_models.py, which needs MindSpore and so a process of its own."""
     folder = tmp_path_factory.mktemp("graphs")
-    command = [sys.executable, str(LITE_MODELS), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_support("lite_models", str(folder))
     return folder
-
-
-def load(path: Path, threads: int = 1) -> mslite.Model:
-    context = mslite.Context()
-    context.cpu.thread_num = threads
-    model = mslite.Model()
-    model.build_from_file(str(path), mslite.ModelType.MINDIR, context)
-    return model
 
 
 def tensor(dtype: str, shape: list[int]) -> mslite.Tensor:
     made = mslite.Tensor()
     made.dtype, made.shape, made.name = TYPES[dtype], shape, "t"
     return made
-
-
-def affine_inputs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((rows, 4), dtype=np.float32), rng.standard_normal((rows, 3), dtype=np.float32)
-
-
-def run_affine(model: mslite.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    inputs = model.get_inputs()
-    for given, array in zip(inputs, (x, y), strict=True):
-        given.set_data_from_numpy(array)
-    return model.predict(inputs)[0].get_data_to_numpy()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -300,31 +277,10 @@ def test_model_that_was_not_built() -> None:
         model.predict([])
 
 
-def kernel_threads() -> int:
-    tasks = Path("/proc/self/task").iterdir()
-    return sum((task / "comm").read_text().startswith("KernelThread") for task in tasks)
-
-
-def threads_by_setting(graph: Path) -> list[int]:
-    """MindSpore Lite's own threads after runs with thread_num 1 and 2."""
-    found = []
-    for threads in (1, 2):
-        model = load(graph, threads=threads)
-        run_affine(model, *affine_inputs(8))
-        found.append(kernel_threads())
-    return found
-
-
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="MindSpore Lite starts no more threads than there are processors")
 def test_context_sets_the_number_of_threads(graphs: Path) -> None:
     """In a process of its own: the threads of earlier tests' models are kept and shared."""
-    code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'tests/runtime')\n"
-        "from test_mindspore_lite import threads_by_setting\n"
-        "print(threads_by_setting(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(graphs / "affine.mindir")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    done = run_support("affine_model", str(graphs / "affine.mindir"))
     assert done.stdout.strip() == "[0, 1]"  # the caller's side is the other
 
 

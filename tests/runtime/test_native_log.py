@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import pytest
 
 from runtime.backend.native_log import TAIL_LINES, native_log_on_failure
 from runtime.errors import UserError
+from support.child import run_child
 
 
 def test_noise_is_dropped_when_the_block_succeeds(capfd: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_show_lets_everything_through(capfd: pytest.CaptureFixture[str]) -> None
 
 def in_process(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     code = "import os, sys\nfrom runtime.backend.native_log import native_log_on_failure as caught\n" + code
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **options)  # type: ignore[call-overload]
+    return run_child("-c", code, **options)
 
 
 def test_pythons_own_stderr_still_reaches_the_terminal() -> None:

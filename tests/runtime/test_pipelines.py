@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_generation import load
-from test_text import SENTENCEPIECE
 from transformers import AutoTokenizer
 from transformers import pipeline as theirs
 
 from runtime.errors import UserError
 from runtime.pipelines import TextGenerationPipeline, pipeline
-from support.exported import checkpoint, reference, run_python, tiny_artifact
+from support.child import run_python
+from support.exported import chat_checkpoint, export, reference
+from support.toy_model import load
+from support.toy_tokenizers import SENTENCEPIECE
 
 ONE = "A list of colors: red, blue"
 SEVERAL = [ONE, "Portugal is", "x"]
@@ -54,9 +56,15 @@ print(json.dumps([generator(inputs, **settings) for inputs, settings in json.loa
 """
 
 
+@functools.cache
+def artifact() -> Path:
+    sizes = ["--batch", "2", "--context", "96", "--buckets", "8,32"]
+    return export("pipelines", "--target", "portable", "--weights", "fp32", *sizes)
+
+
 def ours(tokenizer: str) -> dict[str, Any]:
     calls = [[inputs, {"max_new_tokens": 12, **settings}] for inputs, settings in CALLS.values()]
-    return dict(zip(CALLS, run_python(CHILD, str(tiny_artifact()), json.dumps(calls), tokenizer), strict=True))
+    return dict(zip(CALLS, run_python(CHILD, str(artifact()), json.dumps(calls), tokenizer), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def found() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(chat_checkpoint())
     tokenizer.pad_token = tokenizer.eos_token
     generator = theirs("text-generation", model=reference(), tokenizer=tokenizer, do_sample=False)
     out = {}

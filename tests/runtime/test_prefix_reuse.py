@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_generation import PROMPTS, continuation, load, padded
 
 from runtime.engine.kv_cache import KVCache
 from runtime.engine.prefix_cache import PrefixCache
 from runtime.model import LlamaForCausalLM
+from support.toy_model import PROMPTS, computed, continuation, load, padded
 
 LONG = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
@@ -29,23 +28,6 @@ def three(tmp_path: Path) -> LlamaForCausalLM:
     return load(tmp_path, batch=3, eos_token_id=())
 
 
-def fed(model: LlamaForCausalLM, call: Callable[[], Any]) -> list[list[int]]:
-    """What `call` gives the engine, pass by pass: the number of tokens of each row."""
-    counts: list[list[int]] = []
-    forward = type(model.engine).forward
-
-    def counting(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *rest: Any, **named: Any) -> np.ndarray:
-        counts.append(np.asarray(length).tolist())
-        return forward(model.engine, tokens, start, length, *rest, **named)
-
-    model.engine.forward = counting  # type: ignore[method-assign]
-    try:
-        call()
-    finally:
-        del model.engine.forward
-    return counts
-
-
 def new(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
     return model.generate([prompt], max_new_tokens=count, reuse_prefix=True)[0, len(prompt) :].tolist()
 
@@ -54,36 +36,38 @@ def test_the_next_turn_of_a_text_is_all_that_is_computed(single: LlamaForCausalL
     first = new(single, LONG, 4)
     longer = [*LONG, *first, 20, 21]
     # 13 tokens lie in the cache: the prompt, and the new ones but the last, which nothing followed
-    counts = fed(single, lambda: new(single, longer, 3))
+    counts = computed(single, lambda: new(single, longer, 3))
     assert counts == [[3], [1], [1]]
     assert new(single, longer, 3) == continuation(longer, 3)
 
 
 def test_another_text_is_computed_whole_and_a_forgotten_one_too(single: LlamaForCausalLM) -> None:
     new(single, LONG, 4)
-    assert fed(single, lambda: new(single, [30, 31, 32], 1)) == [[3]]
-    assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
-    assert fed(single, lambda: new(single, LONG, 1)) == [[1]]
+    assert computed(single, lambda: new(single, [30, 31, 32], 1)) == [[3]]
+    assert computed(single, lambda: new(single, LONG, 1)) == [[10]]
+    assert computed(single, lambda: new(single, LONG, 1)) == [[1]]
     single.forget()
-    assert fed(single, lambda: new(single, LONG, 1)) == [[10]]
+    assert computed(single, lambda: new(single, LONG, 1)) == [[10]]
 
 
 def test_the_same_call_computes_the_same_again(three: LlamaForCausalLM) -> None:
     """Where a prompt is cut decides how floats round, so the whole of it is computed as the first time, unless asked
     otherwise."""
     for call in ({"max_new_tokens": 3}, {"max_new_tokens": 2, "num_beams": 2}):
-        counts = [fed(three, lambda call=call: three.generate([LONG], **call)) for _ in range(2)]
+        counts = [computed(three, lambda call=call: three.generate([LONG], **call)) for _ in range(2)]
         assert counts[0] == counts[1] and sum(counts[0][0]) == 10
     sampled: dict[str, Any] = {"do_sample": True, "seed": 3, "max_new_tokens": 1}
     for _ in range(2):
-        assert [sum(row) for row in fed(three, lambda: three.generate([LONG], **sampled))] == [10]
-        assert [sum(row) for row in fed(three, lambda: list(three.stream(LONG, **sampled)))] == [10]
-    assert [sum(row) for row in fed(three, lambda: three.generate([LONG], **sampled, reuse_prefix=True))] == [1]
-    assert fed(three, lambda: three.generate([LONG], **sampled, num_beams=2))[0] == [10, 0, 0]
-    assert fed(three, lambda: three.generate([LONG], num_beams=2, max_new_tokens=1, reuse_prefix=False))[0][0] == 10
+        assert [sum(row) for row in computed(three, lambda: three.generate([LONG], **sampled))] == [10]
+        assert [sum(row) for row in computed(three, lambda: list(three.stream(LONG, **sampled)))] == [10]
+    assert [sum(row) for row in computed(three, lambda: three.generate([LONG], **sampled, reuse_prefix=True))] == [1]
+    assert computed(three, lambda: three.generate([LONG], **sampled, num_beams=2))[0] == [10, 0, 0]
+    assert (
+        computed(three, lambda: three.generate([LONG], num_beams=2, max_new_tokens=1, reuse_prefix=False))[0][0] == 10
+    )
     session = three.session()
     session.generate(LONG, **sampled)
-    assert [sum(row) for row in fed(three, lambda: session.generate([3], **sampled))] == [2]
+    assert [sum(row) for row in computed(three, lambda: session.generate([3], **sampled))] == [2]
 
 
 def test_timings_tell_how_many_tokens_were_there(single: LlamaForCausalLM) -> None:
@@ -99,7 +83,7 @@ def test_each_row_reuses_its_own(three: LlamaForCausalLM) -> None:
     turns = [[*prompt, *row, 40 + i] for i, (prompt, row) in enumerate(zip(PROMPTS[:3], before.tolist(), strict=True))]
     ids, mask = padded(turns[::-1], "right", 0)  # in another order: rows are found by what they hold
     got: list[np.ndarray] = []
-    counts = fed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4, reuse_prefix=True)))
+    counts = computed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4, reuse_prefix=True)))
     got = [whole[:, ids.shape[1] :] for whole in got]
     assert counts[0] == [2, 2, 2]
     assert got[0].tolist() == [continuation(turn, 4) for turn in turns[::-1]]
@@ -110,8 +94,8 @@ def test_conversations_keep_rows_of_their_own(three: LlamaForCausalLM) -> None:
     for _ in range(3):
         one = [*one, *new(three, one, 2), 41]
         two = [*two, *new(three, two, 2), 42]
-    assert [sum(row) for row in fed(three, lambda: new(three, one, 1))] == [2]
-    assert [sum(row) for row in fed(three, lambda: new(three, two, 1))] == [2]
+    assert [sum(row) for row in computed(three, lambda: new(three, one, 1))] == [2]
+    assert [sum(row) for row in computed(three, lambda: new(three, two, 1))] == [2]
     assert new(three, two, 5) == continuation(two, 5)
 
 
@@ -119,9 +103,11 @@ def test_a_common_beginning_is_copied_to_another_row(three: LlamaForCausalLM) ->
     system = [20, 21, 22, 23]
     one, two = [*system, *LONG, 3], [*system, 44, 45]
     new(three, one, 1)
-    assert [sum(row) for row in fed(three, lambda: new(three, two, 1))] == [2]
+    assert [sum(row) for row in computed(three, lambda: new(three, two, 1))] == [2]
     assert new(three, two, 6) == continuation(two, 6)
-    assert [sum(row) for row in fed(three, lambda: new(three, [*one, 4], 1))] == [1]  # the first text is still there
+    assert [sum(row) for row in computed(three, lambda: new(three, [*one, 4], 1))] == [
+        1
+    ]  # the first text is still there
     assert new(three, [*one, 4], 6) == continuation([*one, 4], 6)
 
 
@@ -129,14 +115,14 @@ def test_a_copy_that_is_not_worth_it_is_not_made(three: LlamaForCausalLM, monkey
     monkeypatch.setattr(KVCache, "worth_copying", 5)
     system = [20, 21, 22, 23]
     new(three, [*system, *LONG], 1)
-    assert [sum(row) for row in fed(three, lambda: new(three, [*system, 44, 45], 1))] == [6]
+    assert [sum(row) for row in computed(three, lambda: new(three, [*system, 44, 45], 1))] == [6]
     assert new(three, [*system, 44, 45], 6) == continuation([*system, 44, 45], 6)
 
 
 def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> None:
     fresh = three.generate([LONG], num_beams=3, max_new_tokens=5).tolist()
     again = {"num_beams": 3, "max_new_tokens": 5, "reuse_prefix": True}
-    assert fed(three, lambda: three.generate([LONG], **again))[0] == [1, 0, 0]
+    assert computed(three, lambda: three.generate([LONG], **again))[0] == [1, 0, 0]
     assert three.generate([LONG], **again).tolist() == fresh
     three.forget()
     new(three, [1, 2, 3], 1)
@@ -193,7 +179,7 @@ def test_what_is_not_known_is_not_reused(single: LlamaForCausalLM) -> None:
 def test_several_answers_to_a_prompt_compute_it_once(single: LlamaForCausalLM, three: LlamaForCausalLM) -> None:
     call = {"num_return_sequences": 3, "do_sample": True, "seed": 5, "max_new_tokens": 3}
     found: list[np.ndarray] = []
-    counts = fed(three, lambda: found.append(three.generate([LONG], **call)))
+    counts = computed(three, lambda: found.append(three.generate([LONG], **call)))
     assert sorted(counts[0]) == [0, 0, 10]
     assert counts[1:] == [[1, 1, 1], [1, 1, 1]]
     assert found[0].tolist() == single.generate([LONG], **call).tolist()  # a row at a time, each of its own computing
@@ -203,6 +189,6 @@ def test_equal_prompts_of_a_batch_are_computed_once(three: LlamaForCausalLM) -> 
     prompts = [LONG, LONG[:4], LONG]
     ids, mask = padded(prompts, "left", 0)
     found: list[np.ndarray] = []
-    counts = fed(three, lambda: found.append(three.generate(ids, attention_mask=mask, max_new_tokens=4, seed=1)))
+    counts = computed(three, lambda: found.append(three.generate(ids, attention_mask=mask, max_new_tokens=4, seed=1)))
     assert sorted(counts[0]) == [0, 4, 10]
     assert found[0][:, ids.shape[1] :].tolist() == [continuation(prompt, 4) for prompt in prompts]

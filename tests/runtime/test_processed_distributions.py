@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sampling import hold_equal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from runtime.generation.config import GenerationConfig
 from runtime.generation.sequences import Texts
 from runtime.generation.token_selector import Chooser
+from support.distributions import assert_same_scores
 
 ROWS, PROMPT, STEPS, VOCAB = 3, 12, 10, 60
 EOS = [3, 41]
@@ -93,7 +93,7 @@ def steps(names: tuple[str, ...], sample: bool) -> int:
     for step, (logits, expected) in enumerate(zip(out.logits, out.scores, strict=True)):
         chooser(texts, logits.numpy().copy())
         live = texts.live.copy()
-        hold_equal(chooser.scores[-1][live], expected.numpy()[live])
+        assert_same_scores(chooser.scores[-1][live], expected.numpy()[live])
         changed += int((chooser.scores[-1][live] != logits.numpy()[live]).any(axis=1).sum())
         texts.push(out.sequences[:, PROMPT + step].numpy())
         texts.finish(np.isin(texts.last(), EOS), "eos")

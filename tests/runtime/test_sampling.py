@@ -14,6 +14,8 @@ from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
 from runtime.generation.logits_processors import processors, without_eos
 from runtime.generation.sampler import NotNumbersError, Sampler
+from support.distributions import assert_same_scores, chi_square, softmax
+from support.their_processors import their_processors, their_warpers
 
 ROWS = 3
 PLAIN = GenerationConfig(do_sample=True, top_k=0)
@@ -60,49 +62,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
-def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
-    made = theirs.LogitsProcessorList()
-    if config.temperature != 1.0:
-        made.append(theirs.TemperatureLogitsWarper(config.temperature))
-    if config.top_k:
-        made.append(theirs.TopKLogitsWarper(config.top_k))
-    if config.top_p < 1.0:
-        made.append(theirs.TopPLogitsWarper(config.top_p))
-    if config.min_p is not None:
-        made.append(theirs.MinPLogitsWarper(config.min_p))
-    if config.typical_p < 1.0:
-        made.append(theirs.TypicalLogitsWarper(config.typical_p))
-    return made
-
-
-def their_processors(config: GenerationConfig) -> theirs.LogitsProcessorList:
-    made = theirs.LogitsProcessorList()
-    if config.sequence_bias:
-        made.append(theirs.SequenceBiasLogitsProcessor(dict(config.sequence_bias)))
-    if config.repetition_penalty != 1.0:
-        made.append(theirs.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-    if config.no_repeat_ngram_size:
-        made.append(theirs.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.bad_words_ids:
-        words = [list(ids) for ids in config.bad_words_ids]
-        made.append(theirs.NoBadWordsLogitsProcessor(words, eos_token_id=list(config.eos_token_id)))
-    return made
-
-
 def warped(config: GenerationConfig, row: np.ndarray, isa: str | None = None) -> np.ndarray:
     return Sampler(config, isa=isa).warped(row)
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def hold_equal(ours: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(expected))
-    np.testing.assert_allclose(softmax(ours), softmax(expected), atol=1e-5, rtol=0)
-    finite = np.isfinite(expected)
-    np.testing.assert_allclose(ours[finite], expected[finite], atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -112,7 +73,7 @@ def test_warpers_give_transformers_distribution(settings: dict[str, Any], isa: s
     for size, spread in SHAPES:
         rows = (np.random.default_rng(size).normal(size=(ROWS, size)) * spread).astype(np.float32)
         expected = their_warpers(config)(torch.zeros((ROWS, 1), dtype=torch.long), torch.tensor(rows)).numpy()
-        hold_equal(np.stack([warped(config, row, isa) for row in rows]), expected)
+        assert_same_scores(np.stack([warped(config, row, isa) for row in rows]), expected)
 
 
 @pytest.mark.parametrize("settings", WARPERS.values(), ids=WARPERS.keys())
@@ -157,7 +118,7 @@ def test_beams_keep_the_most_typical(size: int) -> None:
     config = GenerationConfig(do_sample=True, typical_p=0.001, top_k=0)
     their = theirs.TypicalLogitsWarper(0.001, min_tokens_to_keep=5)
     expected = their(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None]))[0].numpy()
-    hold_equal(Sampler(config, keep=5).warped(scores), expected)
+    assert_same_scores(Sampler(config, keep=5).warped(scores), expected)
 
 
 @pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS.keys())
@@ -195,22 +156,7 @@ def test_processors_and_warpers_together_are_transformers() -> None:
     ours = scores.copy()
     for processor in processors(config, 400):
         ours = processor(list(texts), ours)
-    hold_equal(np.stack([warped(config, row) for row in ours]), expected)
-
-
-def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """Standard deviations above what chance gives: the statistic has mean d and variance 2d, d degrees of freedom."""
-    expected = probabilities * counts.sum()
-    order = np.argsort(expected)[::-1]
-    counts, expected = counts[order], expected[order]
-    rare = expected < 5
-    counts = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    used = expected > 0
-    assert counts[~used].sum() == 0
-    degrees = used.sum() - 1
-    statistic = ((counts[used] - expected[used]) ** 2 / expected[used]).sum()
-    return float((statistic - degrees) / np.sqrt(2 * degrees))
+    assert_same_scores(np.stack([warped(config, row) for row in ours]), expected)
 
 
 def drawn(config: GenerationConfig, scores: np.ndarray, uniforms: np.ndarray) -> np.ndarray:

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_generation import continuation, load
-from test_prefix_reuse import fed
 
 from runtime.artifact.manifest import Artifact
 from runtime.engine.engine import Engine
 from runtime.errors import UserError
 from runtime.model import LlamaForCausalLM
 from support.tiny import DIM, GROUPS, LAYERS, InPlaceGraph, in_place_manifest
+from support.toy_model import computed, continuation, load
 
 LONG = [5, 6, 7, 8, 9, 10, 11, 12]
 
@@ -37,7 +36,7 @@ def test_a_session_grows_by_what_is_given_and_what_is_generated(model: LlamaForC
     first = session.generate(LONG, max_new_tokens=3).tolist()
     assert session.ids == [*LONG, *first]
     text = [*session.ids, 20, 21]
-    assert fed(model, lambda: session.generate([20, 21], max_new_tokens=4)) == [[3], [1], [1], [1]]
+    assert computed(model, lambda: session.generate([20, 21], max_new_tokens=4)) == [[3], [1], [1], [1]]
     assert session.ids == text + continuation(text, 4)
 
 
@@ -80,7 +79,7 @@ def test_a_restored_session_computes_only_what_is_new(model: LlamaForCausalLM, t
     again = toy(tmp_path / "other").session(tmp_path / "fox.session")
     assert again.ids == session.ids and again.model is not model
     text = [*again.ids, 20]
-    assert fed(again.model, lambda: again.generate([20], max_new_tokens=4))[0] == [1]
+    assert computed(again.model, lambda: again.generate([20], max_new_tokens=4))[0] == [1]
     assert again.ids == text + continuation(text, 4)
 
 
@@ -123,8 +122,8 @@ def test_a_session_takes_a_row_that_no_other_text_uses(tmp_path: Path) -> None:
     model.forget()
     model.generate([30, 31, 32], max_new_tokens=1)
     session = model.session(tmp_path / "s")
-    assert [sum(row) for row in fed(model, lambda: session.generate([3], max_new_tokens=1))] == [1]
-    assert [sum(row) for row in fed(model, lambda: more(model, [30, 31, 32, 33]))] == [1]
+    assert [sum(row) for row in computed(model, lambda: session.generate([3], max_new_tokens=1))] == [1]
+    assert [sum(row) for row in computed(model, lambda: more(model, [30, 31, 32, 33]))] == [1]
 
 
 def test_in_place_caches_with_half_precision_go_through_a_file(tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(model: LlamaForC
         with pytest.raises(UserError, match=message):
             session.load(bad)
         assert session.ids == before
-        assert fed(model, lambda: more(model, before)) == [[1]]
+        assert computed(model, lambda: more(model, before)) == [[1]]
 
     refused("no such file")
     bad.write_bytes(b"")

@@ -12,17 +12,13 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from runtime.errors import UserError
 from runtime.text.tokenizer import LONG, Tokenizer
+from support.toy_tokenizers import BYTE_LEVEL, LLAMA3_STYLE, SENTENCEPIECE, byte_level, save, sentencepiece
 
-LLAMA3_STYLE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start|>' + message['role'] + '\n\n' + message['content'] | trim + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n\n' }}{% endif %}"
-)
 LLAMA2_STYLE = """{%- if messages[0].role == 'system' %}
     {%- set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}
     {%- set rest = messages[1:] %}
@@ -56,47 +52,6 @@ CHAT = [
     {"role": "assistant", "content": "In France."},
     {"role": "user", "content": "Thanks 🙂"},
 ]
-
-
-def byte_level() -> tokenizers.Tokenizer:
-    """Byte-level BPE, as Llama 3's: every byte, some merges, special tokens, bos added by the post-processor."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: i for i, char in enumerate(alphabet)}
-    merges = [("Ġ", "t"), ("h", "e"), ("Ã", "©"), ("ð", "Ł"), ("ðŁ", "Ļ"), ("â", "Ĥ")]
-    for left, right in merges:
-        vocab[left + right] = len(vocab)
-    model = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    model.add_special_tokens(["<s>", "</s>", "<|start|>"])
-    model.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))])
-    return model
-
-
-def sentencepiece() -> tokenizers.Tokenizer:
-    """SentencePiece BPE with byte fallback, as Llama 2's: the decoder drops the text's first space."""
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    for byte in range(256):
-        vocab[f"<0x{byte:02X}>"] = len(vocab)
-    for piece in ["▁", "a", "b", "t", "h", "e", "é", "▁the", "▁a", "€"]:
-        vocab[piece] = len(vocab)
-    model = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    model.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    model.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    return model
-
-
-def save(folder: Path, model: tokenizers.Tokenizer, **config: object) -> Tokenizer:
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.from_folder(folder)
-
-
-BYTE_LEVEL = Tokenizer(byte_level(), {}, None)
-SENTENCEPIECE = Tokenizer(sentencepiece(), {}, None)
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

@@ -14,9 +14,9 @@ from typing import Any
 import openai
 import pytest
 
+from support.child import REPOSITORY, run_child
 from support.serving import client, wait_until, with_template
 
-REPOSITORY = Path(__file__).parents[2]
 # Passes that take a while, so that a signal comes in the middle of an answer.
 SLOWLY = (
     "import sys, time\nfrom runtime.engine.engine import Engine\nforward = Engine.forward\n"
@@ -118,9 +118,8 @@ def reachable(address: str) -> bool:
 
 def refused(*arguments: str, code: str = "") -> str:
     code += "\nimport sys\nfrom runtime.__main__ import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == ""
+    done = run_child("-c", code, *arguments, status=2)
+    assert done.stdout == ""
     return done.stderr
 
 

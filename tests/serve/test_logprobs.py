@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text import BYTE_LEVEL, SENTENCEPIECE, byte_level
 
 from runtime.generation.config import GenerationConfig
 from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
 from runtime.serve.responses import ResponseWriter
 from runtime.serve.sequence import SequenceEvent, ServedSequence
 from runtime.text.tokenizer import Tokenizer
+from support.toy_tokenizers import BYTE_LEVEL, SENTENCEPIECE, byte_level
 
 LIMITS = RequestLimits(context=64, sequences=8)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_generation import continuation, load
 
 from runtime.errors import UserError
 from runtime.generation.config import GenerationConfig
@@ -18,6 +17,7 @@ from runtime.model import LlamaForCausalLM
 from runtime.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from runtime.serve.sequence import SequenceEvent, ServedSequence, VisibleText, partial_match
 from support.tiny import VOCAB
+from support.toy_model import continuation, load
 
 ROWS, CONTEXT = 3, 64
 

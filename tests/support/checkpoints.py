@@ -7,13 +7,13 @@ logits: a graph that drops a bias or rotates by wrong angles is far outside any 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from support.child import run_support
+
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": 64,
@@ -140,13 +140,11 @@ def export_all(jobs: Sequence[Mapping[str, Any]]) -> list[Path]:
     MindSpore, which export imports, cannot live in this one beside MindSpore Lite.
     """
     text = json.dumps([{k: str(v) if isinstance(v, Path) else v for k, v in job.items()} for job in jobs])
-    done = subprocess.run([sys.executable, __file__], input=text, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_support("checkpoints", input=text)
     return [Path(job["out"]) for job in jobs]
 
 
 def _main() -> None:
-    sys.path[0] = str(ROOT)
     from exporter.export import export
     from exporter.export_options import ExportOptions
     from exporter.progress import Progress

@@ -1,7 +1,4 @@
-"""A small random Llama, exported for real, and the runtime in processes of its own.
-
-Exporting needs mindspore, running needs mindspore_lite, and one process cannot hold both: so each happens in a child.
-"""
+"""Small random Llamas that are really exported, and the same models in transformers."""
 
 from __future__ import annotations
 
@@ -9,92 +6,91 @@ import atexit
 import functools
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from test_text import LLAMA3_STYLE, byte_level
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-REPOSITORY = Path(__file__).parents[2]
-BATCH, CONTEXT, BUCKETS = 2, 96, (1, 8, 32)
+from support.checkpoints import export_all, make_checkpoint
+from support.child import run_child, run_python
+from support.toy_tokenizers import LLAMA3_STYLE, byte_level
+
+BATCH, CONTEXT, BUCKETS = 2, 64, (1, 4, 16)
+CHECKPOINTS: dict[str, Path] = {}
 
 
 @functools.cache
 def scratch() -> Path:
+    """Returns a folder that is deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="edgellama-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
+def tiny_checkpoint(**config: Any) -> Path:
+    """Returns the Hugging Face folder of a random Llama, made once for each `config`; see `make_checkpoint`."""
+    key = repr(sorted(config.items()))
+    if key not in CHECKPOINTS:
+        CHECKPOINTS[key] = make_checkpoint(scratch() / f"checkpoint-{len(CHECKPOINTS)}", **config)
+    return CHECKPOINTS[key]
+
+
 @functools.cache
-def checkpoint() -> Path:
-    """A Hugging Face folder: 2 layers, 4 heads over 2 KV heads, byte-level tokenizer with a chat template."""
-    torch.manual_seed(0)
+def chat_checkpoint() -> Path:
+    """Returns the Hugging Face folder of a random Llama with byte-level BPE and a chat template."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = LLAMA3_STYLE
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+    folder = scratch() / "tiny-llama"
+    make_checkpoint(
+        folder,
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
-        initializer_range=0.3,  # so that logits differ by far more than float32 rounds
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    folder = scratch() / "tiny-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @functools.cache
 def reference() -> LlamaForCausalLM:
-    """The same model in transformers."""
-    return LlamaForCausalLM.from_pretrained(checkpoint()).eval()
+    """Returns the model of `chat_checkpoint` in transformers."""
+    return LlamaForCausalLM.from_pretrained(chat_checkpoint()).eval()
 
 
 def export(name: str, *options: str) -> Path:
-    """Run the exporter's command line."""
+    """Exports `chat_checkpoint` with the command line; `options` are its options."""
     out = scratch() / name
-    command = [sys.executable, "-m", "exporter", "export", str(checkpoint()), "--out", str(out), "--no-verify"]
-    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_child("-m", "exporter", "export", str(chat_checkpoint()), "--out", str(out), "--no-verify", *options)
     return out
 
 
-@functools.cache
-def tiny_artifact(target: str = "portable") -> Path:
-    """The checkpoint exported in float32, its caches too."""
-    sizes = ["--batch", str(BATCH), "--context", str(CONTEXT), "--buckets", ",".join(map(str, BUCKETS[1:]))]
-    return export(target, "--target", target, "--weights", "fp32", "--cache", "float32", *sizes)
+def export_tiny(target: str = "portable", chat: bool = False) -> Path:
+    """Returns an artifact of a random 2-layer Llama with BATCH rows, CONTEXT and BUCKETS, all in float32.
 
-
-def run_python(code: str, *arguments: str) -> Any:
-    """Run `code` in a new process; it prints JSON as its last line, which is returned."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    - target: of the export.
+    - chat: takes `chat_checkpoint`; without it the model is `tiny_checkpoint()`, whose ids 0..255 are bytes.
+    """
+    out = scratch() / f"{target}{'-chat' if chat else ''}"
+    if not out.exists():
+        model = chat_checkpoint() if chat else tiny_checkpoint()
+        sizes = {"batch": BATCH, "context": CONTEXT, "buckets": BUCKETS[1:]}
+        formats = {"target": target, "weights": "fp32", "cache": "float32"}
+        export_all([{"model": model, "out": out, **formats, **sizes}])
+    return out
 
 
 def generate(artifact: Path, *calls: dict[str, Any]) -> list[np.ndarray]:
-    """model.generate(**call) for each call, in one new process."""
+    """Returns what model.generate(**call) returns for each call, run in one child process."""
     code = (
         "import json, sys, numpy as np\n"
         "from runtime import LlamaForCausalLM\n"
         "model = LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
         "found = []\n"
         "for call in json.load(open(sys.argv[2])):\n"
-        "    model.forget()\n"  # so that each call computes all of its own
+        "    model.forget()\n"  # so that no call reuses the tokens of another
         "    found.append(model.generate(**call).tolist())\n"
         "print(json.dumps(found))"
     )
@@ -103,10 +99,3 @@ def generate(artifact: Path, *calls: dict[str, Any]) -> list[np.ndarray]:
         json.dump(plain, file)
         file.flush()
         return [np.array(ids) for ids in run_python(code, str(artifact), file.name)]
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """python -m runtime ..."""
-    return subprocess.run(
-        [sys.executable, "-m", "runtime", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )

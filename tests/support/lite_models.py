@@ -1,4 +1,4 @@
-"""`python lite_models.py FOLDER`: writes the small graphs of test_mindspore_lite.py (needs mindspore, hence a script).
+"""`python -m support.lite_models FOLDER` writes the small graphs of test_mindspore_lite.py; it needs MindSpore.
 
 The lowering here is apart from the exporter's, on purpose: the binding is tested on graphs the exporter had no part in.
 """

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from support.step_runs import ROOT
+from support.child import REPOSITORY
 
 NEW_TOKENS = 64
 NEAR_TIE = 1e-4  # between the reference's two best logits, in logits
@@ -44,7 +44,7 @@ def load_reference(gguf: Path) -> LlamaForCausalLM:
 def make_prompts(artifact: Path, lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
     """Passages of every length, from different places of a book, and four short texts."""
     tokenizer = AutoTokenizer.from_pretrained(artifact)
-    book = tokenizer((ROOT / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
+    book = tokenizer((REPOSITORY / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
     passages = [book[97 * i : 97 * i + length] for i, length in enumerate(lengths)]
     return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
 

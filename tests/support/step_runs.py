@@ -1,12 +1,11 @@
 """One schedule of calls through the Engine, over whatever computes the graph, and what transformers says.
 
-`python step_runs.py lite|mindspore OUT ARTIFACT...` runs it in a process of its own: MindSpore, MindSpore Lite and this
-test process must not meet.
+`python -m support.step_runs lite|mindspore OUT ARTIFACT...` runs the schedule in a child process, because MindSpore and
+MindSpore Lite cannot be loaded by one process.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+from support.child import run_support
+
 BATCH, CONTEXT, BUCKETS = 2, 64, (1, 4, 16)
 # Tokens of the two rows in each call: around every bucket's edges, in chunks, idle rows, up to the last position.
 SCHEDULE = [(3, 17), (1, 1), (4, 0), (5, 15), (16, 1), (1, 16), (1, 1), (33, 7)]
@@ -61,9 +61,7 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
 def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np.ndarray]:
     """run_schedule on each artifact, in one new process."""
     out = scratch / f"{kind}.npy"
-    command = [sys.executable, __file__, kind, str(out), *map(str, artifacts)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_support("step_runs", kind, str(out), *map(str, artifacts))
     return [logits for logits in np.load(out)]
 
 
@@ -118,7 +116,6 @@ class MindSporeGraph:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
     from runtime.artifact.manifest import Artifact
 
     make = {"lite": lite_engine, "mindspore": mindspore_engine}[sys.argv[1]]

@@ -26,14 +26,10 @@ from runtime.artifact.manifest import (
     file_entry,
     write_manifest,
 )
+from support.distributions import softmax
 
 LAYERS, HEADS, GROUPS, DIM, VOCAB = 2, 4, 2, 4, 50
 WIDTH = HEADS * DIM
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 class Weights:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from test_text import LLAMA3_STYLE
 from tokenizers import decoders, models, pre_tokenizers
 
 from runtime.engine.engine import Engine
 from runtime.model import LlamaForCausalLM
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
+from support.toy_tokenizers import LLAMA3_STYLE
 
 CONTEXT = 512
 LETTERS = "abcdefghijklmnopqrstuvwxyzĠĊ"

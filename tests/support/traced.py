@@ -1,14 +1,13 @@
-"""python traced.py CONFIG.json OUT [tokens]: MindSpore's trace of a portable step graph, as the file OUT."""
+"""`python -m support.traced CONFIG.json OUT TOKENS` writes MindSpore's trace of a portable step graph to OUT."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from support.child import run_support
 
 
 def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any:
@@ -16,16 +15,13 @@ def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any
     from exporter.mindir_schema import pb
 
     (folder / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, __file__, str(folder / "config.json"), str(folder / "traced"), str(tokens)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_support("traced", str(folder / "config.json"), str(folder / "traced"), str(tokens))
     model = pb.ModelProto()
     model.ParseFromString((folder / "traced").read_bytes())
     return model
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
     from exporter.graph_spec import Shape
     from exporter.network.config import LlamaConfig
     from exporter.opsets import portable

@@ -1,0 +1,14 @@
+"""Runs the command line of the runtime in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.__main__ import main
+
+
+def run_main(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Returns the exit status, stdout and stderr of `python -m runtime` with `arguments`."""
+    status = main(arguments)
+    out, err = capfd.readouterr()
+    return status, out, err
