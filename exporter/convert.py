@@ -26,7 +26,7 @@ from runtime.errors import UserError
 
 COMPILED = b"CustomAscend"  # the only node of a graph that CANN compiled
 TAIL_LINES = 12
-KEPT_LINES = 4000  # of the end of the log, where the cause of a failure is looked for
+KEPT_LINES = 4000  # of the end of the log, in which the cause of a failure is searched
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ConvertOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter convert`."""
+    """Declare the arguments of `edgellama convert`."""
     parser.description = (
         "Writes a folder beside the artifact. Needs a host with CANN, the operator package of kernels/ascend and "
         "MindSpore Lite for Ascend; no NPU."
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_convert(arguments: argparse.Namespace, progress: Progress) -> None:
     """Run the command `convert`. Raises UserError as `convert` does."""
     out = convert(ConvertOptions(arguments.artifact, arguments.soc, arguments.out), progress)
-    progress.console.print(f"wrote {out}; on the board: python -m runtime generate {out} --prompt ...", highlight=False)
+    progress.console.print(f"wrote {out}; on the board: edgellama generate {out} --prompt ...", highlight=False)
 
 
 def convert(options: ConvertOptions, progress: Progress) -> Path:

@@ -19,7 +19,7 @@ def conversion_config(chip: Chip, inputs: Sequence[Input], buckets: Sequence[int
 
     It names no SoC version: the conversion chooses one. Each bucket is one gear: the converter compiles every gear, and
     Model.resize switches between them. The token axis is declared as the batch: ge.dynamicDims would fit its meaning,
-    but MindSpore Lite takes that only where the ranks of all inputs add up to at most 128 (converter.cc,
+    but MindSpore Lite accepts that only if the ranks of all inputs add up to at most 128 (converter.cc,
     dyn_shape_process.cc), and the caches of 16 layers have more. enforce_origin keeps float32 where the graph has it;
     the converter's default turns all of it into float16.
     """

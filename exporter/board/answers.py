@@ -12,7 +12,7 @@ YES, NO, UNKNOWN = "yes", "no", "unknown"
 TOLERANCE = 0.02  # share of the logits' range: what exporter.verify allows for float16 weights and cache
 Stages = Mapping[str, Mapping[str, Any]]
 
-# CANN's fused operators that would be worth using where they exist; the evidence lists those that do.
+# CANN's fused operators that would be worth using if they exist; the evidence lists those that do.
 WELCOME = ("RmsNorm", "SwiGlu", "ApplyRotaryPosEmb", "PromptFlashAttention", "IncreFlashAttention")
 
 

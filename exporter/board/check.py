@@ -31,9 +31,11 @@ OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter board-check`."""
+    """Declare the arguments of `edgellama board-check`."""
     parser.add_argument("--device-id", type=int, default=0, metavar="N", help="NPU (default: %(default)s)")
-    parser.add_argument("--probe", type=Path, metavar="DIR", help="what board-probe made (default: make it here)")
+    parser.add_argument(
+        "--probe", type=Path, metavar="DIR", help="the folder that board-probe wrote (default: make it here)"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/board-check.json"), help="default: %(default)s")
     parser.set_defaults(run=run_check)
 

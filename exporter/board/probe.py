@@ -44,7 +44,7 @@ CONFIG = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter board-probe`."""
+    """Declare the arguments of `edgellama board-probe`."""
     parser.add_argument("--target", required=True, help=", ".join(CHIPS))
     parser.add_argument("--out", type=Path, help="folder (default: build/board-probe-<target>)")
     parser.set_defaults(run=run_probe)

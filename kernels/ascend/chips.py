@@ -51,7 +51,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",),
 }
 CUSTOM_OPERATORS = ("FusedAttention", "LmHead")  # of this package, built for every chip
-MAX_QUERY_HEADS = 32  # query heads a key/value head that the attention kernels take, where the buffers have room
+MAX_QUERY_HEADS = 32  # query heads a key/value head that the attention kernels take, if the buffers have room
 
 # What Ascend C offers on some of the chips only -> the stand-in's name for it (standin/standin/chip.h).
 INSTRUCTIONS = {
@@ -62,7 +62,9 @@ INSTRUCTIONS = {
     "SetFlag and WaitFlag": "isasiFlags",  # TQueSync is there on every chip
     "Cast float to half with a rounding mode": "castFloatToHalfRounding",
     "ReduceOrder::ORDER_ONLY_VALUE": "reduceOnlyValue",
+    "ReduceOrder::ORDER_ONLY_INDEX": "reduceOnlyIndex",
     "ReduceOrder::ORDER_INDEX_VALUE": "reduceIndexValue",
+    "KERNEL_TASK_TYPE": "kernelTypes",
     "Matmul of float operands": "matmulFloatOperands",
 }
 
@@ -86,9 +88,9 @@ class Board:
     """A board, or one chip of a card with several.
 
     - memory, available: bytes of the chip's memory, and those that a process may use
-    - bandwidth: peak bytes a second; None where it is not known
-    - flops: peak float16 operations a second, a multiply and an add being two; None where it is not known
-    - soc: its SoC version; None where no public post shows it
+    - bandwidth: peak bytes a second; None if unknown
+    - flops: peak float16 operations a second, a multiply and an add being two; None if unknown
+    - soc: its SoC version; None if no public post shows it
     - sources: addresses of the pages that state the figures
     - assumed: what no public page states, in words
     """
@@ -125,7 +127,7 @@ class Chip:
     - shares_memory: whether the NPU uses the host's memory instead of its own
     - arch: the device compiler's __NPU_ARCH__
     - split_cores: whether cube and vector instructions run on different cores
-    - cube_cores, vector_cores: their numbers; equal where the cores are not split
+    - cube_cores, vector_cores: their numbers; equal if the cores are not split
     - buffers: local memory of a core
     - reserved: bytes of unified buffer, and of L1, that CANN keeps for itself in a kernel that uses both kinds of core
     - matmul_needs_unified_buffer: whether the high-level Matmul needs a part of the unified buffer
@@ -204,6 +206,7 @@ _CHIPS = (
                 "SyncAll",
                 "Cast float to half with a rounding mode",
                 "ReduceOrder::ORDER_ONLY_VALUE",
+                "ReduceOrder::ORDER_ONLY_INDEX",
                 "Matmul of float operands",
             ]
         ),
@@ -235,7 +238,9 @@ _CHIPS = (
                 "SyncAll",
                 "SyncAll with a workspace",
                 "SetFlag and WaitFlag",
+                "ReduceOrder::ORDER_ONLY_INDEX",
                 "ReduceOrder::ORDER_INDEX_VALUE",
+                "KERNEL_TASK_TYPE",
             ]
         ),
         boards=(

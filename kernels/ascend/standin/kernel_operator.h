@@ -23,7 +23,7 @@ inline thread_local std::uint64_t tTilingKey = 0;
 
 inline void CheckKernelType(KernelMetaType type) {
     const bool unified = type == KERNEL_TYPE_AICORE;
-    if (kChip.arch == 3002 || unified == kChip.splitCores) {
+    if (!kChip.kernelTypes || unified == kChip.splitCores) {
         Fail("unsupported", "this kernel type is not for the %s", kChip.name);
     }
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../op_host/tiling_fill.h"
+#include "standin/chip.h"
 
 namespace {
 
@@ -54,9 +55,9 @@ AttentionShape Shape(const int64_t* v, float scale) {
     return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale};
 }
 
-// UB, L1, L0A, L0B, L0C, cube cores, vector cores, __NPU_ARCH__: as standin_chip gives them
+// UB, L1, L0A, L0B, L0C, cube cores, vector cores, as standin_chip gives them
 ChipLimits Limits(const int64_t* v) {
-    return {v[7] == 2201, v[7] == 2002, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
+    return {standin::kChip.splitCores, standin::kChip.matmulNeedsUb, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
 }
 
 struct Summary {  // read by standin.py

@@ -158,7 +158,7 @@ private:
         if (t.depthA1 % (t.stepM * t.stepKa) != 0 || t.depthB1 % (t.stepN * t.stepKb) != 0) {
             standin::Fail("matmul", "depth in L1 is no multiple of the steps");
         }
-        if (standin::kChip.arch == 2002 && t.transLength <= 0) {
+        if (standin::kChip.matmulNeedsUb && t.transLength <= 0) {
             standin::Fail("matmul", "transLength must be positive on the %s", standin::kChip.name);
         }
     }

@@ -23,7 +23,9 @@ struct ChipSpec {
     bool bfloat16;
     bool castFloatToHalfRounding;  // float -> half with RINT, FLOOR, CEIL, ROUND, TRUNC
     bool reduceOnlyValue;   // ReduceOrder::ORDER_ONLY_VALUE
+    bool reduceOnlyIndex;   // ReduceOrder::ORDER_ONLY_INDEX
     bool reduceIndexValue;  // ReduceOrder::ORDER_INDEX_VALUE
+    bool kernelTypes;       // KERNEL_TASK_TYPE and KERNEL_TASK_TYPE_DEFAULT
     bool matmulFloatOperands;
     bool matmulNeedsUb;     // Matmul needs SetLocalWorkspace to reach global memory
 };

@@ -101,7 +101,7 @@ void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
     standin::CheckReduce(src, mask, repeatTime, "WholeReduceMax");
     if ((order == ReduceOrder::ORDER_ONLY_VALUE && !standin::kChip.reduceOnlyValue) ||
         (order == ReduceOrder::ORDER_INDEX_VALUE && !standin::kChip.reduceIndexValue) ||
-        (order == ReduceOrder::ORDER_ONLY_INDEX && standin::kChip.arch != 2201)) {
+        (order == ReduceOrder::ORDER_ONLY_INDEX && !standin::kChip.reduceOnlyIndex)) {
         standin::Fail("unsupported", "WholeReduceMax on the %s has no such ReduceOrder", standin::kChip.name);
     }
     if (order == ReduceOrder::ORDER_ONLY_INDEX) {
