@@ -1,22 +1,22 @@
-# make run          set up, export a small Llama and let it answer PROMPT
-# make chat         talk with it
-# make test         set up and run every test;  make test-fast leaves out those that take minutes
-# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT=]
-#             with SYNTHETIC=1 [SEED=] random weights, where a preset or a config.json is all there is
-# make convert ARTIFACT=... [SOC= OUT=]   have CANN compile an artifact of an Ascend target (needs CANN); SOC= names the
-#             version of the chip, and is required on a host without the NPU
-# make board-check [PROBE= DEVICE=]       the first thing to run on a board; exits 2 where there is none
-# make board-probe TARGET=ascend310b      the tiny model for it, where the board cannot export
-# make plan MODEL=llama3-8b [TARGET=ascend310p WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]   what it needs
-#             of memory, which boards hold it, how fast they can be; MEASURED= holds that against `bench --json`
-# make browser      Chromium for the chat page's test, with apt-get where that may be used; part of `make test`
-# make bench        measure an artifact (ARTIFACT=; default: the one of `make run`)
-# make bench-peers  the same beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
-# make kernels      build and install the Ascend operator package (needs CANN)
-# make lint         ruff and mypy
-# make check-kernels   the CPU kernels under the sanitizers, and for aarch64 in an emulator
-# make check-install   `pip install .` into an empty environment, and an answer from there
-# make clean        remove the environment and the build folder (not the artifacts)
+# make run           set up, export a small Llama, and answer PROMPT
+# make chat          talk with it
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= OUT= SYNTHETIC=1 SEED= VERIFY=0]
+# make plan MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]
+#              before an export: the memory that the model needs, the boards that hold it, and the speed limit of each.
+#              MEASURED= compares the plan with a report of `bench --json`
+# make convert ARTIFACT=... [SOC= OUT=]   compile an artifact of an Ascend target with CANN;
+#              SOC= is the version of the chip, and is required on a host without the NPU
+# make board-check [PROBE= DEVICE=]       run this first on a board; exits with 2 if there is no board
+# make board-probe TARGET=ascend310b      export the tiny model of board-check, for a board that cannot export
+# make bench         measure an artifact (ARTIFACT=; default: the one of `make run`)
+# make bench-peers   measure it beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
+# make kernels       build and install the Ascend operator package (needs CANN)
+# make test          set up and run all tests; make test-fast leaves out those that take minutes
+# make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
+# make lint          run ruff and mypy
+# make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
+# make check-install   run `pip install .` in an empty environment, and generate an answer there
+# make clean         remove the environment and the build folder, but not the artifacts
 
 PYTHON3 ?= python3
 VENV := .venv
