@@ -1,4 +1,4 @@
-"""What is in an artifact: its graphs, operators, inputs, sizes, the memory it will need, what export proved."""
+"""The command `inspect`: prints an artifact's graphs, operators, inputs, sizes, memory at run time and proof."""
 
 from __future__ import annotations
 
@@ -38,15 +38,19 @@ def run_inspect(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
-    """Print the tables on standard output; with onnx_dir, write each graph there as ONNX too.
+    """Print the tables on standard output.
 
-    Of a converted graph only the manifest's tables are printed: what CANN compiled is no MindIR any more. Raises
-    UserError for a folder that is no whole artifact.
+    onnx_dir: write each graph into this folder as ONNX too
+
+    A graph that CANN has compiled is no longer MindIR: for it, only the tables of the manifest are printed. Raises
+    UserError if the folder is not a complete artifact, and for onnx_dir with a compiled graph.
     """
     opened = Artifact.open(artifact)
     if opened.manifest.converted is not None:
         if onnx_dir is not None:
-            raise UserError(f"{artifact} is compiled by CANN, and has no ONNX form. Give the folder that was exported")
+            raise UserError(
+                f"{artifact} was compiled by CANN and has no ONNX form. Give the folder that `export` wrote"
+            )
         for table in (_model(opened.manifest), _tensors(opened.manifest), _parity(opened.manifest)):
             Console().print(table)
         return
@@ -64,7 +68,7 @@ def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
 
 
 def tables(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> list[Table]:
-    """graphs: the manifest's, read, by file name."""
+    """Return the tables of an artifact. graphs: the graphs of the manifest, by file name"""
     return [
         _model(manifest),
         _graphs(manifest, graphs),
@@ -95,7 +99,7 @@ def _model(manifest: Manifest) -> Table:
             ("rows", manifest.batch),
             ("context", f"{manifest.context:,} tokens"),
             ("buckets", ", ".join(map(str, manifest.buckets))),
-            ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+            ("written with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ],
     )  # fmt: skip
 
@@ -109,16 +113,16 @@ def _converted(manifest: Manifest) -> str | None:
 
 
 def _attention(config: dict[str, Any]) -> str:
-    """The kind of model, and its sliding window where it has one."""
+    """Return the type of the model, and its sliding window if it has one."""
     layers, window = config["num_hidden_layers"], config.get("sliding_window")
     if window is None:
-        return f"{config['model_type']}, every token sees all before it"
+        return f"{config['model_type']}, every token sees all earlier tokens"
     windowed = config.get("layer_types", [SLIDING] * layers).count(SLIDING)
     return f"{config['model_type']}, sliding window of {window:,} tokens in {windowed} of {layers} layers"
 
 
 def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
-    table = new_table("Graphs", "file", "buckets", "nodes", "size", "weights in it", numbers=(2, 3, 4))
+    table = new_table("Graphs", "file", "buckets", "nodes", "size", "weights inside", numbers=(2, 3, 4))
     for graph in manifest.graphs:
         weights = graphs[graph.file].parameters
         table.add_row(
@@ -132,7 +136,7 @@ def _graphs(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
 
 
 def _operators(graphs: dict[str, MindIRGraph]) -> Table:
-    """One column a graph; the operators of our own kernels are marked."""
+    """Return the count of each operator, one column per graph. Operators of this project's kernels are marked."""
     counts = {file: Counter(_label(op) for op in graph.operations) for file, graph in graphs.items()}
     table = new_table("Operators", "operator", *(Path(file).stem for file in counts), numbers=range(1, 1 + len(counts)))
     total = sum(counts.values(), Counter[str]())
@@ -159,7 +163,10 @@ def _tensors(manifest: Manifest) -> Table:
 
 
 def _grouped(specs: Sequence[TensorSpec]) -> list[tuple[str, str, str, int]]:
-    """(what to call it, dtype, shape, bytes of all): every step input and result by itself, the many in one line."""
+    """Return lines of (name, dtype, shape, bytes).
+
+    Step inputs and logits have one line each. Caches, cache scales, new cache rows and weights have one line together.
+    """
     groups: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         if spec.name.startswith(CACHE_PREFIXES):
@@ -183,14 +190,14 @@ def _memory(manifest: Manifest, graphs: dict[str, MindIRGraph]) -> Table:
     memory = run_time_memory(manifest, graphs)
     cache = manifest.cache
     table = new_table("Memory at run time, estimated", "", "", "", numbers=(1,), header=False)
-    table.add_row("weights", size(memory.weights), "on disk, and once in memory")
+    table.add_row("weights", size(memory.weights), "on disk, and one copy in memory")
     if memory.copies:
         table.add_row("added by loading", size(memory.copies), COPIES_NOTE)
     shape = escape(f"{2 * cache.layers} x {cache.dtype} {list(cache.shape)}")
-    table.add_row("cache", size(memory.cache), f"{shape}; a page counts once it is written")
-    table.add_row("activations", size(memory.activations), "most that live at once, at the largest bucket")
+    table.add_row("cache", size(memory.cache), f"{shape}; a page takes memory after its first write")
+    table.add_row("activations", size(memory.activations), "peak at the largest bucket")
     table.add_row("libraries", size(memory.libraries), "Python, numpy, MindSpore Lite")
-    table.add_row("in all", size(memory.total), "", style="bold")
+    table.add_row("total", size(memory.total), "", style="bold")
     return table
 
 
@@ -199,7 +206,7 @@ def _parity(manifest: Manifest) -> Table:
     if parity is None:
         return facts_table("Proof", [("parity", "not measured: exported with --no-verify")])
     return facts_table(
-        f"Proof, against {parity.reference}",
+        f"Proof: compared with {parity.reference}",
         [
             ("max |d logits|", f"{parity.max_abs_logit_error:.2e} ({parity.relative:.1e} of their range)"),
             ("top-1 agreement", f"{parity.top1_agreement:.1%} of {parity.steps} positions"),

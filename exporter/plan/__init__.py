@@ -1,22 +1,22 @@
-"""python -m exporter plan MODEL: what a model needs and how fast it can be, before anything is exported.
+"""`python -m exporter plan MODEL`: estimate the memory and the speed of a model before an export.
 
-Sizes follow from the config: weights and caches to the byte as export writes them, the rest estimated as said below.
-Times are the roofline's (Williams et al., CACM 2009): a pass takes no less than its bytes take to be read, nor than its
-arithmetic takes, from the chip's published peaks; nothing gets there.
+Sizes follow from the config. Weights and caches are exact: they are what export writes. The other sizes are estimates,
+as described below. Times are lower bounds from the roofline model (Williams et al., CACM 2009): a pass takes at least
+as long as it takes to read its bytes, and as long as it takes to compute its operations, at the chip's published peaks.
 
---json writes one object. Sizes are in bytes, times in seconds, rates a second.
+--json prints one object. Sizes are in bytes, times in seconds, rates per second.
 
 schema_version  1
 model       name, parameters, layers, config (Hugging Face's)
-target      as given; weights, cache (formats), batch, context, buckets
+target      the target, followed by: weights, cache (formats), batch, context, buckets
 memory      weights, copies (what loading adds), cache, workspace (intermediate results of the largest bucket), gears
-            (those of the other buckets, where the device shares none), libraries, total. files: weights_file (bytes of
-            the file with the weights)
-passes      a list, one a bucket; decode (bucket 1) behind half the context and behind all of it, prefill on an empty
-            cache: bucket, start, weight_bytes, cache_bytes, bytes, flops
-boards      a list: name, memory_bytes, available_bytes, bandwidth, flops (null for hosts, which are not known),
-            fits, largest_context (0 where not even one token fits), times (null, or as in passes: bucket, start,
-            seconds, memory_seconds, compute_seconds, tokens_per_second), sources, assumed (what no public page says)
-measured    with --measured: bandwidth, flops (that the longest prompt reached), sizes (what, predicted, found), times
+            (intermediate results of the other buckets, if the device shares no memory between them), libraries, total
+files       weights_file (bytes of the file with the weights)
+passes      a list with one entry per bucket: bucket, start, weight_bytes, cache_bytes, bytes, flops. Decode (bucket 1)
+            is listed with half of the context in the cache and with all of it, prefill with an empty cache
+boards      a list: name, memory_bytes, available_bytes, bandwidth, flops (null for hosts: unknown), fits,
+            largest_context (0 if not even one token fits), times (null, or one entry per pass: bucket, start, seconds,
+            memory_seconds, compute_seconds, tokens_per_second), sources, assumed (facts that no public page states)
+measured    with --measured: bandwidth, flops (reached by the longest prompt), sizes (what, predicted, found), times
             (what, predicted, found, ratio)
 """

@@ -1,4 +1,4 @@
-"""The boards that a plan compares: those of the target's chip, or hosts of several sizes."""
+"""The boards that a plan compares: boards with the target's chip, or hosts with several sizes of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: MODEL and options into a Plan, and the Plan into the object that --json writes."""
+"""The command `plan`: makes a Plan of MODEL and the options, and the object that --json prints of the Plan."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def run_plan(arguments: argparse.Namespace, progress: Progress) -> None:
 
 
 def describe(options: PlanOptions) -> dict[str, Any]:
-    """The object that --json writes (see exporter.plan). Raises UserError for what does not fit together."""
+    """Return the object that --json prints (see exporter.plan).
+
+    Raises UserError for options that export refuses, and for a measurement of another artifact.
+    """
     name, config = _model(options.model)
     given, bench = options.given, None
     if options.measured is not None:
@@ -117,7 +120,7 @@ def make(config: LlamaConfig, **given: Any) -> Plan:
 
 
 def _model(model: str) -> tuple[str, LlamaConfig]:
-    """Name and config; a preset's, or a folder's, without its weights."""
+    """Return the name and config of MODEL. A preset and a folder need no weights."""
     preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
     if preset is not None:
         return preset.name, preset.config

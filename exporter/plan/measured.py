@@ -1,4 +1,4 @@
-"""The cost model against a measurement: sizes to the byte, times from the bandwidth and rate that the bench found."""
+"""Compares the cost model with a measurement: exact sizes, and times at the bandwidth and rate that were measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = ("target", "batch", "context")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `python -m runtime bench --json` wrote. Raises UserError for anything else."""
+    """Read a report of `python -m runtime bench --json`. Raises UserError for any other file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -31,7 +31,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def settings(report: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan's settings as the measured artifact has them. Raises UserError where one was given that differs."""
+    """Return the settings of the measured artifact, as fields of ExportOptions.
+
+    given: the options that the user gave. Raises UserError if one of them differs from the artifact.
+    """
     artifact = report["artifact"]
     taken = {name: artifact[name] for name in SETTINGS}
     taken |= {"weights": artifact["weights_format"], "cache": artifact["cache_dtype"]}
@@ -44,10 +47,10 @@ def settings(report: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:
-    """The `measured` object of the report (see exporter.plan).
+    """Return the `measured` object of a plan (see exporter.plan).
 
-    Decode is held against the graph's part of a step. The rate of arithmetic is that of the longest prompt, so that one
-    is met by definition; the others are predictions.
+    Decode is compared with the graph's part of a step. The rate of arithmetic is the rate of the longest prompt:
+    therefore the prediction for that prompt is right by definition.
     """
     artifact = report["artifact"]
     bandwidth = report["bandwidth"]["rate"]["max"]
@@ -59,7 +62,9 @@ def compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:
     prompts = [entry for entry in report["prefill"] if entry["rows"] == plan.shape.rows]
     steps = [entry for entry in report["decode"] if entry["rows"] == plan.shape.rows]
     if not prompts or not steps:
-        raise UserError(f"the measurement has no figures of {plan.shape.rows} rows; measure with --batches")
+        raise UserError(
+            f"the measurement has no figures for {plan.shape.rows} rows; measure with --batches {plan.shape.rows}"
+        )
     work = {n["prompt_tokens"]: prompt_passes(plan, plan_chunks(n["prompt_tokens"], plan.buckets)) for n in prompts}
     longest = max(prompts, key=lambda entry: entry["prompt_tokens"])
     flops = sum(w.flops for w in work[longest["prompt_tokens"]]) / longest["seconds"]["median"]
@@ -70,7 +75,7 @@ def compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:
     for entry in steps:
         start = min(entry["depth"] + report["settings"]["steps"] // 2, plan.shape.context - 1)
         predicted = max(roofline(plan.cost(1, start), bandwidth, flops))
-        times.append((f"decode step behind {entry['depth']:,} tokens", predicted, entry["model_seconds"]["median"]))
+        times.append((f"decode step after {entry['depth']:,} tokens", predicted, entry["model_seconds"]["median"]))
     return {
         "bandwidth": bandwidth,
         "flops": flops,

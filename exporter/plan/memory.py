@@ -1,4 +1,4 @@
-"""How much memory an artifact will need at run time, from its manifest and graphs."""
+"""Estimates the memory that an artifact needs at run time, from its manifest and graphs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from runtime.artifact.manifest import Manifest
 from runtime.artifact.sizes import cache_bytes
 from runtime.backend.ascend.requirements import Needed
 
-# Peak while MindSpore Lite 2.0 loads a graph with constants, over the constants' bytes: 5.4 on x86-64 for each of three
-# Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
+# The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
+# x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
 CONSTANT_COPIES = 5.4
-COPIES_NOTE = "what MindSpore Lite adds while it loads: constants again on a host, buffers on a device"
-LIBRARIES = 100_000_000  # of a process that has loaded a graph of a few kB
-VIEWS = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")  # their results take no memory of their own
+COPIES_NOTE = "added by MindSpore Lite while it loads: copies of the constants on a host, buffers on a device"
+LIBRARIES = 100_000_000  # bytes of a process that has loaded a graph of a few kB
+VIEWS = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")  # their results share the memory of their inputs
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. weights: as stored. copies: what loading adds (load_copies)."""
+    """Bytes of each kind of memory.
+
+    weights: as stored
+    copies: added by loading (load_copies)
+    """
 
     weights: int
     copies: int
@@ -35,9 +39,9 @@ class Memory:
 
 
 def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Memory:
-    """The most that a process with this artifact holds; within about a tenth of measurements on a host CPU.
+    """Return the peak memory of a process with this artifact, within about 10 % of measurements on a host CPU.
 
-    graphs: the manifest's, by file name.
+    graphs: the graphs of the manifest, by file name
     """
     constants = sum(entry.bytes for graph in manifest.graphs for entry in graph.data)
     outside = manifest.weights.bytes if manifest.weights else 0
@@ -52,8 +56,8 @@ def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Me
 
 
 def load_copies(target: str, constants: int, cache: int) -> int:
-    """Bytes beside weights and cache: on a host the copies of constants (measured, CONSTANT_COPIES), on a device
-    the buffers that runtime.backend.ascend.requirements counts before it loads anything."""
+    """Return the bytes beside weights and cache: on a host the copies of constants (CONSTANT_COPIES), on a device the
+    buffers that runtime.backend.ascend.requirements counts before it loads anything."""
     if target == "portable":
         return int(constants * (CONSTANT_COPIES - 1))
     chip = CHIPS.get(target)
@@ -61,11 +65,13 @@ def load_copies(target: str, constants: int, cache: int) -> int:
 
 
 def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:
-    """The most bytes of intermediate results that are alive at once, in the graph's order and at its traced bucket.
+    """Return the peak size of the intermediate results that are alive at the same time, in bytes.
 
-    rows, tokens: what a dynamic token axis stands for.
+    The operations run in the graph's order, at its traced bucket.
+
+    rows, tokens: the size of a dynamic token axis
     """
-    home: dict[str, set[str]] = {}  # a value -> the operations whose memory it lies in
+    home: dict[str, set[str]] = {}  # a value -> the operations whose memory it uses
     last_use: dict[str, int] = {}
     for at, op in enumerate(graph.operations):
         sources = set().union(*(home.get(name, set()) for name in op.inputs))
@@ -78,7 +84,7 @@ def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:
     ends: dict[int, list[str]] = {}
     for name, at in last_use.items():
         ends.setdefault(at, []).append(name)
-    # A custom operator's results past the first are caches, written in place.
+    # A custom operator's second and later results are caches, which it writes in place.
     own = {op.name: op.results[:1] if op.operator == "Custom" else op.results for op in graph.operations}
     sizes = {name: sum(_nbytes(value, rows, tokens) for value in values) for name, values in own.items()}
     alive = peak = 0
@@ -91,7 +97,7 @@ def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:
 
 
 def _nbytes(value: Value, rows: int, tokens: int) -> int:
-    """An unknown first dimension is of all rows' tokens [B * S, ...], a later one of a row's [B, S, ...]."""
+    """A dynamic first dimension is the tokens of all rows [B * S, ...], a later one those of a row [B, S, ...]."""
     if -1 not in value.shape:
         return value.nbytes
     unknown = rows * tokens if value.shape[0] == -1 else tokens

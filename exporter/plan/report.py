@@ -1,4 +1,4 @@
-"""The plan for people: tables."""
+"""Prints a plan as tables."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ def show(found: dict[str, Any]) -> None:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
+    """Return the tables of a plan. found: the object that --json prints"""
     made = [_memory(found), _passes(found), _boards(found)]
     return made if found["measured"] is None else [*made, *_measured(found["measured"])]
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """What the tables rest on."""
+    """Return the lines below the tables: how the times follow, the sources and the assumptions."""
     lines = []
     if any(board["times"] for board in found["boards"]):
-        lines.append("Times are lower bounds from published peaks: nothing gets there, and no board has been met.")
+        lines.append(
+            "Times are lower bounds from published peaks. No real program reaches them, and no board has been tested."
+        )
     else:
-        lines.append("Times of a host follow from a measurement: --measured FILE, of `python -m runtime bench --json`.")
+        lines.append(
+            "The times of a host need a measurement: --measured FILE, written by `python -m runtime bench --json`."
+        )
     sources = dict.fromkeys(source for board in found["boards"] for source in board["sources"])
     if sources:
         lines.append(f"Sources: {', '.join(sources)}")
@@ -71,20 +76,20 @@ def _memory(found: dict[str, Any]) -> Table:
         "workspace", size(memory["workspace"]), f"estimated, at the bucket of {found['buckets'][-1]:,} tokens"
     )
     if memory["gears"]:
-        table.add_row("gears", size(memory["gears"]), "the other buckets' workspace, should the device share none")
+        table.add_row("gears", size(memory["gears"]), "workspace of the other buckets, if the device shares none")
     table.add_row("libraries", size(memory["libraries"]), "Python, numpy, MindSpore Lite")
-    table.add_row("in all", size(memory["total"]), "", style="bold")
+    table.add_row("total", size(memory["total"]), "", style="bold")
     return table
 
 
 def _name(work: dict[str, Any]) -> str:
     if work["bucket"] == 1:
-        return f"decode behind {work['start']:,}"
+        return f"decode after {work['start']:,}"
     return f"prefill of {work['bucket']:,}"
 
 
 def _passes(found: dict[str, Any]) -> Table:
-    table = _numbers_table("A pass of all rows", "", "weights read", "cache read", "operations", "operations a byte")
+    table = _numbers_table("A pass of all rows", "", "weights read", "cache read", "operations", "operations per byte")
     for work in found["passes"]:
         table.add_row(
             _name(work),
@@ -98,7 +103,7 @@ def _passes(found: dict[str, Any]) -> Table:
 
 def _boards(found: dict[str, Any]) -> Table:
     timed = any(board["times"] for board in found["boards"])
-    columns = ["board", "of memory", "fits", "largest context"]
+    columns = ["board", "share of memory", "fits", "largest context"]
     if timed:
         columns += ["GB/s", "TFLOPS", *(f"{_name(work)}, ms" for work in (found["passes"][0], found["passes"][-1]))]
         columns.append("tokens/s")
@@ -120,10 +125,10 @@ def _boards(found: dict[str, Any]) -> Table:
 
 
 def _measured(measured: dict[str, Any]) -> list[Table]:
-    sizes = _numbers_table("Sizes, against the artifact", "", "predicted, bytes", "found, bytes")
+    sizes = _numbers_table("Sizes, compared with the artifact", "", "predicted, bytes", "found, bytes")
     for entry in measured["sizes"]:
         sizes.add_row(entry["what"], f"{entry['predicted']:,}", f"{entry['found']:,}")
-    title = f"Times, from the measured {measured['bandwidth'] / 1e9:.1f} GB/s and {measured['flops'] / 1e9:,.0f} GFLOPS"
+    title = f"Times at the measured {measured['bandwidth'] / 1e9:.1f} GB/s and {measured['flops'] / 1e9:,.0f} GFLOPS"
     times = _numbers_table(title, "", "predicted, ms", "measured, ms", "measured / predicted")
     for entry in measured["times"]:
         times.add_row(

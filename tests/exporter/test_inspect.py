@@ -44,8 +44,8 @@ def test_tables_say_what_the_manifest_says(printed: str, tiny_artifact: Path) ->
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("plain", "llama, every token sees all before it"),
-        ("mistral", "mistral, every token sees all before it"),
+        ("plain", "llama, every token sees all earlier tokens"),
+        ("mistral", "mistral, every token sees all earlier tokens"),
         ("mistral-window-17", "mistral, sliding window of 17 tokens in 2 of 2 layers"),
         ("qwen2-windows-16", "qwen2, sliding window of 16 tokens in 1 of 3 layers"),
     ],
@@ -83,7 +83,7 @@ def test_memory_adds_up(printed: str, tiny_artifact: Path) -> None:
     assert memory.cache == 2 * 2 * (2 * 2 * 64 * 16) * 4
     parts = (memory.weights, memory.copies, memory.cache, memory.activations, memory.libraries)
     assert memory.total == sum(parts)
-    assert row(printed, "in all").split()[-2:] == size(memory.total).split()
+    assert row(printed, "total").split()[-2:] == size(memory.total).split()
 
 
 def operation(name: str, operator: str, inputs: tuple[str, ...], elements: int) -> Operation:
@@ -139,7 +139,7 @@ def test_a_converted_graph_is_not_read(tiny_artifact: Path, tmp_path: Path, caps
     assert main(["inspect", str(copy)]) == 0
     assert "for Ascend310B4, by CANN 8.2 and MindSpore Lite 2.7.0" in capsys.readouterr().out
     assert main(["inspect", str(copy), "--onnx", str(tmp_path / "onnx")]) == 2
-    assert "is compiled by CANN, and has no ONNX form" in capsys.readouterr().err
+    assert "was compiled by CANN and has no ONNX form" in capsys.readouterr().err
 
 
 def test_what_is_no_artifact_is_one_line(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

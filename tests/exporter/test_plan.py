@@ -224,7 +224,7 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
     measured = json.loads(capsys.readouterr().out)["measured"]
     assert [entry["what"] for entry in measured["sizes"]] == ["weights file", "weights a step reads", "cache"]
     assert all(entry["predicted"] == entry["found"] for entry in measured["sizes"])
-    names = ["prefill of 3 tokens", "prefill of 16 tokens", "decode step behind 8 tokens"]
+    names = ["prefill of 3 tokens", "prefill of 16 tokens", "decode step after 8 tokens"]
     assert [entry["what"] for entry in measured["times"]] == names
     for entry in measured["times"]:
         assert entry["ratio"] == entry["found"] / entry["predicted"] > 0
