@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,13 @@ from exporter.ascend.convert_config import CONFIG, conversion_config
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.open import open_model
 from exporter.export_options import ExportOptions, add_options, given_options, shape_of
-from exporter.graph_spec import Input, Shape, declared_inputs
+from exporter.graph_spec import Shape
+from exporter.mindir import parameters
 from exporter.opsets.ascend_model_checks import check_operators, logits_in_float32
 from exporter.progress import Progress
 from exporter.targets import TARGETS
 from exporter.writing import atomic_folder
-from exporter.writing.constants import parameters, write_constants
+from exporter.writing.constants import write_constants
 from exporter.writing.weights_file import write_weights
 from kernels.ascend.chips import CHIPS
 from runtime.artifact.manifest import (
@@ -64,8 +65,8 @@ def export(options: ExportOptions, progress: Progress) -> Path:
     """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
-    ops = import_module(f"exporter.opsets.{TARGETS[options.target].opset}")
-    shape, buckets = shape_of(options, checkpoint.config, ops)
+    ops = TARGETS[options.target].opset.cells()
+    shape, buckets = shape_of(options, checkpoint.config)
     if shape.chip is not None and not logits_in_float32(checkpoint.config):
         progress.console.print("The logits will be float16: the vocabulary or the hidden size is no multiple of 16")
     out = options.folder()
@@ -79,7 +80,7 @@ def export(options: ExportOptions, progress: Progress) -> Path:
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
         origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
-        manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, ops, graphs, weights)
+        manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, graphs, weights)
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         write_manifest(partial, manifest)
@@ -99,11 +100,11 @@ def _write_graphs(
 
     config = checkpoint.config
     graphs: list[Graph] = []
-    weights: dict[str, Input] = {}
-    for served in ops.graphs(buckets):
+    weights: dict[str, TensorSpec] = {}
+    for served in ops.SPEC.graphs(buckets):
         traced = replace(shape, tokens=served[-1])
-        inputs = ops.inputs(config, traced) + ops.caches(config, traced)
-        declared = declared_inputs(config, traced, ops)
+        inputs = ops.SPEC.inputs(config, traced)
+        declared = ops.SPEC.declared_inputs(config, traced)
         _check_elements(inputs, "CONTEXT or BATCH")
         with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
             model = mindir.lower(trace.trace(config, traced, ops), declared)
@@ -115,16 +116,16 @@ def _write_graphs(
             config_file = folder / "graphs" / CONFIG
             config_file.write_text(conversion_config(chip, declared, served), encoding="utf-8")
         data: tuple[FileEntry, ...] = ()
-        if ops.WEIGHTS_ARE == "constants":
-            data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
-        else:
+        if ops.SPEC.weights_are_inputs:
             moved = mindir.parameters_to_inputs(model)
             weights.update({tensor.name: tensor for spec in moved for tensor in ops.stored(spec, config, shape)})
             inputs = inputs + moved
+        else:
+            data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
         entry = file_entry(folder, name)
-        outputs = _specs(ops.outputs(config, traced))
-        graphs.append(Graph(name, entry.sha256, entry.bytes, traced.tokens, served, _specs(inputs), outputs, data))
+        outputs = tuple(ops.SPEC.outputs(config, traced))
+        graphs.append(Graph(name, entry.sha256, entry.bytes, traced.tokens, served, tuple(inputs), outputs, data))
     if not weights:
         return tuple(graphs), None
     specs = list(weights.values())
@@ -157,10 +158,6 @@ def _write_constants(
         )
 
 
-def _specs(tensors: list[Input]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(t.name, t.dtype, t.shape) for t in tensors)
-
-
 def _manifest(
     target: str,
     name: str,
@@ -168,35 +165,34 @@ def _manifest(
     checkpoint: Checkpoint,
     shape: Shape,
     buckets: tuple[int, ...],
-    ops: ModuleType,
     graphs: tuple[Graph, ...],
     weights: FileEntry | None,
 ) -> Manifest:
-    config = checkpoint.config
-    cache = ops.caches(config, shape)
+    config, opset = checkpoint.config, TARGETS[target].opset
+    cache = opset.cache_inputs(config, shape)
     return Manifest(
         name=name,
         source=source,
         config=config.to_dict(),
         target=target,
-        opset=TARGETS[target].opset,
+        opset=opset.name,
         weights_format=shape.weights,
         batch=shape.rows,
         context=shape.context,
         buckets=buckets,
         graphs=graphs,
         weights=weights,
-        cache=CacheSpec(cache[0].dtype, ops.CACHE_POLICY, config.num_hidden_layers, cache[0].shape),
+        cache=CacheSpec(cache[0].dtype, opset.cache_policy, config.num_hidden_layers, cache[0].shape),
         eos_token_id=checkpoint.eos_token_id(),
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         tools={name: metadata.version(name) for name in TOOLS},
-        kernel_abi=getattr(ops, "KERNEL_ABI", None),
+        kernel_abi=opset.kernel_abi,
         parity=None,
     )
 
 
-def _check_elements(specs: Sequence[Input], smaller: str) -> None:
+def _check_elements(specs: Sequence[TensorSpec], smaller: str) -> None:
     """Raise UserError for a tensor that MindSpore Lite 2.0, which counts elements in 31 bits, would not bind."""
     for spec in specs:
         if math.prod(spec.shape) >= MOST_ELEMENTS:

@@ -17,7 +17,8 @@ from typing import Any
 from exporter.checkpoint.source import model_name
 from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
-from exporter.plan.tensors import OPSETS
+from exporter.opsets.ascend_model_checks import check_model
+from exporter.opsets.specs import OPSETS, OpSetSpec
 from exporter.targets import TARGETS
 from runtime.errors import UserError
 
@@ -75,8 +76,8 @@ def _targets() -> str:
     )
 
 
-def _choices(attribute: str) -> str:
-    return "; ".join(f"{name}: {', '.join(getattr(opset, attribute))}" for name, opset in OPSETS.items())
+def _choices(of: Callable[[OpSetSpec], Sequence[str]]) -> str:
+    return "; ".join(f"{opset.name}: {', '.join(of(opset))}" for opset in OPSETS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class ExportOptions:
     weights: str | None = field(
         default=None,
         metadata=_declared(
-            f"weight format ({_choices('WEIGHTS')}); int8 and int4 of cpu take 8.5 and 5.3 bits per weight, "
+            f"weight format ({_choices(lambda x: x.weights)}); int8 and int4 of cpu take 8.5 and 5.3 bits per weight, "
             "q4_0 needs a GGUF file of that type, ascend310b has no int8",
             shown="first of the target",
         ),
@@ -100,7 +101,7 @@ class ExportOptions:
     cache: str | None = field(
         default=None,
         metadata=_declared(
-            f"dtype of the KV cache ({_choices('CACHES')})",
+            f"dtype of the KV cache ({_choices(lambda x: x.caches)})",
             shown="first of the target; float32 with fp32 weights",
         ),
     )
@@ -152,7 +153,7 @@ class ExportOptions:
         if self.out is not None:
             return self.out
         name = model_name(self.model) + ("-synthetic" if self.synthetic else "")
-        weights = self.weights or OPSETS[TARGETS[self.target].opset].WEIGHTS[0]
+        weights = self.weights or TARGETS[self.target].opset.weights[0]
         return ARTIFACTS / f"{name}-{self.target}-{weights}"
 
 
@@ -194,11 +195,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
-def shape_of(options: ExportOptions, config: LlamaConfig, ops: Any) -> tuple[Shape, tuple[int, ...]]:
+def shape_of(options: ExportOptions, config: LlamaConfig) -> tuple[Shape, tuple[int, ...]]:
     """Return the shape of the graph at the largest bucket, and all buckets with 1 (decode) first.
 
-    ops: an op set's module, or its WEIGHTS, CACHES and check. Raises UserError for options that do not fit the model.
+    Raises UserError for options that do not fit the model.
     """
+    opset, chip = TARGETS[options.target].opset, TARGETS[options.target].chip
     longest = config.max_position_embeddings
     context = min(CONTEXT, longest) if options.context is None else options.context
     if not 1 <= context <= longest:
@@ -207,12 +209,13 @@ def shape_of(options: ExportOptions, config: LlamaConfig, ops: Any) -> tuple[Sha
     if bad := [b for b in buckets if not 1 <= b <= context]:
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
     buckets = tuple(sorted({1, *buckets}))
-    weights = _choice("WEIGHTS", options.weights, ops.WEIGHTS, options.target)
+    weights = _choice("WEIGHTS", options.weights, opset.weights, options.target)
     # float32 weights are for exactness: a float16 cache would change the logits by a thousandth.
-    exact = "float32" if weights == "fp32" and "float32" in ops.CACHES else None
-    cache = _choice("CACHE", options.cache or exact, ops.CACHES, options.target)
-    shape = Shape(options.batch, buckets[-1], context, weights, cache, TARGETS[options.target].chip)
-    ops.check(config, shape, buckets)
+    exact = "float32" if weights == "fp32" and "float32" in opset.caches else None
+    cache = _choice("CACHE", options.cache or exact, opset.caches, options.target)
+    shape = Shape(options.batch, buckets[-1], context, weights, cache, chip)
+    if chip is not None:
+        check_model(config, shape, buckets)
     return shape, buckets
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.graph_spec import Input
 from exporter.mindir_schema import pb
+from runtime.artifact.manifest import TensorSpec
 from runtime.errors import UserError
 
 Model = Any  # pb.ModelProto; protobuf's generated classes carry no types
@@ -22,6 +22,7 @@ Attribute = Any
 VERSION = 1  # the newest that MindSpore Lite 2.0 reads
 # TensorProto.DataType
 DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "float16": 10}
+DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def operators(model: Model) -> list[tuple[Node, Any]]:
     return [(node, primitives.get(node.op_type.removeprefix("REF::"))) for node in model.graph.node]
 
 
-def lower(model: Model, inputs: Sequence[Input]) -> Model:
+def lower(model: Model, inputs: Sequence[TensorSpec]) -> Model:
     """Return a new model of version 1 with the same graph. Its values have the network's names.
 
     inputs: the graph's inputs in order. The result is deterministic: it contains no names, time stamps or counters of
@@ -133,10 +134,14 @@ def _mark_optimized(low: Model) -> None:
     low.graph.attribute.add(name="graph_name", type=kind.STRING, s=low.graph.name.encode())
 
 
-def parameters_to_inputs(model: Model) -> list[Input]:
+def parameters(model: Model) -> list[TensorSpec]:
+    """Return the weights of a model, in the graph's order."""
+    return [TensorSpec(p.name, DTYPE_NAMES[p.data_type], tuple(p.dims)) for p in model.graph.parameter]
+
+
+def parameters_to_inputs(model: Model) -> list[TensorSpec]:
     """Turn every parameter of a lowered model into an input, after the existing inputs. Returns the new inputs."""
-    dtypes = {number: name for name, number in DTYPES.items()}
-    moved = [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]
+    moved = parameters(model)
     del model.graph.parameter[:]
     for spec in moved:
         _add_input(model, spec)
@@ -237,7 +242,7 @@ def _intern(low: Model, op_type: str, attributes: list[Attribute], primitives: d
     return primitives[key]
 
 
-def _add_input(low: Model, spec: Input) -> None:
+def _add_input(low: Model, spec: TensorSpec) -> None:
     value = low.graph.input.add(name=spec.name)
     value.tensor.add(dims=spec.shape, data_type=DTYPES[spec.dtype], name=spec.name)
 

@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from exporter.mindir import DTYPES, Model
+from exporter.mindir import DTYPE_NAMES, DTYPES, Model
 from exporter.mindir_schema import pb
 from runtime.errors import UserError
-
-DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class EdgeDecoderLayer(OpRun):
         def take(count: int, dtype: Any) -> np.ndarray:
             nonlocal read
             found = weights[read : read + count * np.dtype(dtype).itemsize].view(dtype)
-            read += -(-found.nbytes // ALIGNMENT) * ALIGNMENT
+            read += weight_format.round_up(found.nbytes, ALIGNMENT)
             return found
 
         def part(outer: int, width: int, *, norm: bool, bias: int) -> reference.LinearWeights:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exporter.opsets.specs import ASCEND, CPU, PORTABLE, OpSetSpec
 from kernels.ascend.chips import CHIPS
 
 
 @dataclass(frozen=True)
 class Target:
-    """opset: a module of exporter.opsets; chip: a key of kernels.ascend.chips.CHIPS, for the ascend op set."""
+    """A target.
 
-    opset: str
+    - opset: the op set of its graphs.
+    - chip: the chip that they are written for, a key of kernels.ascend.chips.CHIPS; None for a host CPU.
+    """
+
+    opset: OpSetSpec
     chip: str | None = None
 
 
 TARGETS = {  # the first is the default
-    "cpu": Target("cpu"),
-    "portable": Target("portable"),
-    **{target: Target("ascend", target) for target in CHIPS},
+    "cpu": Target(CPU),
+    "portable": Target(PORTABLE),
+    **{target: Target(ASCEND, target) for target in CHIPS},
 }

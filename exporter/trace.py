@@ -10,9 +10,10 @@ from typing import Any
 import mindspore
 from mindspore import Tensor
 
-from exporter.graph_spec import Input, Shape, declared_inputs
+from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
 from exporter.network.llama import Llama
+from runtime.artifact.manifest import TensorSpec
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 
@@ -24,7 +25,7 @@ def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
     """
     network = Llama(config, shape, ops)
     network.set_train(False)
-    arguments = [_argument(x) for x in declared_inputs(config, shape, ops)]
+    arguments = [_argument(x) for x in ops.SPEC.declared_inputs(config, shape)]
     traced: list[Model] = []
 
     def take(model: Model) -> None:
@@ -40,7 +41,7 @@ def trace(config: LlamaConfig, shape: Shape, ops: ModuleType) -> Model:
     return traced[0]
 
 
-def _argument(spec: Input) -> Tensor:
+def _argument(spec: TensorSpec) -> Tensor:
     dtype = getattr(mindspore, spec.dtype)
     if -1 in spec.shape:
         return Tensor(shape=[None if n == -1 else n for n in spec.shape], dtype=dtype)

@@ -24,6 +24,11 @@ PANEL = 16
 GROUP = 32
 
 
+def round_up(n: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not less than n."""
+    return -(-n // multiple) * multiple
+
+
 def panel_count(n: int) -> int:
     return -(-n // PANEL)
 
@@ -32,7 +37,7 @@ def panel_bytes(fmt: str, k: int) -> int:
     """Bytes of one panel of a matrix with k input features."""
     groups = -(-k // GROUP)
     cells = groups * GROUP * PANEL
-    scales = -(-groups * PANEL * 2 // 64) * 64
+    scales = round_up(groups * PANEL * 2, 64)
     return {"f32": cells * 4, "bf16": cells * 2, "int8": scales + cells}.get(fmt, scales + cells // 2)
 
 
@@ -67,7 +72,7 @@ def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes) -> Bytes:
     """Lay out an integer format: scales [N, K/32] as 16-bit cells, q [N, K] uint8 (int8 stored + 128, int4 0..15)."""
     n, k = q.shape
     panels, groups = n // PANEL, k // GROUP
-    head = np.zeros((panels, -(-groups * PANEL * 2 // 64) * 64), np.uint8)
+    head = np.zeros((panels, round_up(groups * PANEL * 2, 64)), np.uint8)
     cells = np.ascontiguousarray(scales.reshape(panels, PANEL, groups).transpose(0, 2, 1))  # [panel, K/32, 16]
     head[:, : groups * PANEL * 2] = cells.view(np.uint8).reshape(panels, -1)
     quads = q.reshape(panels, PANEL, k // 4, 4).transpose(0, 2, 1, 3)  # [panel, K/4, 16, 4]

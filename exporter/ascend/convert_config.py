@@ -6,15 +6,15 @@ import configparser
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.graph_spec import Input
 from kernels.ascend.chips import Chip
+from runtime.artifact.manifest import TensorSpec
 from runtime.errors import UserError
 
 CONFIG = "convert.ini"  # in the folder of the graph
 SECTION, SOC_VERSION = "acl_init_options", "ge.socVersion"
 
 
-def conversion_config(chip: Chip, inputs: Sequence[Input], buckets: Sequence[int]) -> str:
+def conversion_config(chip: Chip, inputs: Sequence[TensorSpec], buckets: Sequence[int]) -> str:
     """The text of the file for a graph with these inputs, in order; -1 is the token axis.
 
     It names no SoC version: the conversion chooses one. Each bucket is one gear: the converter compiles every gear, and

@@ -18,6 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from kernels.weight_format import round_up
 from runtime.errors import UserError
 
 _SCALARS = {
@@ -130,7 +131,7 @@ class GGUFFile:
         alignment = self.fields.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment = {alignment!r}")
-        start = -(-cursor.at // alignment) * alignment
+        start = round_up(cursor.at, alignment)
         for name, shape, kind, offset in table:
             tensor = GGUFTensor(_kind(name, kind), shape or (1,), start + offset)
             if tensor.shape[-1] % GGML_QUANT_SIZES[tensor.kind][0]:

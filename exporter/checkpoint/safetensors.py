@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from exporter.checkpoint.base import Checkpoint, RawBlocks, account, content_rev
 from exporter.checkpoint.row_blocks import row_blocks
 from exporter.checkpoint.tokenizer_files import folder_tokenizer_files, generation_config
 from exporter.network.config import LlamaConfig
+from runtime.artifact.safetensors import read_header
 from runtime.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -131,11 +131,8 @@ def _open(path: Path) -> Any:
 
 def _described_size(path: Path) -> int | None:
     """Return the file size in bytes that a safetensors header describes; None if the header itself is incomplete."""
-    with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) == 8 and length < 100_000_000:  # the format's own limit
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            return 8 + length + max(int(entry["data_offsets"][1]) for entry in header.values())
+    with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
+        header, data = read_header(file)
+        header.pop("__metadata__", None)
+        return data + max(int(entry["data_offsets"][1]) for entry in header.values())
     return None

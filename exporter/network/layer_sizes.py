@@ -6,7 +6,10 @@ from exporter.network.config import LlamaConfig
 
 
 def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:
-    """(out_features, in_features, has_bias) of a checkpoint's linear layer, by the last part of its name."""
+    """Return (out_features, in_features, has_bias) of a linear layer.
+
+    name: the checkpoint's name of the layer, for example model.layers.0.self_attn.q_proj; only its last part counts.
+    """
     heads, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
     return {
@@ -21,5 +24,8 @@ def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:
 
 
 def windows(config: LlamaConfig, context: int) -> tuple[int, ...]:
-    """Each layer's sliding window in a graph of that cache capacity: 0 where there is none, or it is never passed."""
+    """Return the sliding window of each layer in a graph with this cache capacity.
+
+    A window is 0 if the layer has none, or if the cache is too small for the window to matter.
+    """
     return tuple(0 if window >= context else window for window in config.windows)

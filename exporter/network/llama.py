@@ -37,7 +37,7 @@ class DecoderLayer(nn.Cell):
 
 def decoder_layer(config: LlamaConfig, shape: Shape, ops: Any, layer: int) -> nn.Cell:
     """Return DecoderLayer, or the op set's own layer if it has one operator for the whole block."""
-    if hasattr(ops, "DecoderLayer"):
+    if ops.SPEC.fused_layer:
         return ops.DecoderLayer(config, shape, layer)
     return DecoderLayer(config, shape, ops, layer)
 
@@ -53,8 +53,8 @@ class Llama(nn.Cell):
             [decoder_layer(config, shape, ops, i) for i in range(config.num_hidden_layers)], auto_prefix=False
         )
         self.head = ops.Head(config, shape, self.embed_tokens.weight)
-        self.step_inputs = len(ops.inputs(config, shape))
-        self.layer_caches = len(ops.caches(config, shape)) // config.num_hidden_layers
+        self.step_inputs = len(ops.SPEC.step_inputs(config, shape))
+        self.layer_caches = len(ops.SPEC.cache_inputs(config, shape)) // config.num_hidden_layers
 
     def construct(self, *inputs: Any) -> Any:
         step = self.prepare(inputs[: self.step_inputs])

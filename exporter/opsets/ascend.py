@@ -27,43 +27,17 @@ from mindspore.ops import PrimitiveWithInfer
 
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.row_blocks import Piece
-from exporter.graph_spec import Input, Shape, cache_inputs
+from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes
 from exporter.opsets import portable
-from exporter.opsets.ascend_model_checks import check_model, logits_in_float32
+from exporter.opsets.ascend_model_checks import logits_in_float32
 from exporter.opsets.ascend_weights import is_quantized, weight_pieces
+from exporter.opsets.specs import ASCEND
 from kernels.ascend.chips import CHIPS
 
-CACHE_POLICY, CACHES = "in_place", ("float16",)
-WEIGHTS, WEIGHTS_ARE = ("fp16", "int8"), "constants"
-DYNAMIC_TOKENS = True
+SPEC = ASCEND
 FLOAT16, FLOAT32 = mindspore.float16, mindspore.float32
-
-
-def check(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
-    check_model(config, shape, buckets)
-
-
-def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return [
-        Input("tokens_by_step", (shape.tokens, shape.rows), "int32"),  # a gear is a first dimension
-        Input("start", (shape.rows,), "int32"),
-        Input("length", (shape.rows,), "int32"),
-        Input("last", (shape.rows,), "int32"),  # index of each row's last valid token in [T]
-    ]
-
-
-def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return cache_inputs(config, shape, shape.cache)
-
-
-def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return [Input("logits", (shape.rows, config.vocab_size), "float32")]
-
-
-def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(buckets)]
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:

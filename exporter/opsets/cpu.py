@@ -11,7 +11,7 @@ Letters: B rows, S tokens per row, H query heads, G key/value heads, D head size
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mindspore
@@ -21,61 +21,22 @@ from mindspore.ops import PrimitiveWithInfer
 
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.row_blocks import Piece, tensor_pieces
-from exporter.graph_spec import Input, Shape
+from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes, windows
 from exporter.network.rope import rope_table
-from exporter.opsets.cpu_weights import bias_value, format_of, layer_tensors, weight_pieces
-from kernels.cpu.library import ABI
-from kernels.weight_format import panel_bytes, panel_count
+from exporter.opsets.cpu_weights import bias_value, format_of, layer_tensors, packed_matrix, weight_pieces
+from exporter.opsets.specs import CPU
+from kernels.weight_format import round_up
+from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.safetensors import ALIGNMENT
 from runtime.artifact.step_graph import STRETCH
 
-CACHE_POLICY = "in_place"
-CACHES = ("float16", "int8", "float32")
-WEIGHTS = ("int8", "int4", "bf16", "fp32", "q4_0")
-WEIGHTS_ARE = "inputs"
-DYNAMIC_TOKENS = False
-KERNEL_ABI = ABI
+SPEC = CPU
 CACHE_KINDS = {"float32": "f32", "float16": "f16", "int8": "s8"}  # numpy name -> the kernel's
-# MindSpore Lite makes float32 of a float16 input on a CPU, so the bits travel as int16.
-CACHE_DTYPES = {"float32": "float32", "float16": "int16", "int8": "int8"}
 
 
-def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return [
-        Input("tokens", (shape.rows, shape.tokens), "int32"),
-        Input("start", (shape.rows,), "int32"),
-        Input("length", (shape.rows,), "int32"),
-    ]
-
-
-def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
-    """A layer's k_cache, v_cache [B, G, C, D], and with int8 their scales [B, G, C] (float16 bits)."""
-    dims = (shape.rows, config.num_key_value_heads, shape.context)
-    found = []
-    for layer in range(config.num_hidden_layers):
-        dtype = CACHE_DTYPES[shape.cache]
-        found += [Input(f"{kind}_cache.{layer}", (*dims, config.head_dim), dtype) for kind in ("k", "v")]
-        if shape.cache == "int8":
-            found += [Input(f"{kind}_scale.{layer}", dims, "int16") for kind in ("k", "v")]
-    return found
-
-
-def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return [Input("logits", (shape.rows, config.vocab_size), "float32")]
-
-
-def check(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
-    """The kernels take any shape."""
-
-
-def graphs(buckets: Sequence[int]) -> list[tuple[int, ...]]:
-    """One file a bucket: MindSpore Lite 2.0 cannot resize custom kernels."""
-    return [(bucket,) for bucket in buckets]
-
-
-def stored(weight: Input, config: LlamaConfig, shape: Shape) -> list[Input]:
+def stored(weight: TensorSpec, config: LlamaConfig, shape: Shape) -> list[TensorSpec]:
     """The tensors of weights.safetensors that make up a weight of the graphs."""
     if not weight.name.endswith(STRETCH):
         return [weight]
@@ -107,7 +68,7 @@ def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> Prim
         },
     )
     primitive = kind(op)
-    for key, attribute in {"abi": KERNEL_ABI, "name": name, **attributes}.items():
+    for key, attribute in {"abi": SPEC.kernel_abi, "name": name, **attributes}.items():
         primitive.add_prim_attr(key, str(attribute))
     return primitive
 
@@ -117,10 +78,9 @@ def parameter(name: str, *shape: int, dtype: Any = mindspore.float32) -> Paramet
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
-def packed(name: str, outer: int, inner: int, weights: str) -> Parameter:
+def packed(name: str, outer: int, inner: int, shape: Shape) -> Parameter:
     """The packed matrix [outer, inner]: uint8 [panels, bytes of a panel]."""
-    size = panel_bytes(format_of(name, weights), inner)
-    return parameter(name, panel_count(outer), size, dtype=mindspore.uint8)
+    return parameter(name, *packed_matrix(name, outer, inner, shape).shape, dtype=mindspore.uint8)
 
 
 class Prepare(nn.Cell):
@@ -140,7 +100,7 @@ class Embedding(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
         name, width = "model.embed_tokens.weight", config.hidden_size
-        self.weight = packed(name, config.vocab_size, width, shape.weights)
+        self.weight = packed(name, config.vocab_size, width, shape)
         self.embedding = operator(
             "EdgeEmbedding",
             "model.embed_tokens",
@@ -164,7 +124,7 @@ class DecoderLayer(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape, layer: int):
         super().__init__(auto_prefix=False)
         name = f"model.layers.{layer}"
-        size = sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in layer_tensors(config, shape, layer))
+        size = sum(round_up(tensor.nbytes, ALIGNMENT) for tensor in layer_tensors(config, shape, layer))
         self.weights = parameter(f"{name}{STRETCH}", size, dtype=mindspore.uint8)
         self.layer = operator(
             "EdgeDecoderLayer",
@@ -192,7 +152,7 @@ class Head(nn.Cell):
         super().__init__(auto_prefix=False)
         name, vocabulary, hidden = "lm_head.weight", config.vocab_size, config.hidden_size
         tied = config.tie_word_embeddings
-        self.weight = embedding if tied else packed(name, vocabulary, hidden, shape.weights)
+        self.weight = embedding if tied else packed(name, vocabulary, hidden, shape)
         self.gamma = parameter("model.norm.weight", hidden)
         self.head = operator(
             "EdgeHead",

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.row_blocks import Piece, row_blocks
-from exporter.graph_spec import Input, Shape
+from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
 from exporter.network.layer_sizes import linear_sizes
 from kernels.cpu.packing import pack, pack_quantized
 from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
+from runtime.artifact.manifest import TensorSpec
 from runtime.backend.cpu_kernels import kernel_library
 from runtime.errors import UserError
 
@@ -30,18 +31,22 @@ def format_of(name: str, weights: str) -> str:
     return "int8" if weights in ("int4", "q4_0") and name in TABLES else FORMATS[weights]
 
 
-def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[Input]:
+def packed_matrix(name: str, outer: int, inner: int, shape: Shape) -> TensorSpec:
+    """The stored form of a matrix [outer, inner]: uint8 [panels, bytes of a panel]."""
+    return TensorSpec(name, "uint8", (panel_count(outer), panel_bytes(format_of(name, shape.weights), inner)))
+
+
+def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[TensorSpec]:
     """What weights.safetensors holds of a layer, in the order in which the kernel reads it."""
     name = f"model.layers.{layer}"
-    found: list[Input] = []
+    found: list[TensorSpec] = []
 
     def add(linear: str, outer: int, inner: int, bias: bool, norm: str | None = None) -> None:
-        packed_bytes = panel_bytes(format_of(f"{linear}.weight", shape.weights), inner)
-        found.append(Input(f"{name}.{linear}.weight", (panel_count(outer), packed_bytes), "uint8"))
+        found.append(packed_matrix(f"{name}.{linear}.weight", outer, inner, shape))
         if norm:
-            found.append(Input(f"{name}.{norm}.weight", (inner,), "float32"))
+            found.append(TensorSpec(f"{name}.{norm}.weight", "float32", (inner,)))
         if bias:
-            found.append(Input(f"{name}.{linear}.bias", (panel_count(outer) * PANEL,), "float32"))
+            found.append(TensorSpec(f"{name}.{linear}.bias", "float32", (panel_count(outer) * PANEL,)))
 
     (q, hidden, bias), (k, _, _) = (linear_sizes(config, f"{part}_proj") for part in "qk")
     add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm="input_layernorm")

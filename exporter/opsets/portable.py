@@ -21,51 +21,13 @@ from mindspore.common.initializer import initializer
 
 from exporter.checkpoint.base import Checkpoint
 from exporter.checkpoint.row_blocks import Piece, tensor_pieces
-from exporter.graph_spec import Input, Shape, cache_inputs
+from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes, windows
+from exporter.network.layer_sizes import linear_sizes
 from exporter.network.rope import rope_table
+from exporter.opsets.specs import PORTABLE
 
-CACHE_POLICY, CACHES = "returned", ("float32",)
-WEIGHTS, WEIGHTS_ARE = ("fp32",), "constants"
-DYNAMIC_TOKENS = False  # traced at the largest bucket: MindSpore Lite 2.0 takes no -1 beside a Gather
-
-
-def check(config: LlamaConfig, shape: Shape, buckets: tuple[int, ...]) -> None:
-    """Built-in operators take any shape."""
-
-
-def graphs(buckets: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return [buckets]  # one file, resized: its constants are in memory once
-
-
-def inputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    rows, tokens = shape.rows, shape.tokens
-    queries = config.num_attention_heads // config.num_key_value_heads * tokens  # heads of a group one after another
-    found = [
-        Input("tokens", (rows, tokens), "int32"),
-        Input("positions", (rows, tokens), "int32"),
-        Input("last", (rows,), "int32"),  # index of each row's last valid token in [T]
-    ]
-    kinds = windows(config, shape.context)
-    if not all(kinds):
-        found.append(Input("cache_mask", (rows, 1, 1, shape.context), "float32"))  # 0 or -1e30, added to the scores
-        found.append(Input("self_mask", (rows, 1, queries, tokens), "float32"))
-    if any(kinds):
-        found.append(Input("window_cache_mask", (rows, 1, queries, shape.context), "float32"))
-        found.append(Input("window_self_mask", (rows, 1, queries, tokens), "float32"))
-    return found
-
-
-def caches(config: LlamaConfig, shape: Shape) -> list[Input]:
-    return cache_inputs(config, shape, "float32")
-
-
-def outputs(config: LlamaConfig, shape: Shape) -> list[Input]:
-    rows = (shape.rows, config.num_key_value_heads, shape.tokens, config.head_dim)
-    layers = range(config.num_hidden_layers)
-    new = [Input(f"{kind}_new.{layer}", rows, "float32") for layer in layers for kind in ("k", "v")]
-    return [Input("logits", (shape.rows, config.vocab_size), "float32"), *new]
+SPEC = PORTABLE
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:

@@ -18,9 +18,8 @@ from exporter.network.config import LlamaConfig
 from exporter.plan import measured, report
 from exporter.plan.boards import BOARDS
 from exporter.plan.cost import Pass, Plan, roofline
-from exporter.plan.tensors import OPSETS, parameters
+from exporter.plan.tensors import parameters
 from exporter.progress import Progress
-from exporter.targets import TARGETS
 from kernels.ascend.chips import Board
 
 SCHEMA_VERSION = 1
@@ -115,7 +114,7 @@ def make(config: LlamaConfig, **given: Any) -> Plan:
     Raises UserError for options that export refuses.
     """
     options = ExportOptions(model="", **given)
-    shape, found = shape_of(options, config, OPSETS[TARGETS[options.target].opset])
+    shape, found = shape_of(options, config)
     return Plan(config, options.target, shape, found)
 
 

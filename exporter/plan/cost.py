@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from exporter.graph_spec import Shape
 from exporter.network.config import LlamaConfig
 from exporter.plan.memory import LIBRARIES, Memory, load_copies
-from exporter.plan.tensors import OPSETS, Weight, cache_token_bytes, file_bytes, weights
+from exporter.plan.tensors import Weight, cache_token_bytes, file_bytes, weights
 from exporter.targets import TARGETS
 from kernels.ascend.chips import Board
 
@@ -45,8 +45,7 @@ class Plan:
         return sum(weight.spec.nbytes for weight in self.weights() if weight.read_whole)
 
     def weights_file(self) -> int:
-        constants = OPSETS[TARGETS[self.target].opset].WEIGHTS_ARE == "constants"
-        return file_bytes([weight.spec for weight in self.weights()], constants)
+        return file_bytes([weight.spec for weight in self.weights()], TARGETS[self.target].opset.weights_are_inputs)
 
     def cache_bytes(self) -> int:
         return self.shape.rows * self.shape.context * cache_token_bytes(self.config, self.shape.cache)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.row_blocks import Piece
-from exporter.graph_spec import Input
-from exporter.mindir import DTYPES
+from exporter.mindir import parameters
 from exporter.writing.tensor_stream import HashedFile, write_tensors
 from runtime.artifact.manifest import FileEntry
 
@@ -40,9 +39,3 @@ def write_constants(
         parameter.external_data.location = path.name  # relative to the graph file
         parameter.external_data.offset, parameter.external_data.length = places[parameter.name]
     return FileEntry(location, file.sha256, file.size)
-
-
-def parameters(model: Model) -> list[Input]:
-    """The graph's weights, in its order."""
-    dtypes = {number: name for name, number in DTYPES.items()}
-    return [Input(p.name, tuple(p.dims), dtypes[p.data_type]) for p in model.graph.parameter]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint.row_blocks import Piece
-from exporter.graph_spec import Input
+from runtime.artifact.manifest import TensorSpec
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class HashedFile:
 
 def write_tensors(
     file: HashedFile,
-    specs: Sequence[Input],
+    specs: Sequence[TensorSpec],
     pieces: Callable[[str], Iterable[Piece]],
     alignment: int,
     done: Callable[[int], None] = lambda _: None,

@@ -45,9 +45,10 @@ class Source:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph.
+    """One tensor: an input, an output or a weight of a graph.
 
-    shape: the traced shape, at the graph's `bucket`
+    shape: in a manifest, the traced shape, at the graph's `bucket`; in a declaration for the converter, -1 is an axis
+        that changes with the bucket
     """
 
     name: str
@@ -56,7 +57,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPE_BYTES, f"{self.name}.dtype", self.dtype, "one of " + ", ".join(DTYPE_BYTES))
-        _require(all(n > 0 for n in self.shape), f"{self.name}.shape", self.shape, "positive sizes")
+        _require(all(n > 0 or n == -1 for n in self.shape), f"{self.name}.shape", self.shape, "positive sizes")
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +103,8 @@ class Graph:
     def __post_init__(self) -> None:
         _require_inside("graphs.file", self.file)
         _require(self.bucket in self.buckets, "graphs.bucket", self.bucket, f"one of its buckets {self.buckets}")
+        for spec in (*self.inputs, *self.outputs):
+            _require(-1 not in spec.shape, f"{spec.name}.shape", spec.shape, "positive sizes")
 
 
 @dataclass(frozen=True)

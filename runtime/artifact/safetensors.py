@@ -9,27 +9,77 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.step_graph import STRETCH
 from runtime.errors import UserError
 
-DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "F16": "float16",
-    "BF16": "uint16",  # the bits: numpy has no bfloat16
-    "I32": "int32",
-    "F32": "float32",
-    "I64": "int64",
+CODES = {  # numpy's name of a dtype -> the format's
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "float16": "F16",
+    "int32": "I32",
+    "float32": "F32",
+    "int64": "I64",
 }
+DTYPES = {code: dtype for dtype, code in CODES.items()} | {"BF16": "uint16"}  # the bits: numpy has no bfloat16
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 ALIGNMENT = 64  # each tensor begins at a multiple of so many bytes: the kernels use aligned loads
 REMEDY = "Copy the whole folder again or export again"
+
+
+class Readable(Protocol):
+    """A file opened for reading bytes, or a memory map."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def encode_header(
+    tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, alignment: int = 1
+) -> bytes:
+    """Return the first bytes of a file with these tensors in this order: the header's length, then the header.
+
+    alignment: each tensor begins at a multiple of so many bytes. The format allows no gaps, so the header lists
+    the bytes between two tensors as a tensor too: `<name>.alignment`.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
+
+    def add(name: str, code: str, shape: Sequence[int], size: int) -> None:
+        nonlocal offset
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+
+    for tensor in tensors:
+        add(tensor.name, CODES[tensor.dtype], tensor.shape, tensor.nbytes)
+        if filler := -tensor.nbytes % alignment:
+            add(f"{tensor.name}.alignment", "U8", [filler], filler)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % max(alignment, 8))
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_header(file: Readable) -> tuple[dict[str, Any], int]:
+    """Read the header at the start of a file. Return it, and the offset of the first tensor's bytes.
+
+    Raises ValueError, which says what the header is, if it is not valid.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(length, LARGEST_HEADER)))  # a damaged file gives any length
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"a JSON {type(header).__name__}, not an object")
+    return header, 8 + length
 
 
 class MappedWeights:
@@ -44,14 +94,10 @@ class MappedWeights:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as error:  # an empty file
                 raise UserError(f"{path}: 0 bytes. {remedy}") from error
-        size = int.from_bytes(self._map[:8], "little")
-        self._data = 8 + size
         try:
-            self._header: dict[str, dict] = json.loads(self._map[8 : self._data])
+            self._header, self._data = read_header(self._map)
         except ValueError as error:
-            raise UserError(f"{path}: its header is not valid JSON ({error}). {remedy}") from error
-        if not isinstance(self._header, dict):
-            raise UserError(f"{path}: its header is a JSON {type(self._header).__name__}, not an object. {remedy}")
+            raise UserError(f"{path}: its header is {error}. {remedy}") from error
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ which covers weights and graphs: keys and values of another model would be taken
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact.manifest import Manifest
-from runtime.artifact.safetensors import MappedWeights
+from runtime.artifact.manifest import Manifest, TensorSpec
+from runtime.artifact.safetensors import MappedWeights, encode_header
 from runtime.engine.engine import Engine
 from runtime.errors import UserError
 
 FORMAT = "edgellama session 1"
-DTYPES = {"int8": "I8", "int16": "F16", "float16": "F16", "int32": "I32", "float32": "F32"}  # int16: bits of a float16
+DTYPES = {"int16": "float16"}  # a cache of the cpu op set has the bits of float16 values
 REMEDY = "Load another file, or begin anew"
 
 
@@ -33,21 +32,14 @@ def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, 
     path = Path(path)
     row = _computed(engine, ids)
     arrays = {"tokens": ids.astype(np.int32), **engine.prefixes.held(row, len(ids))}
-    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "artifact": _digest(engine.manifest), **notes}}
-    offset = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": DTYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    tensors = [
+        TensorSpec(name, DTYPES.get(array.dtype.name, array.dtype.name), array.shape) for name, array in arrays.items()
+    ]
+    metadata = {"format": FORMAT, "artifact": _digest(engine.manifest), **notes}
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                file.write(len(text).to_bytes(8, "little") + text)
+                file.write(encode_header(tensors, metadata))
                 for array in arrays.values():
                     file.write(np.ascontiguousarray(array).data)
                 file.flush()

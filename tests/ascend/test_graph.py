@@ -15,14 +15,14 @@ import pytest
 from exporter import mindir_graph, verify
 from exporter.__main__ import main
 from exporter.ascend.convert_config import conversion_config, read_config
-from exporter.graph_spec import Input, Shape
+from exporter.graph_spec import Shape
 from exporter.mindir_graph import Operation
 from exporter.network.config import LlamaConfig
 from exporter.onnx_run import twin_engine
 from exporter.opsets.ascend_model_checks import check_model, check_operators
 from kernels.ascend import standin
 from kernels.ascend.chips import CHIPS
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.manifest import Artifact, TensorSpec
 from runtime.errors import UserError
 from support import step_runs
 from support.checkpoints import CONFIGS, DEFAULTS, export_all
@@ -162,7 +162,7 @@ def test_the_conversion_config(artifacts: dict[str, tuple[Artifact, Path]]) -> N
 
 def test_a_graph_of_one_bucket_has_no_gears() -> None:
     """CANN refuses a single gear."""
-    inputs = [Input("tokens_by_step", (-1, 2), "int32"), Input("start", (2,), "int32")]
+    inputs = [TensorSpec("tokens_by_step", "int32", (-1, 2)), TensorSpec("start", "int32", (2,))]
     config = conversion_config(CHIPS["ascend310b"], inputs, (1,))
     assert 'input_shape="tokens_by_step:1,2;start:2"' in config and "dynamic" not in config
     config = conversion_config(CHIPS["ascend310b"], inputs, (1, 32))

@@ -238,7 +238,7 @@ from exporter.graph_spec import Shape
 from exporter.opsets import portable
 from exporter.checkpoint.presets import PRESETS
 config, shape = PRESETS["llama3-8b"].config, Shape(1, 512, 2048)
-inputs = portable.inputs(config, shape) + portable.caches(config, shape)
+inputs = portable.SPEC.inputs(config, shape)
 model = mindir.lower(trace.trace(config, shape, portable), inputs)
 status = open("/proc/self/status").read()  # getrusage would count what the process that started this one had
 print(len(model.graph.parameter), re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])

@@ -13,9 +13,9 @@ import pytest
 
 from exporter import mindir
 from exporter.checkpoint.base import expected_tensors
-from exporter.graph_spec import Input
 from exporter.mindir_graph import MindIRGraph, attribute_value, read, view
 from exporter.network.config import LlamaConfig
+from runtime.artifact.manifest import TensorSpec
 from runtime.errors import UserError
 from support.checkpoints import DEFAULTS
 from support.traced import trace_in_child
@@ -29,11 +29,11 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trace_in_child(BIASED, tmp_path_factory.mktemp("traced"))
 
 
-def inputs_of(model: Any) -> list[Input]:
+def inputs_of(model: Any) -> list[TensorSpec]:
     """Names for the traced model's inputs, which MindSpore numbers."""
     dtypes = {number: name for name, number in mindir.DTYPES.items()}
     tensors = [(value.tensor[0], i) for i, value in enumerate(model.graph.input)]
-    return [Input(f"input.{i}", tuple(t.dims), dtypes[t.data_type]) for t, i in tensors]
+    return [TensorSpec(f"input.{i}", dtypes[t.data_type], tuple(t.dims)) for t, i in tensors]
 
 
 @pytest.fixture(scope="module")

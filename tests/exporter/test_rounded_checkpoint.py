@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from exporter.checkpoint.synthetic import SyntheticCheckpoint
-from exporter.graph_spec import Input
 from exporter.network.config import LlamaConfig
 from exporter.opsets import cpu_weights
 from exporter.rounded import RoundedCheckpoint
 from exporter.writing.weights_file import write_weights
 from kernels import weight_format as wf
+from runtime.artifact.manifest import TensorSpec
 from runtime.errors import UserError
 from support.checkpoints import CONFIGS, DEFAULTS
 
@@ -34,7 +34,7 @@ def packed_folder(folder: Path, weights: str) -> tuple[SyntheticCheckpoint, Any]
     def fmt(name: str) -> str:
         return cpu_weights.format_of(name, weights)
 
-    specs = [Input(n, (wf.panel_count(o), wf.panel_bytes(fmt(n), i)), "uint8") for n, (o, i) in shapes.items()]
+    specs = [TensorSpec(n, "uint8", (wf.panel_count(o), wf.panel_bytes(fmt(n), i))) for n, (o, i) in shapes.items()]
     entry = write_weights(folder, "w", specs, lambda n: cpu_weights.weight_pieces(n, checkpoint, fmt(n)))
     return checkpoint, SimpleNamespace(weights=entry, weights_format=weights)
 

@@ -15,12 +15,11 @@ from exporter.checkpoint.open import open_model
 from exporter.checkpoint.presets import PRESETS
 from exporter.checkpoint.row_blocks import tensor_pieces
 from exporter.checkpoint.synthetic import GRANULE, SyntheticCheckpoint
-from exporter.graph_spec import Input
 from exporter.network.config import LlamaConfig
 from exporter.opsets import cpu_weights
 from exporter.reference import _numpy
 from exporter.writing.weights_file import write_weights
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.manifest import Artifact, TensorSpec
 from runtime.artifact.sizes import cache_bytes
 from runtime.bench.fresh import measure
 from runtime.errors import UserError
@@ -81,7 +80,7 @@ def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytes
     monkeypatch.setattr("exporter.writing.tensor_stream.cores", lambda: threads)
     name = "model.layers.1.mlp.gate_up_proj.weight"
     size = cpu_weights.panel_bytes("int4", 64)
-    specs = [Input(NORM, (64,), "float32"), Input(name, (12, size), "uint8")]
+    specs = [TensorSpec(NORM, "float32", (64,)), TensorSpec(name, "uint8", (12, size))]
 
     def made(wanted: str) -> Any:
         if wanted == NORM:

@@ -14,16 +14,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from exporter.checkpoint.row_blocks import Piece, row_blocks
-from exporter.graph_spec import Input
 from exporter.writing.tensor_stream import HashedFile, made_in_order, write_tensors
 from exporter.writing.weights_file import write_weights
+from runtime.artifact.manifest import TensorSpec
 
 ARRAYS = {
     "a": np.arange(35, dtype=np.float32).reshape(7, 5),
     "b": np.arange(3, dtype=np.uint8),
     "c": np.arange(128, dtype=np.int32).reshape(2, 2, 32),
 }
-SPECS = [Input(name, array.shape, str(array.dtype)) for name, array in ARRAYS.items()]
+SPECS = [TensorSpec(name, str(array.dtype), array.shape) for name, array in ARRAYS.items()]
 
 
 def some_pieces(name: str, rows: int = 2) -> Iterator[Piece]:

@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from exporter.graph_spec import Input
 from exporter.writing.weights_file import write_weights
+from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.safetensors import ALIGNMENT, MappedWeights
 from runtime.errors import UserError
 
@@ -47,7 +47,7 @@ def test_tensors_are_what_the_library_wrote_and_share_the_file(path: Path) -> No
 
 def test_a_stretch_is_the_bytes_of_everything_below_a_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    tensors = [Input(f"layers.{layer}.{name}", (3,), "float32") for layer in (1, 10) for name in "ab"]
+    tensors = [TensorSpec(f"layers.{layer}.{name}", "float32", (3,)) for layer in (1, 10) for name in "ab"]
     value = {tensor.name: np.arange(3, dtype=np.float32) + i for i, tensor in enumerate(tensors)}
     write_weights(tmp_path, path.name, tensors, lambda name: [lambda: value[name]])
     for layer in (1, 10):
