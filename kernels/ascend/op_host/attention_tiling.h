@@ -1,7 +1,7 @@
-// How the attention kernels are cut for a chip: plain C++ over shapes, attributes and the chip's limits.
+// Plans the attention kernels for a chip: plain C++ over shapes, attributes and the chip's limits.
 //
-// Nothing of CANN is included here, so the same functions run in the tests. The tiling functions of the operators
-// (fused_attention.cpp) read the limits from the platform, call these, and fill in what Matmul's own tiling adds.
+// This header includes nothing of CANN, so the tests run the same functions. The operator's tiling function
+// (fused_attention.cpp) reads the limits from the platform, calls these functions, and adds Matmul's own tiling.
 #ifndef EDGELLAMA_ATTENTION_TILING_H
 #define EDGELLAMA_ATTENTION_TILING_H
 
@@ -9,31 +9,35 @@
 
 namespace edgellama {
 
-// Dimensions as kernels/reference.py names them; -1 is not allowed here.
+// The dimensions of kernels/reference.py: rows B, tokens S, heads H, groups G, headDim D, capacity C, positions P.
+// All must be known (not -1).
 struct AttentionShape {
     int64_t rows, tokens, width;  // qkv [B, S, width]
     int64_t heads, groups, headDim, capacity, positions;
-    int64_t window;
+    int64_t window;  // 0: off
     float scale;
 };
 
+// The fields have the meaning of DecodeTiling. ubBytes: unified buffer of one core; workspaceBytes: of all workers.
 struct DecodePlan {
     int64_t keys, splits, workers, ubBytes, workspaceBytes;
 };
 
+// The fields have the meaning of PrefillTiling. ubBytes: unified buffer of one core, matmulBytes included; blocks: the
+// block dimension of the launch.
 struct PrefillPlan {
     int64_t tileTokens, queries, keys, prepareTokens, tailRows, workers, blocks, matmulBytes, ubBytes;
-    int64_t workspaceBytes;  // of one worker
+    int64_t workspaceBytes;  // per worker
     CubePlan qk, pv;
 };
 
 constexpr int64_t kMaxHeadDim = 256;
-constexpr int64_t kMaxRatio = 32;    // query heads of one key/value head
-constexpr int64_t kLanes = 64;       // floats of a vector repeat
-constexpr int64_t kRowBytes = 32;    // eight floats: one value per row
-constexpr int64_t kKeysPerSplit = 256;       // shorter shares are not worth a SyncAll
+constexpr int64_t kMaxRatio = 32;       // query heads per key/value head
+constexpr int64_t kLanes = 64;          // floats per vector repeat
+constexpr int64_t kRowBytes = 32;       // bytes per row of a row8 (op_kernel/vector_ops.h)
+constexpr int64_t kKeysPerSplit = 256;  // minimum of cache positions per core; for fewer, SyncAll costs too much
 
-// What is wrong with the shapes and attributes, or an empty string. `name` is the operator's.
+// Checks the shapes and attributes. Returns an error message that starts with the operator's name, or an empty string.
 inline std::string CheckShape(const AttentionShape& s, const std::string& name) {
     const auto text = [](int64_t value) { return std::to_string(value); };
     if (s.rows < 1 || s.tokens < 1) {
@@ -56,7 +60,7 @@ inline std::string CheckShape(const AttentionShape& s, const std::string& name) 
     }
     if (s.capacity < s.tokens) {
         return name + ": the cache holds " + text(s.capacity) + " positions, fewer than the " + text(s.tokens) +
-               " tokens of this bucket; export with a larger context or without this bucket";
+               " tokens of this bucket. Export with a larger context or without this bucket";
     }
     if (s.positions < s.capacity) {
         return name + ": the rotary tables have " + text(s.positions) + " positions, the cache " + text(s.capacity);
@@ -64,14 +68,15 @@ inline std::string CheckShape(const AttentionShape& s, const std::string& name) 
     if (s.window < 0) return name + ": window is " + text(s.window) + "; it must be 0 (off) or positive";
     if (!(s.scale > 0.0f)) return name + ": scale must be positive";
     if (s.width > 65535 * kFractal) {
-        return name + ": qkv is " + text(s.width) + " wide; a strided copy reaches " + text(65535 * kFractal);
+        return name + ": qkv is " + text(s.width) + " wide; a strided copy allows at most " + text(65535 * kFractal);
     }
     return "";
 }
 
 // --- decode ---
 
-// Unified buffer that DecodeAttention::Init takes, in its order.
+// Bytes of unified buffer that DecodeAttention::Init reserves, in the same order. ratio: query heads per key/value
+// head.
 inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys, bool split) {
     const int64_t tile = std::max(keys, ratio) * std::max(dim, kLanes) * 4;
     const int64_t queues = (ratio + 2) * dim * 2 + dim * 4 + 4 * keys * dim * 2 + 2 * dim * 2 + ratio * dim * 2;
@@ -80,7 +85,7 @@ inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys, bool split) {
     return queues + buffers + (split ? 2 * ratio * (dim + 16) * 4 : 0);
 }
 
-// The longest tile that fits beside what `splits` needs; false, with keys below 16, where none does.
+// Sets plan->keys to the longest tile that fits with plan->splits. Returns false, with keys < 16, if no tile fits.
 inline bool PlanKeys(const AttentionShape& s, const ChipLimits& chip, DecodePlan* plan) {
     for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
         plan->ubBytes = DecodeUb(s.heads / s.groups, s.headDim, plan->keys, plan->splits > 1);
@@ -89,7 +94,7 @@ inline bool PlanKeys(const AttentionShape& s, const ChipLimits& chip, DecodePlan
     return false;
 }
 
-// The plan for one token per row: s.tokens is 1. Returns an error message, or an empty string on success.
+// Plans one token per row: s.tokens is 1. Returns an error message, or an empty string on success.
 inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                               DecodePlan* plan) {
     const std::string problem = CheckShape(s, name);
@@ -101,11 +106,11 @@ inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, c
         plan->splits = std::max<int64_t>(1, std::min(chip.vectorCores / items, farthest / kKeysPerSplit));
     }
     if (!PlanKeys(s, chip, plan) && plan->splits > 1) {
-        plan->splits = 1;  // a partial result of many wide heads leaves no room for a tile
+        plan->splits = 1;  // the partial results of many wide heads leave no room for a tile
         PlanKeys(s, chip, plan);
     }
     if (plan->keys < kFractal) {
-        return name + ": " + std::to_string(plan->ubBytes) + " bytes of unified buffer are needed, the chip has " +
+        return name + ": needs " + std::to_string(plan->ubBytes) + " bytes of unified buffer, the chip has " +
                std::to_string(chip.ub - kUbMargin);
     }
     plan->workers = plan->splits > 1 ? items * plan->splits : std::min(chip.vectorCores, items);
@@ -115,7 +120,7 @@ inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, c
 
 // --- prefill ---
 
-// Unified buffer that PrefillAttention::Init takes, in its order.
+// Bytes of unified buffer that PrefillAttention::Init reserves, in the same order.
 inline int64_t PrefillUb(int64_t ratio, int64_t dim, int64_t queries, int64_t keys, int64_t prepareTokens,
                          int64_t matmulBytes) {
     const int64_t wide = std::max(keys, dim), prepareRows = prepareTokens * ratio;
@@ -126,7 +131,7 @@ inline int64_t PrefillUb(int64_t ratio, int64_t dim, int64_t queries, int64_t ke
            std::max(kFractal, ratio) * dim * 2 + matmulBytes;
 }
 
-// The plan for a matrix of `queries` rows and `keys` columns; false if it does not fit the chip.
+// Plans a score matrix of `queries` rows and `keys` columns. Returns false if it does not fit the chip.
 inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t queries, int64_t keys,
                      PrefillPlan* plan) {
     const int64_t ratio = s.heads / s.groups, dim = s.headDim;
@@ -137,7 +142,7 @@ inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t qu
     plan->qk = PlanCube(queries, keys, dim, queries, keys, true, chip);
     plan->pv = PlanCube(queries, dim, keys, queries, dim, false, chip);
     plan->qk.l1 = plan->pv.l1 = chip.l1 / 2;
-    plan->qk.l0c = CubeL0c(plan->qk);  // L0C in halves would be too little for pv where the head is wide
+    plan->qk.l0c = CubeL0c(plan->qk);  // qk gets only what it needs: for a wide head, pv needs more than half of L0C
     plan->pv.l0c = chip.l0c - plan->qk.l0c;
     plan->matmulBytes = chip.matmulNeedsUb ? std::max(CubeUb(plan->qk), CubeUb(plan->pv)) : 0;
     plan->qk.ub = plan->pv.ub = plan->matmulBytes;
@@ -145,7 +150,8 @@ inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t qu
     return plan->ubBytes <= chip.ub - kUbMargin && CubeFits(plan->qk) && CubeFits(plan->pv);
 }
 
-// The widest tile with enough rows to fill the cube (64, or all there are); failing that, the tallest of any width.
+// Selects the widest tile that has 64 rows, or all rows if there are fewer, so that the cube is full. If none fits, it
+// selects the tile with the most rows. Returns false if no tile fits the chip.
 inline bool PlanTiles(const AttentionShape& s, const ChipLimits& chip, PrefillPlan* plan) {
     const int64_t least = CeilTo(s.heads / s.groups, kFractal);
     const int64_t most = std::max(least, std::min<int64_t>(128, CeilTo(s.tokens * (s.heads / s.groups), kFractal)));
@@ -163,6 +169,7 @@ inline bool PlanTiles(const AttentionShape& s, const ChipLimits& chip, PrefillPl
     return best.queries > 0;
 }
 
+// Plans several tokens per row. Returns an error message, or an empty string on success.
 inline std::string PlanPrefill(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                                PrefillPlan* plan) {
     const std::string problem = CheckShape(s, name);
@@ -173,12 +180,7 @@ inline std::string PlanPrefill(const AttentionShape& s, const ChipLimits& chip, 
     }
     const int64_t items = s.rows * s.groups * CeilDiv(s.tokens, plan->tileTokens);
     plan->workers = std::min(chip.vectorCores, items);
-    plan->blocks = plan->workers;
-    if (chip.splitCores) {  // launched by cube core; each brings vectorCores / cubeCores workers
-        const int64_t each = chip.vectorCores / chip.cubeCores;
-        plan->blocks = CeilDiv(plan->workers, each);
-        plan->workers = plan->blocks * each;
-    }
+    PlanBlocks(chip, &plan->workers, &plan->blocks);
     plan->tailRows = CeilTo(s.tokens + kFractal - 1, kFractal);
     const int64_t d = s.headDim, q = plan->queries, k = plan->keys;
     plan->workspaceBytes = CeilTo(2 * plan->tailRows * d * 2 + q * d * 2 + q * k * 2 + q * k * 4 + q * d * 4, 512);

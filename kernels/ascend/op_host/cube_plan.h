@@ -1,4 +1,4 @@
-// The limits of a chip, and how a product of the high-level Matmul is cut for them: plain C++, as all tiling is.
+// The limits of a chip, and the plan of a product of the high-level Matmul: plain C++, without CANN's headers.
 #ifndef EDGELLAMA_CUBE_PLAN_H
 #define EDGELLAMA_CUBE_PLAN_H
 
@@ -9,28 +9,38 @@
 namespace edgellama {
 
 struct ChipLimits {
-    bool splitCores;     // 910B: cube and vector cores apart, and a SyncAll that needs no workspace
-    bool matmulNeedsUb;  // 310P
+    bool splitCores;     // 910B: separate cube and vector cores, and a SyncAll that needs no workspace
+    bool matmulNeedsUb;  // 310P: Matmul needs unified buffer for its result
     int64_t cubeCores, vectorCores;
     int64_t ub, l1, l0a, l0b, l0c;  // bytes
 };
 
-// One product [m, k] x [k, n] of the high-level Matmul on one core; `rowN`: the row length of the whole result.
+// One product [m, k] x [k, n] of the high-level Matmul on one core. Operands are float16, the result is float32.
 struct CubePlan {
-    int64_t m, n, k, rowN, baseM, baseN, baseK;
-    int64_t stepK;        // blocks of K that lie in L1 together
-    bool transposed;      // the right matrix is stored as [n, k]
-    int64_t l1, l0c, ub;  // bytes that Matmul is given; ub: 0 where the chip does not need it
+    int64_t m, n, k;
+    int64_t rowN;                 // row length of the whole result, of which the n columns are a part
+    int64_t baseM, baseN, baseK;  // the block that the cube multiplies at a time
+    int64_t stepK;                // blocks of K that are in L1 at the same time
+    bool transposed;              // the right matrix is stored as [n, k]
+    int64_t l1, l0c, ub;          // bytes that Matmul may use; ub: 0 if the chip does not need it
 };
 
 constexpr int64_t kFractal = 16;         // Matmul's smallest block
-constexpr int64_t kUbMargin = 8 * 1024;  // some vector calls of the 910B reserve this much for themselves
+constexpr int64_t kUbMargin = 8 * 1024;  // bytes that some vector calls of the 910B reserve
 
-inline int64_t CeilTo(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 inline int64_t CeilDiv(int64_t value, int64_t step) { return (value + step - 1) / step; }
+inline int64_t CeilTo(int64_t value, int64_t step) { return CeilDiv(value, step) * step; }
 
-// The largest inner block, in multiples of 16 up to 128, whose two halves of a double buffer fit L0A and L0B. The whole
-// of K lies in L1.
+// Sets the number of blocks of a launch that multiplies matrices. With split cores, a block is a cube core with its
+// vectorCores / cubeCores workers; `workers` is then rounded up to whole blocks.
+inline void PlanBlocks(const ChipLimits& chip, int64_t* workers, int64_t* blocks) {
+    const int64_t each = chip.splitCores ? chip.vectorCores / chip.cubeCores : 1;
+    *blocks = CeilDiv(*workers, each);
+    *workers = *blocks * each;
+}
+
+// Plans a product with the largest baseK, a multiple of 16 up to 128, whose double-buffered blocks fit L0A and L0B.
+// stepK covers the whole of K. baseK is 0 if no block fits.
 inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, int64_t baseM, int64_t baseN, bool transposed,
                          const ChipLimits& chip) {
     CubePlan plan{m, n, k, n, baseM, baseN, std::min<int64_t>(CeilTo(k, kFractal), 128), 0, transposed,
@@ -41,9 +51,9 @@ inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, int64_t baseM, int64_t
     return plan;
 }
 
-// Bytes of L1, of L0C and of unified buffer that one product takes. The last is what MatmulGetTmpBufSize asks for on
-// the 310P, twice Matmul's transLength: the largest block of the three matrices, those of the operands with a column of
-// fractals more, by which Matmul keeps rows out of one another's memory banks.
+// Bytes of L1, of L0C and of unified buffer that one product needs. The unified buffer is what MatmulGetTmpBufSize
+// returns on the 310P: 2 * transLength, where transLength is the largest block of the three matrices. The operands'
+// blocks have one more column of fractals, which avoids bank conflicts between rows.
 inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * p.stepK * 2; }
 inline int64_t CubeL0c(const CubePlan& p) { return p.baseM * p.baseN * 4; }
 inline int64_t CubeUb(const CubePlan& p) {
@@ -52,7 +62,7 @@ inline int64_t CubeUb(const CubePlan& p) {
     return 2 * std::max({left, right, CubeL0c(p)});
 }
 
-// Whether a product fits what it is given.
+// Whether a product fits the memory that it may use.
 inline bool CubeFits(const CubePlan& p) {
     return p.baseK >= kFractal && CubeL1(p) <= p.l1 && CubeL0c(p) <= p.l0c && (p.ub == 0 || CubeUb(p) <= p.ub);
 }

@@ -1,4 +1,5 @@
-// What every operator needs on a host with CANN: refusals, shapes, the chip's limits, Matmul's tiling, the launch.
+// Functions for every operator on a host with CANN: error messages, shapes, the chip's limits, Matmul's tiling, the
+// launch.
 #ifndef EDGELLAMA_HOST_H
 #define EDGELLAMA_HOST_H
 
@@ -12,6 +13,7 @@
 
 namespace edgellama {
 
+// Prints an error message in the form that the runtime finds in CANN's log (cann_log.py). Returns the failure status.
 inline ge::graphStatus Refuse(const std::string& problem) {
     std::fprintf(stderr, "[ERROR] edgellama: %s\n", problem.c_str());
     return ge::GRAPH_FAILED;
@@ -26,13 +28,14 @@ inline const gert::Shape* ShapeOf(gert::TilingContext* context, size_t input) {
     return shape == nullptr ? nullptr : &shape->GetOriginShape();
 }
 
+// Reads the chip's limits from the platform. Returns an error message, or an empty string on success.
 inline std::string ReadLimits(const platform_ascendc::PlatformAscendC& platform, const std::string& name,
                               ChipLimits* out) {
     using platform_ascendc::CoreMemType;
     using platform_ascendc::SocVersion;
     const SocVersion chip = platform.GetSocVersion();
     if (chip != SocVersion::ASCEND910B && chip != SocVersion::ASCEND310P && chip != SocVersion::ASCEND310B) {
-        return name + ": built for Ascend 310P, 310B and 910B, not for this chip";
+        return name + ": supports Ascend 310P, 310B and 910B, not this chip";
     }
     uint64_t ub = 0, l1 = 0, l0a = 0, l0b = 0, l0c = 0;
     platform.GetCoreMemSize(CoreMemType::UB, ub);
@@ -44,11 +47,12 @@ inline std::string ReadLimits(const platform_ascendc::PlatformAscendC& platform,
     *out = {chip == SocVersion::ASCEND910B, chip == SocVersion::ASCEND310P, platform.GetCoreNumAic(),
             platform.GetCoreNumAiv(), wide(ub), wide(l1), wide(l0a), wide(l0b), wide(l0c)};
     if (out->cubeCores < 1 || out->vectorCores < out->cubeCores || ub == 0) {
-        return name + ": the platform reports no cores or no local memory";
+        return name + ": the platform reports no cores or no unified buffer";
     }
     return "";
 }
 
+// Sets the tiling key, the number of blocks, and the workspace: workspaceBytes plus what CANN's libraries need.
 inline ge::graphStatus SetLaunch(gert::TilingContext* context, const platform_ascendc::PlatformAscendC& platform,
                                  int64_t key, int64_t blocks, int64_t workspaceBytes) {
     context->SetTilingKey(static_cast<uint64_t>(key));
@@ -59,7 +63,8 @@ inline ge::graphStatus SetLaunch(gert::TilingContext* context, const platform_as
     return ge::GRAPH_SUCCESS;
 }
 
-// Matmul's own tiling for one product, with the plan's base block, in the memory that the plan gives it.
+// Runs Matmul's own tiling for one product, with the plan's base block and memory. Returns an error message, or an
+// empty string on success.
 inline std::string TileCube(const platform_ascendc::PlatformAscendC& platform, const std::string& name,
                             const CubePlan& plan, AscendC::tiling::TCubeTiling* out) {
     using matmul_tiling::CubeFormat;
@@ -75,15 +80,15 @@ inline std::string TileCube(const platform_ascendc::PlatformAscendC& platform, c
     tiling.SetOrgShape(narrow(plan.m), narrow(plan.rowN), narrow(plan.k));
     tiling.SetFixSplit(narrow(plan.baseM), narrow(plan.baseN), -1);
     tiling.SetBufferSpace(narrow(plan.l1), narrow(plan.l0c), plan.ub > 0 ? narrow(plan.ub) : -1);
-    tiling.SetMatmulConfigParams(0);  // the kernels' template, Norm; the default, MDL, takes more memory
+    tiling.SetMatmulConfigParams(0);  // the kernels' template, Norm; the default, MDL, needs more memory
     if (tiling.GetTiling(*out) == -1 || out->baseM != plan.baseM || out->baseN != plan.baseN) {
         return name + ": Matmul finds no tiling for " + std::to_string(plan.m) + " x " +
                std::to_string(plan.n) + " x " + std::to_string(plan.k) + " on this chip";
     }
-    const int64_t ub = std::max(out->shareUbSize, 2 * out->transLength);  // as MatmulGetTmpBufSize gives it
+    const int64_t ub = std::max(out->shareUbSize, 2 * out->transLength);  // as MatmulGetTmpBufSize computes it
     if (plan.ub > 0 && ub > plan.ub) {
-        return name + ": Matmul asks for " + std::to_string(ub) + " bytes of unified buffer, " +
-               std::to_string(plan.ub) + " are lent to it";
+        return name + ": Matmul needs " + std::to_string(ub) + " bytes of unified buffer, the plan gives it " +
+               std::to_string(plan.ub);
     }
     return "";
 }

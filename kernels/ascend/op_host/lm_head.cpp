@@ -1,4 +1,8 @@
 // LmHead: definition, shape inference and tiling.
+//
+// Inputs:  x [B, E] float16; weight [V, E] float16.
+// Output:  logits [B, V] float32.
+// kernels/reference.py defines the meaning and the order.
 #include "host.h"
 #include "tiling_fill.h"
 
@@ -12,15 +16,15 @@ const char* const kName = "LmHead";
 enum Input : size_t { kX, kWeight };
 enum Output : size_t { kLogits };
 
-// Reads ranks and dimensions into `out`; returns what is wrong, or an empty string. A number of rows that is not known
-// yet is left as -1.
+// Reads ranks and dimensions into `out`. Returns an error message, or an empty string on success. An unknown number of
+// rows stays -1.
 template <class Context>
 std::string ReadShape(Context* context, LmHeadShape* out) {
     const gert::Shape *x = ShapeOf(context, kX), *weight = ShapeOf(context, kWeight);
     if (x == nullptr || weight == nullptr) return std::string(kName) + ": x or weight is missing";
     if (x->GetDimNum() != 2 || weight->GetDimNum() != 2) {
         return std::string(kName) + ": x and weight have " + std::to_string(x->GetDimNum()) + " and " +
-               std::to_string(weight->GetDimNum()) + " dimensions, they need 2 each";
+               std::to_string(weight->GetDimNum()) + " dimensions; both need 2";
     }
     *out = {x->GetDim(0), x->GetDim(1), weight->GetDim(0)};
     if (weight->GetDim(1) != out->hidden) {

@@ -1,4 +1,4 @@
-// How the product of the head is cut for a chip: plain C++ over shapes and the chip's limits, as attention_tiling.h.
+// Plans the product of LmHead for a chip: plain C++ over shapes and the chip's limits, without CANN's headers.
 #ifndef EDGELLAMA_LM_HEAD_TILING_H
 #define EDGELLAMA_LM_HEAD_TILING_H
 
@@ -11,14 +11,15 @@ struct LmHeadShape {
 };
 
 struct LmHeadPlan {
-    int64_t columns;  // of one worker, a multiple of 16
-    int64_t workers, blocks, matmulBytes;
+    int64_t columns;  // vocabulary entries per worker, a multiple of 16
+    int64_t workers, blocks;
+    int64_t matmulBytes;  // unified buffer for Matmul (310P only, else 0)
     CubePlan product;
 };
 
 constexpr int64_t kMaxHidden = 65535;  // Matmul's limit for the rows of a transposed matrix in global memory
 
-// What is wrong with the shapes, or an empty string. `name` is the operator's.
+// Checks the shapes. Returns an error message that starts with the operator's name, or an empty string.
 inline std::string CheckShape(const LmHeadShape& s, const std::string& name) {
     const auto text = [](int64_t value) { return std::to_string(value); };
     if (s.rows < 1) return name + ": x has " + text(s.rows) + " rows; it needs at least 1";
@@ -31,8 +32,9 @@ inline std::string CheckShape(const LmHeadShape& s, const std::string& name) {
     return "";
 }
 
-// Runs of columns of about one size for each core, in whole blocks where there are enough. K is read block by block:
-// the rows of a head are long, and each weight is used once.
+// Gives each core about the same number of columns, in whole blocks if there are enough. Matmul reads K block by block
+// (stepK), because the rows of a head are long and each weight is used once. Returns an error message, or an empty
+// string on success.
 inline std::string PlanLmHead(const LmHeadShape& s, const ChipLimits& chip, const std::string& name, LmHeadPlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
@@ -40,17 +42,12 @@ inline std::string PlanLmHead(const LmHeadShape& s, const ChipLimits& chip, cons
     const int64_t share = CeilDiv(s.vocabulary, chip.vectorCores);
     plan->columns = std::min(s.vocabulary, CeilTo(share, share > 4 * kColumns ? kColumns : kFractal));
     plan->workers = CeilDiv(s.vocabulary, plan->columns);
-    plan->blocks = plan->workers;
-    if (chip.splitCores) {  // launched by cube core; each brings vectorCores / cubeCores workers
-        const int64_t each = chip.vectorCores / chip.cubeCores;
-        plan->blocks = CeilDiv(plan->workers, each);
-        plan->workers = plan->blocks * each;
-    }
+    PlanBlocks(chip, &plan->workers, &plan->blocks);
     const int64_t baseM = std::min(CeilTo(s.rows, kFractal), kMaxRows), baseN = std::min(plan->columns, kColumns);
     plan->product = PlanCube(s.rows, plan->columns, s.hidden, baseM, baseN, true, chip);
     plan->product.rowN = s.vocabulary;
     plan->product.stepK = std::min(plan->product.stepK, kStepK);
-    plan->product.ub = plan->matmulBytes = chip.matmulNeedsUb ? chip.ub - kUbMargin : 0;  // nothing else needs it
+    plan->product.ub = plan->matmulBytes = chip.matmulNeedsUb ? chip.ub - kUbMargin : 0;  // no other user
     if (!CubeFits(plan->product)) {
         return name + ": a block of " + std::to_string(baseM) + " x " + std::to_string(baseN) +
                " does not fit the chip's local memory";

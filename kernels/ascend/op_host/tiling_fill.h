@@ -1,5 +1,5 @@
-// Plans into the structures that the kernels read. Shared by the operators and the tests; knows the layout of the
-// tiling data, nothing else of CANN.
+// Copies plans into the structures that the kernels read. The operators and the tests share it. Of CANN it needs only
+// the layout of TCubeTiling.
 #ifndef EDGELLAMA_TILING_FILL_H
 #define EDGELLAMA_TILING_FILL_H
 
@@ -24,7 +24,7 @@ inline void Fill(const AttentionShape& s, const DecodePlan& plan, DecodeTiling* 
     out->reserved = 0;
 }
 
-// Leaves qk and pv to the caller.
+// The caller sets qk and pv.
 inline void Fill(const AttentionShape& s, const PrefillPlan& plan, PrefillTiling* out) {
     out->sizes = Sizes(s);
     out->tileTokens = static_cast<int32_t>(plan.tileTokens);
@@ -39,7 +39,7 @@ inline void Fill(const AttentionShape& s, const PrefillPlan& plan, PrefillTiling
     out->end = 0;
 }
 
-// Leaves product to the caller.
+// The caller sets product.
 inline void Fill(const LmHeadShape& s, const LmHeadPlan& plan, LmHeadTiling* out) {
     out->rows = static_cast<int32_t>(s.rows);
     out->hidden = static_cast<int32_t>(s.hidden);

@@ -1,7 +1,8 @@
-// The causal mask of a tile of scores, as arithmetic: a large negative number for every hidden score.
+// Adds the causal mask to a tile of scores: a large negative number to every hidden score.
 //
-// Built from one ramp down the rows and one across the columns, so it costs a few vector instructions a tile and only
-// where a tile has hidden scores. A comparison and a select would need bit masks whose layout differs between chips.
+// The mask is computed from one ramp over the rows and one over the columns. It costs a few vector instructions per
+// tile, and nothing for a tile without hidden scores. A comparison with a select would need bit masks, whose layout
+// differs between the chips.
 #ifndef EDGELLAMA_CAUSAL_MASK_H
 #define EDGELLAMA_CAUSAL_MASK_H
 
@@ -11,10 +12,11 @@ namespace edgellama {
 
 class CausalMask {
 public:
-    // Bytes of unified buffer for [rows, columns] scores.
+    // Bytes of unified buffer for scores [rows, columns].
     static __aicore__ inline int32_t Bytes(int32_t rows, int32_t columns) { return (rows * BLOCK + 2 * columns) * 4; }
 
-    // Row i of the scores belongs to query token i / ratio of the tile.
+    // memory: Bytes(rows, columns) of unified buffer. Row i of the scores belongs to query token i / ratio of the tile.
+    // window: positions that a token sees, its own included; 0: all earlier positions.
     __aicore__ inline void Init(LocalTensor<float> memory, int32_t rows, int32_t columns, int32_t ratio,
                                 int32_t window, AscendC::TPipe* pipe) {
         window_ = window;
@@ -23,7 +25,7 @@ public:
         column_ = memory[rows * BLOCK];
         shifted_ = memory[rows * BLOCK + columns];
         Ramp(token8_, 0.0f, ratio * BLOCK, 1.0f, rows * BLOCK);
-        // 0, -1, -2, ... across the columns: eight by hand, then doubled.
+        // column_ = 0, -1, -2, ...: the scalar unit writes eight values, then each step doubles their number.
         for (int32_t i = 0; i < BLOCK; ++i) column_.SetValue(i, static_cast<float>(-i));
         AscendC::TQueSync<PIPE_S, PIPE_V> scalarToVector;
         AscendC::TEventID event = pipe->FetchEventID(AscendC::HardEvent::S_V);
@@ -36,14 +38,15 @@ public:
         }
     }
 
-    // Hides, in scores [rows, n], the keys at or after cache position `at` that a query must not see: later positions,
-    // and with a sliding window those too far back. first: position of the tile's first token. temp: [rows, 64].
+    // Masks scores [rows, n] of the cache positions at .. at + n - 1: positions after the query's own, and positions
+    // before its sliding window. first: position of the tile's first token; tokens: number of its tokens.
+    // temp: [rows, 64] floats.
     __aicore__ inline void Apply(LocalTensor<float> scores, LocalTensor<float> temp, int32_t rows, int32_t n,
                                  int32_t at, int32_t first, int32_t tokens) {
         const bool future = at + n - 1 > first;
         const bool past = window_ > 0 && first + tokens - 1 - at >= window_;
         if (!future && !past) return;
-        // Token i and column j are i - j + (first - at) positions apart.
+        // The distance from column j to token i is i - j + (first - at) positions.
         float offset = static_cast<float>(first - at);
         AscendC::Adds(shifted_, column_, offset, n);
         VectorFence();

@@ -1,22 +1,22 @@
-// The one switch between the chips. Everything else in the kernels is the same source for all three.
+// The only switch between the chips. The rest of the kernels is the same source for all three.
 #ifndef EDGELLAMA_CHIP_H
 #define EDGELLAMA_CHIP_H
 
 #if defined(__NPU_ARCH__)
 #define EDGELLAMA_ARCH __NPU_ARCH__
-#elif defined(__CCE_AICORE__) && __CCE_AICORE__ == 220  // compilers older than __NPU_ARCH__
+#elif defined(__CCE_AICORE__) && __CCE_AICORE__ == 220  // older compilers, which do not define __NPU_ARCH__
 #define EDGELLAMA_ARCH 2201
 #elif defined(__CCE_AICORE__) && __CCE_AICORE__ == 200
 #define EDGELLAMA_ARCH 2002
 #elif defined(__CCE_AICORE__) && __CCE_AICORE__ == 300
 #define EDGELLAMA_ARCH 3002
 #else
-#define EDGELLAMA_ARCH 0  // host passes of the device compiler see the kernels without an architecture
+#define EDGELLAMA_ARCH 0  // the host passes of the device compiler have no architecture
 #endif
 
-// 910B: cube and vector cores are apart, all vector cores can meet in SyncAll.
+// 910B: cube cores and vector cores are separate, and SyncAll synchronises all vector cores.
 #define EDGELLAMA_SPLIT_CORES (EDGELLAMA_ARCH == 2201)
-// 310P: Matmul moves its result through unified buffer that the kernel lends it.
+// 310P: Matmul needs unified buffer from the kernel for its result.
 #define EDGELLAMA_MATMUL_BORROWS_UB (EDGELLAMA_ARCH == 2002)
 
 #endif

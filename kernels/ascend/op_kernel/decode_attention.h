@@ -1,9 +1,10 @@
-// One token a row: rotary embedding, in-place write of the new key and value, attention over the cache.
+// The decode kernel, one token per row: rotary embedding, in-place write of the new key and value, attention over the
+// cache.
 //
-// Work is a row and a key/value head, with the H / G query heads that share it. The new token starts the online
-// softmax straight from local memory; the cache before it follows in tiles of `keys` positions, so nothing is read
-// that this kernel writes. On a chip with SyncAll a long cache may be split over cores: each leaves its partial result
-// in the workspace, and the first core of each team joins them.
+// A work item is a row and a key/value head with its H / G query heads. The online softmax starts with the new token,
+// from local memory. The earlier cache positions follow in tiles of `keys` positions, so the kernel reads nothing that
+// it writes. On a chip with SyncAll, several cores may share a long cache: each core writes a partial result to the
+// workspace, and the first core of the group merges them.
 #ifndef EDGELLAMA_DECODE_ATTENTION_H
 #define EDGELLAMA_DECODE_ATTENTION_H
 
@@ -83,7 +84,7 @@ public:
         const int32_t item = worker / t_.splits, part = worker % t_.splits;
         const bool busy = item < items && Begin(item);
         if (busy) {
-            const int32_t share = CeilTo((start0_ - first_ + t_.splits - 1) / t_.splits, t_.keys);
+            const int32_t share = CeilTo(CeilDiv(start0_ - first_, t_.splits), t_.keys);
             const int32_t from = Least(first_ + part * share, start0_);
             Attend(from, Least(from + share, start0_), part == 0);
             if (part != 0) StorePartial(worker);
@@ -98,10 +99,11 @@ public:
     }
 
 private:
-    // Floats of the tile and of the product: a tile of keys, or the heads of a group during the rotary embedding.
+    // Size of tile_ and product_ in floats: for a tile of keys, or for a group's heads during the rotary embedding.
     __aicore__ inline int32_t TileFloats() const { return Most(t_.keys, ratio_) * Most(dim_, LANES); }
 
-    // Reads the row's start and length. A row without a token here gets zeros, by its first core alone.
+    // Selects a work item and reads the row's start and length. Returns false for an empty row or an invalid start; the
+    // first core of the item then writes zeros.
     __aicore__ inline bool Begin(int32_t item) {
         row_ = item / t_.sizes.groups;
         group_ = item % t_.sizes.groups;
@@ -121,7 +123,7 @@ private:
         return false;
     }
 
-    // Query heads, and on the leading core the new key and value too, then the cache from `from` to `to`.
+    // Accumulates the attention over the cache positions from .. to - 1; the leading core adds the new token.
     __aicore__ inline void Attend(int32_t from, int32_t to, bool leads) {
         Prepare(leads);
         if (from < to) Load(from, Least(t_.keys, to - from));
@@ -138,7 +140,7 @@ private:
     }
 
     __aicore__ inline void Load(int32_t at, int32_t n) {
-        const int64_t offset = (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + at) * dim_;
+        const int64_t offset = CacheAt(at);
         AscendC::LocalTensor<half> keys = keyQueue_.AllocTensor<half>();
         AscendC::DataCopy(keys, kCache_[offset], n * dim_);
         keyQueue_.EnQue(keys);
@@ -181,8 +183,8 @@ private:
         tableQueue_.FreeTensor(table);
     }
 
-    // Rounds the new key as the cache keeps it, writes it and the value, and begins the softmax with this one token:
-    // its score is the maximum, its weight 1.
+    // Rounds the new key to float16, as in the cache; writes it and the new value; starts the softmax with this token:
+    // the maximum is its score, its weight is 1.
     __aicore__ inline void StartWithNewToken(AscendC::LocalTensor<half> in, AscendC::LocalTensor<float> cos,
                                              AscendC::LocalTensor<float> sin) {
         AscendC::LocalTensor<float> key = newKv_, value = newKv_[dim_];
@@ -198,13 +200,12 @@ private:
         VectorFence();
         newQueue_.EnQue(rounded);
         rounded = newQueue_.DeQue<half>();
-        const int64_t at =
-            (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + start0_) * dim_;
+        const int64_t at = CacheAt(start0_);
         AscendC::DataCopy(kCache_[at], rounded, dim_);
         AscendC::DataCopy(vCache_[at], rounded[dim_], dim_);
         newQueue_.FreeTensor(rounded);
 
-        Dot(product_, query_, key, ratio_);  // every query head is a row, the new key the vector
+        Dot(product_, query_, key, ratio_);  // the query heads are the rows, the new key is the vector
         softmax_.SumRows(softmax_.max8, product_, ratio_, Least(LANES, dim_), dim_);
         float one = 1.0f, zero = 0.0f;
         AscendC::Duplicate(softmax_.sum8, one, ratio_ * BLOCK);
@@ -212,7 +213,7 @@ private:
         VectorFence();
     }
 
-    // product[row, 0:64] = partial sums of matrix[row, :] * vector, to be summed over min(64, D) lanes.
+    // product[row, 0:64] = partial sums of matrix[row, :] * vector. The caller sums the first min(64, D) of them.
     __aicore__ inline void Dot(AscendC::LocalTensor<float> product, AscendC::LocalTensor<float> matrix,
                                AscendC::LocalTensor<float> vector, int32_t rows) {
         const BinaryRepeatParams params(1, 1, 1, dim_ / BLOCK, dim_ / BLOCK, 0);
@@ -225,7 +226,7 @@ private:
         }
     }
 
-    // scores[r, key] = query head r . key, for n keys.
+    // scores[r, j] = (query head r) . (key j), for n keys.
     __aicore__ inline void Scores(AscendC::LocalTensor<half> keys, int32_t n) {
         AscendC::Cast(tile_, keys, AscendC::RoundMode::CAST_NONE, n * dim_);
         VectorFence();
@@ -237,7 +238,7 @@ private:
         }
     }
 
-    // sum[r, :] += weight of each key * its value.
+    // sum[r, :] += weight[r, j] * value[j, :], summed over n keys.
     __aicore__ inline void AddValues(AscendC::LocalTensor<half> values, int32_t n) {
         AscendC::Cast(tile_, values, AscendC::RoundMode::CAST_NONE, n * dim_);
         VectorFence();
@@ -247,7 +248,7 @@ private:
                             n * BLOCK);
             VectorFence();
             MulRows(product_, tile_, weights8_, n, dim_, dim_);
-            for (int32_t rows = n; rows > 1;) {  // fold the lower half of the rows onto the upper
+            for (int32_t rows = n; rows > 1;) {  // adds the second half of the rows to the first half
                 const int32_t kept = (rows + 1) / 2;
                 AscendC::Add(product_, product_, product_[kept * dim_], (rows - kept) * dim_);
                 VectorFence();
@@ -274,7 +275,7 @@ private:
     }
 
 #if EDGELLAMA_SPLIT_CORES
-    // A partial result: [H / G, D] weighted sum, then the maxima and the sums as row8.
+    // Writes a partial result: the weighted sum [H / G, D], then the maxima and the sums as row8.
     __aicore__ inline void StorePartial(int32_t worker) {
         const int32_t width = ratio_ * dim_, stats = ratio_ * BLOCK;
         AscendC::LocalTensor<float> record = partialOut_.AllocTensor<float>();
@@ -318,8 +319,13 @@ private:
     }
 #endif
 
+    // Offset of a position of the current head in a cache, in elements.
+    __aicore__ inline int64_t CacheAt(int32_t position) const {
+        return (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + position) * dim_;
+    }
+
     DecodeTiling t_;
-    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, floats of a partial result
+    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, size of a partial result in floats
     int32_t row_ = 0, group_ = 0, start0_ = 0, first_ = 0;
 
     AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_;

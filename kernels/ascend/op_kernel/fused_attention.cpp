@@ -1,5 +1,7 @@
-// FusedAttention: kernels.reference.fused_attention for any number of tokens a row. One token runs the decode kernel,
-// more run the prefill kernel; the tiling function chooses by key, so one node of a graph serves every bucket.
+// The kernel function of FusedAttention, which computes kernels.reference.fused_attention.
+//
+// The tiling function selects a kernel with the tiling key: the decode kernel for one token per row, the prefill kernel
+// for more. So one node of a graph serves every bucket.
 #include "decode_attention.h"
 #include "prefill_attention.h"
 
@@ -7,7 +9,7 @@ extern "C" __global__ __aicore__ void fused_attention(GM_ADDR qkv, GM_ADDR cos, 
                                                       GM_ADDR length, GM_ADDR k_cache, GM_ADDR v_cache, GM_ADDR out,
                                                       GM_ADDR k_cache_ref, GM_ADDR v_cache_ref, GM_ADDR workspace,
                                                       GM_ADDR tiling) {
-    (void)k_cache_ref;  // the same memory as k_cache and v_cache: the operator declares them under one name
+    (void)k_cache_ref;  // the same memory as k_cache and v_cache: input and output have the same name
     (void)v_cache_ref;
     REGISTER_TILING_DEFAULT(AttentionTiling);
     GET_TILING_DATA_WITH_STRUCT(AttentionTiling, data, tiling);
@@ -16,8 +18,8 @@ extern "C" __global__ __aicore__ void fused_attention(GM_ADDR qkv, GM_ADDR cos, 
 #elif EDGELLAMA_ARCH == 2002
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AICORE);
 #endif
-    // Literals: CANN's compiler finds the keys in the text of this function.
-    static_assert(ATTENTION_KEY_DECODE == 1 && ATTENTION_KEY_PREFILL == 2, "keys as the tiling function sets them");
+    // TILING_KEY_IS takes literals, because CANN's compiler searches the text of this function for the keys.
+    static_assert(ATTENTION_KEY_DECODE == 1 && ATTENTION_KEY_PREFILL == 2, "the keys that the tiling function sets");
     AscendC::TPipe pipe;
     if (TILING_KEY_IS(1)) {
 #if EDGELLAMA_SPLIT_CORES

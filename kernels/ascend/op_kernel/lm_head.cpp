@@ -1,9 +1,9 @@
-// LmHead: kernels.reference.lm_head.
+// The kernel function of LmHead, which computes kernels.reference.lm_head.
 #include "lm_head.h"
 
 extern "C" __global__ __aicore__ void lm_head(GM_ADDR x, GM_ADDR weight, GM_ADDR logits, GM_ADDR workspace,
                                               GM_ADDR tiling) {
-    (void)workspace;  // Matmul's own, which it finds by itself
+    (void)workspace;  // only Matmul uses it, through GetSysWorkSpacePtr
     REGISTER_TILING_DEFAULT(LmHeadTiling);
     GET_TILING_DATA_WITH_STRUCT(LmHeadTiling, data, tiling);
 #if EDGELLAMA_SPLIT_CORES

@@ -1,6 +1,7 @@
-// Logits: a few rows times the head's matrix, summed and given in float32.
+// Computes logits [B, V] float32 = x [B, E] float16 * weight [V, E]^T float16, with sums in float32.
 //
-// Each core multiplies all rows with a run of the vocabulary. Nothing is shared, so no core waits for another.
+// Each core multiplies all rows with a contiguous range of the vocabulary. Cores share no data and do not wait for each
+// other.
 #ifndef EDGELLAMA_LM_HEAD_H
 #define EDGELLAMA_LM_HEAD_H
 
@@ -16,7 +17,7 @@ public:
     using Rows = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
     using Weight = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half, true>;
     using Logits = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, float>;
-    AscendC::Matmul<Rows, Weight, Logits, Logits> product;  // registered by the kernel function, before Init
+    AscendC::Matmul<Rows, Weight, Logits, Logits> product;  // the kernel function registers it before Init
 
     __aicore__ inline void Init(GM_ADDR x, GM_ADDR weight, GM_ADDR logits, const LmHeadTiling& tiling,
                                 AscendC::TPipe* pipe) {

@@ -1,11 +1,13 @@
-// A bucket of tokens: rotary embedding, in-place write of keys and values, causal flash attention.
+// The prefill kernel, a bucket of tokens per row: rotary embedding, in-place write of keys and values, causal flash
+// attention (Dao et al., arXiv:2205.14135).
 //
-// Work is a row, a key/value head and a run of `tileTokens` tokens; the H / G query heads that share the key/value
-// head become the rows of one matrix (token-major), so each key is read once for all of them. Every core keeps its own
-// copy of the newest keys and values (the "tail") in its workspace and reads only older positions from the cache.
-// So no core reads what another writes in this call, and no synchronisation of cores is needed on any chip. The tail
-// begins at the last multiple of 16 before `start` and is padded with zeros to a multiple of 16: every matrix that
-// Matmul sees is made of whole 16 x 16 fractals.
+// A work item is a row, a key/value head and `tileTokens` consecutive tokens. The H / G query heads of the key/value
+// head are rows of one matrix, in token-major order, so each key is read once for all of them.
+//
+// Every core has its own copy of the newest keys and values, the "tail", in its workspace, and reads only older
+// positions from the cache. So no core reads what another core writes in this call, and the cores need no
+// synchronisation. The tail starts at the last multiple of 16 up to `start`, and zeros pad it to a multiple of 16, so
+// every matrix of Matmul consists of whole 16 x 16 fractals.
 #ifndef EDGELLAMA_PREFILL_ATTENTION_H
 #define EDGELLAMA_PREFILL_ATTENTION_H
 
@@ -26,7 +28,7 @@ using ValueMatmul = AscendC::Matmul<MatrixA, MatrixValues, MatrixC, MatrixC>;
 
 class PrefillAttention {
 public:
-    ScoreMatmul qk;  // registered by the kernel function, before Init
+    ScoreMatmul qk;  // the kernel function registers both products before Init
     ValueMatmul pv;
 
     __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start, GM_ADDR length, GM_ADDR kCache,
@@ -52,7 +54,7 @@ public:
         vCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(vCache), cache);
         out_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(out));
 
-        // The workspace of this core; every part is a multiple of 32 bytes.
+        // The workspace of this core. The size of every part is a multiple of 32 bytes.
         GM_ADDR at = workspace + AscendC::GetBlockIdx() * tiling.workspaceBytes;
         const int32_t tail = tiling.tailRows * dim_;
         kTail_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), tail);
@@ -95,18 +97,18 @@ public:
     }
 
     __aicore__ inline void Process() {
-        const int32_t tiles = (sizes_.tokens + tileTokens_ - 1) / tileTokens_;
+        const int32_t tiles = CeilDiv(sizes_.tokens, tileTokens_);
         const int32_t items = sizes_.rows * sizes_.groups * tiles;
         const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
-        // Neighbouring tiles of one head go to one core, which then prepares each new key only once.
-        const int32_t share = (items + workers_ - 1) / workers_;
+        // A core gets neighbouring tiles of a head, so that it prepares each new key only once.
+        const int32_t share = CeilDiv(items, workers_);
         for (int32_t item = worker * share; item < Least(items, (worker + 1) * share); ++item) {
             Item(item / tiles, item % tiles * tileTokens_);
         }
     }
 
 private:
-    // Tokens [token, token + tileTokens) of one row and key/value head.
+    // Processes tokens [token, token + tileTokens) of one row and key/value head.
     __aicore__ inline void Item(int32_t head, int32_t token) {
         row_ = head / sizes_.groups;
         group_ = head % sizes_.groups;
@@ -130,9 +132,9 @@ private:
         }
     }
 
-    // Copies the cached positions after the last multiple of 16 to the head of the tail.
+    // Starts the tail of a head with the cached positions aligned_ .. start - 1.
     __aicore__ inline void BeginTail(int32_t head) {
-        tailHead_ = head;  // nothing reads the previous head's tail any more: every step ends with a full barrier
+        tailHead_ = head;  // every step ends with a full barrier, so nothing still reads the previous head's tail
         tailTokens_ = 0;
         const int32_t rows = start0_ - aligned_;
         if (rows > 0) {
@@ -150,7 +152,7 @@ private:
         passQueue_.FreeTensor(buffer);
     }
 
-    // Brings the tail up to token `end` of this call; with `owned`, writes the same bytes to the cache.
+    // Extends the tail to token `end` (exclusive) of this call. With `owned`, also writes the same bytes to the cache.
     __aicore__ inline void AppendTail(int32_t end, bool owned) {
         for (; tailTokens_ < end;) {
             const int32_t n = Least(prepareTokens_, end - tailTokens_);
@@ -182,8 +184,8 @@ private:
         }
     }
 
-    // Zeros up to a multiple of 16 rows: masked keys, and values of weight zero that must not be NaN. The rows may be
-    // filled by the next tile, which follows at least one full barrier later.
+    // Pads the tail with zeros to a multiple of 16 rows: the keys are masked, and the values have weight zero but must
+    // not be NaN. The next tile may overwrite these rows; at least one full barrier comes before it.
     __aicore__ inline void PadTail() {
         const int32_t rows = start0_ - aligned_ + tailTokens_;
         paddedTail_ = CeilTo(rows, FRACTAL);
@@ -193,7 +195,7 @@ private:
         }
     }
 
-    // The rotated, scaled queries as the left matrix in the workspace.
+    // Writes the rotated, scaled queries to the workspace as the left matrix, padded with zeros to 16 rows.
     __aicore__ inline void PrepareQueries(int32_t token, int32_t tokens) {
         for (int32_t done = 0; done < tokens; done += prepareTokens_) {
             const int32_t n = Least(prepareTokens_, tokens - done), width = ratio_ * dim_;
@@ -226,7 +228,8 @@ private:
         tableQueue_.EnQue(table);
     }
 
-    // result = scale * rotated input, for `tokens` tokens of `heads` heads each, from inQueue_ and tableQueue_.
+    // result = scale * rotated input, for `tokens` tokens with `heads` heads each. Takes the input from inQueue_ and
+    // the tables from tableQueue_.
     __aicore__ inline void RotateTokens(AscendC::LocalTensor<half> result, int32_t tokens, int32_t heads, float scale) {
         const int32_t rows = tokens * heads, width = heads * dim_;
         AscendC::LocalTensor<half> in = inQueue_.DeQue<half>();
@@ -236,7 +239,7 @@ private:
         AscendC::Cast(x, in, AscendC::RoundMode::CAST_NONE, rows * dim_);
         VectorFence();
         inQueue_.FreeTensor(in);
-        if (width / BLOCK <= 255) {  // a repeat stride reaches the next token: one instruction for all tokens of a head
+        if (width / BLOCK <= 255) {  // the repeat stride can reach the next token: one call for all tokens of a head
             for (int32_t h = 0; h < heads; ++h) {
                 Rotate(y[h * dim_], x[h * dim_], cos, sin, temp, tokens, dim_, width, dim_ / 2);
             }
@@ -257,7 +260,7 @@ private:
         AscendC::Duplicate(sum_, zero, matrixRows_ * dim_);
         VectorFence();
         const int32_t first = start0_ + token;  // position of the tile's first token
-        int32_t lowest = 0;                     // first position that any of its tokens sees
+        int32_t lowest = 0;  // first position that a token of the tile sees, rounded down to a multiple of 16
         if (sizes_.window > 0) lowest = Most(0, first - sizes_.window + 1) / FRACTAL * FRACTAL;
         for (int32_t at = lowest; at < aligned_; at += keys_) {
             Step(kCache_[CacheAt(at)], vCache_[CacheAt(at)], Least(keys_, aligned_ - at), at, first, tokens);
@@ -268,10 +271,10 @@ private:
         }
     }
 
-    // One step of flash attention over `n` keys at cache position `at`.
+    // One step of flash attention over the keys of the cache positions at .. at + n - 1.
     __aicore__ inline void Step(AscendC::GlobalTensor<half> keys, AscendC::GlobalTensor<half> values, int32_t n,
                                 int32_t at, int32_t first, int32_t tokens) {
-        AscendC::PipeBarrier<PIPE_ALL>();  // queries, tail and weights are in global memory before the cube reads them
+        AscendC::PipeBarrier<PIPE_ALL>();  // queries and tail must be in global memory before the cube reads them
         qk.SetSingleShape(matrixRows_, n, dim_);
         qk.SetTensorA(queryMatrix_);
         qk.SetTensorB(keys, true);
@@ -342,9 +345,11 @@ private:
 #endif
     }
 
+    // Offset of a position of the current head in a cache, in elements.
     __aicore__ inline int64_t CacheAt(int32_t position) const {
         return (static_cast<int64_t>(row_ * sizes_.groups + group_) * sizes_.capacity + position) * dim_;
     }
+    // Offset of a token of the current heads in out, in elements.
     __aicore__ inline int64_t OutAt(int32_t token) const {
         return ((static_cast<int64_t>(row_) * sizes_.tokens + token) * sizes_.heads + group_ * ratio_) * dim_;
     }
@@ -353,9 +358,9 @@ private:
     int32_t tileTokens_ = 0, queries_ = 0, keys_ = 0, prepareTokens_ = 0, workers_ = 0;
     int32_t dim_ = 0, ratio_ = 0, qkvWidth_ = 0;
     int32_t row_ = 0, group_ = 0, start0_ = 0;
-    int32_t aligned_ = 0;      // the tail begins here: the last multiple of 16 up to start
+    int32_t aligned_ = 0;      // the tail's first position: the last multiple of 16 up to start
     int32_t tailHead_ = -1, tailTokens_ = 0, paddedTail_ = 0;
-    int32_t matrixRows_ = 0;   // queries of this tile, rounded up to 16
+    int32_t matrixRows_ = 0;   // queries of this tile, rounded up to a multiple of 16
 
     AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_, kTail_, vTail_, queryMatrix_, weightMatrix_;
     AscendC::GlobalTensor<float> cos_, sin_, scoreMatrix_, resultMatrix_;

@@ -1,8 +1,9 @@
-// Row-wise vector arithmetic in float32, from the instructions that all three chips have.
+// Row-wise vector arithmetic in float32, with instructions that all three chips have.
 //
-// A matrix of `rows` rows has a row stride that is a multiple of 8 floats. A value per row is kept as "row8": eight
-// copies of it, one 32-byte block a row, which an instruction can spread over the row with a block stride of 0.
-// Every function leaves the vector pipe ordered (PipeBarrier) after each result that a later instruction reads.
+// Every matrix has a row stride that is a multiple of 8 floats. "row8" is a vector with one value per row, stored as
+// [rows, 8] with eight equal values: one 32-byte block per row. An instruction applies it to a whole row with a block
+// stride of 0. Every function ends with a barrier of the vector pipe (PipeBarrier), so that the next vector instruction
+// can read its results.
 #ifndef EDGELLAMA_VECTOR_OPS_H
 #define EDGELLAMA_VECTOR_OPS_H
 
@@ -16,16 +17,17 @@ using AscendC::UnaryRepeatParams;
 
 constexpr int32_t LANES = 64;  // floats of one vector repeat
 constexpr int32_t BLOCK = 8;   // floats of one 32-byte block
-constexpr int32_t FRACTAL = 16;
-constexpr float MASKED = -1.0e30f;
+constexpr int32_t FRACTAL = 16;  // rows and columns of a block of the cube unit, in float16; also 32 bytes of float16
+constexpr float MASKED = -1.0e30f;  // a hidden score
 
 __aicore__ inline int32_t Least(int32_t a, int32_t b) { return a < b ? a : b; }
 __aicore__ inline int32_t Most(int32_t a, int32_t b) { return a > b ? a : b; }
-__aicore__ inline int32_t CeilTo(int32_t value, int32_t step) { return (value + step - 1) / step * step; }
+__aicore__ inline int32_t CeilDiv(int32_t value, int32_t step) { return (value + step - 1) / step; }
+__aicore__ inline int32_t CeilTo(int32_t value, int32_t step) { return CeilDiv(value, step) * step; }
 
 __aicore__ inline void VectorFence() { AscendC::PipeBarrier<PIPE_V>(); }
 
-// table[i] = first + (i / run) * step for i < count; run is a multiple of 8. Doubles what is there, so log2 steps.
+// table[i] = first + (i / run) * step for i < count; run is a multiple of 8. Each step doubles the filled part.
 template <typename T>
 __aicore__ inline void Ramp(LocalTensor<T> table, T first, int32_t run, T step, int32_t count) {
     AscendC::Duplicate(table, first, Least(run, count));
@@ -37,7 +39,7 @@ __aicore__ inline void Ramp(LocalTensor<T> table, T first, int32_t run, T step, 
     }
 }
 
-// dst = src - row8
+// dst = src - row8, for matrices [rows, cols] with a row stride of `stride` floats.
 __aicore__ inline void SubRows(LocalTensor<float> dst, LocalTensor<float> src, LocalTensor<float> row8, int32_t rows,
                                int32_t cols, int32_t stride) {
     for (int32_t c = 0; c < cols; c += LANES) {
@@ -47,7 +49,7 @@ __aicore__ inline void SubRows(LocalTensor<float> dst, LocalTensor<float> src, L
     VectorFence();
 }
 
-// dst = src * row8
+// dst = src * row8, for matrices [rows, cols] with a row stride of `stride` floats.
 __aicore__ inline void MulRows(LocalTensor<float> dst, LocalTensor<float> src, LocalTensor<float> row8, int32_t rows,
                                int32_t cols, int32_t stride) {
     for (int32_t c = 0; c < cols; c += LANES) {
@@ -57,7 +59,7 @@ __aicore__ inline void MulRows(LocalTensor<float> dst, LocalTensor<float> src, L
     VectorFence();
 }
 
-// dst = src / row8
+// dst = src / row8, for matrices [rows, cols] with a row stride of `stride` floats.
 __aicore__ inline void DivRows(LocalTensor<float> dst, LocalTensor<float> src, LocalTensor<float> row8, int32_t rows,
                                int32_t cols, int32_t stride) {
     for (int32_t c = 0; c < cols; c += LANES) {
@@ -67,9 +69,11 @@ __aicore__ inline void DivRows(LocalTensor<float> dst, LocalTensor<float> src, L
     VectorFence();
 }
 
-// Rotary embedding, half-split layout: y = (lo cos - hi sin, hi cos + lo sin) for `repeats` rows of x and y.
-// xStride: floats between the rows of x and y. tableStride: floats between the rows of cos and sin, 0 for one row.
-// temp: [repeats, 64].
+// Rotary embedding (arXiv:2104.09864) in the half-split layout, for `repeats` rows:
+// y = (lo cos - hi sin, hi cos + lo sin), where lo and hi are the two halves of a row of x.
+// - x, y: [repeats, headDim] floats; xStride: floats between the starts of their rows.
+// - cos, sin: [repeats, headDim / 2] floats; tableStride: floats between the starts of their rows, 0 for a single row.
+// - temp: [repeats, 64] floats.
 __aicore__ inline void Rotate(LocalTensor<float> y, LocalTensor<float> x, LocalTensor<float> cos,
                               LocalTensor<float> sin, LocalTensor<float> temp, int32_t repeats, int32_t headDim,
                               int32_t xStride, int32_t tableStride) {
@@ -92,11 +96,11 @@ __aicore__ inline void Rotate(LocalTensor<float> y, LocalTensor<float> x, LocalT
     }
 }
 
-// The running maximum and sum of an online softmax, for up to `rows` rows, and the tables that its steps need.
-// Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135.
+// The running maximum and sum of an online softmax (Milakov and Gimelshein, arXiv:1805.02867; Dao et al.,
+// arXiv:2205.14135), and the tables that its steps need.
 class OnlineSoftmax {
 public:
-    // Bytes of unified buffer for `rows` rows.
+    // Bytes of unified buffer for at most `rows` rows.
     static __aicore__ inline int32_t Bytes(int32_t rows) { return rows * (6 * BLOCK + BLOCK) * 4; }
 
     __aicore__ inline void Init(LocalTensor<float> memory, int32_t rows) {
@@ -105,7 +109,7 @@ public:
         factor8 = memory[2 * rows * BLOCK];
         new8_ = memory[3 * rows * BLOCK];
         temp8_ = memory[4 * rows * BLOCK];
-        pairs_ = memory[5 * rows * BLOCK];  // [rows, 2], what WholeReduceMax writes on every chip
+        pairs_ = memory[5 * rows * BLOCK];  // [rows, 2]: (value, index), the order of WholeReduceMax on every chip
         LocalTensor<int32_t> table = memory[6 * rows * BLOCK].template ReinterpretCast<int32_t>();
         Ramp(table, static_cast<int32_t>(0), BLOCK, static_cast<int32_t>(2 * sizeof(float)), rows * BLOCK);
         pairOfRow_ = table.template ReinterpretCast<uint32_t>();
@@ -118,8 +122,8 @@ public:
         VectorFence();
     }
 
-    // scores [rows, cols] -> exp(scores - new maximum), in place. Afterwards what was accumulated before, sum8
-    // included, counts factor8 times; sum8 is up to date.
+    // Replaces scores [rows, cols] by exp(scores - new maximum), and updates max8 and sum8. The caller must multiply
+    // its accumulated values by factor8 = exp(old maximum - new maximum).
     __aicore__ inline void Step(LocalTensor<float> scores, int32_t rows, int32_t cols, int32_t stride) {
         const int32_t n = rows * BLOCK;
         for (int32_t c = 0; c < cols; c += LANES) {
@@ -148,7 +152,7 @@ public:
         }
     }
 
-    // row8 = sums of the rows; cols <= 64.
+    // row8 = the sums of the rows of src [rows, cols]; cols <= 64.
     __aicore__ inline void SumRows(LocalTensor<float> row8, LocalTensor<float> src, int32_t rows, int32_t cols,
                                    int32_t stride) {
         AscendC::WholeReduceSum(pairs_, src, cols, rows, 2, 1, stride / BLOCK);
@@ -159,7 +163,7 @@ public:
     LocalTensor<float> max8, sum8, factor8;  // row8 each
 
 private:
-    // row8 of the first number of each pair. Gather stands for Brcb, which the 310B lacks.
+    // row8 = the first number of each pair, eight times. Gather does it, because the 310B has no Brcb.
     __aicore__ inline void Spread(LocalTensor<float> row8, int32_t rows) {
         AscendC::Gather(row8, pairs_, pairOfRow_, 0, rows * BLOCK);
         VectorFence();
