@@ -97,8 +97,8 @@ check-kernels: $(VENV)/ready-test
 check-install: artifact
 	rm -rf build/installed && $(PYTHON3) -m venv build/installed
 	build/installed/bin/pip --disable-pip-version-check install --quiet ".[lite]"
-	cd build/installed && bin/python -m runtime.lite install
-	cd build/installed && bin/python -m runtime generate "$(abspath $(ARTIFACT))" --prompt "$(PROMPT)" --max-new-tokens 20
+	cd build/installed && bin/python -m edgellama.lite install
+	cd build/installed && bin/edgellama generate "$(abspath $(ARTIFACT))" --prompt "$(PROMPT)" --max-new-tokens 20
 
 test: $(VENV)/ready-test browser
 	$(PYTHON) -m pytest
@@ -112,6 +112,7 @@ test-fast: $(VENV)/ready-test
 lint: $(VENV)/ready-test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	@tests/support/link_package.sh build/typing
 	$(PYTHON) -m mypy
 
 clean:
@@ -128,7 +129,7 @@ $(PYTHON):
 $(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h) \
   $(wildcard runtime/lite/*.cpp runtime/lite/*.h) | $(PYTHON)
 	$(PIP) install --editable ".[export]"
-	$(PYTHON) -m runtime.lite install
+	$(PYTHON) -m edgellama.lite install
 	@touch $@
 
 $(VENV)/ready-test: $(VENV)/ready

@@ -9,9 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 
@@ -34,7 +35,21 @@ class BuildKernels(build_ext):
 
 LIBRARIES = ("edgellama_cpu", "edgellama_lite")  # the kernels, and what registers them with MindSpore Lite
 
+
+def package_folders() -> dict[str, str]:
+    """Package name -> folder: package_dir of setup.cfg."""
+    config = ConfigParser()
+    config.read("setup.cfg")
+    lines = config["options"]["package_dir"].strip().splitlines()
+    return {name.strip(): folder.strip() for name, _, folder in (line.partition("=") for line in lines)}
+
+
 setup(
-    ext_modules=[Extension(f"kernels.cpu.{name}", sources=[]) for name in LIBRARIES],
+    packages=[
+        name
+        for package, folder in package_folders().items()
+        for name in (package, *(f"{package}.{inner}" for inner in find_packages(folder)))
+    ],
+    ext_modules=[Extension(f"edgellama.kernels.cpu.{name}", sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": BuildKernels},
 )

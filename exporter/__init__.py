@@ -1,0 +1,7 @@
+"""The exporter: turns a checkpoint into an artifact, ahead of time."""
+
+if __name__ == "exporter":  # imported from a checkout by the folder's name: runtime/checkout.py
+    import runpy
+    from pathlib import Path
+
+    runpy.run_path(str(Path(__file__).parents[1] / "runtime/checkout.py"))["use_folder_name"](__name__)

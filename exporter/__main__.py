@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from exporter.progress import Progress
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .progress import Progress
 
 OURS = ("edgellama", "exporter", "kernels", "runtime")
 
@@ -34,15 +35,17 @@ class Command:
 
 
 COMMANDS = {
-    "export": Command("exporter.export", "write an artifact"),
-    "artifact-folder": Command("exporter.export", None, "add_folder_arguments"),
-    "convert": Command("exporter.convert", "compile an artifact of an Ascend target with CANN"),
-    "board-check": Command("exporter.board.check", "run this first on a board: versions, and a tiny model end to end"),
-    "board-probe": Command("exporter.board.probe", "export the tiny model of board-check"),
-    "plan": Command("exporter.plan.command", "estimate the memory and the speed of a model before an export"),
-    "inspect": Command("exporter.inspect", "show the contents of an artifact"),
-    "verify": Command("exporter.verify", "check the files of an artifact and its logits"),
-    "evaluate": Command("exporter.evaluate", "measure perplexity and KL divergence on a text"),
+    "export": Command("edgellama.exporter.export", "write an artifact"),
+    "artifact-folder": Command("edgellama.exporter.export", None, "add_folder_arguments"),
+    "convert": Command("edgellama.exporter.ascend.convert", "compile an artifact of an Ascend target with CANN"),
+    "board-check": Command(
+        "edgellama.exporter.ascend.board.check", "run this first on a board: versions, and a tiny model end to end"
+    ),
+    "board-probe": Command("edgellama.exporter.ascend.board.tiny_model", "export the tiny model of board-check"),
+    "plan": Command("edgellama.exporter.plan.command", "estimate the memory and the speed of a model before an export"),
+    "inspect": Command("edgellama.exporter.inspect", "show the contents of an artifact"),
+    "verify": Command("edgellama.exporter.proof.verify", "check the files of an artifact and its logits"),
+    "evaluate": Command("edgellama.exporter.proof.evaluate", "measure perplexity and KL divergence on a text"),
 }
 
 

@@ -12,21 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter import verify
-from exporter.ascend.convert_config import CONFIG, conversion_config
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.open import open_model
-from exporter.export_options import ExportOptions, add_options, given_options, shape_of
-from exporter.graph_spec import Shape
-from exporter.mindir import parameters
-from exporter.opsets.ascend_model_checks import check_operators, logits_in_float32
-from exporter.progress import Progress
-from exporter.targets import TARGETS
-from exporter.writing import atomic_folder
-from exporter.writing.constants import write_constants
-from exporter.writing.weights_file import write_weights
-from kernels.ascend.chips import CHIPS
-from runtime.artifact.manifest import (
+from edgellama.artifact.manifest import (
     CacheSpec,
     FileEntry,
     Graph,
@@ -36,7 +22,22 @@ from runtime.artifact.manifest import (
     file_entry,
     write_manifest,
 )
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import CHIPS
+
+from .ascend.convert_config import CONFIG, conversion_config
+from .checkpoint.base import Checkpoint
+from .checkpoint.open import open_model
+from .export_options import ExportOptions, add_options, given_options, shape_of
+from .graph_spec import Shape
+from .mindir.lower import parameters
+from .opsets.ascend_model_checks import check_operators, logits_in_float32
+from .progress import Progress
+from .proof import verify
+from .targets import TARGETS
+from .writing import atomic_folder
+from .writing.constants import write_constants
+from .writing.weights_file import write_weights
 
 MOST_ELEMENTS = 1 << 31
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
@@ -96,7 +97,8 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[tuple[Graph, ...], FileEntry | None]:
     """Every graph file, and the file of the weights where they are inputs of the graphs."""
-    from exporter import mindir, trace
+    from . import trace
+    from .mindir import lower as mindir
 
     config = checkpoint.config
     graphs: list[Graph] = []

@@ -14,13 +14,14 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.source import model_name
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.opsets.ascend_model_checks import check_model
-from exporter.opsets.specs import OPSETS, OpSetSpec
-from exporter.targets import TARGETS
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .checkpoint.source import model_name
+from .graph_spec import Shape
+from .network.config import LlamaConfig
+from .opsets.ascend_model_checks import check_model
+from .opsets.specs import OPSETS, OpSetSpec
+from .targets import TARGETS
 
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048

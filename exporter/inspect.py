@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter import mindir_graph
-from exporter.mindir_graph import MindIRGraph
-from exporter.network.family import SLIDING
-from exporter.plan.memory import COPIES_NOTE, run_time_memory
-from exporter.progress import Progress
-from exporter.tables import facts_table, new_table, size
-from runtime.artifact.manifest import Artifact, Manifest, TensorSpec
-from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Manifest, TensorSpec
+from edgellama.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
+from edgellama.errors import UserError
+
+from .mindir import graph as mindir_graph
+from .mindir.graph import MindIRGraph
+from .network.family import SLIDING
+from .plan.memory import COPIES_NOTE, run_time_memory
+from .progress import Progress
+from .tables import facts_table, new_table, size
 
 NEW_ROWS = ("k_new.", "v_new.")
 
@@ -59,7 +60,7 @@ def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
     for table in tables(opened.manifest, graphs):
         console.print(table)
     if onnx_dir is not None:
-        from exporter import onnx_twin
+        from .onnx_twin import translate as onnx_twin
 
         with progress.stage("Writing ONNX"):
             paths = onnx_twin.write(opened, onnx_dir)

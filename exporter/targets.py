@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.opsets.specs import ASCEND, CPU, PORTABLE, OpSetSpec
-from kernels.ascend.chips import CHIPS
+from edgellama.kernels.ascend.chips import CHIPS
+
+from .opsets.specs import ASCEND, CPU, PORTABLE, OpSetSpec
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import Any
 import mindspore
 from mindspore import Tensor
 
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.llama import Llama
-from runtime.artifact.manifest import TensorSpec
+from edgellama.artifact.manifest import TensorSpec
+
+from .graph_spec import Shape
+from .network.config import LlamaConfig
+from .network.llama import Llama
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 

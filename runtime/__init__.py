@@ -1,6 +1,6 @@
 """The thin runtime: loads an exported artifact through MindSpore Lite and generates text.
 
-from runtime import LlamaForCausalLM
+from edgellama import LlamaForCausalLM
 model = LlamaForCausalLM.from_pretrained("artifacts/smollm2-135m-instruct-portable-fp32")
 model.generate(input_ids, max_new_tokens=30, do_sample=False)
 """
@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.conversation.chat import Chat
-    from runtime.errors import UserError
-    from runtime.generation.config import GenerationConfig
-    from runtime.model import AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
-    from runtime.pipelines import pipeline
-    from runtime.text.tokenizer import Tokenizer
+    from .conversation.chat import Chat
+    from .errors import UserError
+    from .generation.config import GenerationConfig
+    from .model import AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
+    from .pipelines import pipeline
+    from .text.tokenizer import Tokenizer
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -30,21 +30,30 @@ __all__ = [
     "pipeline",
 ]
 
+__version__ = "0.2.0"
+
 _HOME = {
-    "AutoModelForCausalLM": "runtime.model",
-    "Chat": "runtime.conversation.chat",
-    "GenerationConfig": "runtime.generation.config",
-    "LlamaForCausalLM": "runtime.model",
-    "MistralForCausalLM": "runtime.model",
-    "Qwen2ForCausalLM": "runtime.model",
-    "Tokenizer": "runtime.text.tokenizer",
-    "UserError": "runtime.errors",
-    "pipeline": "runtime.pipelines",
+    "AutoModelForCausalLM": "edgellama.model",
+    "Chat": "edgellama.conversation.chat",
+    "GenerationConfig": "edgellama.generation.config",
+    "LlamaForCausalLM": "edgellama.model",
+    "MistralForCausalLM": "edgellama.model",
+    "Qwen2ForCausalLM": "edgellama.model",
+    "Tokenizer": "edgellama.text.tokenizer",
+    "UserError": "edgellama.errors",
+    "pipeline": "edgellama.pipelines",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import runtime` itself costs nothing."""
+    """Import a public name when it is first used: `import edgellama` itself costs nothing."""
     if name not in _HOME:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        raise AttributeError(f"module 'edgellama' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+if __name__ == "runtime":  # imported from a checkout by the folder's name: checkout.py
+    import runpy
+    from pathlib import Path
+
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))["use_folder_name"](__name__)

@@ -16,10 +16,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from runtime.bench import command as bench_command
-from runtime.cli import chat, generate
-from runtime.errors import UserError
-from runtime.serve import command as serve_command
+from .bench import command as bench_command
+from .cli import chat, generate
+from .errors import UserError
+from .serve import command as serve_command
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Constrained output: a JSON schema or a regular expression that the new text must match, as a logits processor.
 
-from runtime.grammar import JsonSchema, Regex
+from edgellama.grammar import JsonSchema, Regex
 model.generate(input_ids, logits_processor=Regex(r"(yes|no)", model), max_new_tokens=8)
 
 The grammars are llguidance's (the `grammar` extra): of the vocabulary, only tokens that the text may go on with keep
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.errors import UserError
-from runtime.model import LlamaForCausalLM
-from runtime.text.tokenizer import Tokenizer
+from .errors import UserError
+from .model import LlamaForCausalLM
+from .text.tokenizer import Tokenizer
 
 # Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write nothing else.
 JSON_WHITESPACE = r"\n? {0,16}"

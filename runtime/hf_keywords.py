@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.artifact.manifest import Manifest
-from runtime.errors import UserError
+from .artifact.manifest import Manifest
+from .errors import UserError
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # Hugging Face's names -> of weights
 

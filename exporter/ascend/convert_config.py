@@ -6,9 +6,9 @@ import configparser
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels.ascend.chips import Chip
-from runtime.artifact.manifest import TensorSpec
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import Chip
 
 CONFIG = "convert.ini"  # in the folder of the graph
 SECTION, SOC_VERSION = "acl_init_options", "ge.socVersion"

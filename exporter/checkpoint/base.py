@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes
 
 Shape = tuple[int, ...]
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))

@@ -11,11 +11,12 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint, RawBlocks, account, content_revision
-from exporter.checkpoint.gguf_config import read_config
-from exporter.checkpoint.gguf_file import GGUFFile
-from exporter.checkpoint.gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .base import Checkpoint, RawBlocks, account, content_revision
+from .gguf_config import read_config
+from .gguf_file import GGUFFile
+from .gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
 
 _OUTSIDE = {
     "token_embd": "model.embed_tokens",

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from exporter.checkpoint.gguf_file import GGUFFile
-from exporter.network.config import LlamaConfig
-from exporter.network.rope import rope_frequencies
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from ..network.config import LlamaConfig
+from ..network.rope import rope_frequencies
+from .gguf_file import GGUFFile
 
 ARCHITECTURES = ("llama", "qwen2")
 # Keys without effect, and keys that change the mathematics unless they have the listed value.

@@ -18,8 +18,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from kernels.weight_format import round_up
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.kernels.weight_format import round_up
 
 _SCALARS = {
     GGUFValueType.UINT8: "<B",

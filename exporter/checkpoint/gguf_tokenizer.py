@@ -15,9 +15,10 @@ import numpy as np
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from exporter.checkpoint.gguf_file import GGUFFile
-from exporter.checkpoint.tokenizer_files import to_json
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .gguf_file import GGUFFile
+from .tokenizer_files import to_json
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

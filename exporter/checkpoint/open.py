@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.checkpoint.base import Checkpoint, read_json
-from exporter.checkpoint.presets import PRESETS
-from exporter.checkpoint.source import ResolvedSource, model_name, resolve
-from exporter.checkpoint.synthetic import SyntheticCheckpoint
-from exporter.network.config import LlamaConfig
-from runtime.artifact.manifest import Manifest
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Manifest
+from edgellama.errors import UserError
+
+from ..network.config import LlamaConfig
+from .base import Checkpoint, read_json
+from .presets import PRESETS
+from .source import ResolvedSource, model_name, resolve
+from .synthetic import SyntheticCheckpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face folder or a .gguf file. Raises UserError where it is not a whole, supported Llama."""
     path = Path(path)
     if path.is_dir():
-        from exporter.checkpoint.safetensors import SafetensorsCheckpoint
+        from .safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
     if path.suffix != ".gguf":
         raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
-    from exporter.checkpoint.gguf import GGUFCheckpoint
+    from .gguf import GGUFCheckpoint
 
     return GGUFCheckpoint(path)
 

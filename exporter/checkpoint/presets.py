@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.network.config import LlamaConfig
+from ..network.config import LlamaConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
+from .base import Checkpoint
 
 Piece = Callable[[], NDArray[Any]]
 

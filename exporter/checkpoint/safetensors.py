@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from exporter.checkpoint.base import Checkpoint, RawBlocks, account, content_revision, read_json
-from exporter.checkpoint.row_blocks import row_blocks
-from exporter.checkpoint.tokenizer_files import folder_tokenizer_files, generation_config
-from exporter.network.config import LlamaConfig
-from runtime.artifact.safetensors import read_header
-from runtime.errors import UserError
+from edgellama.artifact.safetensors import read_header
+from edgellama.errors import UserError
+
+from ..network.config import LlamaConfig
+from .base import Checkpoint, RawBlocks, account, content_revision, read_json
+from .row_blocks import row_blocks
+from .tokenizer_files import folder_tokenizer_files, generation_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")

@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from exporter.checkpoint.presets import PRESETS, RegistryFile
-from runtime.artifact.manifest import sha256_file
-from runtime.errors import UserError
+from edgellama.artifact.manifest import sha256_file
+from edgellama.errors import UserError
+
+from .presets import PRESETS, RegistryFile
 
 # The files of a hub repository that an export reads. Sub-folders contain other formats of the same weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")

@@ -16,13 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint, RawBlocks
-from exporter.checkpoint.tokenizer_files import (
-    folder_tokenizer_files,
-    generation_config,
-    to_json,
-)
-from exporter.network.config import LlamaConfig
+from ..network.config import LlamaConfig
+from .base import Checkpoint, RawBlocks
+from .tokenizer_files import folder_tokenizer_files, generation_config, to_json
 
 GRANULE = 1 << 16  # numbers
 

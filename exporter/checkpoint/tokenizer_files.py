@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from exporter.network.config import LlamaConfig
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from ..network.config import LlamaConfig
 
 COPIED = (
     "tokenizer.json",

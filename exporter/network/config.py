@@ -10,9 +10,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exporter.network.config_keys import refusal
-from exporter.network.family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .config_keys import refusal
+from .family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
 
 REQUIRED = (
     "vocab_size",

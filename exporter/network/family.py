@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.errors import UserError
+from edgellama.errors import UserError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

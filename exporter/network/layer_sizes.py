@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.network.config import LlamaConfig
+from .config import LlamaConfig
 
 
 def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mindspore import nn
 
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import windows
+from ..graph_spec import Shape
+from .config import LlamaConfig
+from .layer_sizes import windows
 
 
 class DecoderLayer(nn.Cell):

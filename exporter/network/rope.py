@@ -15,8 +15,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.network.config import LlamaConfig, RopeScaling
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .config import LlamaConfig, RopeScaling
 
 
 def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -25,16 +25,17 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import Piece
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes
-from exporter.opsets import portable
-from exporter.opsets.ascend_model_checks import logits_in_float32
-from exporter.opsets.ascend_weights import is_quantized, weight_pieces
-from exporter.opsets.specs import ASCEND
-from kernels.ascend.chips import CHIPS
+from edgellama.kernels.ascend.chips import CHIPS
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import Piece
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes
+from . import portable
+from .ascend_model_checks import logits_in_float32
+from .ascend_weights import is_quantized, weight_pieces
+from .specs import ASCEND
 
 SPEC = ASCEND
 FLOAT16, FLOAT32 = mindspore.float16, mindspore.float32

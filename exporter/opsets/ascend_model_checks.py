@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter import mindir
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS, Chip
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS, Chip
+
+from ..graph_spec import Shape
+from ..mindir import lower as mindir
+from ..network.config import LlamaConfig
 
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 

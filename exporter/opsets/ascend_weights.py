@@ -8,12 +8,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import Piece, row_blocks, tensor_pieces
-from exporter.graph_spec import Shape
-from exporter.network.rope import rope_table
-from kernels.reference import quantize_rows
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.kernels.reference import quantize_rows
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import Piece, row_blocks, tensor_pieces
+from ..graph_spec import Shape
+from ..network.rope import rope_table
 
 
 def is_quantized(name: str, shape: Shape) -> bool:

@@ -19,18 +19,19 @@ from mindspore import Parameter, nn
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import Piece, tensor_pieces
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes, windows
-from exporter.network.rope import rope_table
-from exporter.opsets.cpu_weights import bias_value, format_of, layer_tensors, packed_matrix, weight_pieces
-from exporter.opsets.specs import CPU
-from kernels.weight_format import round_up
-from runtime.artifact.manifest import TensorSpec
-from runtime.artifact.safetensors import ALIGNMENT
-from runtime.artifact.step_graph import STRETCH
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.artifact.safetensors import ALIGNMENT
+from edgellama.artifact.step_graph import STRETCH
+from edgellama.kernels.weight_format import round_up
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import Piece, tensor_pieces
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes, windows
+from ..network.rope import rope_table
+from .cpu_weights import bias_value, format_of, layer_tensors, packed_matrix, weight_pieces
+from .specs import CPU
 
 SPEC = CPU
 CACHE_KINDS = {"float32": "f32", "float16": "f16", "int8": "s8"}  # numpy name -> the kernel's

@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import Piece, row_blocks
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes
-from kernels.cpu.packing import pack, pack_quantized
-from kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
-from runtime.artifact.manifest import TensorSpec
-from runtime.backend.cpu_kernels import kernel_library
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.backend.cpu_kernels import kernel_library
+from edgellama.errors import UserError
+from edgellama.kernels.cpu.packing import pack, pack_quantized
+from edgellama.kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import Piece, row_blocks
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes
 
 # --weights -> the packed format of the layers' matrices
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}

@@ -19,13 +19,13 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import Piece, tensor_pieces
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes
-from exporter.network.rope import rope_table
-from exporter.opsets.specs import PORTABLE
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import Piece, tensor_pieces
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes
+from ..network.rope import rope_table
+from .specs import PORTABLE
 
 SPEC = PORTABLE
 

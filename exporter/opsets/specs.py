@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import windows
-from exporter.opsets.ascend_weights import is_quantized
-from exporter.opsets.cpu_weights import FORMATS, packed_matrix
-from kernels.cpu.library import ABI
-from runtime.artifact.manifest import TensorSpec
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.kernels.cpu.library import ABI
+
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import windows
+from .ascend_weights import is_quantized
+from .cpu_weights import FORMATS, packed_matrix
 
 Tensors = Callable[[LlamaConfig, Shape], list[TensorSpec]]
 Matrix = Callable[[str, int, int, Shape], list[TensorSpec]]

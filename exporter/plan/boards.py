@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.ascend.chips import CHIPS, GIB, SYSTEM_BYTES, Board
+from edgellama.kernels.ascend.chips import CHIPS, GIB, SYSTEM_BYTES, Board
 
 
 def _host(gib: int) -> Board:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.base import read_json
-from exporter.checkpoint.open import open_checkpoint
-from exporter.checkpoint.presets import PRESETS
-from exporter.checkpoint.source import resolve
-from exporter.export_options import ExportOptions, add_options, given_options, shape_of
-from exporter.network.config import LlamaConfig
-from exporter.plan import measured, report
-from exporter.plan.boards import BOARDS
-from exporter.plan.cost import Pass, Plan, roofline
-from exporter.plan.tensors import parameters
-from exporter.progress import Progress
-from kernels.ascend.chips import Board
+from edgellama.kernels.ascend.chips import Board
+
+from ..checkpoint.base import read_json
+from ..checkpoint.open import open_checkpoint
+from ..checkpoint.presets import PRESETS
+from ..checkpoint.source import resolve
+from ..export_options import ExportOptions, add_options, given_options, shape_of
+from ..network.config import LlamaConfig
+from ..progress import Progress
+from . import measured, report
+from .boards import BOARDS
+from .cost import Pass, Plan, roofline
+from .tensors import parameters
 
 SCHEMA_VERSION = 1
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Prints the memory, the bytes and operations per token, the roofline's times on each board, and the boards "
         "that the model fits. A preset or a folder's config.json is enough: nothing is downloaded. "
-        "`pydoc exporter.plan` describes the JSON."
+        "`pydoc edgellama.exporter.plan` describes the JSON."
     )
     add_options(parser, planned=True)
     parser.add_argument(

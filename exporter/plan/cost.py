@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.plan.memory import LIBRARIES, Memory, load_copies
-from exporter.plan.tensors import Weight, cache_token_bytes, file_bytes, weights
-from exporter.targets import TARGETS
-from kernels.ascend.chips import Board
+from edgellama.kernels.ascend.chips import Board
+
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..targets import TARGETS
+from .memory import LIBRARIES, Memory, load_copies
+from .tensors import Weight, cache_token_bytes, file_bytes, weights
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.plan.cost import Plan, prompt_passes, roofline
-from runtime.engine.chunks import plan_chunks
-from runtime.errors import UserError
+from edgellama.engine.chunks import plan_chunks
+from edgellama.errors import UserError
+
+from .cost import Plan, prompt_passes, roofline
 
 SCHEMA_VERSION = 1
 SETTINGS = ("target", "batch", "context")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.mindir_graph import MindIRGraph, Value
-from kernels.ascend.chips import CHIPS
-from runtime.artifact.manifest import Manifest
-from runtime.artifact.sizes import cache_bytes
-from runtime.backend.ascend.requirements import Needed
+from edgellama.artifact.manifest import Manifest
+from edgellama.artifact.sizes import cache_bytes
+from edgellama.backend.ascend.requirements import Needed
+from edgellama.kernels.ascend.chips import CHIPS
+
+from ..mindir.graph import MindIRGraph, Value
 
 # The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
 # x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.plan.memory import COPIES_NOTE
-from exporter.tables import new_table, size
+from ..tables import new_table, size
+from .memory import COPIES_NOTE
 
 MS = 1e-3
 

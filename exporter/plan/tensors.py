@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from exporter.graph_spec import Shape
-from exporter.network.config import LlamaConfig
-from exporter.network.layer_sizes import linear_sizes
-from exporter.opsets.cpu_weights import layer_tensors
-from exporter.opsets.specs import OpSetSpec
-from exporter.targets import TARGETS
-from exporter.writing.constants import HEADER
-from kernels.weight_format import round_up
-from runtime.artifact.manifest import DTYPE_BYTES, TensorSpec
-from runtime.artifact.safetensors import ALIGNMENT, encode_header
+from edgellama.artifact.manifest import DTYPE_BYTES, TensorSpec
+from edgellama.artifact.safetensors import ALIGNMENT, encode_header
+from edgellama.kernels.weight_format import round_up
+
+from ..graph_spec import Shape
+from ..network.config import LlamaConfig
+from ..network.layer_sizes import linear_sizes
+from ..opsets.cpu_weights import layer_tensors
+from ..opsets.specs import OpSetSpec
+from ..targets import TARGETS
+from ..writing.constants import HEADER
 
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 

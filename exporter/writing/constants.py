@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.row_blocks import Piece
-from exporter.mindir import parameters
-from exporter.writing.tensor_stream import HashedFile, write_tensors
-from runtime.artifact.manifest import FileEntry
+from edgellama.artifact.manifest import FileEntry
+
+from ..checkpoint.row_blocks import Piece
+from ..mindir.lower import parameters
+from .tensor_stream import HashedFile, write_tensors
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
 ALIGNMENT = 64

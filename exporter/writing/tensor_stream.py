@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.row_blocks import Piece
-from runtime.artifact.manifest import TensorSpec
+from edgellama.artifact.manifest import TensorSpec
+
+from ..checkpoint.row_blocks import Piece
 
 T = TypeVar("T")
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from exporter.checkpoint.row_blocks import Piece
-from exporter.writing.tensor_stream import HashedFile, write_tensors
-from runtime.artifact.manifest import FileEntry, TensorSpec
-from runtime.artifact.safetensors import ALIGNMENT, encode_header
+from edgellama.artifact.manifest import FileEntry, TensorSpec
+from edgellama.artifact.safetensors import ALIGNMENT, encode_header
+
+from ..checkpoint.row_blocks import Piece
+from .tensor_stream import HashedFile, write_tensors
 
 
 def write_weights(

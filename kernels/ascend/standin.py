@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.ascend.chips import CHIPS, INSTRUCTIONS
-from kernels.reference import Array
+from ..reference import Array
+from .chips import CHIPS, INSTRUCTIONS
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"

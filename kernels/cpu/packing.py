@@ -10,8 +10,8 @@ import ctypes
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.cpu.library import library
-from kernels.weight_format import FORMATS, packed_bytes
+from ..weight_format import FORMATS, packed_bytes
+from .library import library
 
 
 def pack(w: NDArray[np.float32], fmt: str, threads: int) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 T = TypeVar("T")
 

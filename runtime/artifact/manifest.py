@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runtime.artifact.json_dataclass import decode
-from runtime.errors import UserError
+from ..errors import UserError
+from .json_dataclass import decode
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

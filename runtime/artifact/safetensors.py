@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact.manifest import TensorSpec
-from runtime.artifact.step_graph import STRETCH
-from runtime.errors import UserError
+from ..errors import UserError
+from .manifest import TensorSpec
+from .step_graph import STRETCH
 
 CODES = {  # numpy's name of a dtype -> the format's
     "bool": "BOOL",

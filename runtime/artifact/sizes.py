@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from runtime.artifact.manifest import Manifest
-from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
+from .manifest import Manifest
+from .step_graph import CACHE_PREFIXES, STEP_INPUTS
 
 ROTARY_TABLES = ("rope.cos", "rope.sin")
 EMBEDDING = "model.embed_tokens.weight"

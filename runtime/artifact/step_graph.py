@@ -5,7 +5,7 @@ The exporter writes graphs by this contract. The runtime feeds them by it.
 
 from __future__ import annotations
 
-from runtime.artifact.manifest import TensorSpec
+from .manifest import TensorSpec
 
 SELF_MASKS = ("self_mask", "window_self_mask")
 CACHE_MASKS = ("cache_mask", "window_cache_mask")

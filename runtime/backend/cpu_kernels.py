@@ -7,9 +7,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from runtime.artifact.manifest import Manifest
-from runtime.backend.lite_graph import import_lite
-from runtime.errors import UserError
+from ..artifact.manifest import Manifest
+from ..errors import UserError
+from .lite_graph import import_lite
 
 LITE = "libmsplugin-ge-litert_python.so"  # has MindSpore Lite's registry of custom kernels
 
@@ -20,7 +20,7 @@ def kernel_library() -> ctypes.CDLL:
     Raises:
         UserError: the library is not built.
     """
-    from kernels.cpu.library import LibraryError, library  # late: `import runtime` stays light
+    from edgellama.kernels.cpu.library import LibraryError, library  # late: `import runtime` stays light
 
     try:
         return library()
@@ -35,7 +35,7 @@ def load_cpu_kernels(manifest: Manifest) -> None:
         UserError: the artifact needs kernels of another ABI, MindSpore Lite cannot be imported, or the kernels are not
             built.
     """
-    from kernels.cpu.library import ABI
+    from edgellama.kernels.cpu.library import ABI
 
     if manifest.kernel_abi != ABI:
         raise UserError(
@@ -53,7 +53,7 @@ def register() -> None:
     Raises:
         UserError: the kernels are not built, or have another ABI than this release.
     """
-    from kernels.cpu.library import ABI, PATH
+    from edgellama.kernels.cpu.library import ABI, PATH
 
     found = kernel_library().edgellama_abi()
     if found != ABI:

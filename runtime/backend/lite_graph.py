@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.native_exit import native_calls
-from runtime.backend.native_log import native_log_on_failure
-from runtime.errors import UserError
+from ..errors import UserError
+from .native_exit import native_calls
+from .native_log import native_log_on_failure
 
 
 def available_threads() -> int:
@@ -34,7 +34,7 @@ def import_lite() -> ModuleType:
         return importlib.import_module("mindspore_lite")
     except ImportError as error:
         raise UserError(
-            f"MindSpore Lite cannot be imported ({error}). Install it with `python -m runtime.lite install`"
+            f"MindSpore Lite cannot be imported ({error}). Install it with `python -m edgellama.lite install`"
         ) from error
 
 

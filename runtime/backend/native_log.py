@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 TAIL_LINES = 12
 # File descriptor 2 belongs to the whole process: two captures at once would restore it in the wrong order.

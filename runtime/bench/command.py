@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact, Manifest
-from runtime.artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
-from runtime.backend.lite_graph import available_threads
-from runtime.bench import fresh, machine, report
-from runtime.bench.overhead import Overhead, statistic
-from runtime.bench.workload import TEXT, Settings, Workload, loop_times
-from runtime.cli.options import add_artifact, add_debug, add_threads
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
-from runtime.progress import progress
-from runtime.text.tokenizer import Tokenizer
+from ..artifact.manifest import Artifact, Manifest
+from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
+from ..backend.lite_graph import available_threads
+from ..cli.options import add_artifact, add_debug, add_threads
+from ..engine.engine import Engine
+from ..errors import UserError
+from ..progress import progress
+from ..text.tokenizer import Tokenizer
+from . import fresh, machine, report
+from .overhead import Overhead, statistic
+from .workload import TEXT, Settings, Workload, loop_times
 
 SCHEMA_VERSION = 1
 CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so caches are declared as int16
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "bench",
         help="measure an artifact",
         description="Measure prefill, decode, load time and memory, and the read bandwidth of this machine. "
-        "`pydoc runtime.bench` describes the JSON.",
+        "`pydoc edgellama.bench` describes the JSON.",
     )
     add_artifact(parser)
     add_threads(parser)

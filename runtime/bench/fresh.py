@@ -1,4 +1,4 @@
-"""python -m runtime.bench.fresh START ARTIFACT THREADS TOKENS: load time and peak memory of a fresh process.
+"""python -m edgellama.bench.fresh START ARTIFACT THREADS TOKENS: load time and peak memory of a fresh process.
 
 START is the parent's time.monotonic() when it started this process (all processes of a system share that clock). With
 TOKENS > 0 the process then fills the cache to that depth and decodes one step. Prints one JSON object.
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 
 def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int | None]:
@@ -20,7 +20,7 @@ def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int 
 
     tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
     """
-    command = [sys.executable, "-m", "runtime.bench.fresh", repr(time.monotonic()), str(artifact)]
+    command = [sys.executable, "-m", "edgellama.bench.fresh", repr(time.monotonic()), str(artifact)]
     done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{artifact}: a fresh process cannot run it: {done.stderr.strip()[-2000:]}")
@@ -30,10 +30,10 @@ def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int 
 
 def main(start: str, artifact: str, threads: str, tokens: str) -> None:
     """Run in the child process. All arguments come from the command line."""
-    from runtime.artifact.manifest import Artifact
-    from runtime.bench.machine import peak_memory
-    from runtime.bench.workload import Workload
-    from runtime.engine.engine import Engine
+    from ..artifact.manifest import Artifact
+    from ..engine.engine import Engine
+    from .machine import peak_memory
+    from .workload import Workload
 
     opening = time.monotonic()
     engine = Engine(Artifact.open(artifact), int(threads))

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.sizes import step_weight_bytes
-from runtime.bench.machine import ReadBandwidth
-from runtime.bench.workload import SEED, Workload
-from runtime.generation.config import GenerationConfig
-from runtime.generation.decode import Timings, decode
-from runtime.generation.sequences import Texts
-from runtime.generation.stopping import stops
-from runtime.generation.token_selector import Chooser
+from ..artifact.sizes import step_weight_bytes
+from ..generation.config import GenerationConfig
+from ..generation.decode import Timings, decode
+from ..generation.sequences import Texts
+from ..generation.stopping import stops
+from ..generation.token_selector import Chooser
+from .machine import ReadBandwidth
+from .workload import SEED, Workload
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 US, MS, MB, GB = 1e-6, 1e-3, 1e6, 1e9
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Manifest
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
-from runtime.generation.decode import Timings, decode, greedy
-from runtime.generation.sequences import Texts
-from runtime.text.tokenizer import Tokenizer
+from ..artifact.manifest import Manifest
+from ..engine.engine import Engine
+from ..errors import UserError
+from ..generation.decode import Timings, decode, greedy
+from ..generation.sequences import Texts
+from ..text.tokenizer import Tokenizer
 
 SEED = 0
 HASHED_PROMPT, HASHED_TOKENS = 32, 64

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from runtime.cli.options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
-from runtime.conversation.chat import Chat
-from runtime.errors import UserError
-from runtime.generation.output import Piece
-from runtime.generation.stream import Stream
-from runtime.progress import progress
+from ..conversation.chat import Chat
+from ..errors import UserError
+from ..generation.output import Piece
+from ..generation.stream import Stream
+from ..progress import progress
+from .options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
 
 HELP = """\
 /reset       start a new conversation with the same system message

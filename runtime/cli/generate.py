@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from runtime.cli.options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
-from runtime.errors import UserError
-from runtime.generation.output import Piece
-from runtime.model import LlamaForCausalLM
-from runtime.progress import progress
+from ..errors import UserError
+from ..generation.output import Piece
+from ..model import LlamaForCausalLM
+from ..progress import progress
+from .options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
 
 NEW_TOKENS = 256  # long enough for an answer, short enough to wait for
 

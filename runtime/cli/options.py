@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from runtime.grammar import Grammar
-    from runtime.model import LlamaForCausalLM
+    from ..grammar import Grammar
+    from ..model import LlamaForCausalLM
 
 
 def add_artifact(command: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 def load(options: argparse.Namespace) -> LlamaForCausalLM:
     """Load the model that the options of `add_model` name. Writes a progress line to standard error."""
-    from runtime.model import LlamaForCausalLM
+    from ..model import LlamaForCausalLM
 
     return LlamaForCausalLM.from_pretrained(
         options.artifact,
@@ -117,7 +117,7 @@ def grammar(options: argparse.Namespace, model: LlamaForCausalLM) -> Grammar | N
     """
     if options.json_schema is None and options.regex is None:
         return None
-    from runtime.grammar import JsonSchema, Regex
+    from ..grammar import JsonSchema, Regex
 
     if options.regex is not None:
         return Regex(options.regex, model, "--regex")

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.conversation.session import Session
-from runtime.conversation.transcript import Transcript
-from runtime.errors import UserError
-from runtime.generation.output import Piece
-from runtime.generation.stream import Stream
+from ..errors import UserError
+from ..generation.output import Piece
+from ..generation.stream import Stream
+from .session import Session
+from .transcript import Transcript
 
 if TYPE_CHECKING:
-    from runtime.model import LlamaForCausalLM
+    from ..model import LlamaForCausalLM
 
 NOTE = "chat"  # the metadata of a session file that hold the messages
 LEAST_ROOM = 1 / 8  # of the context, for an answer; with less, the oldest turns are dropped ...

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.conversation import session_file
-from runtime.errors import UserError
-from runtime.generation.output import Piece
-from runtime.generation.stream import Stream
+from ..errors import UserError
+from ..generation.output import Piece
+from ..generation.stream import Stream
+from . import session_file
 
 if TYPE_CHECKING:
-    from runtime.model import LlamaForCausalLM
+    from ..model import LlamaForCausalLM
 
 
 class Session:

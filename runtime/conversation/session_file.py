@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact.manifest import Manifest, TensorSpec
-from runtime.artifact.safetensors import MappedWeights, encode_header
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
+from ..artifact.manifest import Manifest, TensorSpec
+from ..artifact.safetensors import MappedWeights, encode_header
+from ..engine.engine import Engine
+from ..errors import UserError
 
 FORMAT = "edgellama session 1"
 DTYPES = {"int16": "float16"}  # a cache of the cpu op set has the bits of float16 values

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.generation.output import Piece
-from runtime.text.tokenizer import Tokenizer
+from ..generation.output import Piece
+from ..text.tokenizer import Tokenizer
 
 KEPT = 64  # turns, of all conversations: an edited or repeated message continues an earlier turn
 

@@ -14,20 +14,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact, Graph, TensorSpec
-from runtime.artifact.safetensors import MappedWeights
-from runtime.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
-from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
-from runtime.backend.cpu_kernels import load_cpu_kernels
-from runtime.backend.library_pages import release_library_pages
-from runtime.backend.lite_graph import LiteGraph, available_threads
-from runtime.backend.native_exit import keep_libraries
-from runtime.engine.chunks import CPU_PADDING, plan_chunks
-from runtime.engine.engine_lock import Cancelled, Turn
-from runtime.engine.kv_cache import KVCache
-from runtime.engine.prefix_cache import PrefixCache
-from runtime.engine.step_inputs import StepInputs
-from runtime.errors import UserError
+from ..artifact.manifest import Artifact, Graph, TensorSpec
+from ..artifact.safetensors import MappedWeights
+from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
+from ..backend.ascend.cache import DeviceCache, DeviceTensor
+from ..backend.cpu_kernels import load_cpu_kernels
+from ..backend.library_pages import release_library_pages
+from ..backend.lite_graph import LiteGraph, available_threads
+from ..backend.native_exit import keep_libraries
+from ..errors import UserError
+from .chunks import CPU_PADDING, plan_chunks
+from .engine_lock import Cancelled, Turn
+from .kv_cache import KVCache
+from .prefix_cache import PrefixCache
+from .step_inputs import StepInputs
 
 OPSETS = ("portable", "cpu", "ascend")
 
@@ -248,7 +248,7 @@ def _on_device(
     artifact: Artifact, device_id: int, show_native_log: bool
 ) -> tuple[DeviceCache, Callable[[Path], BuiltGraph]]:
     """The cache on an NPU, and how a graph is loaded there."""
-    from runtime.backend.ascend.graph import AscendGraph, open_device
+    from ..backend.ascend.graph import AscendGraph, open_device
 
     _, cache = open_device(artifact, device_id)
     graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 PATIENCE = 300.0  # seconds
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from runtime.artifact.manifest import CacheSpec, TensorSpec
+from ..artifact.manifest import CacheSpec, TensorSpec
 
 ALIGNMENT = 64  # bytes: a vector load of a kernel then touches one cache line
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.backend.ascend.cache import DeviceCache
-from runtime.engine.kv_cache import KVCache
+from ..backend.ascend.cache import DeviceCache
+from .kv_cache import KVCache
 
 CONTINUED = 0.5  # a text that shares this much of a row continues it, one that shares less gets a row of its own
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.artifact.manifest import Graph
-from runtime.artifact.step_graph import SELF_MASKS, STEP_INPUTS, shape_at
-from runtime.errors import UserError
+from ..artifact.manifest import Graph
+from ..artifact.step_graph import SELF_MASKS, STEP_INPUTS, shape_at
+from ..errors import UserError
 
 MASKED = np.float32(-1e30)  # finite: -inf would make a row of nothing but masked columns NaN
 

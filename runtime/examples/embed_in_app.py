@@ -2,7 +2,7 @@
 
 The app is a small HTTP service. POST a question as plain text, and the answer streams back while it is generated:
 
-    python -m runtime.examples.embed_in_app artifacts/smollm2-135m-instruct-cpu-int8 --port 8001
+    python -m edgellama.examples.embed_in_app artifacts/smollm2-135m-instruct-cpu-int8 --port 8001
     curl --no-buffer --data "Why is the sky blue?" http://127.0.0.1:8001/
 
 A model runs one generation at a time; other threads wait until it ends. `python -m runtime serve` runs several answers
@@ -15,8 +15,8 @@ import argparse
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from runtime import LlamaForCausalLM, UserError
-from runtime.generation.stream import Stream
+from .. import LlamaForCausalLM, UserError
+from ..generation.stream import Stream
 
 MAX_QUESTION = 64_000  # bytes
 

@@ -2,7 +2,7 @@
 
 generate_pt.py is the same script in PyTorch, line by line, for comparison.
 
-    python -m runtime.examples.generate artifacts/smollm2-135m-instruct-cpu-int8
+    python -m edgellama.examples.generate artifacts/smollm2-135m-instruct-cpu-int8
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 
 from transformers import AutoTokenizer
 
-from runtime import LlamaForCausalLM
+from .. import LlamaForCausalLM
 
 
 def main() -> None:

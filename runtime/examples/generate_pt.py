@@ -2,7 +2,7 @@
 
 generate.py is the same script with an exported model, line by line. This script needs the extra "test".
 
-    python -m runtime.examples.generate_pt HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m edgellama.examples.generate_pt HuggingFaceTB/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.engine.engine import Engine
-from runtime.engine.engine_lock import Cancellation
-from runtime.generation.config import GenerationConfig
-from runtime.generation.decode import Timings, decode
-from runtime.generation.output import GenerateOutput
-from runtime.generation.sequences import Texts
-from runtime.generation.stopping import StoppingCriterion, stops
-from runtime.generation.token_selector import Chooser, LogitsProcessor
-from runtime.text.tokenizer import Tokenizer
+from ..engine.engine import Engine
+from ..engine.engine_lock import Cancellation
+from ..text.tokenizer import Tokenizer
+from .config import GenerationConfig
+from .decode import Timings, decode
+from .output import GenerateOutput
+from .sequences import Texts
+from .stopping import StoppingCriterion, stops
+from .token_selector import Chooser, LogitsProcessor
 
 
 @dataclass(frozen=True)

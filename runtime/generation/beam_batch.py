@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from runtime.engine.engine import Engine
-from runtime.engine.engine_lock import Cancelled
-from runtime.errors import UserError
-from runtime.generation.batch import Call
-from runtime.generation.beam_search import REASONS, Beams, Search
-from runtime.generation.decode import Timings
-from runtime.generation.output import GenerateOutput
-from runtime.generation.sampler import NotNumbersError
-from runtime.generation.sequences import Texts, join
-from runtime.generation.token_selector import Chooser
-from runtime.text.tokenizer import Tokenizer
+from ..engine.engine import Engine
+from ..engine.engine_lock import Cancelled
+from ..errors import UserError
+from ..text.tokenizer import Tokenizer
+from .batch import Call
+from .beam_search import REASONS, Beams, Search
+from .decode import Timings
+from .output import GenerateOutput
+from .sampler import NotNumbersError
+from .sequences import Texts, join
+from .token_selector import Chooser
 
 
 class BeamWave:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.generation.config import GenerationConfig
+from .config import GenerationConfig
 
 GROUP = 32  # values that are looked at as one, through their maximum
 NEVER = np.float32(-1e9)  # what transformers adds to scores that must not win

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
-from runtime.errors import UserError
+from ..artifact.manifest import Artifact
+from ..errors import UserError
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 # What generation_config.json says of other things, or the manifest says as well.

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.engine.engine_lock import Cancelled
-from runtime.engine.prefix_cache import Placement
-from runtime.generation.sampler import NotNumbersError, Sampler
-from runtime.generation.sequences import Texts
+from ..engine.engine_lock import Cancelled
+from ..engine.prefix_cache import Placement
+from .sampler import NotNumbersError, Sampler
+from .sequences import Texts
 
 
 class Steps(Protocol):

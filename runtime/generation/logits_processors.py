@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.cpu_kernels import kernel_library
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.sampler import first
+from ..backend.cpu_kernels import kernel_library
+from ..errors import UserError
+from .config import GenerationConfig
+from .sampler import first
 
 TokenRows = Sequence[np.ndarray]
 Processor = Callable[[TokenRows, np.ndarray], np.ndarray]

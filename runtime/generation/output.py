@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.generation.decode import Timings
+from .decode import Timings
 
 
 @dataclass(frozen=True)

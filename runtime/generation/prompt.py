@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
+from ..artifact.manifest import Artifact
+from ..errors import UserError
+from .config import GenerationConfig
 
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime.backend.cpu_kernels import kernel_library
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
+from ..backend.cpu_kernels import kernel_library
+from ..errors import UserError
+from .config import GenerationConfig
 
 NOT_NUMBERS, NOTHING_LEFT = -1, -2  # what sampling.cpp returns instead of a token
 FLOAT32 = np.dtype(np.float32)
@@ -45,7 +45,7 @@ class Sampler:
         """config: how to draw; None changes nothing. keep: tokens that every limit leaves at least. isa: the kernels'
         instruction set; the best one when None."""
         self._likeliest, self._draw, self._warp, self._log_normaliser = _functions()
-        from kernels.cpu.library import ISAS  # late: `import runtime` stays light
+        from edgellama.kernels.cpu.library import ISAS  # late: `import runtime` stays light
 
         config = config or GenerationConfig(top_k=0)
         settings = _Settings(

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.decode import Stop
-from runtime.generation.sequences import Texts
-from runtime.generation.token_selector import Chooser
-from runtime.text.tokenizer import Tokenizer
+from ..errors import UserError
+from ..text.tokenizer import Tokenizer
+from .config import GenerationConfig
+from .decode import Stop
+from .sequences import Texts
+from .token_selector import Chooser
 
 StoppingCriterion = Callable[[np.ndarray, Any], Any]  # -> one boolean, or [rows]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
 
-from runtime.engine.engine_lock import Cancelled, Turn
-from runtime.generation.batch import Wave
-from runtime.generation.decode import Timings
-from runtime.generation.output import Piece
-from runtime.text.detokenizer import TextStream
-from runtime.text.graphemes import Graphemes
-from runtime.text.tokenizer import Tokenizer
+from ..engine.engine_lock import Cancelled, Turn
+from ..text.detokenizer import TextStream
+from ..text.graphemes import Graphemes
+from ..text.tokenizer import Tokenizer
+from .batch import Wave
+from .decode import Timings
+from .output import Piece
 
 
 class Stream(Iterator[Piece]):

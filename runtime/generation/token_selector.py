@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.logits_processors import processors, without_eos
-from runtime.generation.sampler import Sampler
-from runtime.generation.sequences import Texts
+from ..errors import UserError
+from .config import GenerationConfig
+from .logits_processors import processors, without_eos
+from .sampler import Sampler
+from .sequences import Texts
 
 # A caller's own, called as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], Any]  # -> scores [rows, V]

@@ -1,4 +1,4 @@
-"""`python -m runtime.lite install`: makes `import mindspore_lite` work. `wheel` only writes the wheel."""
+"""`python -m edgellama.lite install`: makes `import mindspore_lite` work. `wheel` only writes the wheel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runtime.errors import UserError
-from runtime.lite import wheel
-from runtime.lite.release import LABEL, LOCAL_VERSION, release_for_this_machine
+from ..errors import UserError
+from . import wheel
+from .release import LABEL, LOCAL_VERSION, release_for_this_machine
 
 
 def say(text: str) -> None:
@@ -79,7 +79,7 @@ def write_wheel(official: Path | None, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 2 for an error that the user can fix."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.lite", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m edgellama.lite", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("install", "install it into this environment"), ("wheel", "write the wheel into a folder")):

@@ -10,7 +10,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 HERE = Path(__file__).parent
 FLAGS = (

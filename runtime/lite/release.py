@@ -6,7 +6,7 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 VERSION = "2.0.0"
 # The local label distinguishes this build from an official one of the same version.

@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.errors import UserError
-from runtime.lite import native
-from runtime.lite.release import LOCAL_VERSION, UNUSED, VERSION, Release
+from ..errors import UserError
+from . import native
+from .release import LOCAL_VERSION, UNUSED, VERSION, Release
 
 PACKAGE = "mindspore_lite"
 STAMP = "edgellama.json"  # in the installed package: records what it was built from

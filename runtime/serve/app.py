@@ -20,16 +20,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from runtime.errors import UserError
-from runtime.model import LlamaForCausalLM
-from runtime.serve.errors import ApiError, from_validation
-from runtime.serve.event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
-from runtime.serve.metrics import Metrics
-from runtime.serve.preprocess import Preprocessor
-from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest
-from runtime.serve.responses import ResponseWriter, to_json
-from runtime.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
-from runtime.serve.sequence import SequenceEvent, ServedSequence
+from ..errors import UserError
+from ..model import LlamaForCausalLM
+from .errors import ApiError, from_validation
+from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
+from .metrics import Metrics
+from .preprocess import Preprocessor
+from .request import ChatRequest, CompletionRequest, GenerationRequest
+from .responses import ResponseWriter, to_json
+from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
+from .sequence import SequenceEvent, ServedSequence
 
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
 PAGE_POLICY = (
@@ -149,7 +149,7 @@ class Service:
             )
 
     async def _page(self, _: Request) -> Response:
-        page = resources.files("runtime.serve").joinpath("page.html").read_text(encoding="utf-8")
+        page = resources.files("edgellama.serve").joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(page, headers={"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"})
 
     async def _health(self, _: Request) -> Response:

@@ -1,4 +1,4 @@
-"""python -m runtime.serve.bench ARTIFACT: measures a server with one client and with several clients at once.
+"""python -m edgellama.serve.bench ARTIFACT: measures a server with one client and with several clients at once.
 
 Starts the server in a separate process and streams greedy answers of a fixed length from it. Each client has its own
 prompt. A round is one client alone, then all clients at once. The figures are medians over the rounds, in tokens per
@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from runtime.cli.options import add_artifact, add_threads
-from runtime.errors import UserError
+from ..cli.options import add_artifact, add_threads
+from ..errors import UserError
 
 TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "winter")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for an error that the user can fix."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.serve.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m edgellama.serve.bench", description=__doc__)
     add_artifact(parser)
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument(

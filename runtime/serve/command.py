@@ -11,8 +11,8 @@ import sys
 import threading
 from typing import Any
 
-from runtime.cli.options import add_model, load
-from runtime.errors import UserError
+from ..cli.options import add_model, load
+from ..errors import UserError
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS = 64, 30.0
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> None:
     if not 0 <= options.grace <= threading.TIMEOUT_MAX:  # this refuses nan, too
         raise UserError(f"--grace is {options.grace}; needed: 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
     try:
-        from runtime.serve.app import Service
-        from runtime.serve.http_server import run_until_signal
+        from .app import Service
+        from .http_server import run_until_signal
     except ImportError as error:
         raise UserError(
             f"serving needs the library {error.name}, which is not installed. "

@@ -12,12 +12,12 @@ from itertools import groupby
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from runtime.errors import UserError
-from runtime.serve.errors import ApiError
-from runtime.serve.metrics import Metrics
-from runtime.serve.responses import ResponseWriter, to_json
-from runtime.serve.scheduler import SchedulerClosedError
-from runtime.serve.sequence import SequenceEvent, ServedSequence
+from ..errors import UserError
+from .errors import ApiError
+from .metrics import Metrics
+from .responses import ResponseWriter, to_json
+from .scheduler import SchedulerClosedError
+from .sequence import SequenceEvent, ServedSequence
 
 Item = tuple[int, SequenceEvent] | None  # (choice, event); None: the client has disconnected
 HOLD_SECONDS = 0.05

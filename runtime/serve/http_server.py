@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from runtime.serve.app import Service
+from .app import Service
 
 UNREAD_SECONDS = 5  # how long a shutdown waits for a client that does not read the end of its answer
 

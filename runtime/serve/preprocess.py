@@ -12,21 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.prompt import new_token_limit
-from runtime.generation.token_selector import LogitsProcessor
-from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema
-from runtime.model import LlamaForCausalLM
-from runtime.serve.errors import ApiError, context_length_error, too_many_sequences_error
-from runtime.serve.request import (
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    RequestLimits,
-    requested_top_logprobs,
-)
-from runtime.serve.sequence import SequenceEvent, ServedSequence
+from ..errors import UserError
+from ..generation.config import GenerationConfig
+from ..generation.prompt import new_token_limit
+from ..generation.token_selector import LogitsProcessor
+from ..grammar import Grammar, GrammarTokenizer, JsonSchema
+from ..model import LlamaForCausalLM
+from .errors import ApiError, context_length_error, too_many_sequences_error
+from .request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits, requested_top_logprobs
+from .sequence import SequenceEvent, ServedSequence
 
 MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
 MAX_ID_DIGITS = 20  # of a token id

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from runtime.serve.errors import context_length_error, too_many_sequences_error
+from .errors import context_length_error, too_many_sequences_error
 
 MAX_CHOICES = 128  # n
 MAX_STOP_STRINGS = 16

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.serve.request import ChatRequest, GenerationRequest, requested_top_logprobs
-from runtime.serve.sequence import SequenceEvent, ServedSequence, TokenLogprobs
-from runtime.text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
+from .request import ChatRequest, GenerationRequest, requested_top_logprobs
+from .sequence import SequenceEvent, ServedSequence, TokenLogprobs
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length"}  # ours -> OpenAI's

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.engine.chunks import plan_chunks
-from runtime.engine.engine import Engine
-from runtime.serve.sequence import ServedSequence
+from ..engine.chunks import plan_chunks
+from ..engine.engine import Engine
+from .sequence import ServedSequence
 
 CHUNK = 128  # tokens; on host CPUs a larger pass is hardly cheaper per token
 MANY_TOKENS = 32  # kernels treat passes with fewer tokens differently

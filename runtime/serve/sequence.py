@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.generation.config import GenerationConfig
-from runtime.generation.sampler import NotNumbersError
-from runtime.generation.sequences import Texts
-from runtime.generation.token_selector import Chooser, LogitsProcessor
-from runtime.text.detokenizer import TextStream
-from runtime.text.tokenizer import Tokenizer
+from ..generation.config import GenerationConfig
+from ..generation.sampler import NotNumbersError
+from ..generation.sequences import Texts
+from ..generation.token_selector import Chooser, LogitsProcessor
+from ..text.detokenizer import TextStream
+from ..text.tokenizer import Tokenizer
 
 
 class TokenLogprobs(NamedTuple):

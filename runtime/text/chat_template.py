@@ -13,7 +13,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from runtime.errors import UserError
+from ..errors import UserError
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:

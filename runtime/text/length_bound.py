@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models
 
-from runtime.text.components import byte_letters, components
+from .components import byte_letters, components
 
 CONTINUATION = bytes(range(0x80, 0xC0))  # the bytes of a UTF-8 character after its first byte
 

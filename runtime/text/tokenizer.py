@@ -11,11 +11,11 @@ from typing import Any
 
 import tokenizers
 
-from runtime.errors import UserError
-from runtime.text.chat_template import check_messages, read_chat_template, render
-from runtime.text.components import byte_letters, components
-from runtime.text.detokenizer import REPLACEMENT, TextStream
-from runtime.text.length_bound import LengthBound
+from ..errors import UserError
+from .chat_template import check_messages, read_chat_template, render
+from .components import byte_letters, components
+from .detokenizer import REPLACEMENT, TextStream
+from .length_bound import LengthBound
 
 CACHED_TOKENS = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
 LONG = 4096  # characters that take a millisecond to encode

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.graph_spec import Shape
-from exporter.opsets.ascend_model_checks import check_model
-from kernels import reference
-from kernels.ascend import standin
-from kernels.ascend.chips import CHIPS as CHIP_TABLE
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.opsets.ascend_model_checks import check_model
+from edgellama.kernels import reference
+from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
 
 CHIPS = tuple(CHIP_TABLE)
 TOLERANCE = 2e-3  # of float16 results of size 1

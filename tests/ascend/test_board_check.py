@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from exporter.__main__ import COMMANDS
-from exporter.board import check as command
-from exporter.board import measure
-from exporter.board.answers import ProbeResult, probe_results
-from exporter.onnx_run import twin_engine
-from exporter.progress import PlainConsole, Progress
-from kernels.ascend.chips import CHIPS, OPERATORS
-from runtime.backend.ascend.device import Device
-from runtime.errors import UserError
+from edgellama.backend.ascend.device import Device
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import COMMANDS
+from edgellama.exporter.ascend.board import check as command
+from edgellama.exporter.ascend.board import measure
+from edgellama.exporter.ascend.board.answers import ProbeResult, probe_results
+from edgellama.exporter.onnx_twin.run import twin_engine
+from edgellama.exporter.progress import PlainConsole, Progress
+from edgellama.kernels.ascend.chips import CHIPS, OPERATORS
 from support.ascend_artifact import ascend_manifest
 from support.child import REPOSITORY, run_child
 
 MAKE = """
 import sys
 from pathlib import Path
-from exporter.board.probe import make
-from exporter.progress import Progress
+from edgellama.exporter.ascend.board.tiny_model import make
+from edgellama.exporter.progress import Progress
 make("cpu", Path(sys.argv[1]) / "cpu", Progress(), "fp32")
 make("ascend310b", Path(sys.argv[1]) / "ascend310b", Progress())
 """
@@ -224,13 +224,14 @@ WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
 
 
 def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
-    script = "import exporter.__main__, exporter.convert, exporter.board.check, exporter.board.measure"
+    modules = ("__main__", "ascend.convert", "ascend.board.check", "ascend.board.measure")
+    script = "import " + ", ".join(f"edgellama.exporter.{module}" for module in modules)
     run_child("-c", WITHOUT + script)
 
 
 def run_without(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The exporter's command line where its packages are missing."""
-    script = f"{WITHOUT}from exporter.__main__ import main\nsys.exit(main({arguments!r}))"
+    script = f"{WITHOUT}from edgellama.exporter.__main__ import main\nsys.exit(main({arguments!r}))"
     return run_child("-c", script, status=None)
 
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from runtime.backend.ascend.cann_log import explain
-from runtime.backend.native_log import native_log_on_failure
-from runtime.errors import UserError
+from edgellama.backend.ascend.cann_log import explain
+from edgellama.backend.native_log import native_log_on_failure
+from edgellama.errors import UserError
 from support import ascend_texts as texts
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.targets import TARGETS
-from kernels.ascend import standin
-from kernels.ascend.chips import CHIPS, INSTRUCTIONS, OPERATORS, Chip, chip_of_soc
+from edgellama.exporter.targets import TARGETS
+from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend.chips import CHIPS, INSTRUCTIONS, OPERATORS, Chip, chip_of_soc
 
 ROOT = Path(__file__).parents[2]
 TABLE = "kernels/ascend/chips.py"

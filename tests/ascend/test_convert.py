@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from exporter import convert as conversion
-from exporter.ascend.convert_config import read_config, write_config
-from exporter.convert import ConvertOptions, check_output, convert
-from exporter.convert_host import Host, cann_version, check_room, inspect_host, package_chips
-from exporter.progress import Progress
-from kernels.ascend.chips import CHIPS
-from runtime.artifact.manifest import Artifact, Conversion
-from runtime.backend.ascend.npu_smi import parse
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Conversion
+from edgellama.backend.ascend.npu_smi import parse
+from edgellama.errors import UserError
+from edgellama.exporter.ascend import convert as conversion
+from edgellama.exporter.ascend.convert import ConvertOptions, check_output, convert
+from edgellama.exporter.ascend.convert_config import read_config, write_config
+from edgellama.exporter.ascend.convert_host import Host, cann_version, check_room, inspect_host, package_chips
+from edgellama.exporter.progress import Progress
+from edgellama.kernels.ascend.chips import CHIPS
 from support import ascend_texts as texts
 from support.ascend_artifact import GEARS, ascend_manifest
 from support.child import run_child
@@ -233,7 +233,7 @@ def test_what_cannot_be_converted_is_refused(converting: Any, exported: Path) ->
 
 
 def test_a_host_with_everything(cann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.convert_host.find_spec", lambda name: None)
+    monkeypatch.setattr("edgellama.exporter.ascend.convert_host.find_spec", lambda name: None)
     folder = tmp_path / "mindspore-lite-2.7.0rc1-linux-x64/tools/converter/converter"
     folder.mkdir(parents=True)
     tool = converter_that(folder, "")
@@ -248,7 +248,7 @@ def test_a_host_with_everything(cann: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.convert_host.find_spec", lambda name: None)
+    monkeypatch.setattr("edgellama.exporter.ascend.convert_host.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         inspect_host(B310, {"PATH": str(tmp_path)})
     lines = str(caught.value).splitlines()

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from kernels.ascend.chips import CHIPS, chip_of_soc, runs_on
-from runtime.artifact.manifest import Artifact, Conversion
-from runtime.backend.ascend import device, npu_smi
-from runtime.backend.ascend.device import Device, find
-from runtime.backend.ascend.npu_smi import MIB, Npu, NpuSmi, parse
-from runtime.backend.ascend.requirements import check_converted, check_device, check_lite, needed
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Conversion
+from edgellama.backend.ascend import device, npu_smi
+from edgellama.backend.ascend.device import Device, find
+from edgellama.backend.ascend.npu_smi import MIB, Npu, NpuSmi, parse
+from edgellama.backend.ascend.requirements import check_converted, check_device, check_lite, needed
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import CHIPS, chip_of_soc, runs_on
 from support import ascend_texts as texts
 from support.ascend_artifact import ascend_manifest
 from support.child import REPOSITORY, run_cli

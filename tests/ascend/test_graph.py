@@ -12,18 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from exporter import mindir_graph, verify
-from exporter.__main__ import main
-from exporter.ascend.convert_config import conversion_config, read_config
-from exporter.graph_spec import Shape
-from exporter.mindir_graph import Operation
-from exporter.network.config import LlamaConfig
-from exporter.onnx_run import twin_engine
-from exporter.opsets.ascend_model_checks import check_model, check_operators
-from kernels.ascend import standin
-from kernels.ascend.chips import CHIPS
-from runtime.artifact.manifest import Artifact, TensorSpec
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, TensorSpec
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import main
+from edgellama.exporter.ascend.convert_config import conversion_config, read_config
+from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.mindir import graph as mindir_graph
+from edgellama.exporter.mindir.graph import Operation
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.onnx_twin.run import twin_engine
+from edgellama.exporter.opsets.ascend_model_checks import check_model, check_operators
+from edgellama.exporter.proof import verify
+from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend.chips import CHIPS
 from support import step_runs
 from support.checkpoints import CONFIGS, DEFAULTS, export_all
 from support.child import run_child

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import reference
-from kernels.ascend import standin
-from kernels.ascend.chips import CHIPS as CHIP_TABLE
+from edgellama.kernels import reference
+from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
 
 CHIPS = tuple(CHIP_TABLE)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import reference
-from kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS
+from edgellama.kernels import reference
+from edgellama.kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS
 from support.operator_package import PACKAGE, declared, snake
 
 # Each operator's function in kernels.reference, and its outputs that are not inputs.

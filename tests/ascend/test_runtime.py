@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.artifact.manifest import Artifact, TensorSpec
-from runtime.backend.ascend import graph as ascend_graph
-from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
-from runtime.backend.ascend.device import Device
-from runtime.backend.ascend.graph import AscendGraph
-from runtime.backend.lite_graph import LiteGraph, import_lite
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, TensorSpec
+from edgellama.backend.ascend import graph as ascend_graph
+from edgellama.backend.ascend.cache import DeviceCache, DeviceTensor
+from edgellama.backend.ascend.device import Device
+from edgellama.backend.ascend.graph import AscendGraph
+from edgellama.backend.lite_graph import LiteGraph, import_lite
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
 from support.ascend_artifact import BATCH, CONTEXT, GEARS, ascend_manifest
 from support.device_lite import DataType, make_lite
 from support.tiny import VOCAB, Weights, manifest, whole_text_logits
@@ -40,7 +40,7 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         made = ascend_manifest(tmp_path, **changes)
         lite = make_lite(made.graphs[0], CONTEXT, room)
         monkeypatch.setattr(ascend_graph, "import_lite", lambda: lite)
-        monkeypatch.setattr("runtime.backend.lite_graph.import_lite", lambda: lite)
+        monkeypatch.setattr("edgellama.backend.lite_graph.import_lite", lambda: lite)
         monkeypatch.setattr(ascend_graph, "find", lambda device_id: dataclasses.replace(DEVICE, id=device_id))
         return Engine(Artifact.open(tmp_path), device_id=1), lite
 

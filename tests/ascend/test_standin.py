@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.ascend import standin
-from kernels.ascend.chips import CHIPS
+from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend.chips import CHIPS
 
 WRONG = Path(__file__).parent / "wrong_kernels"
 SOURCES = tuple(WRONG / name for name in ("wrong_memory.cpp", "wrong_order.cpp", "wrong_chip.cpp"))

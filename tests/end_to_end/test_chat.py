@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.artifact.manifest import Artifact
+from edgellama.artifact.manifest import Artifact
 from support.child import REPOSITORY, run_child, run_python
 from support.exported import export, export_tiny
 
@@ -54,7 +54,7 @@ def test_reused_tokens_give_the_logits_of_a_fresh_start(artifact: Path) -> None:
     """Cut anywhere, a prompt ends in nearly the same logits; of the whole cache nothing else counts."""
     code = (
         "import json, sys, numpy as np\n"
-        "from runtime import LlamaForCausalLM\n"
+        "from edgellama import LlamaForCausalLM\n"
         "model = LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
         "prompt = np.random.default_rng(0).integers(8, 250, 40).tolist()\n"
         "settings = {'max_new_tokens': 1, 'return_dict_in_generate': True, 'output_logits': True}\n"
@@ -80,8 +80,8 @@ def test_ctrl_c_in_a_terminal_ends_the_answer_only() -> None:
     """A real terminal and a real signal, in an answer that takes its time."""
     code = (
         "import sys, time\n"
-        "from runtime.__main__ import main\n"
-        "from runtime.engine.engine import Engine\n"
+        "from edgellama.__main__ import main\n"
+        "from edgellama.engine.engine import Engine\n"
         "forward = Engine.forward\n"
         "def slow(*arguments, **named):\n"
         "    time.sleep(0.1)\n"

@@ -25,7 +25,7 @@ NEW_TOKENS = 12
 
 def run(name: str, *arguments: str) -> tuple[str, str]:
     """What an example prints: the greedy answers, the sampled ones."""
-    done = run_child("-m", f"runtime.examples.{name}", *arguments, "--max-new-tokens", str(NEW_TOKENS))
+    done = run_child("-m", f"edgellama.examples.{name}", *arguments, "--max-new-tokens", str(NEW_TOKENS))
     greedy, _, sampled = done.stdout.partition("Sampled:\n")
     return greedy, sampled
 
@@ -51,7 +51,7 @@ def test_the_two_scripts_are_one_line_by_line() -> None:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    command = [sys.executable, "-m", "runtime.examples.embed_in_app", str(export_tiny(chat=True)), "--port", "0"]
+    command = [sys.executable, "-m", "edgellama.examples.embed_in_app", str(export_tiny(chat=True)), "--port", "0"]
     app = subprocess.Popen(
         [*command, "--max-new-tokens", str(NEW_TOKENS)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from runtime.artifact.manifest import MANIFEST, sha256_file
-from runtime.text.tokenizer import Tokenizer
+from edgellama.artifact.manifest import MANIFEST, sha256_file
+from edgellama.text.tokenizer import Tokenizer
 from support.child import run_cli, run_python
 from support.exported import (
     BUCKETS,
@@ -144,7 +144,7 @@ def test_beam_search_gives_transformers_tokens(target: str) -> None:
 
 BEAMS = """
 import json, sys
-from runtime import LlamaForCausalLM
+from edgellama import LlamaForCausalLM
 
 model = LlamaForCausalLM.from_pretrained(sys.argv[1])
 out = model.generate(**json.loads(sys.argv[2]))
@@ -189,7 +189,7 @@ def test_what_beam_search_tells_is_what_transformers_tells() -> None:
 TUTORIAL = """
 import json, sys
 import numpy as np
-from runtime import LlamaForCausalLM
+from edgellama import LlamaForCausalLM
 
 model = LlamaForCausalLM.from_pretrained(sys.argv[1])
 

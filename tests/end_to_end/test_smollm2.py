@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from exporter.onnx_run import twin_engine
-from runtime.artifact.manifest import Artifact
+from edgellama.artifact.manifest import Artifact
+from edgellama.exporter.onnx_twin.run import twin_engine
 from support import smollm2
 from support.exported import generate
 from support.smollm2 import LENGTHS, NEW_TOKENS

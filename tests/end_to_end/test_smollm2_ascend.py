@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from exporter.onnx_run import twin_engine
-from runtime.artifact.manifest import Artifact
+from edgellama.artifact.manifest import Artifact
+from edgellama.exporter.onnx_twin.run import twin_engine
 from support.checkpoints import export_all
 from support.child import REPOSITORY
 from support.smollm2 import SENTENCES, load_reference, reference_logits

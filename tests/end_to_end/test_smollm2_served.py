@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime.model import LlamaForCausalLM
-from runtime.serve.app import Service
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve.app import Service
 from support.checkpoints import export_all
 from support.serving import client, serving
 

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers import LlamaForCausalLM
 
-from exporter.checkpoint.open import open_checkpoint
-from exporter.checkpoint.presets import PRESETS
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.open import open_checkpoint
+from edgellama.exporter.checkpoint.presets import PRESETS
 
 CONFIG: dict[str, Any] = {
     **{"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2},
@@ -83,7 +83,7 @@ def test_opening_and_reading_one_tensor_does_not_load_the_file(tmp_path: Path) -
     """A 2.5 GB checkpoint (a file with holes) is opened, and a norm read, within 100 MB."""
     config = PRESETS["llama3.2-1b"].config
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    from exporter.checkpoint.base import expected_tensors
+    from edgellama.exporter.checkpoint.base import expected_tensors
 
     header, end = {}, 0
     for name, shape in expected_tensors(config).items():

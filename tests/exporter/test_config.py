@@ -9,9 +9,9 @@ from transformers import AutoConfig
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from exporter.checkpoint.presets import PRESETS
-from exporter.network.config import LlamaConfig, RopeScaling
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.presets import PRESETS
+from edgellama.exporter.network.config import LlamaConfig, RopeScaling
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",

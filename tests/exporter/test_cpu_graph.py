@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.mindir_schema import pb
+from edgellama.exporter.mindir.schema import pb
 from support import step_runs
 from support.checkpoints import CONFIGS, export_all
 from support.child import run_child
@@ -68,8 +68,8 @@ def test_formats(key: tuple[str, str], logits: dict[Any, Any], tiny_checkpoint: 
 def build(graph: Path) -> subprocess.CompletedProcess[str]:
     """Build a graph file in MindSpore Lite, in a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from runtime.backend.lite_graph import LiteGraph, import_lite\n"
-        "from runtime.backend.cpu_kernels import register\n"
+        "import sys; from pathlib import Path; from edgellama.backend.lite_graph import LiteGraph, import_lite\n"
+        "from edgellama.backend.cpu_kernels import register\n"
         "import_lite(); register(); LiteGraph(Path(sys.argv[1]), 1)"
     )
     return run_child("-c", code, str(graph), status=None)

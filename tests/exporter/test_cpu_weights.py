@@ -9,10 +9,10 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
-from exporter.checkpoint.base import RawBlocks
-from exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
-from kernels import weight_format as wf
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.base import RawBlocks
+from edgellama.exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
+from edgellama.kernels import weight_format as wf
 
 LAYER = "model.layers.0"
 SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 40, "o_proj": 64}
@@ -56,7 +56,7 @@ def test_matrices_are_the_checkpoints(
     kind: Kind | None, fmt: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exactly, where the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0; in pieces or whole."""
-    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
     attention, mlp, source = f"{LAYER}.self_attn", f"{LAYER}.mlp", Fake(kind)
     qkv = np.concatenate([source.tensor(f"{attention}.{x}_proj.weight") for x in "qkv"])
     np.testing.assert_array_equal(values(f"{attention}.qkv_proj.weight", kind, fmt, 80), qkv)

@@ -12,9 +12,9 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy, sem
 
-from exporter import evaluate
-from exporter.__main__ import main
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import main
+from edgellama.exporter.proof import evaluate
 
 
 def noisy_logits(rows: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

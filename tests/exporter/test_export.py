@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.__main__ import main
-from runtime.artifact.manifest import Artifact, file_entry, write_manifest
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, file_entry, write_manifest
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import main
 from support.checkpoints import CONFIGS, DEFAULTS
 from support.child import run_child
 from support.step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
@@ -84,8 +84,8 @@ RUN = """
 import contextlib, io, json, os, shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
-from exporter import verify
-from exporter.__main__ import main
+from edgellama.exporter.proof import verify
+from edgellama.exporter.__main__ import main
 
 def interrupt(*_): raise KeyboardInterrupt
 def kill(*_): os._exit(9)
@@ -233,10 +233,11 @@ def test_same_inputs_same_bytes(
 
 TRACE = """
 import re
-from exporter import mindir, trace
-from exporter.graph_spec import Shape
-from exporter.opsets import portable
-from exporter.checkpoint.presets import PRESETS
+from edgellama.exporter import trace
+from edgellama.exporter.mindir import lower as mindir
+from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.opsets import portable
+from edgellama.exporter.checkpoint.presets import PRESETS
 config, shape = PRESETS["llama3-8b"].config, Shape(1, 512, 2048)
 inputs = portable.SPEC.inputs(config, shape)
 model = mindir.lower(trace.trace(config, shape, portable), inputs)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.__main__ import main
-from exporter.export_options import ExportOptions, declaration, shown_default
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import main
+from edgellama.exporter.export_options import ExportOptions, declaration, shown_default
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = [option for option in fields(ExportOptions) if option.name != "model"]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from exporter import verify
-from exporter.checkpoint.open import open_checkpoint
-from exporter.reference import _numpy, _transformers
-from runtime.artifact.manifest import Artifact, Manifest
-from runtime.engine.step_inputs import MASKED, StepInputs
+from edgellama.artifact.manifest import Artifact, Manifest
+from edgellama.engine.step_inputs import MASKED, StepInputs
+from edgellama.exporter.checkpoint.open import open_checkpoint
+from edgellama.exporter.proof import verify
+from edgellama.exporter.proof.float_reference import _numpy, _transformers
 from support.checkpoints import CONFIGS, export_all
 from support.exported import generate
 from support.step_runs import CONTEXT, relative_error, token_rows

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from exporter.checkpoint.gguf_file import GGUFFile
-from exporter.checkpoint.open import open_checkpoint
-from exporter.checkpoint.presets import PRESETS
-from exporter.network.config import LlamaConfig, RopeScaling
-from exporter.network.rope import rope_frequencies
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.gguf_file import GGUFFile
+from edgellama.exporter.checkpoint.open import open_checkpoint
+from edgellama.exporter.checkpoint.presets import PRESETS
+from edgellama.exporter.network.config import LlamaConfig, RopeScaling
+from edgellama.exporter.network.rope import rope_frequencies
 from support.gguf_files import K_QUANTS, Kind, gguf_name, write_model
 
 QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from exporter.checkpoint.gguf_file import GGUFFile
-from exporter.checkpoint.gguf_tokenizer import PRE_KINDS, build_tokenizer, gguf_tokenizer_files
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.gguf_file import GGUFFile
+from edgellama.exporter.checkpoint.gguf_tokenizer import PRE_KINDS, build_tokenizer, gguf_tokenizer_files
 from support import bpe_reference
 from support.bpe_reference import PUBLISHED, byte_alphabet, byte_level_bpe, sentencepiece_bpe
 from support.gguf_files import add, finish

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.onnx_run import twin_engine
-from runtime.artifact.manifest import Artifact
+from edgellama.artifact.manifest import Artifact
+from edgellama.exporter.onnx_twin.run import twin_engine
 from support import step_runs
 from support.checkpoints import CONFIGS, export_all
 from support.step_runs import expected, relative_error, run_schedule

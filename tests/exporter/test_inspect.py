@@ -10,11 +10,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from exporter.__main__ import main
-from exporter.mindir_graph import MindIRGraph, Operation, Value, read
-from exporter.plan.memory import peak_activations, run_time_memory
-from exporter.tables import size
-from runtime.artifact.manifest import Artifact, Conversion, file_entry, read_manifest, write_manifest
+from edgellama.artifact.manifest import Artifact, Conversion, file_entry, read_manifest, write_manifest
+from edgellama.exporter.__main__ import main
+from edgellama.exporter.mindir.graph import MindIRGraph, Operation, Value, read
+from edgellama.exporter.plan.memory import peak_activations, run_time_memory
+from edgellama.exporter.tables import size
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter import mindir
-from exporter.checkpoint.base import expected_tensors
-from exporter.mindir_graph import MindIRGraph, attribute_value, read, view
-from exporter.network.config import LlamaConfig
-from runtime.artifact.manifest import TensorSpec
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.base import expected_tensors
+from edgellama.exporter.mindir import lower as mindir
+from edgellama.exporter.mindir.graph import MindIRGraph, attribute_value, read, view
+from edgellama.exporter.network.config import LlamaConfig
 from support.checkpoints import DEFAULTS
 from support.traced import trace_in_child
 

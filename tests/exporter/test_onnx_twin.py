@@ -14,15 +14,16 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from exporter import mindir, onnx_twin
-from exporter.mindir_graph import MindIRGraph, Operation, Value, read
-from exporter.onnx_evaluators import OPERATORS
-from exporter.onnx_operators import TRANSLATIONS
-from exporter.onnx_run import TwinGraph
-from kernels import reference
-from runtime.artifact.manifest import Artifact, Graph, TensorSpec
-from runtime.engine.step_inputs import StepInputs
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Graph, TensorSpec
+from edgellama.engine.step_inputs import StepInputs
+from edgellama.errors import UserError
+from edgellama.exporter.mindir import lower as mindir
+from edgellama.exporter.mindir.graph import MindIRGraph, Operation, Value, read
+from edgellama.exporter.onnx_twin import translate as onnx_twin
+from edgellama.exporter.onnx_twin.evaluators import OPERATORS
+from edgellama.exporter.onnx_twin.operators import TRANSLATIONS
+from edgellama.exporter.onnx_twin.run import TwinGraph
+from edgellama.kernels import reference
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-import exporter.plan
-from exporter import mindir_graph
-from exporter.__main__ import main
-from exporter.checkpoint.presets import PRESETS
-from exporter.network.config import LlamaConfig
-from exporter.plan.boards import BOARDS
-from exporter.plan.command import PlanOptions, describe, make
-from exporter.plan.cost import Plan, roofline
-from exporter.plan.memory import run_time_memory
-from exporter.plan.tensors import parameters
-from exporter.targets import TARGETS
-from kernels.ascend.chips import Board
-from runtime.artifact import sizes
-from runtime.artifact.manifest import Artifact, Manifest
-from runtime.errors import UserError
+import edgellama.exporter.plan
+from edgellama.artifact import sizes
+from edgellama.artifact.manifest import Artifact, Manifest
+from edgellama.errors import UserError
+from edgellama.exporter.__main__ import main
+from edgellama.exporter.checkpoint.presets import PRESETS
+from edgellama.exporter.mindir import graph as mindir_graph
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.plan.boards import BOARDS
+from edgellama.exporter.plan.command import PlanOptions, describe, make
+from edgellama.exporter.plan.cost import Plan, roofline
+from edgellama.exporter.plan.memory import run_time_memory
+from edgellama.exporter.plan.tensors import parameters
+from edgellama.exporter.targets import TARGETS
+from edgellama.kernels.ascend.chips import Board
 from support.checkpoints import CONFIGS, export_all
 from support.child import run_child, run_python
 
@@ -172,7 +172,7 @@ def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
 
 def test_the_records_of_the_op_sets_need_no_mindspore_and_are_those_of_the_cells() -> None:
     code = (
-        "import sys\nfrom exporter.targets import TARGETS\n"
+        "import sys\nfrom edgellama.exporter.targets import TARGETS\n"
         "assert not {'mindspore', 'torch', 'transformers'} & set(sys.modules)\n"
         "for target in TARGETS.values():\n"
         "    assert target.opset.cells().SPEC is target.opset\n"
@@ -191,11 +191,13 @@ def documented(found: Any, text: str) -> None:
 
 
 def test_presets_need_no_download(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.plan.command.resolve", lambda model: pytest.fail(f"{model} would be downloaded"))
+    monkeypatch.setattr(
+        "edgellama.exporter.plan.command.resolve", lambda model: pytest.fail(f"{model} would be downloaded")
+    )
     for name, target in zip(PRESETS, itertools.cycle(TARGETS), strict=False):
         assert main(["plan", name, "--target", target, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        documented(found, exporter.plan.__doc__ or "")
+        documented(found, edgellama.exporter.plan.__doc__ or "")
         assert found["memory"]["total"] == sum(v for k, v in found["memory"].items() if k != "total")
 
 

@@ -12,7 +12,7 @@ from support.child import run_child
 
 CODE = """
 import sys, time
-from runtime import progress
+from edgellama import progress
 progress.DELAY, progress.PERIOD = {delay}, 0.05
 with progress.progress("Loading", plain={plain}):
     time.sleep({seconds})

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from exporter.network.config import LlamaConfig
-from exporter.network.rope import rope_frequencies, rope_tables
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.network.rope import rope_frequencies, rope_tables
 
 CONTEXT = 1024
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.checkpoint.synthetic import SyntheticCheckpoint
-from exporter.network.config import LlamaConfig
-from exporter.opsets import cpu_weights
-from exporter.rounded import RoundedCheckpoint
-from exporter.writing.weights_file import write_weights
-from kernels import weight_format as wf
-from runtime.artifact.manifest import TensorSpec
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.synthetic import SyntheticCheckpoint
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.opsets import cpu_weights
+from edgellama.exporter.proof.rounded_checkpoint import RoundedCheckpoint
+from edgellama.exporter.writing.weights_file import write_weights
+from edgellama.kernels import weight_format as wf
 from support.checkpoints import CONFIGS, DEFAULTS
 
 CONFIG = LlamaConfig.from_dict({**DEFAULTS, **CONFIGS["head-size-20"], "model_type": "llama", "intermediate_size": 104})

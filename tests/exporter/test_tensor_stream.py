@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from exporter.checkpoint.row_blocks import Piece, row_blocks
-from exporter.writing.tensor_stream import HashedFile, made_in_order, write_tensors
-from exporter.writing.weights_file import write_weights
-from runtime.artifact.manifest import TensorSpec
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.exporter.checkpoint.row_blocks import Piece, row_blocks
+from edgellama.exporter.writing.tensor_stream import HashedFile, made_in_order, write_tensors
+from edgellama.exporter.writing.weights_file import write_weights
 
 ARRAYS = {
     "a": np.arange(35, dtype=np.float32).reshape(7, 5),
@@ -89,7 +89,7 @@ def test_an_error_in_a_piece_is_the_readers() -> None:
 
 
 def test_row_blocks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.checkpoint.row_blocks.PIECE_BYTES", 1000)
+    monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", 1000)
     for rows in (1, 31, 32, 33, 320):
         for row_bytes in (1, 10, 999, 5000):
             blocks = list(row_blocks(rows, row_bytes, multiple=32))

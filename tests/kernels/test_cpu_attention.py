@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.cpu.library import available_isas
+from edgellama.kernels import reference
+from edgellama.kernels.cpu.library import available_isas
 from support.attention_calls import CACHES, Case, bind, call, check, expected, run
 
 # Query heads, key/value heads, head size: groups of 1, 3, 4 and 8 heads, sizes that fill vectors and tiles or do not.

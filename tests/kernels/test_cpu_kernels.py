@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels import reference
-from kernels import weight_format as wf
-from kernels.cpu.library import ISAS, available_isas, library
+from edgellama.kernels import reference
+from edgellama.kernels import weight_format as wf
+from edgellama.kernels.cpu.library import ISAS, available_isas, library
 
 EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2}
 TILE_ROWS = 12  # from this many rows on, AMX multiplies
@@ -243,7 +243,7 @@ def test_packer_is_its_definition_bit_for_bit(isa: str, fmt: str) -> None:
 
 @pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0"])
 def test_packer_lays_out_quantized_weights(fmt: str) -> None:
-    from kernels.cpu.packing import pack_quantized
+    from edgellama.kernels.cpu.packing import pack_quantized
 
     rng = np.random.default_rng(6)
     scales, q = rng.integers(0, 2**16, (48, 3), dtype=np.uint16), rng.integers(0, 16, (48, 96), dtype=np.uint8)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu import library as module
-from runtime.backend.cpu_kernels import kernel_library
-from runtime.errors import UserError
+from edgellama.backend.cpu_kernels import kernel_library
+from edgellama.errors import UserError
+from edgellama.kernels.cpu import library as module
 
 REMEDY = r"the CPU kernels are not built\. Build them with `pip install \.`"
 

@@ -23,8 +23,8 @@ from pool import Worker, measure  # noqa: E402
 from prepare import AbsentError, Models, Peer  # noqa: E402
 from report import build_report, show  # noqa: E402
 
-from exporter.checkpoint.source import resolve  # noqa: E402
-from runtime.artifact.manifest import Artifact  # noqa: E402
+from edgellama.artifact.manifest import Artifact  # noqa: E402
+from edgellama.exporter.checkpoint.source import resolve  # noqa: E402
 
 SPARE_POSITIONS = 64  # after the deepest context, for the measured decode steps
 

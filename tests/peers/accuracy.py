@@ -14,12 +14,12 @@ import numpy as np
 from pool import Worker
 from prepare import Peer
 
-from exporter import evaluate
-from exporter.checkpoint.open import open_checkpoint
-from exporter.reference import reference_model
-from runtime.artifact.manifest import Artifact
-from runtime.artifact.sizes import EMBEDDING, step_weight_bytes
-from runtime.text.tokenizer import Tokenizer
+from edgellama.artifact.manifest import Artifact
+from edgellama.artifact.sizes import EMBEDDING, step_weight_bytes
+from edgellama.exporter.checkpoint.open import open_checkpoint
+from edgellama.exporter.proof import evaluate
+from edgellama.exporter.proof.float_reference import reference_model
+from edgellama.text.tokenizer import Tokenizer
 
 TOKENS = 4096
 

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
-from runtime.engine.engine import Engine as StepEngine
+from edgellama.artifact.manifest import Artifact
+from edgellama.engine.engine import Engine as StepEngine
 
 
 class Engine:

@@ -103,7 +103,7 @@ class Models:
         if not (out / "config.json").exists():
             from safetensors.numpy import save_file
 
-            from exporter.checkpoint.open import open_checkpoint
+            from edgellama.exporter.checkpoint.open import open_checkpoint
 
             out.mkdir(exist_ok=True)
             checkpoint = open_checkpoint(self.gguf)

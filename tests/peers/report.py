@@ -9,8 +9,8 @@ from typing import Any
 from pool import Figure, Worker
 from prepare import Peer
 
-from runtime.bench import machine
-from runtime.bench.report import columns
+from edgellama.bench import machine
+from edgellama.bench.report import columns
 
 SCHEMA_VERSION = 1
 # (kind, tokens, our weights, filter of peers, their name, limit): the ratio of our median to that of the fastest peer

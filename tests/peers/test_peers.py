@@ -37,8 +37,8 @@ def worker(tiny_artifact: Path) -> Iterator[Worker]:
 def test_our_engine_answers_through_its_worker(
     worker: Worker, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from exporter.checkpoint.open import open_checkpoint
-    from exporter.reference import reference_logits
+    from edgellama.exporter.checkpoint.open import open_checkpoint
+    from edgellama.exporter.proof.float_reference import reference_logits
 
     tokens = [int(t) for t in np.random.default_rng(1).integers(0, 256, 40)]
     assert "MindSpore Lite" in worker.version

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.artifact.manifest import (
+from edgellama.artifact.manifest import (
     MANIFEST,
     Artifact,
     CacheSpec,
@@ -21,7 +21,7 @@ from runtime.artifact.manifest import (
     read_manifest,
     write_manifest,
 )
-from runtime.errors import UserError
+from edgellama.errors import UserError
 from support.manifest_edits import rewrite
 
 

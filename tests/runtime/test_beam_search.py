@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.engine.kv_cache import KVCache
-from runtime.errors import UserError
-from runtime.model import GenerateOutput, LlamaForCausalLM
+from edgellama.engine.kv_cache import KVCache
+from edgellama.errors import UserError
+from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, whole_text_logits
 from support.toy_model import PROMPTS, continuation, load, padded

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.__main__ import main
-from runtime.artifact import sizes
-from runtime.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
-from runtime.bench import command, fresh, machine, overhead, report
-from runtime.bench.workload import Settings, Workload
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
+from edgellama.__main__ import main
+from edgellama.artifact import sizes
+from edgellama.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from edgellama.bench import command, fresh, machine, overhead, report
+from edgellama.bench.workload import Settings, Workload
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
 from support import tiny
 
 KEYS = {
@@ -55,7 +55,7 @@ def test_the_report_has_the_documented_keys(found: dict[str, Any]) -> None:
     for name, keys in KEYS.items():
         assert set(found[name]) == keys, name
     for key in [*found, *(key for keys in KEYS.values() for key in keys)]:
-        assert key in (importlib.import_module("runtime.bench").__doc__ or ""), key
+        assert key in (importlib.import_module("edgellama.bench").__doc__ or ""), key
     assert json.loads(json.dumps(found)) == found
 
 
@@ -85,7 +85,7 @@ def test_figures_follow_from_the_samples(found: dict[str, Any]) -> None:
 def test_overhead_is_what_a_step_takes_beside_the_graph(found: dict[str, Any]) -> None:
     entries = {entry["name"]: entry for entry in found["step_overhead"]}
     assert list(entries) == list(overhead.SETTINGS)
-    documented = importlib.import_module("runtime.bench").__doc__ or ""
+    documented = importlib.import_module("edgellama.bench").__doc__ or ""
     for name, entry in entries.items():
         assert entry["settings"] == overhead.SETTINGS[name] and all(key in documented for key in entry)
         assert len(entry["seconds"]["samples"]) == 2 and len(entry["large_vocabulary_seconds"]["samples"]) == 2

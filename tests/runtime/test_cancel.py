@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import UserError
-from runtime.generation.decode import Timings
-from runtime.generation.output import Piece
-from runtime.model import GenerateOutput, LlamaForCausalLM
+from edgellama.errors import UserError
+from edgellama.generation.decode import Timings
+from edgellama.generation.output import Piece
+from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.serving import wait_until
 from support.toy_model import continuation, load
 
@@ -223,7 +223,7 @@ def test_a_pools_thread_waits_for_the_stream_that_it_began_and_another_ends(
     thread.join()
     assert [piece.id for piece in pieces] == continuation([5, 6], 4) and got == [continuation([9], 3)]
 
-    monkeypatch.setattr("runtime.engine.engine_lock.PATIENCE", 0.05)
+    monkeypatch.setattr("edgellama.engine.engine_lock.PATIENCE", 0.05)
     stream = model.stream([5, 6], max_new_tokens=4)
     errors = []
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime.artifact.manifest import Artifact
-from runtime.conversation.chat import Chat
+from edgellama.artifact.manifest import Artifact
+from edgellama.conversation.chat import Chat
 from support.command_line import run_main
 from support.tiny import NumpyGraph, Weights, artifact
 from support.toy_chat import CONTEXT, tokenizer, write_files
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(opened.path)
     weights = Weights(CONTEXT)
     monkeypatch.setattr(
-        "runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0])
+        "edgellama.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0])
     )
     monkeypatch.chdir(tmp_path)
     return opened.path
@@ -64,7 +64,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def expected(folder: Path, *texts: str, system: str | None = None) -> str:
     """What the answers print."""
-    from runtime.model import LlamaForCausalLM
+    from edgellama.model import LlamaForCausalLM
 
     chat = Chat(LlamaForCausalLM.from_pretrained(folder), system)
     return "".join("".join(piece.text for piece in chat.ask(text, max_new_tokens=6)) + "\n" for text in texts)
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_answer_and_the_chat_goes_on(
 def test_a_second_ctrl_c_ends_the_program(
     folder: Path, pipe: Any, ctrl_c: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.generation.stream.Stream.cancel", lambda self: None)  # the first does not help
+    monkeypatch.setattr("edgellama.generation.stream.Stream.cancel", lambda self: None)  # the first does not help
     ctrl_c(4, 5)
     pipe("hello\n")
     status, _, err = run_main(capfd, "chat", str(folder), *SHORT)

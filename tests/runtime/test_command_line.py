@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.__main__ import main
-from runtime.artifact.manifest import MANIFEST
+from edgellama.__main__ import main
+from edgellama.artifact.manifest import MANIFEST
 from support.child import REPOSITORY, run_child, run_cli
 from support.command_line import run_main
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
@@ -24,7 +24,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = artifact(tmp_path, context=512, eos_token_id=())
     weights = Weights(512)
     monkeypatch.setattr(
-        "runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]), raising=True
+        "edgellama.engine.engine.LiteGraph",
+        lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]),
+        raising=True,
     )
     model = byte_level()
     save(tmp_path, model)
@@ -183,7 +185,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
     code = (
-        "import sys\nimport runtime.__main__ as cli\nimport runtime.cli.generate as command\n"
+        "import sys\nimport edgellama.__main__ as cli\nimport edgellama.cli.generate as command\n"
         "def leave(options):\n    print('x' * 100000, flush=True)\n    print('y' * 100000, flush=True)\n"
         "command.run_generate = leave\nsys.exit(cli.main(['generate', 'x', '--prompt', 'x']))"
     )
@@ -219,14 +221,14 @@ def modules_after(statement: str) -> set[str]:
 
 def test_import_runtime_is_light() -> None:
     heavy = {"mindspore", "mindspore_lite", "torch", "transformers", "safetensors", "onnx", "exporter", "kernels"}
-    assert not modules_after("import runtime") & (heavy | {"numpy", "tokenizers", "jinja2"})
-    assert not modules_after("from runtime import LlamaForCausalLM, Tokenizer, GenerationConfig, UserError") & heavy
+    assert not modules_after("import edgellama") & (heavy | {"numpy", "tokenizers", "jinja2"})
+    assert not modules_after("from edgellama import LlamaForCausalLM, Tokenizer, GenerationConfig, UserError") & heavy
 
 
 def test_without_mindspore_lite_the_error_names_the_command(toy: Path) -> None:
     code = (
         "import sys; sys.modules['mindspore_lite'] = None\n"
-        "from runtime.__main__ import main\n"
+        "from edgellama.__main__ import main\n"
         f"sys.exit(main(['generate', {str(toy)!r}, '--prompt', 'hello']))"
     )
-    assert "Install it with `python -m runtime.lite install`" in run_child("-c", code, status=2).stderr
+    assert "Install it with `python -m edgellama.lite install`" in run_child("-c", code, status=2).stderr

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from runtime.conversation.chat import Chat
-from runtime.conversation.transcript import Transcript
-from runtime.errors import UserError
-from runtime.generation.output import Piece
-from runtime.model import LlamaForCausalLM
-from runtime.text.tokenizer import Tokenizer
+from edgellama.conversation.chat import Chat
+from edgellama.conversation.transcript import Transcript
+from edgellama.errors import UserError
+from edgellama.generation.output import Piece
+from edgellama.model import LlamaForCausalLM
+from edgellama.text.tokenizer import Tokenizer
 from support.toy_chat import CONTEXT, LLAMA2_LIKE, TEMPLATES, toy
 from support.toy_model import computed, continuation
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from runtime.artifact.manifest import Artifact, file_entry, write_manifest
-from runtime.engine.chunks import PASS_COST, plan_chunks
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, file_entry, write_manifest
+from edgellama.engine.chunks import PASS_COST, plan_chunks
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
 from support.tiny import VOCAB, InPlaceGraph, NumpyGraph, Weights, artifact, in_place_manifest, whole_text_logits
 
 BUCKETS = (1, 4, 16)

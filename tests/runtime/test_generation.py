@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.decode import Timings, decode
-from runtime.generation.sequences import Texts
-from runtime.hf_keywords import check_placement
-from runtime.model import LlamaForCausalLM
+from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
+from edgellama.generation.decode import Timings, decode
+from edgellama.generation.sequences import Texts
+from edgellama.hf_keywords import check_placement
+from edgellama.model import LlamaForCausalLM
 from support.tiny import VOCAB, artifact
 from support.toy_model import PROMPTS, continuation, load, padded
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.model import GenerateOutput, LlamaForCausalLM
+from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
+from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, artifact, whole_text_logits
 from support.toy_model import PROMPTS, continuation, load, padded

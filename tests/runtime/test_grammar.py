@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from runtime.__main__ import main
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
-from runtime.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
-from runtime.model import LlamaForCausalLM
+from edgellama.__main__ import main
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
+from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
+from edgellama.model import LlamaForCausalLM
 from support.child import run_child
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
 
@@ -205,7 +205,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     save(tmp_path, batch=1)
     weights = Weights(CONTEXT)
     graph = artifact(tmp_path, context=CONTEXT, eos_token_id=EOS).manifest.graphs[0]
-    monkeypatch.setattr("runtime.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
+    monkeypatch.setattr("edgellama.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
     return ["generate", str(tmp_path), "--prompt", "abc", "--temperature", "2", "--seed", "1"]
 
 
@@ -229,8 +229,8 @@ def test_the_command_line_takes_both(command: list[str], tmp_path: Path, capfd: 
 def test_without_the_library_the_error_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
-        "from runtime.grammar import GrammarTokenizer\n"
-        "from runtime.errors import UserError\n"
+        "from edgellama.grammar import GrammarTokenizer\n"
+        "from edgellama.errors import UserError\n"
         "try: GrammarTokenizer(None, 10, [1])\n"
         "except UserError as error: print(error)"
     )

@@ -9,9 +9,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine.engine import Engine
-from runtime.model import LlamaForCausalLM
-from runtime.text.graphemes import Graphemes
+from edgellama.engine.engine import Engine
+from edgellama.model import LlamaForCausalLM
+from edgellama.text.graphemes import Graphemes
 from support.tiny import NumpyGraph, Weights, artifact
 from support.toy_tokenizers import byte_level
 

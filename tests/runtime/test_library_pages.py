@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.backend import library_pages
+from edgellama.backend import library_pages
 from support.child import run_python
 
 
@@ -42,9 +42,9 @@ def test_nothing_happens_where_there_is_no_smaps(tmp_path: Path, monkeypatch: py
 PROGRAM = """
 import json, sys
 import numpy as np
-from runtime.engine import engine
-from runtime.backend import library_pages
-from runtime.artifact.manifest import Artifact
+from edgellama.engine import engine
+from edgellama.backend import library_pages
+from edgellama.artifact.manifest import Artifact
 
 release = library_pages.release_library_pages
 released = []

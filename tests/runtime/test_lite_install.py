@@ -1,4 +1,4 @@
-"""`python -m runtime.lite`: what it builds, what it leaves alone, what it says when it cannot. Nothing is fetched."""
+"""`python -m edgellama.lite`: what it builds, what it leaves alone, what it says when it cannot. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import UserError
-from runtime.lite import __main__ as command
-from runtime.lite import native, wheel
-from runtime.lite.release import LOCAL_VERSION, RELEASES, VERSION, Release, release_for_this_machine
+from edgellama.errors import UserError
+from edgellama.lite import __main__ as command
+from edgellama.lite import native, wheel
+from edgellama.lite.release import LOCAL_VERSION, RELEASES, VERSION, Release, release_for_this_machine
 from support.child import run_child
 
 PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -62,7 +62,7 @@ def test_what_is_installed_here_is_current_and_a_second_install_does_nothing() -
     before = importlib.metadata.distribution("mindspore-lite")
     library = Path(str(before.locate_file("mindspore_lite/__init__.py")))
     stat = library.stat()
-    done = run_child("-m", "runtime.lite", "install")
+    done = run_child("-m", "edgellama.lite", "install")
     assert "is already installed" in done.stdout or "nothing to do" in done.stdout
     assert library.stat().st_mtime_ns == stat.st_mtime_ns
 

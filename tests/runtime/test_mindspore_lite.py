@@ -13,7 +13,7 @@ import mindspore_lite as mslite
 import numpy as np
 import pytest
 
-from runtime.lite.release import LABEL
+from edgellama.lite.release import LABEL
 from support.affine_model import affine_inputs, load, run_affine
 from support.child import run_support
 

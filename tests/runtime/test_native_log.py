@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from runtime.backend.native_log import TAIL_LINES, native_log_on_failure
-from runtime.errors import UserError
+from edgellama.backend.native_log import TAIL_LINES, native_log_on_failure
+from edgellama.errors import UserError
 from support.child import run_child
 
 
@@ -51,7 +51,7 @@ def test_show_lets_everything_through(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def in_process(code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    code = "import os, sys\nfrom runtime.backend.native_log import native_log_on_failure as caught\n" + code
+    code = "import os, sys\nfrom edgellama.backend.native_log import native_log_on_failure as caught\n" + code
     return run_child("-c", code, **options)
 
 

@@ -13,8 +13,8 @@ import pytest
 from transformers import AutoTokenizer
 from transformers import pipeline as theirs
 
-from runtime.errors import UserError
-from runtime.pipelines import TextGenerationPipeline, pipeline
+from edgellama.errors import UserError
+from edgellama.pipelines import TextGenerationPipeline, pipeline
 from support.child import run_python
 from support.exported import chat_checkpoint, export, reference
 from support.toy_model import load
@@ -45,7 +45,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 CHILD = """
 import json, sys
-from runtime import LlamaForCausalLM, pipeline
+from edgellama import LlamaForCausalLM, pipeline
 
 model = LlamaForCausalLM.from_pretrained(sys.argv[1])
 generator = pipeline("text-generation", model=model, do_sample=False)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine.kv_cache import KVCache
-from runtime.engine.prefix_cache import PrefixCache
-from runtime.model import LlamaForCausalLM
+from edgellama.engine.kv_cache import KVCache
+from edgellama.engine.prefix_cache import PrefixCache
+from edgellama.model import LlamaForCausalLM
 from support.toy_model import PROMPTS, computed, continuation, load, padded
 
 LONG = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]

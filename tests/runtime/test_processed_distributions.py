@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runtime.generation.config import GenerationConfig
-from runtime.generation.sequences import Texts
-from runtime.generation.token_selector import Chooser
+from edgellama.generation.config import GenerationConfig
+from edgellama.generation.sequences import Texts
+from edgellama.generation.token_selector import Chooser
 from support.distributions import assert_same_scores
 
 ROWS, PROMPT, STEPS, VOCAB = 3, 12, 10, 60

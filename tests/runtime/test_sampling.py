@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from kernels.cpu.library import available_isas
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.generation.logits_processors import processors, without_eos
-from runtime.generation.sampler import NotNumbersError, Sampler
+from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
+from edgellama.generation.logits_processors import processors, without_eos
+from edgellama.generation.sampler import NotNumbersError, Sampler
+from edgellama.kernels.cpu.library import available_isas
 from support.distributions import assert_same_scores, chi_square, softmax
 from support.their_processors import their_processors, their_warpers
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from runtime.generation.config import GenerationConfig
-from runtime.generation.sampler import Sampler
+from edgellama.generation.config import GenerationConfig
+from edgellama.generation.sampler import Sampler
 from support.distributions import assert_same_scores, softmax
 from support.their_processors import their_warpers
 

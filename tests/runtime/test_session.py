@@ -11,10 +11,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from runtime.artifact.manifest import Artifact
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
-from runtime.model import LlamaForCausalLM
+from edgellama.artifact.manifest import Artifact
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
+from edgellama.model import LlamaForCausalLM
 from support.tiny import DIM, GROUPS, LAYERS, InPlaceGraph, in_place_manifest
 from support.toy_model import computed, continuation, load
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from runtime.errors import UserError
-from runtime.text.tokenizer import LONG, Tokenizer
+from edgellama.errors import UserError
+from edgellama.text.tokenizer import LONG, Tokenizer
 from support.toy_tokenizers import BYTE_LEVEL, LLAMA3_STYLE, SENTENCEPIECE, byte_level, save, sentencepiece
 
 LLAMA2_STYLE = """{%- if messages[0].role == 'system' %}

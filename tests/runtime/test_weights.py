@@ -10,10 +10,10 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from exporter.writing.weights_file import write_weights
-from runtime.artifact.manifest import TensorSpec
-from runtime.artifact.safetensors import ALIGNMENT, MappedWeights
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.artifact.safetensors import ALIGNMENT, MappedWeights
+from edgellama.errors import UserError
+from edgellama.exporter.writing.weights_file import write_weights
 
 TENSORS = {
     "f32": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from runtime.model import LlamaForCausalLM
-from runtime.serve.app import Service
-from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve.app import Service
+from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
 from support.serving import Gate, client, serving, wait_until, with_template
 
 

@@ -19,9 +19,9 @@ from support.serving import client, wait_until, with_template
 
 # Passes that take a while, so that a signal comes in the middle of an answer.
 SLOWLY = (
-    "import sys, time\nfrom runtime.engine.engine import Engine\nforward = Engine.forward\n"
+    "import sys, time\nfrom edgellama.engine.engine import Engine\nforward = Engine.forward\n"
     "def slowly(*arguments):\n    time.sleep(0.05)\n    return forward(*arguments)\n"
-    "Engine.forward = slowly\nfrom runtime.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    "Engine.forward = slowly\nfrom edgellama.__main__ import main\nsys.exit(main(sys.argv[1:]))"
 )
 
 
@@ -117,7 +117,7 @@ def reachable(address: str) -> bool:
 
 
 def refused(*arguments: str, code: str = "") -> str:
-    code += "\nimport sys\nfrom runtime.__main__ import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
+    code += "\nimport sys\nfrom edgellama.__main__ import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
     done = run_child("-c", code, *arguments, status=2)
     assert done.stdout == ""
     return done.stderr

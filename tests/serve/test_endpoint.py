@@ -17,8 +17,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.model import LlamaForCausalLM
-from runtime.serve.app import Service
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve.app import Service
 from support.serving import Gate, client, serving, wait_until, with_template
 
 ROWS, CONTEXT, VOCAB = 2, 64, 264

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-import runtime.serve
-from runtime.model import LlamaForCausalLM
-from runtime.serve import command
-from runtime.serve.app import MAX_BODY, Service
-from runtime.serve.event_stream import HOLD_SECONDS
-from runtime.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE
-from runtime.serve.request import MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
-from runtime.serve.scheduler import CHUNK
+import edgellama.serve
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve import command
+from edgellama.serve.app import MAX_BODY, Service
+from edgellama.serve.event_stream import HOLD_SECONDS
+from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE
+from edgellama.serve.request import MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
+from edgellama.serve.scheduler import CHUNK
 from support.serving import serving, with_template
 
-GUIDE = (Path(runtime.serve.__path__[0]) / "SERVER.md").read_text(encoding="utf-8")
+GUIDE = (Path(edgellama.serve.__path__[0]) / "SERVER.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.generation.config import GenerationConfig
-from runtime.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
-from runtime.serve.responses import ResponseWriter
-from runtime.serve.sequence import SequenceEvent, ServedSequence
-from runtime.text.tokenizer import Tokenizer
+from edgellama.generation.config import GenerationConfig
+from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
+from edgellama.serve.responses import ResponseWriter
+from edgellama.serve.sequence import SequenceEvent, ServedSequence
+from edgellama.text.tokenizer import Tokenizer
 from support.toy_tokenizers import BYTE_LEVEL, SENTENCEPIECE, byte_level
 
 LIMITS = RequestLimits(context=64, sequences=8)

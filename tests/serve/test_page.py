@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.model import LlamaForCausalLM
+from edgellama.model import LlamaForCausalLM
 from support.serving import Gate, client, serving, wait_until, with_template
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import UserError
-from runtime.generation.config import GenerationConfig
-from runtime.model import LlamaForCausalLM
-from runtime.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
-from runtime.serve.sequence import SequenceEvent, ServedSequence, VisibleText, partial_match
+from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
+from edgellama.serve.sequence import SequenceEvent, ServedSequence, VisibleText, partial_match
 from support.tiny import VOCAB
 from support.toy_model import continuation, load
 

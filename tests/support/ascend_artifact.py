@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact.manifest import Conversion, Manifest, TensorSpec, write_manifest
+from edgellama.artifact.manifest import Conversion, Manifest, TensorSpec, write_manifest
 from support.tiny import manifest
 
 BATCH, CONTEXT, GEARS = 2, 64, (1, 4, 16)

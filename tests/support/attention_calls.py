@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kernels import reference
-from kernels.cpu.library import ISAS, library
+from edgellama.kernels import reference
+from edgellama.kernels.cpu.library import ISAS, library
 
 CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
 

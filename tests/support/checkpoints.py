@@ -145,9 +145,9 @@ def export_all(jobs: Sequence[Mapping[str, Any]]) -> list[Path]:
 
 
 def _main() -> None:
-    from exporter.export import export
-    from exporter.export_options import ExportOptions
-    from exporter.progress import Progress
+    from edgellama.exporter.export import export
+    from edgellama.exporter.export_options import ExportOptions
+    from edgellama.exporter.progress import Progress
 
     for job in json.load(sys.stdin):
         job["out"] = Path(job["out"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.__main__ import main
+from edgellama.__main__ import main
 
 
 def run_main(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

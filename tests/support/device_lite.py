@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Graph, TensorSpec
+from edgellama.artifact.manifest import Graph, TensorSpec
 from support.tiny import InPlaceGraph, Weights
 
 

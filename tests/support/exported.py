@@ -86,7 +86,7 @@ def generate(artifact: Path, *calls: dict[str, Any]) -> list[np.ndarray]:
     """Returns what model.generate(**call) returns for each call, run in one child process."""
     code = (
         "import json, sys, numpy as np\n"
-        "from runtime import LlamaForCausalLM\n"
+        "from edgellama import LlamaForCausalLM\n"
         "model = LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
         "found = []\n"
         "for call in json.load(open(sys.argv[2])):\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from runtime.artifact.manifest import MANIFEST, digest
+from edgellama.artifact.manifest import MANIFEST, digest
 
 
 def rewrite(folder: Path, **changes: object) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import openai
 import uvicorn
 
-from runtime.model import LlamaForCausalLM
-from runtime.serve.app import Service
-from runtime.serve.command import listen, url
+from edgellama.model import LlamaForCausalLM
+from edgellama.serve.app import Service
+from edgellama.serve.command import listen, url
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if add_generation_prompt %}a:{% endif %}"

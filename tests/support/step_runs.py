@@ -66,14 +66,14 @@ def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np
 
 
 def lite_engine(artifact: Any) -> Any:
-    from runtime.engine.engine import Engine
+    from edgellama.engine.engine import Engine
 
     return Engine(artifact)
 
 
 def mindspore_engine(artifact: Any) -> Any:
     """The runtime's engine over the traced network itself, run by MindSpore."""
-    from runtime.engine.engine import Engine
+    from edgellama.engine.engine import Engine
 
     return Engine(artifact, build=lambda path: MindSporeGraph(artifact))
 
@@ -84,11 +84,11 @@ class MindSporeGraph:
     def __init__(self, artifact: Any) -> None:
         import mindspore
 
-        from exporter.graph_spec import Shape
-        from exporter.mindir_graph import read
-        from exporter.network.config import LlamaConfig
-        from exporter.network.llama import Llama
-        from exporter.opsets import portable
+        from edgellama.exporter.graph_spec import Shape
+        from edgellama.exporter.mindir.graph import read
+        from edgellama.exporter.network.config import LlamaConfig
+        from edgellama.exporter.network.llama import Llama
+        from edgellama.exporter.opsets import portable
 
         mindspore.set_context(mode=mindspore.GRAPH_MODE)
         graph = artifact.manifest.graphs[0]
@@ -116,7 +116,7 @@ class MindSporeGraph:
 
 
 if __name__ == "__main__":
-    from runtime.artifact.manifest import Artifact
+    from edgellama.artifact.manifest import Artifact
 
     make = {"lite": lite_engine, "mindspore": mindspore_engine}[sys.argv[1]]
     np.save(sys.argv[2], np.stack([run_schedule(make(Artifact.open(path))) for path in sys.argv[3:]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.generation import logits_process as theirs
 
-from runtime.generation.config import GenerationConfig
+from edgellama.generation.config import GenerationConfig
 
 
 def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:

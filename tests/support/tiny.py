@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from runtime.artifact.manifest import (
+from edgellama.artifact.manifest import (
     Artifact,
     CacheSpec,
     Graph,

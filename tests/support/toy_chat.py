@@ -9,8 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from runtime.engine.engine import Engine
-from runtime.model import LlamaForCausalLM
+from edgellama.engine.engine import Engine
+from edgellama.model import LlamaForCausalLM
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact
 from support.toy_tokenizers import LLAMA3_STYLE
 

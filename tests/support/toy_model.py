@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
-from runtime.engine.engine import Engine
-from runtime.model import LlamaForCausalLM
+from edgellama.engine.engine import Engine
+from edgellama.model import LlamaForCausalLM
 from support.tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]

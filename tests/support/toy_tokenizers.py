@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from runtime.text.tokenizer import Tokenizer
+from edgellama.text.tokenizer import Tokenizer
 
 LLAMA3_STYLE = (
     "{{ bos_token }}{% for message in messages %}"

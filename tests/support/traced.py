@@ -12,7 +12,7 @@ from support.child import run_support
 
 def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any:
     """The traced model (mind_ir_pb2.ModelProto) of a config, 2 rows, context 32."""
-    from exporter.mindir_schema import pb
+    from edgellama.exporter.mindir.schema import pb
 
     (folder / "config.json").write_text(json.dumps(config))
     run_support("traced", str(folder / "config.json"), str(folder / "traced"), str(tokens))
@@ -22,10 +22,10 @@ def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any
 
 
 if __name__ == "__main__":
-    from exporter.graph_spec import Shape
-    from exporter.network.config import LlamaConfig
-    from exporter.opsets import portable
-    from exporter.trace import trace
+    from edgellama.exporter.graph_spec import Shape
+    from edgellama.exporter.network.config import LlamaConfig
+    from edgellama.exporter.opsets import portable
+    from edgellama.exporter.trace import trace
 
     network = LlamaConfig.from_dict(json.loads(Path(sys.argv[1]).read_text()))
     traced = trace(network, Shape(2, int(sys.argv[3]), 32), portable)

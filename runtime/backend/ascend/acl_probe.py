@@ -1,4 +1,4 @@
-"""`python -m runtime.backend.ascend.acl_probe ID`: prints what CANN's Python module (pyACL) reports about a device.
+"""`python -m edgellama.backend.ascend.acl_probe ID`: prints what CANN's Python module (pyACL) reports about a device.
 
 The output is one JSON object. The command is a separate process, because a device that the caller's process opens would
 interfere with MindSpore Lite's use of it.

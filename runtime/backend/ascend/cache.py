@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import CacheSpec, TensorSpec
-from runtime.errors import UserError
+from ...artifact.manifest import CacheSpec, TensorSpec
+from ...errors import UserError
 
 
 class _Thread(threading.local):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kernels.ascend.chips import CUSTOM_OPERATORS
+from edgellama.kernels.ascend.chips import CUSTOM_OPERATORS
 
 CODE = re.compile(r"\b(E[A-Z]?\d{4,5}): (?:\[PID: \d+\] )?(?:\d{4}-\d\d-\d\d-[\d:.]+ )?(.+)")
 OPERATOR = (

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.backend.ascend import npu_smi
-from runtime.backend.ascend.npu_smi import NpuSmi
-from runtime.errors import UserError
+from ...errors import UserError
+from . import npu_smi
+from .npu_smi import NpuSmi
 
 TIMEOUT = 60  # seconds: after a reset, opening a device takes long
 TAIL_LINES = 6  # of the output of a process that died
@@ -36,7 +36,7 @@ class Device:
 
 def ask_acl(device: int) -> dict[str, Any] | None:
     """Return what acl_probe prints, or None if pyACL cannot be imported. Raises UserError if the process dies."""
-    command = [sys.executable, "-m", "runtime.backend.ascend.acl_probe", str(device)]
+    command = [sys.executable, "-m", "edgellama.backend.ascend.acl_probe", str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:

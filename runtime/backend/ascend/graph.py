@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact, Graph
-from runtime.backend.ascend.cache import DeviceCache, DeviceTensor
-from runtime.backend.ascend.cann_log import explain
-from runtime.backend.ascend.device import Device, find
-from runtime.backend.ascend.requirements import check_converted, check_device, check_lite
-from runtime.backend.lite_graph import LiteGraph, import_lite
-from runtime.errors import UserError
+from ...artifact.manifest import Artifact, Graph
+from ...errors import UserError
+from ..lite_graph import LiteGraph, import_lite
+from .cache import DeviceCache, DeviceTensor
+from .cann_log import explain
+from .device import Device, find
+from .requirements import check_converted, check_device, check_lite
 
 
 class AscendGraph(LiteGraph):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from runtime.errors import UserError
+from ...errors import UserError
 
 MIB = 1 << 20
 TIMEOUT = 30  # seconds, so that a driver that hangs does not hang this process

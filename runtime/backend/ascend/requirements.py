@@ -6,10 +6,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.ascend.chips import CHIPS, Chip, chip_of_soc, runs_on
-from runtime.artifact.manifest import Artifact, Manifest
-from runtime.backend.ascend.device import Device
-from runtime.errors import UserError
+from edgellama.kernels.ascend.chips import CHIPS, Chip, chip_of_soc, runs_on
+
+from ...artifact.manifest import Artifact, Manifest
+from ...errors import UserError
+from .device import Device
 
 # When MindSpore Lite loads a model, it allocates a buffer on the device for every input, and another in page-locked
 # host memory, although a cache is later bound by the address of our tensor (its model_process.cc and

@@ -1,4 +1,4 @@
-"""python -m exporter.window_probe FOLDER JOB RESULT: compute an artifact's logits over windows of a text.
+"""python -m edgellama.exporter.proof.run_windows FOLDER JOB RESULT: compute logits over windows of a text.
 
 evaluate.py starts it as a separate process, because MindSpore Lite cannot share a process with MindSpore.
 """
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from exporter.probe import engine_for
-from runtime.artifact.manifest import Artifact
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact
+from edgellama.errors import UserError
+
+from .run_artifact import engine_for
 
 
 def write_logits(folder: Path, job: Path, result: Path) -> None:

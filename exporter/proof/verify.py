@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.open import opened_for
-from exporter.progress import Progress
-from exporter.reference import reference_logits
-from exporter.rounded import RoundedCheckpoint
-from runtime.artifact.manifest import Artifact, Manifest, Parity
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Manifest, Parity
+from edgellama.errors import UserError
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.open import opened_for
+from ..progress import Progress
+from .float_reference import reference_logits
+from .rounded_checkpoint import RoundedCheckpoint
 
 DECODE_STEPS = 64
 # The ONNX twin takes half a minute per call for 16 GB of weights. Above TWIN_BYTES, the proof covers one prompt length
@@ -122,7 +123,7 @@ def run_artifact(
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
         np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))
-        command = [sys.executable, "-m", "exporter.probe", str(folder), str(job), str(result)]
+        command = [sys.executable, "-m", "edgellama.exporter.proof.run_artifact", str(folder), str(job), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")

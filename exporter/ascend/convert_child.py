@@ -1,4 +1,4 @@
-"""`python -m exporter.convert_child MODEL OUTPUT CONFIG`: runs MindSpore Lite's converter in a separate process.
+"""`python -m edgellama.exporter.ascend.convert_child MODEL OUTPUT CONFIG`: MindSpore Lite's converter, run apart.
 
 A separate process makes it possible to keep the converter's whole log, and a crash of native code ends that process
 only. This module imports nothing of the project.

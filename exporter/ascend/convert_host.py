@@ -15,9 +15,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from kernels.ascend.chips import Chip
-from runtime.backend.lite_graph import import_lite
-from runtime.errors import UserError
+from edgellama.backend.lite_graph import import_lite
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import Chip
 
 VENDOR = "edgellama"
 SET_ENV = "`source /usr/local/Ascend/ascend-toolkit/set_env.sh`"

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.open import opened_for
-from exporter.progress import Progress
-from exporter.reference import reference_model
-from runtime.artifact.manifest import Artifact
-from runtime.errors import UserError
-from runtime.text.tokenizer import Tokenizer
+from edgellama.artifact.manifest import Artifact
+from edgellama.errors import UserError
+from edgellama.text.tokenizer import Tokenizer
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.open import opened_for
+from ..progress import Progress
+from .float_reference import reference_model
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -162,11 +163,11 @@ def read_text(path: Path) -> str:
 def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats:
     """Return the artifact's logits [n, W - 1 - first, V] after tokens first .. W-2 of each window.
 
-    exporter.window_probe computes them in a separate process; the result is a memory map of its output file.
+    exporter.proof.run_windows computes them in a separate process; the result is a memory map of its output file.
     """
     job, result = scratch / "job.npz", scratch / "logits.npy"
     np.savez(job, windows=windows, first=first)
-    command = [sys.executable, "-m", "exporter.window_probe", str(folder), str(job), str(result)]
+    command = [sys.executable, "-m", "edgellama.exporter.proof.run_windows", str(folder), str(job), str(result)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")

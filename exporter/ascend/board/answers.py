@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.ascend.chips import OPERATORS, Chip
+from edgellama.kernels.ascend.chips import OPERATORS, Chip
 
 YES, NO, UNKNOWN = "yes", "no", "unknown"
-TOLERANCE = 0.02  # share of the logits' range: what exporter.verify allows for float16 weights and cache
+TOLERANCE = 0.02  # share of the logits' range: what exporter.proof.verify allows for float16 weights and cache
 Stages = Mapping[str, Mapping[str, Any]]
 
 # CANN's fused operators that would be worth using if they exist; the evidence lists those that do.

@@ -15,16 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exporter.board.answers import ProbeResult, probe_results
-from exporter.convert_host import cann_version, lite_version, package_chips, packages
-from exporter.progress import Progress
-from kernels.ascend.chips import Chip, chip_of_soc
-from runtime.backend.ascend import npu_smi
-from runtime.backend.ascend.cann_log import explain
-from runtime.backend.ascend.device import Device, find
-from runtime.backend.ascend.requirements import missing_features
-from runtime.backend.lite_graph import import_lite
-from runtime.errors import UserError
+from edgellama.backend.ascend import npu_smi
+from edgellama.backend.ascend.cann_log import explain
+from edgellama.backend.ascend.device import Device, find
+from edgellama.backend.ascend.requirements import missing_features
+from edgellama.backend.lite_graph import import_lite
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import Chip, chip_of_soc
+
+from ...progress import Progress
+from ..convert_host import cann_version, lite_version, package_chips, packages
+from .answers import ProbeResult, probe_results
 
 TIMEOUT = 1800  # seconds for the run of the probe, so that a driver that hangs does not hang the command
 OPERATOR_LISTS = "opp/built-in/op_impl/ai_core/tbe/config"
@@ -125,7 +126,7 @@ def measure(
 
     A failure does not raise: the outcome or the stage "stopped" says what failed.
     """
-    from exporter.convert import ConvertOptions, convert
+    from ..convert import ConvertOptions, convert
 
     with tempfile.TemporaryDirectory() as scratch:
         began = time.monotonic()
@@ -167,7 +168,7 @@ def run_probe(folder: Path, device: int | None) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "exporter.board.measure",
+        "edgellama.exporter.ascend.board.measure",
         str(folder),
         *([str(device)] if device is not None else []),
     ]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.mindir_schema import pb
-from runtime.artifact.manifest import TensorSpec
-from runtime.errors import UserError
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.errors import UserError
+
+from .schema import pb
 
 Model = Any  # pb.ModelProto; protobuf's generated classes carry no types
 Node = Any

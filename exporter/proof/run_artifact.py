@@ -1,4 +1,4 @@
-"""python -m exporter.probe FOLDER JOB RESULT: compute an artifact's logits, for verify.py.
+"""python -m edgellama.exporter.proof.run_artifact FOLDER JOB RESULT: compute an artifact's logits, for verify.py.
 
 It uses the runtime, or the ONNX twin if the artifact is for Ascend and not converted yet.
 """
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact, Manifest
-from runtime.engine.engine import Engine
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Manifest
+from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
 
 
 def engine_for(artifact: Artifact) -> Engine:
     """Return the engine of an artifact: the runtime's, or one over the ONNX twin for an unconverted Ascend artifact."""
     if artifact.manifest.opset == "ascend" and artifact.manifest.converted is None:
-        from exporter.onnx_run import twin_engine
+        from ..onnx_twin.run import twin_engine
 
         return twin_engine(artifact)
     return Engine(artifact)

@@ -14,11 +14,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint
-from exporter.checkpoint.row_blocks import tensor_pieces
-from exporter.network.rope import rope_tables
-from exporter.writing.tensor_stream import made_in_order
-from kernels.reference import fused_attention
+from edgellama.kernels.reference import fused_attention
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.row_blocks import tensor_pieces
+from ..network.rope import rope_tables
+from ..writing.tensor_stream import made_in_order
 
 Floats = NDArray[np.float32]
 Model = Callable[[NDArray[np.int32], list[int]], Floats]  # (tokens [n], positions) -> logits [len(positions), V]

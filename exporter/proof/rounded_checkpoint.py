@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.base import Checkpoint, RawBlocks
-from exporter.opsets.cpu_weights import format_of, merged_place
-from kernels.weight_format import PANEL, panel_count, unpack
-from runtime.artifact.manifest import Manifest
-from runtime.artifact.safetensors import MappedWeights
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Manifest
+from edgellama.artifact.safetensors import MappedWeights
+from edgellama.errors import UserError
+from edgellama.kernels.weight_format import PANEL, panel_count, unpack
+
+from ..checkpoint.base import Checkpoint, RawBlocks
+from ..opsets.cpu_weights import format_of, merged_place
 
 # The largest allowed relative error of a block of rows: root mean square of the error / that of the weights. For a
 # group of 32 with a single dominant value, int8 loses 0.013 and int4 0.22; for normally distributed numbers 0.005 and

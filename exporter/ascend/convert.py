@@ -14,15 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.ascend.convert_config import CONFIG, write_config
-from exporter.convert_host import Host, check_room, inspect_host
-from exporter.progress import Progress
-from exporter.writing.atomic_folder import whole
-from kernels.ascend.chips import CHIPS, Chip
-from runtime.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
-from runtime.backend.ascend import npu_smi
-from runtime.backend.ascend.cann_log import explain
-from runtime.errors import UserError
+from edgellama.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
+from edgellama.backend.ascend import npu_smi
+from edgellama.backend.ascend.cann_log import explain
+from edgellama.errors import UserError
+from edgellama.kernels.ascend.chips import CHIPS, Chip
+
+from ..progress import Progress
+from ..writing.atomic_folder import whole
+from .convert_config import CONFIG, write_config
+from .convert_host import Host, check_room, inspect_host
 
 COMPILED = b"CustomAscend"  # the only node of a graph that CANN compiled
 TAIL_LINES = 12
@@ -170,7 +171,7 @@ def _remedy(chip: Chip) -> str:
 def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:
     """Return the converter's command line. Both forms of the converter add .mindir to the name of the output."""
     if host.converter == "python":
-        child = [sys.executable, "-m", "exporter.convert_child"]
+        child = [sys.executable, "-m", "edgellama.exporter.ascend.convert_child"]
         return [*child, *(str(path.absolute()) for path in (model, output, config))]
     return [
         host.converter,

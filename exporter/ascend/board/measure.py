@@ -1,4 +1,4 @@
-"""`python -m exporter.board.measure ARTIFACT DEVICE`: runs the converted probe and prints each measurement.
+"""`python -m edgellama.exporter.ascend.board.measure ARTIFACT DEVICE`: runs the converted probe, prints JSON lines.
 
 Each line of the output is one JSON object, which is one stage. The command is a separate process, so that a crash of
 native code leaves the stages before it. It does not judge the measurements: answers.py does.
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
-from runtime.backend.ascend.device import find
-from runtime.engine.engine import Engine
+from edgellama.artifact.manifest import Artifact
+from edgellama.backend.ascend.device import find
+from edgellama.engine.engine import Engine
 
 EXPECTED = "probe.npz"
 REPEATS = 10

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from exporter.checkpoint.open import open_checkpoint
-from exporter.export import export
-from exporter.export_options import ExportOptions
-from exporter.progress import Progress
-from exporter.reference import reference_logits
-from kernels.ascend.chips import CHIPS
+from edgellama.kernels.ascend.chips import CHIPS
+
+from ...checkpoint.open import open_checkpoint
+from ...export import export
+from ...export_options import ExportOptions
+from ...progress import Progress
+from ...proof.float_reference import reference_logits
 
 EXPECTED = "probe.npz"  # in the folder of the artifact
 ROWS, CONTEXT, BUCKETS = 2, 64, (4, 16)

@@ -1,6 +1,6 @@
 """Run an artifact's graph through its ONNX twin.
 
-onnx.reference evaluates the built-in operators, kernels/reference.py the custom ones (exporter.onnx_evaluators). The
+onnx.reference evaluates the built-in operators, kernels/reference.py the custom ones (evaluators.py). The
 result is independent of MindSpore, of MindSpore Lite and of every kernel. The evaluation is slow.
 """
 
@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from exporter.mindir_graph import read
-from exporter.onnx_evaluators import operators
-from exporter.onnx_twin import WRITTEN, translate
-from kernels import reference
-from runtime.artifact.manifest import Artifact, Graph
-from runtime.engine.engine import Engine
+from edgellama.artifact.manifest import Artifact, Graph
+from edgellama.engine.engine import Engine
+from edgellama.kernels import reference
+
+from ..mindir.graph import read
+from .evaluators import operators
+from .translate import WRITTEN, translate
 
 
 def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:

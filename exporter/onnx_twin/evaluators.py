@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from exporter.onnx_operators import DOMAIN
-from kernels import reference, weight_format
-from runtime.artifact.safetensors import ALIGNMENT
+from edgellama.artifact.safetensors import ALIGNMENT
+from edgellama.kernels import reference, weight_format
+
+from .operators import DOMAIN
 
 BLOCK = 1 << 25  # matrix elements that are widened to float32 at a time
 
@@ -163,7 +164,7 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float16:
         return np.matmul(a, b)
     x = a.astype(np.float32)
-    if b.ndim != 2 or b.dtype == np.float32:  # float32: float16 values that exporter.onnx_run widened once
+    if b.ndim != 2 or b.dtype == np.float32:  # float32: float16 values that exporter.onnx_twin.run widened once
         return np.matmul(x, b.astype(np.float32, copy=False)).astype(np.float16)
     out = np.empty((*a.shape[:-1], b.shape[1]), np.float16)
     step = max(1, BLOCK // len(b))

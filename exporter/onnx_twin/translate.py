@@ -1,4 +1,4 @@
-"""Translate a graph to ONNX: for Netron, and for evaluation without MindSpore (exporter.onnx_run).
+"""Translate a graph to ONNX: for Netron, and for evaluation without MindSpore (exporter.onnx_twin.run).
 
 Each MindIR operator becomes one ONNX node with the same name. A transposed batched product becomes two nodes, because
 ONNX's MatMul does not transpose; tuples need no node. Weights stay in their files: ONNX and MindIR both describe
@@ -15,11 +15,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, checker, helper
 
-from exporter.mindir_graph import MindIRGraph, Parameter, read
-from exporter.onnx_operators import DOMAIN, Translation, translate_operation
-from runtime.artifact.manifest import Artifact, Graph, TensorSpec
-from runtime.artifact.step_graph import shape_at
-from runtime.errors import UserError
+from edgellama.artifact.manifest import Artifact, Graph, TensorSpec
+from edgellama.artifact.step_graph import shape_at
+from edgellama.errors import UserError
+
+from ..mindir.graph import MindIRGraph, Parameter, read
+from .operators import DOMAIN, Translation, translate_operation
 
 OPSET = 18  # the oldest with Split's num_outputs
 TOKENS = "tokens"  # the symbolic size of the token axis

@@ -1,6 +1,6 @@
 """Read a MindIR file as plain Python values: operators in execution order, with inputs, attributes and shapes.
 
-Reads the lowered files that exporter.mindir writes (version 1: options are attributes of the primitive).
+Reads the lowered files that exporter.mindir.lower writes (version 1: options are attributes of the primitive).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from exporter.mindir import DTYPE_NAMES, DTYPES, Model
-from exporter.mindir_schema import pb
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from .lower import DTYPE_NAMES, DTYPES, Model
+from .schema import pb
 
 
 @dataclass(frozen=True)

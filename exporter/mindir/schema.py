@@ -10,7 +10,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from edgellama.errors import UserError
 
 
 def _load() -> Any:

@@ -1,7 +1,7 @@
 """Translate each MindIR operator to ONNX: one function per operator, in the table TRANSLATIONS.
 
 Custom operators, and Ascend operators that ONNX lacks, become nodes of the domain DOMAIN. kernels/reference.py
-evaluates them (exporter.onnx_evaluators). ONNX has no in-place writes: a custom node returns the tensors that it
+evaluates them (exporter.onnx_twin.evaluators). ONNX has no in-place writes: a custom node returns the tensors that it
 mutates as further outputs, and later readers in the MindIR read those outputs.
 """
 
@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from exporter.mindir_graph import MindIRGraph, Operation, Value
-from runtime.errors import UserError
+from edgellama.errors import UserError
+
+from ..mindir.graph import MindIRGraph, Operation, Value
 
 DOMAIN = "edgellama"
 FLOATS = {42: onnx.TensorProto.FLOAT16, 43: onnx.TensorProto.FLOAT}  # MindSpore's TypeId -> ONNX's

@@ -1,0 +1,1 @@
+"""Translates an exported graph to ONNX and evaluates it, as an independent check."""

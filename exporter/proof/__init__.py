@@ -1,0 +1,1 @@
+"""Compares an artifact with an independent reference, and measures its accuracy."""
