@@ -57,11 +57,6 @@ class Preprocessor:
             )
             for _ in range(request.n):
                 choice = len(sequences)
-                processors: list[LogitsProcessor] = []
-                if request.presence_penalty or request.frequency_penalty:
-                    processors.append(AdditivePenalties(ids.size, request.presence_penalty, request.frequency_penalty))
-                if new_grammar is not None:
-                    processors.append(new_grammar())
                 sequences.append(
                     ServedSequence(
                         ids,
@@ -71,7 +66,7 @@ class Preprocessor:
                         self.model.engine.vocab_size,
                         lambda event, choice=choice: send(choice, event),  # type: ignore[misc]
                         seed=(seed, choice),
-                        processors=processors,
+                        processors=_processors(request, ids.size, new_grammar),
                         top_logprobs=requested_top_logprobs(request),
                         reuse_prefix=request.seed is None,  # a seed promises the same tokens again
                         continues_prompt=not isinstance(request, ChatRequest),
@@ -166,6 +161,18 @@ class Preprocessor:
     @cached_property
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         return GrammarTokenizer.of(self.model)
+
+
+def _processors(
+    request: GenerationRequest, prompt_length: int, new_grammar: Callable[[], Grammar] | None
+) -> list[LogitsProcessor]:
+    """The logits processors of one sequence."""
+    processors: list[LogitsProcessor] = []
+    if request.presence_penalty or request.frequency_penalty:
+        processors.append(AdditivePenalties(prompt_length, request.presence_penalty, request.frequency_penalty))
+    if new_grammar is not None:
+        processors.append(new_grammar())
+    return processors
 
 
 class AdditivePenalties:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct int8 with eight rows, served: clients at once get what each gets alone, token for token."""
+"""SmolLM2-135M-Instruct int8, served with eight rows: simultaneous clients get the tokens that each gets alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def server(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def ask(server: tuple[Service, str], index: int) -> list[tuple[str, float]]:
-    """A greedy answer as it streams: (token, log-probability)."""
+    """Stream a greedy answer. Returns (token, log-probability) of each token."""
     service, address = server
     messages: Any = [{"role": "user", "content": f"Continue: {'one two three five ' * (WORDS[index] // 4)} {index}"}]
     found = []
@@ -45,7 +45,7 @@ def ask(server: tuple[Service, str], index: int) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_clients_at_once_get_what_each_gets_alone(server: tuple[Service, str], pause: float) -> None:
-    """Log-probabilities too, to the last digit: every pass is one that the answer would have alone."""
+    """The log-probabilities are equal, too, to the last digit: every pass is one that the answer would have alone."""
     alone = []
     for index in range(CLIENTS):
         server[0].model.forget()  # nothing of it is in the cache
@@ -66,7 +66,7 @@ def test_clients_at_once_get_what_each_gets_alone(server: tuple[Service, str], p
 
 
 def leave(server: tuple[Service, str]) -> None:
-    """A ninth client, which goes away in the middle."""
+    """A ninth client, which disconnects in the middle of its answer."""
     service, address = server
     with client(address).completions.create(
         model=service.name, prompt="Once upon a time", max_tokens=400, stream=True, temperature=1.0

@@ -1,4 +1,4 @@
-"""The comparison with other engines: its worker processes, its ratios, and that absent peers are told."""
+"""The comparison with other engines: its worker processes, its ratios, and the reasons for absent peers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Q4 = Peer("llama.cpp", "Q4_0", "m.gguf:0", ())
 
 @pytest.fixture
 def worker(tiny_artifact: Path) -> Iterator[Worker]:
-    """Our engine on the tiny artifact (2 rows, context 64), in its process."""
+    """Our engine in its process, with the tiny artifact (2 rows, context 64)."""
     made = Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 64)
     yield made
     made.close()
@@ -52,7 +52,7 @@ def test_our_engine_answers_through_its_worker(
 
 
 def test_figures_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each round asks every engine once, prompts are fresh, warm-ups do not count."""
+    """Each round measures every engine once, with new prompts, and leaves out the warm-ups."""
     asked: list[tuple[str, dict[str, Any]]] = []
 
     class Fake:
@@ -70,7 +70,7 @@ def test_figures_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     found = pool.measure(workers, vocabulary=50, prompts=[7], depths=[9], steps=3, rounds=2)
     prefills = [(name, tuple(c["tokens"])) for name, c in asked if c["op"] == "prefill"]
     assert [name for name, _ in prefills] == ["a", "a", "b", "b"] * 3
-    assert len({tokens for _, tokens in prefills}) == 6  # two a round, the same for both engines
+    assert len({tokens for _, tokens in prefills}) == 6  # two per round, the same for both engines
     decodes = [(name, tuple(c["tokens"]), c["steps"]) for name, c in asked if c["op"] == "decode"]
     assert [name for name, *_ in decodes] == ["a", "b"] * 3
     assert {(tokens, steps) for _, tokens, steps in decodes} == {(decodes[0][1], 3 + pool.WARM_UP)}
@@ -83,7 +83,7 @@ def test_figures_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_ratios_take_the_fastest_peer_that_counts() -> None:
+def test_ratios_use_the_fastest_peer_of_each_limit() -> None:
     peers = {peer.name: peer for peer in (OURS, Q8, Q8_FLASH, Q4)}
     figures = [
         Figure(OURS.name, "decode", 128, [3.0, 4.0, 9.0]),
@@ -148,7 +148,7 @@ def test_a_peer_that_does_not_start_is_absent_with_its_reason(peer: Peer, python
         Worker(peer, Path(python), 1, 64)
 
 
-def test_a_process_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
+def test_the_error_names_the_signal_that_killed_a_process(tmp_path: Path) -> None:
     crash = tmp_path / "crash"
     crash.write_text("#!/bin/sh\necho last words >&2\nkill -SEGV $$\n")
     crash.chmod(0o755)
@@ -156,12 +156,12 @@ def test_a_process_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
         Worker(Q8, crash, 1, 64)
 
 
-def test_too_small_a_context_is_told(tiny_artifact: Path) -> None:
+def test_a_context_that_is_too_small_is_an_error(tiny_artifact: Path) -> None:
     with pytest.raises(AbsentError, match="the artifact's context is 64; this run needs 100"):
         Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 100)
 
 
-def test_what_was_not_installed_is_remembered(tmp_path: Path) -> None:
+def test_reasons_of_failed_installations_are_kept(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     assert set(install.not_installed(python)) == set(install.PEERS)  # no environment: none of them
     python.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The endpoint and what does not fit: told in OpenAI's shape, while a stream that runs beside it is unharmed."""
+"""Bad requests get OpenAI's error object, and a stream that runs at the same time is not affected."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ RAW: list[tuple[bytes, dict[str, str], int, str]] = [
 
 @pytest.fixture(scope="class")
 def untouched(server: tuple[Service, str]) -> Iterator[None]:
-    """A stream that runs while bad requests come; its text is what it would be without them."""
+    """Runs a stream while bad requests arrive, and checks that its text is the same as without them."""
     service, address = server
     gate = Gate(service.model)
     asked: dict[str, Any] = {"model": service.name, "prompt": "hello", "max_tokens": 50, "temperature": 0}
@@ -111,7 +111,7 @@ def untouched(server: tuple[Service, str]) -> Iterator[None]:
 @pytest.mark.usefixtures("untouched")
 class TestBadInput:
     @pytest.mark.parametrize(("wrong", "status", "message"), BAD)
-    def test_bad_requests_are_told_what_is_wrong(
+    def test_an_error_names_what_is_wrong(
         self, server: tuple[Service, str], name: str, wrong: dict[str, Any], status: int, message: str
     ) -> None:
         body = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, **wrong}
@@ -123,7 +123,7 @@ class TestBadInput:
             assert error["code"] == "context_length_exceeded"
 
     @pytest.mark.parametrize(("body", "headers", "status", "message"), RAW)
-    def test_bodies_that_are_none(
+    def test_invalid_bodies(
         self, server: tuple[Service, str], body: bytes, headers: dict[str, str], status: int, message: str
     ) -> None:
         answer = httpx.post(
@@ -146,7 +146,7 @@ class TestBadInput:
                 headers={"content-type": "application/json"},
                 timeout=60,
             )
-        except httpx.TransportError:  # closed while it was still being sent
+        except httpx.TransportError:  # the server closed the connection early
             return
         assert answer.status_code == 413
 
@@ -175,7 +175,7 @@ class TestBadInput:
 def test_other_requests_are_served_while_a_body_is_read(
     server: tuple[Service, str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large one takes a second. Here it takes as long as it takes to ask for something else."""
+    """Validating a large body takes a second. Here it takes until another request has been answered."""
     reading, asked = threading.Event(), threading.Event()
     validate = CompletionRequest.model_validate_json
 
@@ -210,8 +210,8 @@ def test_other_requests_are_served_while_a_body_is_read(
         (ChatRequest, {"stop": [1] * 1000}),
     ],
 )
-def test_not_all_that_is_wrong_with_a_body_is_listed(kind: type[GenerationRequest], wrong: dict[str, Any]) -> None:
-    """Of a body of eight megabytes it would take half a minute, in which nothing else runs."""
+def test_validation_stops_at_the_first_wrong_element(kind: type[GenerationRequest], wrong: dict[str, Any]) -> None:
+    """Listing all errors of a body of eight megabytes would block the server for half a minute."""
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x", **wrong}
     del body["prompt" if kind is ChatRequest else "messages"]
     with pytest.raises(ValidationError) as refused:

@@ -1,4 +1,4 @@
-"""python -m runtime serve: a process of its own, its signals, and what it refuses."""
+"""`python -m runtime serve` in a separate process: signals, and options that it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from support.child import REPOSITORY, run_child
 from support.serving import client, wait_until, with_template
 
-# Passes that take a while, so that a signal comes in the middle of an answer.
+# Slow passes, so that a signal arrives in the middle of an answer.
 SLOWLY = (
     "import sys, time\nfrom edgellama.engine.engine import Engine\nforward = Engine.forward\n"
     "def slowly(*arguments):\n    time.sleep(0.05)\n    return forward(*arguments)\n"
@@ -31,7 +31,7 @@ def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
 
 
 class Server:
-    """The command, its address once it has said that, and what it has written to standard error."""
+    """The command as a process. `address` is its URL, `lines` is its output on standard error."""
 
     def __init__(self, artifact: Path, *options: str) -> None:
         command = [sys.executable, "-c", SLOWLY, "serve", str(artifact), "--port", "0", *options]
@@ -53,7 +53,7 @@ class Server:
         )
 
     def status(self) -> int:
-        """The exit status, once it has ended."""
+        """Wait for the end. Returns the exit status."""
         status = self.process.wait(60)
         self._reader.join()
         return status
@@ -74,18 +74,18 @@ def started(artifact: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_runs_end(started: Any, number: signal.Signals) -> None:
+def test_after_a_signal_running_answers_end_normally(started: Any, number: signal.Signals) -> None:
     server = started()
     whole = "".join(part.choices[0].text for part in server.stream())
     stream = server.stream()
     text = next(stream).choices[0].text
     server.process.send_signal(number)
-    wait_until(lambda: not reachable(server.address))  # nobody else is let in
+    wait_until(lambda: not reachable(server.address))  # it accepts no new connections
     assert text + "".join(part.choices[0].text for part in stream) == whole
     assert server.status() == 0 and not any("Traceback" in line for line in server.lines)
 
 
-def test_what_takes_longer_than_the_grace_is_told(started: Any) -> None:
+def test_answers_that_take_longer_than_the_grace_fail(started: Any) -> None:
     server = started("--grace", "0.2")
     stream = server.stream()
     next(stream)
@@ -95,7 +95,7 @@ def test_what_takes_longer_than_the_grace_is_told(started: Any) -> None:
     assert server.status() == 0 and not any("Traceback" in line for line in server.lines)
 
 
-def test_a_second_signal_ends_it_at_once(started: Any) -> None:
+def test_a_second_signal_ends_the_server_at_once(started: Any) -> None:
     server = started()
     stream = server.stream()
     next(stream)
@@ -123,7 +123,7 @@ def refused(*arguments: str, code: str = "") -> str:
     return done.stderr
 
 
-def test_what_it_refuses(artifact: Path) -> None:
+def test_invalid_options_are_refused(artifact: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"error: cannot listen on 127.0.0.1 port {port}" in refused(str(artifact), "--port", str(port))

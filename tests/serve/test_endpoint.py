@@ -1,4 +1,4 @@
-"""The endpoint over loopback with the official openai client, on a real tiny artifact."""
+"""The endpoint over loopback, with OpenAI's client and a real tiny artifact."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def name(server: tuple[Service, str]) -> str:
 
 
 def continuation(model: LlamaForCausalLM, prompt: list[int], count: int) -> str:
-    """What generate() writes, greedily."""
+    """The text that greedy generate() gives."""
     ids = model.generate([prompt], max_new_tokens=count, do_sample=False)[0, len(prompt) :].tolist()  # type: ignore[index]
     return model.tokenizer.decode(ids)
 
@@ -82,7 +82,11 @@ def test_a_chat_goes_through_the_template(api: openai.OpenAI, name: str, model: 
     answer = first.choices[0].message
     assert answer.role == "assistant"
     assert answer.content == continuation(model, chat_prompt(model, "s:be", "u:hi"), 12)
-    history = [*messages, answer.model_dump(), {"role": "user", "content": "so"}]  # as it came, nulls and all
+    history = [
+        *messages,
+        answer.model_dump(),
+        {"role": "user", "content": "so"},
+    ]  # the answer unchanged, with its null fields
     second = api.chat.completions.create(model=name, messages=history, temperature=0, max_completion_tokens=3)
     expected = continuation(model, chat_prompt(model, "s:be", "u:hi", f"a:{answer.content}", "u:so"), 3)
     assert second.choices[0].message.content == expected
@@ -96,7 +100,7 @@ def test_fields_that_only_state_the_default_are_taken(api: openai.OpenAI, name: 
     assert stated.choices[0].message.content == api.chat.completions.create(**asked).choices[0].message.content
 
 
-def test_a_chat_without_a_limit_ends_where_the_context_is_full(api: openai.OpenAI, name: str) -> None:
+def test_a_chat_without_a_limit_ends_when_the_context_is_full(api: openai.OpenAI, name: str) -> None:
     done = api.chat.completions.create(
         model=name, messages=[{"role": "user", "content": "hello"}], temperature=0, extra_body={"ignore_eos": True}
     )
@@ -180,7 +184,7 @@ def test_logprobs(api: openai.OpenAI, name: str, model: LlamaForCausalLM) -> Non
     np.testing.assert_allclose(found.token_logprobs, logprobs[range(4), picked], atol=1e-4)
     assert [max(top, key=top.__getitem__) for top in found.top_logprobs] == found.tokens
     assert found.text_offset[0] == 0 and len(found.tokens or []) == 4
-    template = "x" * 3  # another text: only the shape is compared
+    template = "x" * 3  # another text: only the structure is compared
     message: list[Any] = [{"role": "user", "content": template}]
     chat = api.chat.completions.create(messages=message, logprobs=True, top_logprobs=3, **asked).choices[0]
     streamed = []
@@ -195,7 +199,9 @@ def test_logprobs(api: openai.OpenAI, name: str, model: LlamaForCausalLM) -> Non
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_logprobs_are_of_what_is_shown(api: openai.OpenAI, name: str, model: LlamaForCausalLM, streaming: bool) -> None:
+def test_logprobs_cover_the_visible_text(
+    api: openai.OpenAI, name: str, model: LlamaForCausalLM, streaming: bool
+) -> None:
     """Over HTTP, with a stop string of two tokens and with eos; tests/serve/test_logprobs.py has the rest."""
     letters = model.tokenizer.encode("abcdefghijklmnopqrstuvwxyz")
     eos = model.generation_config.eos_token_id[0]
@@ -231,7 +237,7 @@ def test_response_formats(api: openai.OpenAI, name: str, model: LlamaForCausalLM
         "additionalProperties": False,
     }
     form: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
-    no_space = {str(token): -100 for token in model.tokenizer.encode(" \n")}  # whitespace would fill the small context
+    no_space = {str(token): -100 for token in model.tokenizer.encode(" \n")}  # whitespace could fill the small context
     asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "?"}], "temperature": 1.5, "n": 2}
     for seed in range(6):
         done = api.chat.completions.create(response_format=form, seed=seed, logit_bias=no_space, **asked)
@@ -270,7 +276,7 @@ def test_a_client_that_leaves_frees_its_row(
             if streaming:
                 assert leaving.recv(12) == b"HTTP/1.1 200"
         wait_until(lambda: scheduler.waiting == 0)
-        gate.passes.release(1)  # the pass that was about to begin
+        gate.passes.release(1)  # the pass that was about to start
         wait_until(lambda: scheduler.running == 0)
         assert scheduler.counters.new_tokens < 10
         gate.open.set()
@@ -279,9 +285,7 @@ def test_a_client_that_leaves_frees_its_row(
     assert text == continuation(model, model.tokenizer.encode("hello"), 12)
 
 
-def test_a_full_queue_is_told_with_a_time_to_come_back(
-    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_gives_429_with_retry_after(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(model)
     monkeypatch.setattr(model.engine, "forward", gate)
     with serving(model, gate, queue=1) as (service, address), ThreadPoolExecutor(3) as pool:
@@ -348,7 +352,7 @@ def test_health_metrics_and_page(model: LlamaForCausalLM) -> None:
         page = httpx.get(f"{address}/")
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert not re.search(r"(src|href)=\"?(https?:)?//", page.text)  # nothing from elsewhere
+        assert not re.search(r"(src|href)=\"?(https?:)?//", page.text)  # the page loads nothing from elsewhere
         service.scheduler.close()
         assert httpx.get(f"{address}/health").status_code == 503
         with pytest.raises(openai.InternalServerError, match="shutting down"):

@@ -1,4 +1,4 @@
-"""Log-probabilities as both endpoints tell them: of the tokens that the text is made of, whatever their bytes are."""
+"""Log-probabilities of both endpoints: they cover exactly the tokens of the visible text, whatever their bytes are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMITS = RequestLimits(context=64, sequences=8)
 def answered(
     tokenizer: Tokenizer, ids: Sequence[int], eos: int | None = None, stops: Sequence[str] = ()
 ) -> list[SequenceEvent]:
-    """What an answer sends whose tokens are `ids`, as far as a stop string or eos lets it come."""
+    """The events of a sequence whose tokens are `ids`, up to a stop string or eos."""
     events: list[SequenceEvent] = []
     config = GenerationConfig(eos_token_id=() if eos is None else (eos,), stop_strings=tuple(stops))
     size = tokenizer.model.get_vocab_size()
@@ -43,13 +43,13 @@ def asked(chat: bool) -> GenerationRequest:
 
 
 def whole(tokenizer: Tokenizer, events: list[SequenceEvent], chat: bool) -> tuple[str, dict[str, Any]]:
-    """(text, logprobs) of the answer in one piece."""
+    """(text, logprobs) of the complete response."""
     choice = json.loads(ResponseWriter(asked(chat), "m", tokenizer).complete([events], []))["choices"][0]
     return choice["message"]["content"] if chat else choice["text"], choice["logprobs"]
 
 
 def streamed(tokenizer: Tokenizer, events: list[SequenceEvent], chat: bool) -> tuple[str, dict[str, Any]]:
-    """The same from chunks joined. No chunk has log-probabilities of tokens whose text begins in a later one."""
+    """The same, joined from chunks. Log-probabilities never precede the chunk in which their token's text begins."""
     writer, text = ResponseWriter(asked(chat), "m", tokenizer), ""
     joined: dict[str, Any] = {}
     for event in events:
@@ -66,7 +66,7 @@ def joined_bytes(logprobs: dict[str, Any]) -> bytes:
     return b"".join(bytes(entry["bytes"]) for entry in logprobs["content"])
 
 
-def test_parts_of_a_character_have_their_bytes_and_names_of_their_own() -> None:
+def test_tokens_that_are_parts_of_a_character_have_their_bytes() -> None:
     ids = [BYTE_LEVEL.model.token_to_id(letter) for letter in "hðŁĻĤ"]  # h, and the bytes F0 9F 99 82 of 🙂
     events = answered(BYTE_LEVEL, ids)
     text, chat = whole(BYTE_LEVEL, events, chat=True)
@@ -81,18 +81,18 @@ def test_parts_of_a_character_have_their_bytes_and_names_of_their_own() -> None:
 
 def test_a_token_ends_a_character_and_begins_the_next() -> None:
     model = byte_level()
-    model.add_tokens(["Ġð"])  # a space and the first byte, as vocabularies have it
+    model.add_tokens(["Ġð"])  # a space and the first byte of a character, as in real vocabularies
     tokenizer = Tokenizer(model, {}, None)
     ids = [model.token_to_id(written) for written in ("a", "Ġð", "Ł", "Ļ", "Ĥ", "b")]
     text, logprobs = whole(tokenizer, answered(tokenizer, ids), chat=False)
     assert text == "a 🙂b" and logprobs["text_offset"] == [0, 1, 2, 2, 2, 3]
     assert logprobs["tokens"][1] == r"bytes: \xf0"
     text, logprobs = whole(tokenizer, answered(tokenizer, ids, stops=["🙂"]), chat=False)
-    assert text == "a " and logprobs["tokens"] == ["a", r"bytes: \xf0"]  # of which the space is shown
+    assert text == "a " and logprobs["tokens"] == ["a", r"bytes: \xf0"]  # only the space of the second token is visible
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_neither_eos_nor_other_special_tokens_are_told(chat: bool) -> None:
+def test_special_tokens_have_no_logprobs(chat: bool) -> None:
     a, b, start, end = (BYTE_LEVEL.model.token_to_id(written) for written in ("a", "b", "<|start|>", "</s>"))
     for ids, expected in (([a, start, b, end], "ab"), ([end], "")):
         events = answered(BYTE_LEVEL, ids, eos=end)
@@ -103,7 +103,7 @@ def test_neither_eos_nor_other_special_tokens_are_told(chat: bool) -> None:
 
 
 def test_the_space_that_a_decoder_drops_is_dropped_from_the_first_token() -> None:
-    """In a chat, whose tokens join to its text; a completion keeps the two apart, as its entries go by their names."""
+    """In a chat, where the tokens join to the text. A completion keeps the space, because its entries are keys."""
     ids = [SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a", "b")]
     for told in (whole, streamed):
         text, logprobs = told(SENTENCEPIECE, answered(SENTENCEPIECE, ids), True)
@@ -120,7 +120,7 @@ def test_tokens_join_to_the_text_up_to_the_one_that_a_stop_string_cuts(text: str
     assert joined_bytes(chat).startswith(shown.encode())
     for entries in (chat["content"], *([chat["content"][:-1]] if shown else [])):
         data = b"".join(bytes(entry["bytes"]) for entry in entries)
-        assert (len(data) >= len(shown.encode())) == (entries is chat["content"])  # not one token more
+        assert (len(data) >= len(shown.encode())) == (entries is chat["content"])  # and no token more
     _, completion = whole(BYTE_LEVEL, events, chat=False)
     assert len(completion["tokens"]) == len(chat["content"]) and all(
         at < len(shown) for at in completion["text_offset"]

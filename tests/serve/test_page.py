@@ -30,7 +30,7 @@ def model(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Llam
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page that may reach loopback alone; what it logs and asks for is kept."""
+    """A browser page. Fails if the page has a script error or requests anything outside loopback."""
     from playwright.sync_api import sync_playwright
 
     assert CHROMIUM is not None, "no browser: run `make browser`"
@@ -52,7 +52,7 @@ def local(url: str) -> bool:
 
 
 def readable(model: LlamaForCausalLM) -> Any:
-    """Engine.forward, of which only letters come: bytes at random are hardly ever whole characters to show."""
+    """Engine.forward that allows letters only: random bytes are rarely complete characters."""
     forward = model.engine.forward
     others = np.ones(model.engine.vocab_size, bool)
     others[model.tokenizer.encode("abcdefghijklmnopqrstuvwxyz")] = False
@@ -73,7 +73,7 @@ def test_a_conversation_streams(page: Any, model: LlamaForCausalLM, monkeypatch:
         answer.wait_for()
         gate.passes.release(12)
         wait_until(answer.text_content)
-        assert page.locator("#stop").is_visible()  # text is there while the rest is still to come
+        assert page.locator("#stop").is_visible()  # text is visible before the answer ends
         gate.open.set()
         page.locator("#send").wait_for()
         asked: Any = [{"role": "user", "content": "<b>hi</b>"}]
@@ -109,7 +109,7 @@ def test_stop_frees_the_row(page: Any, model: LlamaForCausalLM, monkeypatch: pyt
         assert page.locator("#send").is_visible()
 
 
-def test_a_key_is_asked_for(page: Any, model: LlamaForCausalLM) -> None:
+def test_the_page_asks_for_a_key(page: Any, model: LlamaForCausalLM) -> None:
     with serving(model, api_key="sesame") as (service, address):
         page.goto(address)
         page.locator("#status.error").wait_for()

@@ -22,7 +22,7 @@ TEMPLATE = (
 
 
 def with_template(artifact: Path, folder: Path) -> Path:
-    """The artifact in another folder, with a chat template; its large files are links."""
+    """Copy the artifact to another folder and add a chat template. Large files become links."""
     folder.mkdir()
     for path in artifact.iterdir():
         (folder / path.name).symlink_to(path)
@@ -33,7 +33,10 @@ def with_template(artifact: Path, folder: Path) -> Path:
 
 @contextmanager
 def serving(model: LlamaForCausalLM, gate: Gate | None = None, **options: Any) -> Iterator[tuple[Service, str]]:
-    """(the service, its URL) while it runs. gate: is opened when the test is over. options: Service's."""
+    """Run a service inside the block. Yields (service, URL).
+
+    gate: opened when the test is over. options: of Service.
+    """
     service = Service(model, **{"queue": 64, **options})
     with listen("127.0.0.1", 0) as listening:
         config = uvicorn.Config(service.app, lifespan="on", log_config=None, timeout_graceful_shutdown=1)
@@ -57,12 +60,12 @@ def client(address: str, key: str = "none") -> openai.OpenAI:
 def wait_until(condition: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.005)
 
 
 class Gate:
-    """Stands for Engine.forward: lets one pass through for each `release`, or all once it is open."""
+    """Replaces Engine.forward. Lets one pass through for each `release`, or all passes once it is open."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.forward = model.engine.forward
