@@ -97,7 +97,7 @@ FOUND: dict[str, tuple[str, frozenset[str]]] = {
     "reduce_only_value": ("unsupported", frozenset({P310})),
     "reduce_index_value": ("unsupported", frozenset({B310})),
     "reduce_only_index": ("unsupported", EVERY),
-    "event_that_is_none": ("unsupported", EVERY),
+    "unknown_event": ("unsupported", EVERY),
     "free_flags": ("unsupported", frozenset({B310})),
     "syncall_in_hardware": ("unsupported", frozenset({P310, B310})),
     "syncall_through_memory": ("unsupported", frozenset({B310})),
@@ -216,7 +216,7 @@ def test_every_check_has_a_wrong_kernel(wrong_kernels) -> None:
                 run(library, kernel, 2 if kernel in (*ON_TWO_CORES, *ELSEWHERE) else 1)
             except standin.StandInError as error:
                 said.add(error.check)
-    with pytest.raises(standin.StandInError, match=r"\[range\] a kernel of 1 arguments") as caught:
+    with pytest.raises(standin.StandInError, match=r"\[range\] a kernel with 1 arguments") as caught:
         standin.launch(wrong_kernels[P310], "right", [standin.Argument("in", np.zeros(8, np.float32))])
     said.add(caught.value.check)
     found = checks()

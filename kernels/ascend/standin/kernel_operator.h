@@ -1,7 +1,7 @@
-// The entry header of the stand-in: what an Ascend C kernel includes, on an ordinary host with g++.
+// The main header of the stand-in: Ascend C kernels include it on an ordinary host with g++.
 //
-// Written from the public documentation of the interface. It holds the subset that this project's kernels use, runs
-// it, and fails where a chip would (see report.h for the kinds). It measures nothing: no cycles, no bandwidth.
+// It is written from the public documentation of the interface. It implements the subset that this project's kernels
+// use, and reports an error where a chip would fail (report.h has the kinds). It measures no cycles and no bandwidth.
 #ifndef EDGELLAMA_STANDIN_KERNEL_OPERATOR_H
 #define EDGELLAMA_STANDIN_KERNEL_OPERATOR_H
 
@@ -24,7 +24,7 @@ inline thread_local std::uint64_t tTilingKey = 0;
 inline void CheckKernelType(KernelMetaType type) {
     const bool unified = type == KERNEL_TYPE_AICORE;
     if (!kChip.kernelTypes || unified == kChip.splitCores) {
-        Fail("unsupported", "this kernel type is not for the %s", kChip.name);
+        Fail("unsupported", "this kernel type does not exist on the %s", kChip.name);
     }
 }
 
@@ -33,7 +33,7 @@ inline void CheckKernelType(KernelMetaType type) {
 #define KERNEL_TASK_TYPE_DEFAULT(type) standin::CheckKernelType(type)
 #define KERNEL_TASK_TYPE(key, type) standin::CheckKernelType(type)
 #define TILING_KEY_IS(key) (standin::tTilingKey == (key))
-#define REGISTER_TILING_DEFAULT(type) static_assert(sizeof(type) % 8 == 0, "a tiling structure is a multiple of 8 bytes")
+#define REGISTER_TILING_DEFAULT(type) static_assert(sizeof(type) % 8 == 0, "its size must be a multiple of 8 bytes")
 #define GET_TILING_DATA_WITH_STRUCT(type, name, address) \
     type name;                                           \
     std::memcpy(static_cast<void*>(&name), (address), sizeof(type))

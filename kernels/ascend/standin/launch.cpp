@@ -1,4 +1,4 @@
-// Runs a kernel on every core of the chip this file is compiled for. Called through ctypes by standin.py.
+// Runs a kernel on every core of the chip for which this file is compiled. standin.py calls it through ctypes.
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -21,11 +21,12 @@ void Call(void* kernel, Arguments a, int count) {
         case 4: return CallWith(kernel, a, std::make_index_sequence<4>{});
         case 5: return CallWith(kernel, a, std::make_index_sequence<5>{});
         case 12: return CallWith(kernel, a, std::make_index_sequence<12>{});
-        default: standin::Fail("range", "a kernel of %d arguments: launch.cpp calls those of 4, 5 and 12", count);
+        default: standin::Fail("range", "a kernel with %d arguments: launch.cpp supports 4, 5 and 12", count);
     }
 }
 
-// One core runs at a time, in order of its number, until it ends or reaches SyncAll: so a run can be repeated exactly.
+// Runs one core at a time, in the order of their numbers. A core runs until it ends or reaches SyncAll, so runs are
+// exactly repeatable.
 class Launch {
 public:
     Launch(void* kernel, Arguments arguments, int count, std::uint64_t tilingKey, standin::Device* device)
@@ -57,7 +58,7 @@ private:
                 Call(kernel_, arguments_, count_);
                 core->pipes.CheckFinished();
                 if (core->tensorsOut != 0) {
-                    standin::Fail("queue", "%d queue tensors are never freed", core->tensorsOut);
+                    standin::Fail("queue", "%d queue tensors are not freed at the end of the kernel", core->tensorsOut);
                 }
                 peakUb_ = std::max(peakUb_, core->ubUsed);
             } catch (const Stopped&) {
@@ -81,7 +82,7 @@ private:
         if (error_ != nullptr) throw Stopped();
     }
 
-    // The next core that can run; when all that are left wait at SyncAll, they all go on.
+    // Selects the next core that can run. When all remaining cores wait at SyncAll, all of them continue.
     void PassOn(int block) {
         const int workers = device_->workers;
         for (int step = 1; step <= workers; ++step) {
@@ -97,7 +98,7 @@ private:
         if (first < 0) return Turn(-1);
         if (anyFinished && error_ == nullptr) {
             try {
-                standin::Fail("sync", "SyncAll: a core waits for one that has ended: the chip would hang");
+                standin::Fail("sync", "SyncAll: a core waits for a core that has ended: the chip would hang");
             } catch (...) {
                 error_ = std::current_exception();
             }
@@ -136,7 +137,7 @@ private:
     int turn_ = 0;
     std::vector<char> waiting_, finished_;
     std::exception_ptr error_;
-    static inline thread_local std::unique_lock<std::mutex>* tLock = nullptr;  // held while the thread's core runs
+    static inline thread_local std::unique_lock<std::mutex>* tLock = nullptr;  // locked while the thread's core runs
 
 public:
     std::size_t peakUb_ = 0;
@@ -146,7 +147,10 @@ public:
 
 extern "C" {
 
-// names, bytes, writable, fresh: one entry an argument. Returns 0, or 1 with a message. peakUb: bytes of unified buffer.
+// Runs a kernel. Returns 0, or 1 with a message.
+// - arguments, names, bytes, writable, fresh: one entry per argument.
+// - blockNum, workers: the block dimension of the launch, and the cores that run.
+// - peakUb: receives the largest number of bytes of unified buffer that a core used.
 int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** names, const std::size_t* bytes,
                 const int* writable, const int* fresh, int blockNum, int workers, std::uint64_t tilingKey,
                 std::size_t* peakUb, char* message, std::size_t messageBytes) {
@@ -157,7 +161,7 @@ int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** 
     for (int i = 0; i < count; ++i) {
         bool known = arguments[i] == nullptr || bytes[i] == 0;
         for (const standin::GlobalRegion& region : device.regions) known = known || region.begin == arguments[i];
-        if (known) continue;  // an output that is an input: one region
+        if (known) continue;  // an output that is also an input has one region
         standin::GlobalRegion region;
         region.name = names[i];
         region.begin = arguments[i];
@@ -179,7 +183,7 @@ int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** 
     return 1;
 }
 
-// UB, L1, L0A, L0B, L0C in bytes; cube cores, vector cores, __NPU_ARCH__.
+// Writes 8 numbers to `out`: UB, L1, L0A, L0B, L0C in bytes; cube cores, vector cores, __NPU_ARCH__.
 void standin_chip(std::int64_t* out) {
     const auto& c = standin::kChip;
     const std::size_t values[] = {c.ub, c.l1, c.l0a, c.l0b, c.l0c, static_cast<std::size_t>(c.cubeCores),

@@ -1,5 +1,5 @@
-// The tiling functions for ctypes: what the operators' tiling functions do on a host with CANN, with Matmul's own
-// tiling replaced by the plan's base blocks.
+// The tiling functions for ctypes. They do what the operators' tiling functions do on a host with CANN, but replace
+// Matmul's own tiling by the plan's base blocks.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -32,8 +32,8 @@ AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     return t;
 }
 
-// What Matmul's own tiling would refuse of products that are in use together: a block that does not fit the L1 or L0C
-// which the product is given. What they are given must be there. An empty string where nothing is wrong.
+// Returns the error that Matmul's own tiling would report for products that are in use at the same time, or an empty
+// string. A block must fit the L1 and L0C of its product, and the products together must fit the chip.
 std::string Refused(const std::vector<CubePlan>& products, const ChipLimits& chip, const std::string& name) {
     int64_t l1 = 0, l0c = 0;
     for (const CubePlan& p : products) {
@@ -46,11 +46,11 @@ std::string Refused(const std::vector<CubePlan>& products, const ChipLimits& chi
         l0c += p.l0c;
     }
     if (l1 <= chip.l1 && l0c <= chip.l0c) return "";
-    return name + ": the products are given " + std::to_string(l1) + " bytes of L1 and " + std::to_string(l0c) +
+    return name + ": the products need " + std::to_string(l1) + " bytes of L1 and " + std::to_string(l0c) +
            " of L0C, the chip has " + std::to_string(chip.l1) + " and " + std::to_string(chip.l0c);
 }
 
-// rows, tokens, width, heads, groups, headDim, capacity, positions, window
+// v: rows, tokens, width, heads, groups, headDim, capacity, positions, window.
 AttentionShape Shape(const int64_t* v, float scale) {
     return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale};
 }
@@ -60,7 +60,7 @@ ChipLimits Limits(const int64_t* v) {
     return {standin::kChip.splitCores, standin::kChip.matmulNeedsUb, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
 }
 
-struct Summary {  // read by standin.py
+struct Summary {  // standin.py reads it
     int64_t key, blocks, workers, workspaceBytes, ubBytes, tilingBytes, details[8];
 };
 
@@ -99,7 +99,7 @@ int Prefill(const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* 
 
 extern "C" {
 
-// Plans FusedAttention into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message.
+// Plans FusedAttention into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message. shape: as Shape reads it.
 int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
                          char* message, size_t bytes) {
     static_assert(sizeof(AttentionTiling) <= 2048);
@@ -111,7 +111,8 @@ int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip,
     return Prefill(Shape(shape, scale), Limits(chip), &data->prefill, out, message, bytes);
 }
 
-// shape: rows, hidden size, vocabulary. The float is there for all to be called alike.
+// Plans LmHead into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message. shape: rows, hidden size,
+// vocabulary. The unused float gives all planning functions the same signature.
 int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling, void* summary, char* message,
                  size_t bytes) {
     static_assert(sizeof(LmHeadTiling) <= 2048);

@@ -1,4 +1,4 @@
-// What the deliberately wrong kernels share: one input and one output of floats, and the shorthand they are written in.
+// Shared code of the kernels that are wrong on purpose. Each kernel has an input and an output of N floats.
 #ifndef TESTS_ASCEND_WRONG_H
 #define TESTS_ASCEND_WRONG_H
 
@@ -14,7 +14,7 @@ using InQueue = TQue<TPosition::VECIN, 1>;
 using OutQueue = TQue<TPosition::VECOUT, 1>;
 using Buffer = TBuf<TPosition::VECCALC>;
 
-constexpr int N = 256;  // floats that the kernels work on
+constexpr int N = 256;  // floats of input and output
 
 inline GlobalTensor<float> Global(GM_ADDR address, std::uint64_t elements = 0) {
     GlobalTensor<float> tensor;
@@ -29,7 +29,7 @@ void Order() {
     sync.WaitFlag(0);
 }
 
-// Two buffers of N floats, the first filled with ones by the vector pipe and the pipe fenced.
+// Two buffers of N floats. The vector pipe has filled the first with ones, and a barrier follows.
 struct Ones {
     Ones() {
         pipe.InitBuffer(a, N * sizeof(float));

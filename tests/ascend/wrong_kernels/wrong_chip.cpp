@@ -1,4 +1,4 @@
-// Kernels that use what only some of the chips have.
+// Kernels that use features which only some of the chips have, and kernels that misuse Matmul.
 #include "wrong.h"
 
 KERNEL(datacopypad) {
@@ -68,7 +68,7 @@ KERNEL(free_flags) {
     WaitFlag<HardEvent::V_MTE3>(EVENT_ID0);
 }
 
-KERNEL(event_that_is_none) { SetFlag<static_cast<HardEvent>(99)>(EVENT_ID0); }
+KERNEL(unknown_event) { SetFlag<static_cast<HardEvent>(99)>(EVENT_ID0); }
 
 KERNEL(syncall_in_hardware) { SyncAll(); }
 
@@ -117,12 +117,21 @@ TCubeTiling Tiling(int baseM = 16, int baseN = 16, int depth = 1) {
     return t;
 }
 
-// A kernel's product with a tiling of its own; what is wrong with that shows here.
+// Registers a product with the given tiling, which reports the errors of the tiling.
 void Register(TCubeTiling tiling_) {
     TPipe pipe;
     Product<half> mm;
     REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
 }
+
+// A kernel with one product, registered with a valid tiling.
+template <class M = Product<half>>
+struct Registered {
+    Registered() { REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling); }
+    TPipe pipe;
+    TCubeTiling tiling = Tiling();
+    M mm;
+};
 
 template <typename T>
 GlobalTensor<T> Typed(GM_ADDR address) {
@@ -131,7 +140,7 @@ GlobalTensor<T> Typed(GM_ADDR address) {
     return tensor;
 }
 
-// Fills the operand in the workspace with ones; `lend` gives Matmul the unified buffer that the 310P needs.
+// Fills the operand in the workspace with ones. `Lend` gives Matmul the unified buffer that it needs on the 310P.
 struct Operand {
     Operand(TPipe& pipe, GM_ADDR workspace) {
         pipe.InitBuffer(ones, 512);
@@ -157,46 +166,37 @@ void Set(M& matmul, GM_ADDR workspace) {
 }  // namespace
 
 KERNEL(right_matmul) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
+    Registered k;
+    Operand operand(k.pipe, workspace);
     PipeBarrier<PIPE_ALL>();
-    Set(mm, workspace);
-    operand.Lend(mm);
-    mm.IterateAll(Global(out));
-    mm.End();
+    Set(k.mm, workspace);
+    operand.Lend(k.mm);
+    k.mm.IterateAll(Global(out));
+    k.mm.End();
     PipeBarrier<PIPE_ALL>();
     LocalTensor<float> back = operand.loan.Get<float>();
     DataCopy(back, Global(out), 256);
 }
 
 KERNEL(matmul_before_its_operand_is_written) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
-    Set(mm, workspace);
-    operand.Lend(mm);
-    mm.IterateAll(Global(out));
+    Registered k;
+    Operand operand(k.pipe, workspace);
+    Set(k.mm, workspace);
+    operand.Lend(k.mm);
+    k.mm.IterateAll(Global(out));
 }
 
-// Where cores are split the call itself waits for the answer.
+// On a chip with split cores, the call itself waits for the result.
 KERNEL(matmul_result_read_at_once) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
+    Registered k;
+    Operand operand(k.pipe, workspace);
     Buffer buffer;
-    pipe.InitBuffer(buffer, 1024);
+    k.pipe.InitBuffer(buffer, 1024);
     PipeBarrier<PIPE_ALL>();
-    Set(mm, workspace);
-    operand.Lend(mm);
-    mm.IterateAll(Global(out));
-    mm.End();
+    Set(k.mm, workspace);
+    operand.Lend(k.mm);
+    k.mm.IterateAll(Global(out));
+    k.mm.End();
     DataCopy(buffer.Get<float>(), Global(out), 256);
 }
 
@@ -217,35 +217,26 @@ KERNEL(matmul_without_end) {
 }
 
 KERNEL(matmul_without_local_workspace) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
+    Registered k;
+    Operand operand(k.pipe, workspace);
     PipeBarrier<PIPE_ALL>();
-    Set(mm, workspace);
-    mm.IterateAll(Global(out));
+    Set(k.mm, workspace);
+    k.mm.IterateAll(Global(out));
 }
 
 KERNEL(matmul_with_a_small_local_workspace) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
+    Registered k;
+    Operand operand(k.pipe, workspace);
     PipeBarrier<PIPE_ALL>();
-    Set(mm, workspace);
-    if (standin::kChip.matmulNeedsUb) mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>(1024));
-    mm.IterateAll(Global(out));
+    Set(k.mm, workspace);
+    if (standin::kChip.matmulNeedsUb) k.mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>(1024));
+    k.mm.IterateAll(Global(out));
 }
 
 KERNEL(matmul_with_local_workspace) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    Operand operand(pipe, workspace);
-    mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>());
+    Registered k;
+    Operand operand(k.pipe, workspace);
+    k.mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>());
 }
 
 KERNEL(matmul_registered_after_initbuffer) {
@@ -257,19 +248,13 @@ KERNEL(matmul_registered_after_initbuffer) {
 }
 
 KERNEL(matmul_transposed_without_istrans) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half, false> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    mm.SetTensorB(Typed<half>(workspace), true);
+    Registered<Product<half, false>> k;
+    k.mm.SetTensorB(Typed<half>(workspace), true);
 }
 
 KERNEL(matmul_with_a_transposed) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    mm.SetTensorA(Typed<half>(workspace), true);
+    Registered k;
+    k.mm.SetTensorA(Typed<half>(workspace), true);
 }
 
 KERNEL(matmul_never_registered) {
@@ -278,11 +263,8 @@ KERNEL(matmul_never_registered) {
 }
 
 KERNEL(matmul_that_adds_to_its_result) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    mm.IterateAll(Global(out), 1);
+    Registered k;
+    k.mm.IterateAll(Global(out), 1);
 }
 
 KERNEL(five_matmul_objects) {
@@ -293,11 +275,8 @@ KERNEL(five_matmul_objects) {
 }
 
 KERNEL(matmul_shape_over_its_tiling) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<half> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
-    mm.SetSingleShape(32, 16, 16);
+    Registered k;
+    k.mm.SetSingleShape(32, 16, 16);
 }
 
 KERNEL(matmul_base_of_8) { Register(Tiling(8)); }
@@ -329,15 +308,9 @@ KERNEL(matmul_l0c_of_256_kb) { Register(Tiling(256, 256)); }
 KERNEL(matmul_l1_of_512_kb) { Register(Tiling(128, 128, 64)); }
 
 KERNEL(matmul_of_float) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<float> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Registered<Product<float>> k;
 }
 
 KERNEL(matmul_of_bfloat16) {
-    TPipe pipe;
-    TCubeTiling tiling_ = Tiling();
-    Product<bfloat16_t> mm;
-    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &tiling_);
+    Registered<Product<bfloat16_t>> k;
 }

@@ -1,7 +1,7 @@
-// Kernels that reach too far, sit askew, ask for too much, or read what nobody wrote.
+// Kernels with errors of bounds, alignment, capacity, ranges and overlap, and reads of uninitialised memory.
 #include "wrong.h"
 
-// The right way, for comparison: out = in + 1. Nothing may be found wrong with it on any chip.
+// A correct kernel for comparison: out = in + 1. No chip may report an error.
 KERNEL(right) {
     GlobalTensor<float> x = Global(in, N), y = Global(out, N);
     TPipe pipe;

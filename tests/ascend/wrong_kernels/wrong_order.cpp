@@ -1,4 +1,4 @@
-// Kernels that misuse queues, or let two pipes, or two cores, meet without order.
+// Kernels that misuse queues, or access memory from two pipes or two cores without an order between them.
 #include "wrong.h"
 
 namespace {
@@ -108,7 +108,7 @@ KERNEL(free_to_another_queue) {
     k.other.FreeTensor(x);
 }
 
-// Vector code that reads a queue's tensor before EnQue and DeQue have ordered it after the copy.
+// The vector pipe reads a queue's tensor without EnQue and DeQue, which would order it after the copy.
 KERNEL(enque_missing) {
     Queued k;
     LocalTensor<float> x = k.Loaded(in);
@@ -199,7 +199,7 @@ KERNEL(flag_set_too_early) {
     Adds(k.x, k.y, 1.0f, N);
 }
 
-// Order passes on: vector -> scalar -> copy out is order enough.
+// Order is transitive: vector -> scalar -> copy out is sufficient.
 KERNEL(right_through_the_scalar_pipe) {
     Ones k;
     Order<PIPE_V, PIPE_S>();

@@ -1,4 +1,4 @@
-// The tiling structure of the high-level Matmul, with the fields that its documentation names.
+// The tiling structure of the high-level Matmul, with the fields that CANN's documentation names.
 #ifndef EDGELLAMA_STANDIN_KERNEL_TILING_H
 #define EDGELLAMA_STANDIN_KERNEL_TILING_H
 

@@ -1,5 +1,5 @@
-// The high-level Matmul at the level of its interface: C = A * B in float32, with the memory it would take and the
-// restrictions that its documentation states for each chip.
+// The interface of the high-level Matmul: C = A * B in float32. It checks the memory that Matmul would use, and the
+// restrictions that CANN's documentation states for each chip.
 #ifndef EDGELLAMA_STANDIN_MATMUL_INTF_H
 #define EDGELLAMA_STANDIN_MATMUL_INTF_H
 
@@ -23,7 +23,7 @@ class Matmul {
     using B = typename B_TYPE::T;
     using C = typename C_TYPE::T;
     static_assert(A_TYPE::pos == TPosition::GM && B_TYPE::pos == TPosition::GM && C_TYPE::pos == TPosition::GM,
-                  "the stand-in multiplies in global memory, the one place that every chip has");
+                  "the stand-in multiplies in global memory only, which every chip supports");
     static_assert(A_TYPE::format == CubeFormat::ND && B_TYPE::format == CubeFormat::ND &&
                       C_TYPE::format == CubeFormat::ND, "the stand-in multiplies ND matrices");
     static_assert(std::is_same_v<A, B> && std::is_same_v<C, float>, "the stand-in multiplies into float");
@@ -35,7 +35,7 @@ public:
         if (std::is_same_v<A, float> && !standin::kChip.matmulFloatOperands) Lacks("float operands");
         if (++core.matmulObjects > 4) standin::Fail("matmul", "a kernel has at most 4 Matmul objects");
         if (standin::kChip.splitCores && core.buffers > 0) {
-            standin::Fail("matmul", "REGIST_MATMUL_OBJ comes before InitBuffer where cores are split");
+            standin::Fail("matmul", "REGIST_MATMUL_OBJ must come before InitBuffer on a chip with split cores");
         }
         tiling_ = *tiling;
         CheckTiling();
@@ -49,10 +49,10 @@ public:
         registered_ = true;
     }
 
-    // Shape of this product; the row lengths of A, B and C stay those of the tiling.
+    // Sets the shape of this product. The row lengths of A, B and C stay those of the tiling.
     void SetSingleShape(int m, int n, int k) {
         if (m <= 0 || n <= 0 || k <= 0 || m > tiling_.M || n > tiling_.N || k > tiling_.Ka) {
-            standin::Fail("matmul", "SetSingleShape(%d, %d, %d): the tiling holds %d x %d x %d", m, n, k, tiling_.M,
+            standin::Fail("matmul", "SetSingleShape(%d, %d, %d): the tiling allows %d x %d x %d", m, n, k, tiling_.M,
                           tiling_.N, tiling_.Ka);
         }
         m_ = m;
@@ -69,7 +69,7 @@ public:
     }
     void SetTensorB(const GlobalTensor<B>& gm, bool isTransposeB = false) {
         if (isTransposeB && !B_TYPE::isTrans) {
-            standin::Fail("matmul", "SetTensorB(.., true) needs ISTRANS in the B type, else the result is wrong");
+            standin::Fail("matmul", "SetTensorB(.., true) needs ISTRANS in the B type; without it the result is wrong");
         }
         b_ = gm;
         transposed_ = isTransposeB;
@@ -84,17 +84,17 @@ public:
     void IterateAll(const GlobalTensor<C>& gm, std::uint8_t enAtomic = 0) {
         if (!registered_) standin::Fail("matmul", "IterateAll before REGIST_MATMUL_OBJ");
         if (enAtomic != 0) standin::Fail("unsupported", "the stand-in has no atomic results");
-        static_assert(sync, "the stand-in has no asynchronous IterateAll; neither has the 310B");
+        static_assert(sync, "the stand-in and the 310B have no asynchronous IterateAll");
         standin::Core& core = standin::CurrentCore();
         if (core.activeMatmul != nullptr && core.activeMatmul != this) {
-            standin::Fail("matmul", "two Matmul objects at once: End() of the first is missing");
+            standin::Fail("matmul", "two Matmul objects are in use: End() of the first is missing");
         }
         core.activeMatmul = this;
         const std::size_t lda = tiling_.Ka, ldb = transposed_ ? tiling_.Kb : tiling_.N, ldc = tiling_.N;
         const int rowsB = transposed_ ? n_ : k_, widthB = transposed_ ? k_ : n_;
 
-        // Split cores: the product runs elsewhere, after a message and before its answer. Unified cores: its
-        // instructions join the pipes of this core, and the caller orders them with the rest.
+        // Split cores: the product runs on another core, between a message and its answer. Unified cores: its
+        // instructions run on the pipes of this core, and the caller orders them with its own.
         const int reader = standin::kChip.splitCores ? PIPE_M : PIPE_MTE2;
         const int writer = standin::kChip.splitCores ? PIPE_M
                            : standin::kChip.matmulNeedsUb ? PIPE_MTE3 : PIPE_FIX;
@@ -105,7 +105,7 @@ public:
         }
         if (standin::kChip.matmulNeedsUb) {
             if (!hasWorkspace_) standin::Fail("matmul", "the %s needs SetLocalWorkspace first", standin::kChip.name);
-            const std::size_t need = std::size_t{2} * tiling_.transLength;  // as MatmulGetTmpBufSize says
+            const std::size_t need = std::size_t{2} * tiling_.transLength;  // as MatmulGetTmpBufSize computes it
             if (workspace_.Bytes() < need) {
                 standin::Fail("capacity", "Matmul's local workspace has %zu bytes, it needs %zu", workspace_.Bytes(),
                               need);
@@ -124,12 +124,12 @@ public:
     void End() { standin::CurrentCore().activeMatmul = nullptr; }
 
 private:
-    [[noreturn]] static void Lacks(const standin::Said& what) {
+    [[noreturn]] static void Lacks(const standin::CheckSite& what) {
         standin::Fail({"unsupported", what.file, what.line}, "Matmul on the %s has no %s", standin::kChip.name,
                       what.word);
     }
-    [[noreturn]] static void Full(const standin::Said& where, std::size_t used, std::size_t has) {
-        standin::Fail({"capacity", where.file, where.line}, "%s of the %s has %zu bytes, the Matmul objects take %zu",
+    [[noreturn]] static void Full(const standin::CheckSite& where, std::size_t used, std::size_t has) {
+        standin::Fail({"capacity", where.file, where.line}, "%s of the %s has %zu bytes, the Matmul objects need %zu",
                       where.word, standin::kChip.name, has, used);
     }
 
@@ -146,17 +146,17 @@ private:
                                          t.singleCoreK, t.baseM, t.baseN, t.baseK, t.depthA1, t.depthB1, t.stepM,
                                          t.stepN, t.stepKa, t.stepKb, t.dbL0A, t.dbL0B, t.dbL0C};
         for (std::int32_t value : positive) {
-            if (value <= 0) standin::Fail("matmul", "a TCubeTiling field that must be positive is %d", value);
+            if (value <= 0) standin::Fail("matmul", "a field of TCubeTiling is %d; it must be positive", value);
         }
         if (t.baseM % 16 != 0 || t.baseN % 16 != 0 || t.baseK % 16 != 0) {
-            standin::Fail("matmul", "base block %d x %d x %d is not made of 16 x 16 fractals", t.baseM, t.baseN, t.baseK);
+            standin::Fail("matmul", "base block %d x %d x %d: needed: multiples of 16", t.baseM, t.baseN, t.baseK);
         }
         const std::size_t l0a = std::size_t{1} * t.baseM * t.baseK * sizeof(A) * t.dbL0A;
         const std::size_t l0b = std::size_t{1} * t.baseN * t.baseK * sizeof(B) * t.dbL0B;
         if (l0a > standin::kChip.l0a) Full("L0A", l0a, standin::kChip.l0a);
         if (l0b > standin::kChip.l0b) Full("L0B", l0b, standin::kChip.l0b);
         if (t.depthA1 % (t.stepM * t.stepKa) != 0 || t.depthB1 % (t.stepN * t.stepKb) != 0) {
-            standin::Fail("matmul", "depth in L1 is no multiple of the steps");
+            standin::Fail("matmul", "depthA1 or depthB1 is not a multiple of the steps");
         }
         if (standin::kChip.matmulNeedsUb && t.transLength <= 0) {
             standin::Fail("matmul", "transLength must be positive on the %s", standin::kChip.name);

@@ -1,9 +1,9 @@
-// Happens-before between the pipelines of one core.
+// The happens-before order between the pipelines of one core.
 //
-// Every instruction of a core gets a number; pipelines run at the same time and each only in issue order of starting,
-// not of finishing. clock[p][q] is the last instruction of pipe q that is known to be finished before an instruction
-// issued on pipe p from now on can start. A flag carries the clock of the pipe that sets it to the pipe that waits; a
-// barrier orders a pipe with itself. Two accesses to the same bytes, one of them a write, must be ordered this way.
+// Every instruction of a core gets a number. Pipelines run concurrently. Each starts its instructions in issue order,
+// but may finish them in another order. clock[p][q] is the last instruction of pipe q that is certainly finished before
+// the next instruction of pipe p starts. A flag passes the clock of the pipe that sets it to the pipe that waits for
+// it; a barrier orders a pipe with itself. Two accesses to the same bytes must be ordered if one of them is a write.
 #ifndef EDGELLAMA_STANDIN_CLOCK_H
 #define EDGELLAMA_STANDIN_CLOCK_H
 
@@ -31,7 +31,7 @@ inline void Join(Clock& into, const Clock& from) {
 
 class Pipelines {
 public:
-    // Everything before this kernel is finished.
+    // Starts a kernel: everything before it is finished.
     void Restart() {
         for (Clock& clock : clock_) clock.fill(now_);
         last_.fill(now_);
@@ -39,17 +39,17 @@ public:
         flags_.clear();
     }
 
-    // Numbers an instruction issued on `pipe`.
+    // Issues an instruction on `pipe` and returns its number.
     std::uint32_t Issue(int pipe) {
-        if (pipe != PIPE_S) {  // what the scalar unit has waited for is over; its own memory accesses may not be
+        if (pipe != PIPE_S) {  // what the scalar unit waited for is finished; its own memory accesses may not be
             for (int q = 1; q < kPipes; ++q) clock_[pipe][q] = std::max(clock_[pipe][q], clock_[PIPE_S][q]);
         }
         last_[pipe] = ++now_;
-        if (pipe == PIPE_S) clock_[PIPE_S][PIPE_S] = now_;  // the scalar unit runs its own accesses in order
+        if (pipe == PIPE_S) clock_[PIPE_S][PIPE_S] = now_;  // the scalar unit performs its own accesses in order
         return now_;
     }
 
-    // What an event set now on `pipe` stands for: all of that pipe's instructions so far, and what they waited for.
+    // The clock of an event that `pipe` sets now: all of its instructions so far, and everything that they waited for.
     Clock Snapshot(int pipe) const {
         Clock clock = clock_[pipe];
         clock[pipe] = last_[pipe];
@@ -69,14 +69,14 @@ public:
     void SetFlag(int from, int to, int id) {
         auto [entry, fresh] = flags_.try_emplace(std::make_tuple(from, to, id), Snapshot(from));
         if (!fresh) {
-            Fail("sync", "flag %s -> %s id %d is set twice without a wait", PipeName(from), PipeName(to), id);
+            Fail("sync", "flag %s -> %s id %d is set twice without a wait between", PipeName(from), PipeName(to), id);
         }
     }
 
     void WaitFlag(int from, int to, int id) {
         auto entry = flags_.find(std::make_tuple(from, to, id));
         if (entry == flags_.end()) {
-            Fail("sync", "the %s pipe waits for flag %s -> %s id %d, which nothing sets: the chip would hang",
+            Fail("sync", "the %s pipe waits for flag %s -> %s id %d, which no pipe sets: the chip would hang",
                  PipeName(to), PipeName(from), PipeName(to), id);
         }
         Wait(to, entry->second);
@@ -86,7 +86,7 @@ public:
     void CheckFinished() const {
         if (!flags_.empty()) {
             const auto& [from, to, id] = flags_.begin()->first;
-            Fail("sync", "flag %s -> %s id %d is set and never waited for: the next kernel would find it set",
+            Fail("sync", "flag %s -> %s id %d is set, but no pipe waits for it: the next kernel would find it set",
                  PipeName(from), PipeName(to), id);
         }
     }

@@ -1,4 +1,4 @@
-// One core: its unified buffer, the record of who touched which bytes, and the checks on every access.
+// One core: its unified buffer, the record of the accesses to its bytes, and the checks of every access.
 #ifndef EDGELLAMA_STANDIN_CORE_H
 #define EDGELLAMA_STANDIN_CORE_H
 
@@ -12,7 +12,10 @@
 
 namespace standin {
 
-// A tensor of global memory that the launcher handed to the kernel. Accesses are recorded per 32-byte block.
+// Rounds up to whole 32-byte blocks.
+constexpr std::size_t WholeBlockBytes(std::size_t bytes) { return (bytes + 31) / 32 * 32; }
+
+// A tensor in global memory: an argument of the kernel. Accesses are recorded per 32-byte block.
 struct GlobalRegion {
     struct Block {
         std::uint32_t write = 0, read[kPipes] = {};  // instruction numbers of the core below
@@ -26,16 +29,16 @@ struct GlobalRegion {
     std::uint8_t* begin = nullptr;
     std::size_t bytes = 0;
     bool writable = false;
-    bool fresh = false;  // workspace: reading what this launch has not written is an error
+    bool fresh = false;  // workspace: it is an error to read what this launch has not written
     std::vector<Block> blocks;
 };
 
-// What the cores of one launch share.
+// The state that the cores of one launch share.
 struct Device {
     std::vector<GlobalRegion> regions;
     std::uint32_t launchEpoch = 0;           // the first epoch of this launch
-    std::uint32_t epoch = 0;                 // grows with each SyncAll: accesses of different epochs are ordered
-    int blockNum = 1, workers = 1;           // workers: cores that run the kernel's vector side
+    std::uint32_t epoch = 0;                 // each SyncAll starts an epoch; accesses of different epochs are ordered
+    int blockNum = 1, workers = 1;           // workers: cores that run the kernel's vector code
     std::function<void()> syncAll;
 
     GlobalRegion& Find(const void* address) {
@@ -43,13 +46,13 @@ struct Device {
             const auto* byte = static_cast<const std::uint8_t*>(address);
             if (byte >= region.begin && byte < region.begin + region.bytes) return region;
         }
-        Fail("bounds", "a global address lies in none of the kernel's tensors");
+        Fail("bounds", "a global address is in none of the kernel's tensors");
     }
 };
 
 class Core {
 public:
-    static constexpr std::size_t kCell = 4;  // bytes of the unified buffer that one record stands for
+    static constexpr std::size_t kCell = 4;  // bytes of the unified buffer per access record
 
     Core() : memory_(kChip.ub + 64), cells_(kChip.ub / kCell) {
         const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
@@ -64,7 +67,7 @@ public:
         eventsOf[0] = eventsOf[1] = 0;
         matmulObjects = tensorsOut = 0;
         activeMatmul = nullptr;
-        for (std::size_t i = 0; i < kChip.ub; i += 2) {  // a float16 and, in pairs, a float32 NaN
+        for (std::size_t i = 0; i < kChip.ub; i += 2) {  // NaN as float16 and as float32
             ub_[i] = 0xff;
             ub_[i + 1] = 0x7f;
         }
@@ -74,7 +77,7 @@ public:
     Device& device() { return *device_; }
     int block() const { return block_; }
 
-    // One access of instruction `seq` on `pipe` to bytes [offset, offset + bytes) of the unified buffer.
+    // Checks and records an access of instruction `seq` on `pipe` to bytes [offset, offset + bytes) of unified buffer.
     void TouchUb(std::size_t offset, std::size_t bytes, int pipe, std::uint32_t seq, bool write, const char* what) {
         const Clock& known = pipes.At(pipe);
         const std::size_t last = (offset + bytes - 1) / kCell;
@@ -101,11 +104,12 @@ public:
         }
     }
 
+    // Checks and records an access of instruction `seq` on `pipe` to bytes [offset, offset + bytes) of `region`.
     void TouchGlobal(GlobalRegion& region, std::size_t offset, std::size_t bytes, int pipe, std::uint32_t seq,
                      bool write, const char* what) {
         if (bytes == 0) return;
         if (write && !region.writable) {
-            Fail("readonly", "%s writes to %s, which the operator only reads", what, region.name.c_str());
+            Fail("readonly", "%s writes to %s, which is an input of the operator", what, region.name.c_str());
         }
         const Clock& known = pipes.At(pipe);
         const std::uint32_t epoch = device_->epoch;
@@ -113,7 +117,7 @@ public:
         for (std::size_t i = offset / 32; i <= last; ++i) {
             GlobalRegion::Block& b = region.blocks[i];
             if (b.writeEpoch == epoch && b.writeCore != block_) {
-                Fail("race", "core %d: %s touches %s byte %zu, which core %d writes with no SyncAll between", block_,
+                Fail("race", "core %d: %s accesses %s byte %zu, which core %d writes without a SyncAll between", block_,
                      what, region.name.c_str(), i * 32, b.writeCore);
             }
             if (b.writeEpoch == epoch && b.write > known[b.writePipe] && b.write != seq) {
@@ -121,7 +125,7 @@ public:
             }
             if (write) {
                 if (b.readEpoch == epoch && b.readCore != block_) {
-                    Fail("race", "core %d: %s writes %s byte %zu, which another core reads with no SyncAll between",
+                    Fail("race", "core %d: %s writes %s byte %zu, which another core reads without a SyncAll between",
                          block_, what, region.name.c_str(), i * 32);
                 }
                 for (int q = 0; b.readEpoch == epoch && q < kPipes; ++q) {
@@ -153,9 +157,9 @@ public:
     Pipelines pipes;
     std::size_t ubUsed = 0, l1Used = 0, l0cUsed = 0;
     int buffers = 0;
-    int eventsOf[2] = {0, 0};  // queue buffers at positions VECIN and VECOUT: each holds an event
+    int eventsOf[2] = {0, 0};  // queue buffers at positions VECIN and VECOUT; each needs an event
     int matmulObjects = 0;
-    int tensorsOut = 0;        // queue tensors allocated and not freed
+    int tensorsOut = 0;        // queue tensors that are allocated and not freed
     const void* activeMatmul = nullptr;
 
 private:
@@ -164,17 +168,17 @@ private:
         std::uint8_t writePipe = 0;
     };
 
-    [[noreturn]] void Race(const Said& what, const char* verb, std::size_t byte, int pipe, int other,
+    [[noreturn]] void Race(const CheckSite& what, const char* verb, std::size_t byte, int pipe, int other,
                            const char* did) {
         Fail({"race", what.file, what.line}, "core %d: %s on the %s pipe %s unified buffer byte %zu, which the %s pipe "
-             "%s: no flag, queue or barrier orders the two", block_, what.word, PipeName(pipe), verb, byte,
+             "%s: no flag, queue or barrier orders them", block_, what.word, PipeName(pipe), verb, byte,
              PipeName(other), did);
     }
 
-    [[noreturn]] void RaceGlobal(const Said& what, const char* verb, const GlobalRegion& region, std::size_t byte,
+    [[noreturn]] void RaceGlobal(const CheckSite& what, const char* verb, const GlobalRegion& region, std::size_t byte,
                                  int pipe, int other, const char* did) {
         Fail({"race", what.file, what.line}, "core %d: %s on the %s pipe %s %s byte %zu, which the %s pipe %s: no "
-             "flag, queue or barrier orders the two", block_, what.word, PipeName(pipe), verb, region.name.c_str(),
+             "flag, queue or barrier orders them", block_, what.word, PipeName(pipe), verb, region.name.c_str(),
              byte, PipeName(other), did);
     }
 
@@ -185,7 +189,7 @@ private:
     int block_ = 0;
 };
 
-inline thread_local Core* tCore = nullptr;  // the core that the current thread plays
+inline thread_local Core* tCore = nullptr;  // the core that the current thread simulates
 
 inline Core& CurrentCore() { return *tCore; }
 

@@ -1,4 +1,4 @@
-// TPipe, the queues and the plain buffers: local memory, and the events that order its producers and consumers.
+// TPipe, queues and buffers: local memory, and the events that order its producers and consumers.
 #ifndef EDGELLAMA_STANDIN_QUEUE_H
 #define EDGELLAMA_STANDIN_QUEUE_H
 
@@ -12,7 +12,8 @@ namespace AscendC {
 
 class TPipe;
 
-// A queue from a producer to a consumer pipe. VECIN: MTE2 -> vector; VECOUT: vector -> MTE3; both bound: MTE2 -> MTE3.
+// A queue from a producer pipe to a consumer pipe. VECIN: MTE2 -> vector. VECOUT: vector -> MTE3. VECIN bound to
+// VECOUT: MTE2 -> MTE3.
 template <TPosition src, TPosition dst, std::int32_t depth, int mask = 0>
 class TQueBind {
     static_assert(src == TPosition::VECIN || src == TPosition::VECOUT || src == TPosition::GM,
@@ -42,8 +43,8 @@ public:
         standin::BufferState& buffer = Mine(tensor, "EnQue");
         if (buffer.stage != standin::BufferState::kAllocated) {
             standin::Fail("queue", "EnQue of a tensor that %s",
-                          buffer.stage == standin::BufferState::kQueued ? "is in the queue already"
-                                                                        : "was not allocated since its DeQue");
+                          buffer.stage == standin::BufferState::kQueued ? "is already in the queue"
+                                                                        : "DeQue returned: FreeTensor is missing");
         }
         if (static_cast<std::int32_t>(queue_.size()) >= depth) {
             standin::Fail("queue", "EnQue: the queue holds %zu tensors, its depth is %d", queue_.size(), depth);
@@ -86,11 +87,11 @@ private:
         for (auto& buffer : buffers_) {
             if (buffer.get() != tensor.Buffer()) continue;
             if (buffer->generation != tensor.Generation()) {
-                standin::Fail("queue", "%s of a tensor that was freed before", what);
+                standin::Fail("queue", "%s of a tensor that is already free", what);
             }
             return *buffer;
         }
-        standin::Fail("queue", "%s of a tensor that another queue or buffer owns", what);
+        standin::Fail("queue", "%s of a tensor of another queue or buffer", what);
     }
 
     std::vector<std::unique_ptr<standin::BufferState>> buffers_;
@@ -101,7 +102,7 @@ template <TPosition position, std::int32_t depth, int mask = 0>
 using TQue = std::conditional_t<position == TPosition::VECIN, TQueBind<TPosition::GM, TPosition::VECIN, depth, mask>,
                                 TQueBind<TPosition::VECOUT, TPosition::GM, depth, mask>>;
 
-// Memory without events: whoever uses it from two pipes orders them by hand.
+// Memory without events. A kernel that uses it from two pipes must order the accesses itself.
 template <TPosition position = TPosition::VECCALC>
 class TBuf {
 public:
@@ -173,10 +174,10 @@ private:
     static void Reserve(standin::BufferState& buffer, std::uint32_t bytes) {
         standin::Core& core = standin::CurrentCore();
         buffer.offset = core.ubUsed;
-        buffer.bytes = (bytes + 31u) / 32u * 32u;
+        buffer.bytes = standin::WholeBlockBytes(bytes);
         core.ubUsed += buffer.bytes;
         if (core.ubUsed > standin::kChip.ub) {
-            standin::Fail("capacity", "the unified buffer of the %s has %zu bytes, the kernel asks for %zu",
+            standin::Fail("capacity", "the unified buffer of the %s has %zu bytes, the kernel needs %zu",
                           standin::kChip.name, standin::kChip.ub, core.ubUsed);
         }
         if (++core.buffers > 64) standin::Fail("capacity", "a kernel has at most 64 buffers");

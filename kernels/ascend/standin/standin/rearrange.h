@@ -1,4 +1,4 @@
-// Vector instructions that change type or layout: Cast, the reductions, Gather, Brcb.
+// Vector instructions that change the type or the layout: Cast, the reductions, Gather, Brcb.
 #ifndef EDGELLAMA_STANDIN_REARRANGE_H
 #define EDGELLAMA_STANDIN_REARRANGE_H
 
@@ -14,7 +14,7 @@ void CheckCast(AscendC::RoundMode mode) {
     constexpr bool widen = std::is_same_v<T, float> && (std::is_same_v<U, half> || std::is_same_v<U, bfloat16_t>);
     constexpr bool narrow = std::is_same_v<T, half> && std::is_same_v<U, float>;
     static_assert(widen || narrow, "the stand-in casts half and bfloat16 to float, and float to half");
-    if (widen && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast to float takes CAST_NONE alone");
+    if (widen && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast to float takes CAST_NONE only");
     if (narrow && mode != RoundMode::CAST_NONE && mode != RoundMode::CAST_ODD && !kChip.castFloatToHalfRounding) {
         Fail("unsupported", "Cast from float to half on the %s takes CAST_NONE or CAST_ODD", kChip.name);
     }
@@ -50,7 +50,7 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     for (std::uint32_t i = 0; i < count; ++i) dst.At(0)[i] = static_cast<T>(static_cast<float>(src.At(0)[i]));
 }
 
-// A repeat holds as many elements as fit for the wider of the two types.
+// The wider of the two types determines the number of elements per repeat.
 template <typename T, typename U>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, const std::uint64_t mask,
           standin::U8 repeatTime, const UnaryRepeatParams& p) {
@@ -72,7 +72,7 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     }
 }
 
-// dst element r * dstRepStride: the sum of repeat r.
+// dst[r * dstRepStride] = the sum of repeat r.
 template <typename T>
 void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const std::int32_t mask,
                     const std::int32_t repeatTime, const std::int32_t dstRepStride, const std::int32_t srcBlkStride,
@@ -93,7 +93,7 @@ void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
     }
 }
 
-// dst: value and index of repeat r in pairs (ORDER_VALUE_INDEX), which every chip has, or in another order.
+// dst: the maximum of repeat r and its index, as a pair (ORDER_VALUE_INDEX, which every chip has), or in another order.
 template <typename T>
 void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const std::int32_t mask,
                     const std::int32_t repeatTime, const std::int32_t dstRepStride, const std::int32_t srcBlkStride,
@@ -102,7 +102,7 @@ void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
     if ((order == ReduceOrder::ORDER_ONLY_VALUE && !standin::kChip.reduceOnlyValue) ||
         (order == ReduceOrder::ORDER_INDEX_VALUE && !standin::kChip.reduceIndexValue) ||
         (order == ReduceOrder::ORDER_ONLY_INDEX && !standin::kChip.reduceOnlyIndex)) {
-        standin::Fail("unsupported", "WholeReduceMax on the %s has no such ReduceOrder", standin::kChip.name);
+        standin::Fail("unsupported", "WholeReduceMax on the %s does not have this ReduceOrder", standin::kChip.name);
     }
     if (order == ReduceOrder::ORDER_ONLY_INDEX) {
         standin::Fail("unsupported", "the stand-in does not model ORDER_ONLY_INDEX");
@@ -126,7 +126,7 @@ void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
     }
 }
 
-// dst[i] = the element of src that lies srcBaseOffset + srcOffset[i] bytes from its start.
+// dst[i] = the element of src at byte srcBaseOffset + srcOffset[i].
 template <typename T>
 void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<std::uint32_t>& srcOffset,
             const std::uint32_t srcBaseOffset, const std::uint32_t count) {
@@ -139,23 +139,23 @@ void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTen
     for (std::uint32_t i = 0; i < count; ++i) {
         const std::size_t from = static_cast<std::size_t>(srcBaseOffset) + srcOffset.At(0)[i];
         if (from % sizeof(T) != 0) {
-            standin::Fail("alignment", "Gather: offset %zu is no multiple of the element's %zu bytes", from, sizeof(T));
+            standin::Fail("alignment", "Gather: offset %zu is not a multiple of the element size %zu", from, sizeof(T));
         }
         src.Access(from, sizeof(T), PIPE_V, seq, false, "Gather");
     }
     dst.Access(0, count * sizeof(T), PIPE_V, seq, true, "Gather");
     if (dst.Offset() < src.Offset() + src.Bytes() && src.Offset() < dst.Offset() + count * sizeof(T)) {
-        standin::Fail("overlap", "Gather: source and result share memory");
+        standin::Fail("overlap", "Gather: source and result overlap");
     }
     for (std::uint32_t i = 0; i < count; ++i) {
         dst.At(0)[i] = src.At(0)[(srcBaseOffset + srcOffset.At(0)[i]) / sizeof(T)];
     }
 }
 
-// Eight elements a repeat, each spread over one 32-byte block.
+// Reads eight elements per repeat, and writes each one to a whole 32-byte block.
 template <typename T>
 void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, standin::U8 repeatTime, const BrcbRepeatParams& p) {
-    if (!standin::kChip.brcb) standin::Fail("unsupported", "Brcb is not for the %s", standin::kChip.name);
+    if (!standin::kChip.brcb) standin::Fail("unsupported", "Brcb does not exist on the %s", standin::kChip.name);
     dst.RequireAligned("Brcb");
     src.RequireAligned("Brcb");
     constexpr std::size_t lane = 32 / sizeof(T);

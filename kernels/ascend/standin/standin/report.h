@@ -1,4 +1,4 @@
-// How the stand-in tells that a kernel did something a chip would punish: an exception, caught by the launcher.
+// Reports that a kernel did something on which a chip would fail: throws an exception, which the launcher catches.
 #ifndef EDGELLAMA_STANDIN_REPORT_H
 #define EDGELLAMA_STANDIN_REPORT_H
 
@@ -13,9 +13,9 @@ struct Violation : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// A word, and the line that says it: which check it was.
-struct Said {
-    Said(const char* what, const char* inFile = __builtin_FILE(), int atLine = __builtin_LINE())
+// A word of the message, and the source line of the check. The constructor captures the caller's file and line.
+struct CheckSite {
+    CheckSite(const char* what, const char* inFile = __builtin_FILE(), int atLine = __builtin_LINE())
         : word(what), file(inFile), line(atLine) {}
     const char *word, *file;
     int line;
@@ -23,9 +23,9 @@ struct Said {
 
 // Throws Violation("[kind] message (file:line of the check)"). The kinds are: bounds, alignment, capacity, range,
 // unsupported, queue, sync, race, overlap, uninitialised, readonly, matmul.
-[[noreturn]] inline void Fail(const Said& kind, const char* format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] inline void Fail(const CheckSite& kind, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-inline void Fail(const Said& kind, const char* format, ...) {
+inline void Fail(const CheckSite& kind, const char* format, ...) {
     char text[512];
     va_list args;
     va_start(args, format);

@@ -1,4 +1,4 @@
-// Flags, barriers, core numbers, SyncAll.
+// Flags, barriers, block numbers and SyncAll.
 #ifndef EDGELLAMA_STANDIN_SYNC_H
 #define EDGELLAMA_STANDIN_SYNC_H
 
@@ -40,13 +40,13 @@ inline std::pair<int, int> PipesOf(HardEvent event) {
         case HardEvent::MTE3_MTE2: return {PIPE_MTE3, PIPE_MTE2};
         case HardEvent::V_V: return {PIPE_V, PIPE_V};
     }
-    standin::Fail("unsupported", "an event that the stand-in does not know");
+    standin::Fail("unsupported", "the stand-in does not know this event");
 }
 
 template <HardEvent event>
 void SetFlag(std::int32_t id) {
     if (!standin::kChip.isasiFlags) {
-        standin::Fail("unsupported", "SetFlag/WaitFlag is not for the %s: use TQueSync", standin::kChip.name);
+        standin::Fail("unsupported", "SetFlag/WaitFlag does not exist on the %s: use TQueSync", standin::kChip.name);
     }
     const auto [from, to] = PipesOf(event);
     standin::CurrentCore().pipes.SetFlag(from, to, id);
@@ -60,24 +60,26 @@ void WaitFlag(std::int32_t id) {
 
 template <pipe_t pipe>
 void PipeBarrier() {
-    static_assert(pipe != PIPE_S, "the scalar pipe needs no barrier, and has none");
+    static_assert(pipe != PIPE_S, "the scalar pipe has no barrier and needs none");
     standin::CurrentCore().pipes.Barrier(pipe);
 }
 
-// Hardware synchronisation of all cores.
+// Synchronises all cores in hardware.
 template <bool isAIVOnly = true>
 void SyncAll() {
     if (!standin::kChip.hardSyncAll) {
-        standin::Fail("unsupported", "SyncAll without a workspace is not for the %s", standin::kChip.name);
+        standin::Fail("unsupported", "SyncAll without a workspace does not exist on the %s", standin::kChip.name);
     }
     standin::CurrentCore().device().syncAll();
 }
 
-// Synchronisation through global memory, which must hold zeros.
+// Synchronises all cores through global memory, which must contain zeros.
 template <bool isAIVOnly = true>
 void SyncAll(const GlobalTensor<std::int32_t>& gmWorkspace, const LocalTensor<std::int32_t>& ubWorkspace,
              std::int32_t = 0) {
-    if (!standin::kChip.softSyncAll) standin::Fail("unsupported", "SyncAll is not for the %s", standin::kChip.name);
+    if (!standin::kChip.softSyncAll) {
+        standin::Fail("unsupported", "SyncAll does not exist on the %s", standin::kChip.name);
+    }
     const std::size_t need = static_cast<std::size_t>(standin::CurrentCore().device().workers) * 32;
     if (gmWorkspace.GetSize() * 4 < need || ubWorkspace.Bytes() < need) {
         standin::Fail("bounds", "SyncAll needs %zu bytes of global and of local workspace", need);

@@ -1,4 +1,4 @@
-// LocalTensor (in the unified buffer) and GlobalTensor.
+// LocalTensor, in the unified buffer, and GlobalTensor, in global memory.
 #ifndef EDGELLAMA_STANDIN_TENSOR_H
 #define EDGELLAMA_STANDIN_TENSOR_H
 
@@ -6,7 +6,8 @@
 
 namespace standin {
 
-// Who owns a piece of local memory now; a tensor kept past FreeTensor is recognised by its generation.
+// The state of one buffer of local memory. FreeTensor changes the generation, so a tensor that is used after FreeTensor
+// has another generation than its buffer.
 struct BufferState {
     enum Stage { kFree, kAllocated, kQueued, kTaken } stage = kFree;
     std::uint32_t generation = 0;
@@ -31,8 +32,8 @@ public:
         LocalTensor moved = *this;
         moved.offset_ += elements * sizeof(T);
         if (moved.offset_ > end_) {
-            standin::Fail("bounds", "a local tensor of %zu elements is indexed at %u", (end_ - offset_) / sizeof(T),
-                          elements);
+            standin::Fail("bounds", "index %u of a local tensor of %zu elements", elements,
+                          (end_ - offset_) / sizeof(T));
         }
         return moved;
     }
@@ -44,7 +45,7 @@ public:
 
     std::uint32_t GetSize() const { return static_cast<std::uint32_t>((end_ - offset_) / sizeof(T)); }
 
-    // Scalar pipe.
+    // GetValue and SetValue run on the scalar pipe.
     T GetValue(std::uint32_t index) const {
         Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().pipes.Issue(PIPE_S), false, "GetValue");
         return *At(index);
@@ -64,7 +65,7 @@ public:
         return reinterpret_cast<T*>(standin::CurrentCore().Ub() + offset_) + index;
     }
 
-    // Checks and records bytes [relative, relative + bytes) of this tensor as touched by an instruction.
+    // Checks and records an access to bytes [relative, relative + bytes) of this tensor by instruction `seq` on `pipe`.
     void Access(std::size_t relative, std::size_t bytes, int pipe, std::uint32_t seq, bool write,
                 const char* what) const {
         if (buffer_ == nullptr) standin::Fail("queue", "%s uses a tensor that was never allocated", what);
@@ -110,23 +111,23 @@ public:
         const std::size_t offset = reinterpret_cast<std::uint8_t*>(buffer) - region_->begin;
         bytes_ = elements == 0 ? region_->bytes - offset : elements * sizeof(T);
         if (offset + bytes_ > region_->bytes) {
-            standin::Fail("bounds", "a global tensor of %zu bytes at byte %zu of %s, which has %zu", bytes_, offset,
-                          region_->name.c_str(), region_->bytes);
+            standin::Fail("bounds", "a global tensor of %zu bytes at byte %zu of %s, which has %zu bytes", bytes_,
+                          offset, region_->name.c_str(), region_->bytes);
         }
     }
 
     GlobalTensor operator[](std::uint64_t elements) const {
         GlobalTensor moved = *this;
         if (elements * sizeof(T) > bytes_) {
-            standin::Fail("bounds", "%s: a global tensor of %zu elements is indexed at %llu", Region("[]").name.c_str(),
-                          bytes_ / sizeof(T), static_cast<unsigned long long>(elements));
+            standin::Fail("bounds", "%s: index %llu of a global tensor of %zu elements", Region("[]").name.c_str(),
+                          static_cast<unsigned long long>(elements), bytes_ / sizeof(T));
         }
         moved.data_ += elements;
         moved.bytes_ -= elements * sizeof(T);
         return moved;
     }
 
-    // Scalar pipe, through the data cache.
+    // Runs on the scalar pipe, through the data cache.
     T GetValue(std::uint64_t index) const {
         Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().pipes.Issue(PIPE_S), false, "GetValue");
         return data_[index];
@@ -136,6 +137,8 @@ public:
     T* GetPhyAddr() const { return data_; }
 
     // --- for the stand-in's own functions ---
+    T* At(std::size_t index) const { return data_ + index; }
+
     void Access(std::size_t relative, std::size_t bytes, int pipe, std::uint32_t seq, bool write,
                 const char* what) const {
         standin::GlobalRegion& region = Region(what);

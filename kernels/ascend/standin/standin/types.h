@@ -7,7 +7,7 @@
 
 #include "report.h"
 
-// IEEE 754 binary16, stored; arithmetic happens in float.
+// IEEE 754 binary16 as a storage type; arithmetic is in float.
 struct half {
     std::uint16_t bits = 0;
     half() = default;
@@ -20,7 +20,7 @@ struct half {
             bits = static_cast<std::uint16_t>(sign | 0x7c00u | (x > 0x7f800000u ? 0x200u : 0u));
         } else if (x >= 0x477ff000u) {  // rounds to 65536 or more
             bits = static_cast<std::uint16_t>(sign | 0x7c00u);
-        } else if (x < 0x38800000u) {   // subnormal: let the FPU round to nearest even
+        } else if (x < 0x38800000u) {   // subnormal: the FPU rounds to nearest even
             float f, magic = 0.5f;
             std::memcpy(&f, &x, 4);
             f += magic;
@@ -72,7 +72,7 @@ enum event_t { EVENT_ID0 = 0, EVENT_ID1, EVENT_ID2, EVENT_ID3, EVENT_ID4, EVENT_
 
 namespace standin {
 
-// An integer parameter as wide as the device's: a value that the device would cut silently is refused.
+// An integer parameter with the width of the device's. It refuses a value that the device would silently truncate.
 template <typename Stored>
 struct Narrow {
     Stored value = 0;
@@ -80,7 +80,7 @@ struct Narrow {
     template <typename From>
     Narrow(From from) : value(static_cast<Stored>(from)) {
         if (static_cast<long long>(value) != static_cast<long long>(from)) {
-            Fail("range", "an instruction parameter of %d bits is given %lld", static_cast<int>(sizeof(Stored) * 8),
+            Fail("range", "an instruction parameter of %d bits is %lld", static_cast<int>(sizeof(Stored) * 8),
                  static_cast<long long>(from));
         }
     }

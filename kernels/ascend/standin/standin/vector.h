@@ -1,5 +1,5 @@
-// Vector instructions. One repeat covers 256 bytes in eight 32-byte blocks; strides between blocks and between
-// repeats are in blocks; `mask` is how many elements of a repeat take part.
+// Vector instructions. One repeat is 256 bytes in eight 32-byte blocks. Strides between blocks and between repeats are
+// in blocks. `mask` is the number of elements of a repeat that take part.
 #ifndef EDGELLAMA_STANDIN_VECTOR_H
 #define EDGELLAMA_STANDIN_VECTOR_H
 
@@ -13,10 +13,10 @@ template <typename T>
 void RequireVectorType(const char* what) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t> ||
                   std::is_integral_v<T>);
-    if (std::is_same_v<T, bfloat16_t>) Fail("unsupported", "%s: none of the chips computes in bfloat16", what);
+    if (std::is_same_v<T, bfloat16_t>) Fail("unsupported", "%s: no chip computes in bfloat16", what);
 }
 
-// Moving and converting bfloat16 is possible on two of the chips.
+// Two of the chips can copy and convert bfloat16.
 template <typename T>
 void RequireDataType(const char* what) {
     if (std::is_same_v<T, bfloat16_t> && !kChip.bfloat16) {
@@ -59,7 +59,7 @@ void AccessStrided(const AscendC::LocalTensor<T>& tensor, const Stride& s, std::
     }
 }
 
-// In place is allowed (same start, same strides); any other overlap of a result with an operand is not.
+// A result may be in place of an operand: same start, same strides. Any other overlap is an error.
 template <typename T, typename U>
 void RefuseOverlap(const AscendC::LocalTensor<T>& dst, const Stride& d, const AscendC::LocalTensor<U>& src,
                    const Stride& s, std::size_t mask, std::size_t repeats, const char* what) {
@@ -68,7 +68,7 @@ void RefuseOverlap(const AscendC::LocalTensor<T>& dst, const Stride& d, const As
     const bool apart = dstEnd <= src.Offset() || srcEnd <= dst.Offset();
     const bool same = dst.Offset() == src.Offset() && d.block * sizeof(T) == s.block * sizeof(U) &&
                       d.repeat * sizeof(T) == s.repeat * sizeof(U);
-    // Rows that interleave without touching (two column ranges of one matrix) do not overlap either.
+    // Interleaved rows without common bytes (two column ranges of one matrix) do not overlap.
     const bool interleaved = d.repeat * sizeof(T) == s.repeat * sizeof(U) && d.repeat != 0 && [&] {
         const std::size_t row = d.repeat * sizeof(T);
         const std::size_t gap = (src.Offset() % row + row - dst.Offset() % row) % row;
@@ -77,7 +77,7 @@ void RefuseOverlap(const AscendC::LocalTensor<T>& dst, const Stride& d, const As
         return gap >= dstWide && gap + srcWide <= row;
     }();
     if (!apart && !same && !interleaved) {
-        Fail("overlap", "%s: the result overlaps an operand without being in the same place", what);
+        Fail("overlap", "%s: the result overlaps an operand and is not in place", what);
     }
 }
 
@@ -110,7 +110,7 @@ void Binary(const char* what, const AscendC::LocalTensor<T>& dst, const AscendC:
     }
 }
 
-// The same without strides: `count` elements in a row.
+// The same without strides, for `count` consecutive elements.
 template <typename T, typename Op>
 void BinaryRow(const char* what, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src0,
                const AscendC::LocalTensor<T>& src1, std::int32_t count, Op op, bool readsDst = false) {
