@@ -1,1 +1,1 @@
-"""Reading checkpoints: a Hugging Face folder, a GGUF file, or random weights, behind one interface."""
+"""Reads checkpoints: a Hugging Face folder, a GGUF file or random weights, behind one interface."""

@@ -1,7 +1,7 @@
-"""A checkpoint: a Llama's config and its tensors by Hugging Face name, read some rows at a time.
+"""The interface of a checkpoint: a Llama's config, and its tensors by Hugging Face name, read some rows at a time.
 
-`open_checkpoint` takes a Hugging Face folder (safetensors) or a .gguf file. Opening reads headers only, and accounts
-for every tensor: what is missing, surplus or misshapen is one error that lists it, before any work is done.
+open.py opens one. Opening reads headers only and checks every tensor: one error lists all tensors that are missing,
+surplus or of a wrong shape, before any work is done.
 """
 
 from __future__ import annotations
@@ -22,76 +22,92 @@ from edgellama.errors import UserError
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import linear_sizes
 
-Shape = tuple[int, ...]
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
 
 class RawBlocks(NamedTuple):
-    """A quantized tensor as the file stores it: `kind` such as "Q4_0", `blocks` uint8 [rows, bytes per row]."""
+    """A quantized tensor as the file stores it.
+
+    - kind: GGUF's name of the quantization, such as "Q4_0".
+    - blocks: uint8 [rows, bytes per row].
+    """
 
     kind: str
     blocks: NDArray[np.uint8]
 
 
 class Checkpoint(ABC):
-    """Weights of one network. Names and shapes are those of Hugging Face's LlamaForCausalLM."""
+    """The weights of one network. Names and shapes are those of Hugging Face's LlamaForCausalLM."""
 
     path: Path
     config: LlamaConfig
 
     def names(self) -> list[str]:
-        """Every weight of the network, in network order; lm_head.weight only where it is not tied."""
+        """Return the name of every weight, in network order; lm_head.weight only if it is not tied."""
         return list(self._expected)
 
-    def shape(self, name: str) -> Shape:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight."""
         return self._expected[name]
 
     @cached_property
-    def _expected(self) -> dict[str, Shape]:
+    def _expected(self) -> dict[str, tuple[int, ...]]:
         return expected_tensors(self.config)
 
     @abstractmethod
     def dtype(self, name: str) -> str:
-        """How the file stores the tensor: "F32", "BF16", "Q4_0", ..."""
+        """Return the dtype in which the file stores the tensor: "F32", "BF16", "Q4_0", ..."""
 
     @abstractmethod
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        """Rows first .. first + count - 1 of a weight (elements of a vector) as float32 [count, ...], dequantized where
-        it has to be. Reads and holds no more than them. May be called from several threads at once."""
+        """Return rows first .. first + count - 1 of a weight (of a vector: elements) as float32 [count, ...].
+
+        Dequantizes a quantized weight. Reads and keeps these rows only. Several threads may call this at once.
+        """
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """One weight whole, as float32. Of a large model's tables that is gigabytes: prefer `rows`. Nothing is kept."""
+        """Return a whole weight as float32, and keep no copy.
+
+        The embedding of a large model has gigabytes: prefer `rows`.
+        """
         return self.rows(name, 0, self.shape(name)[0])
 
     @abstractmethod
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
-        """Rows of a block-quantized weight untouched, in the order of `rows`; None for other weights."""
+        """Return rows of a block-quantized weight without dequantizing them; None for other weights.
+
+        The order of the rows is that of `rows`.
+        """
 
     @property
     @abstractmethod
     def revision(self) -> str:
-        """The hub's commit where the files came from one, else `content_revision` of them."""
+        """The hub's commit if the files come from a hub; else their `content_revision`."""
 
     @abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
-        """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja where there is one."""
+        """Return the tokenizer's files by name.
+
+        They are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if there is a
+        chat template.
+        """
 
     @abstractmethod
     def generation_config(self) -> dict[str, Any]:
-        """What generation_config.json holds (or would, where the checkpoint has none)."""
+        """Return the content of generation_config.json; its defaults if the checkpoint has no such file."""
 
     def eos_token_id(self) -> tuple[int, ...]:
-        """The ids that end a sequence: of the generation config where it names any, else of the config."""
+        """Return the ids that end a sequence: those of the generation config; if it has none, those of the config."""
         eos = self.generation_config().get("eos_token_id")
         if eos is None:
             return self.config.eos_token_id
         return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
-def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:
-    """Name -> shape of every weight that the config's network has, in network order."""
+def expected_tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every weight of the config's network, in network order."""
     hidden = config.hidden_size
-    out: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         out[f"{layer}.input_layernorm.weight"] = (hidden,)
@@ -107,27 +123,32 @@ def expected_tensors(config: LlamaConfig) -> dict[str, Shape]:
     return out
 
 
-def account(where: Path, found: Mapping[str, Shape], config: LlamaConfig) -> None:
-    """Raise UserError that lists every tensor missing from, surplus in, or misshapen in `found`."""
+def account(where: Path, found: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> None:
+    """Compare the tensors of a checkpoint with those of the config's network.
+
+    Raises UserError, which lists the tensors that are missing, surplus or of a wrong shape.
+
+    where: the checkpoint, for the message.
+    found: name -> shape of each of its tensors.
+    """
     if config.num_hidden_layers > len(found):  # a layer has nine tensors: do not list millions
         raise UserError(
-            f"{where} holds {len(found)} tensors, its config describes {config.num_hidden_layers:,} layers; "
-            "download the checkpoint again"
+            f"{where} has {len(found)} tensors, but its config describes {config.num_hidden_layers:,} layers. "
+            "Download the checkpoint again"
         )
     expected = expected_tensors(config)
     problems = [
         _listing("missing", (name for name in expected if name not in found)),
         _listing("surplus", (name for name in found if name not in expected)),
         _listing(
-            "of another shape than the config says",
+            "of a wrong shape",
             (f"{n} {list(found[n])}, not {list(s)}" for n, s in expected.items() if n in found and found[n] != s),
         ),
     ]
     if any(problems):
-        told = "; ".join(p for p in problems if p)
         raise UserError(
-            f"{where} does not hold the network that its config describes: {told}. "
-            "Download the checkpoint again, or mend its config"
+            f"{where} does not contain the network that its config describes: {'; '.join(p for p in problems if p)}. "
+            "Download the checkpoint again, or correct its config"
         )
 
 
@@ -140,10 +161,10 @@ def _listing(what: str, items: Iterable[str], limit: int = 12) -> str:
 
 
 def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: int = 64, size: int = 1 << 16) -> str:
-    """A cheap, stable name for a checkpoint's content: "sampled-sha256:" and 32 hex digits.
+    """Return a name for a checkpoint's content, the same for the same content: "sampled-sha256:" and 32 hex digits.
 
-    Hashed are the small files whole, and of each large one its name, its length, its first MiB and `pieces` evenly
-    spaced pieces of `size` bytes, the last one included: milliseconds where a full hash takes minutes.
+    Hashes the small files whole. Of a large file it hashes the name, the length, the first MiB, and `pieces` evenly
+    spaced pieces of `size` bytes with the file's end among them. This takes milliseconds; a full hash takes minutes.
     """
     digest = hashlib.sha256()
     for name, data in sorted(small.items()):
@@ -160,7 +181,7 @@ def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a UserError that says what is wrong with it."""
+    """Return the JSON object in a file. Raises UserError if the file is missing or contains no JSON object."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -168,5 +189,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; download it again")
+        raise UserError(f"{path} contains no JSON object; download it again")
     return value

@@ -1,4 +1,4 @@
-"""Opens what MODEL names: a checkpoint on disk, one that is downloaded, or random weights."""
+"""Opens the checkpoint that MODEL names: files on this machine, a download, or random weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .synthetic import SyntheticCheckpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder or a .gguf file. Raises UserError where it is not a whole, supported Llama."""
+    """Open a Hugging Face folder or a .gguf file. Raises UserError if it is not a complete, supported Llama."""
     path = Path(path)
+    # Late imports: a board that verifies an artifact has safetensors or gguf, not both.
     if path.is_dir():
         from .safetensors import SafetensorsCheckpoint
 
@@ -31,8 +32,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint]:
-    """MODEL's checkpoint, or (with a seed) one of random weights and MODEL's config: a preset, or a folder with a
-    config.json. Raises UserError where there is no such model."""
+    """Return MODEL's checkpoint, and where it was found.
+
+    seed: the seed of random weights. Then MODEL gives the config only: a preset, or a folder with a config.json.
+    None: the weights of the checkpoint.
+
+    Raises UserError if there is no such model.
+    """
     if seed is None:
         source = resolve(model)
         return source, open_checkpoint(source.path)

@@ -1,9 +1,9 @@
-"""A checkpoint of seeded random weights: any network's size, memory and speed without a download.
+"""A checkpoint of random weights, to measure a network's size, memory and speed without a download.
 
-Every weight is a stream of normal numbers cut into granules; a granule's numbers follow from the seed, the weight's
-name and the granule's place alone. So any rows can be made by themselves, and the weights are the same whatever is
-asked for first, in blocks of whatever size, on however many threads. (numpy may change a distribution's stream between
-releases; the manifest names the release.)
+A weight is a stream of normally distributed numbers, cut into granules. The seed, the name of the weight and the index
+of the granule determine the numbers of a granule. So any rows can be made on their own, and the weights depend neither
+on the order in which they are read, nor on the size of the blocks, nor on the number of threads. numpy may change the
+stream of a distribution between releases; the manifest names the release.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ GRANULE = 1 << 16  # numbers
 
 
 class SyntheticCheckpoint(Checkpoint):
-    """Weights that keep activations of any depth and width near one, as training does.
+    """Random weights that keep activations near one at any depth and width, as training does.
 
-    Norm weights are 1 +- 0.1, biases +- 0.02; a matrix has the standard deviation 1 / sqrt(columns), those that write
-    to the residual stream (o_proj, down_proj) 1 / sqrt(2 * layers) of that, so that it does not grow with depth.
+    Mean and standard deviation:
+    - norm weights: 1 and 0.1.
+    - biases: 0 and 0.02.
+    - matrices: 0 and 1 / sqrt(columns). Those that write to the residual stream (o_proj, down_proj): 0 and
+      1 / sqrt(columns * 2 * layers), so that the residual stream does not grow with depth.
     """
 
     def __init__(self, config: LlamaConfig, seed: int, folder: Path | None = None) -> None:
-        """folder: where a tokenizer may be; without one the artifact has none."""
+        """folder: a folder that may have a tokenizer; None: the artifact gets no tokenizer."""
         self.config, self.seed, self.path = config, seed, folder or Path("synthetic")
         self._folder = folder
 
@@ -43,7 +46,7 @@ class SyntheticCheckpoint(Checkpoint):
         count, width = min(count, total - first), math.prod(rest)
         mean, deviation = self._distribution(name)
         out = np.empty((count, width), np.float32)
-        step = _power_of_two(GRANULE // width)  # rows of a granule
+        step = _power_of_two(GRANULE // width)  # rows per granule
         for granule in range(first // step, -(-(first + count) // step)):
             begin, end = granule * step, min((granule + 1) * step, first + count)
             generator = self._generator(name, granule)
@@ -72,7 +75,7 @@ class SyntheticCheckpoint(Checkpoint):
         return generation_config(self.config)
 
     def _distribution(self, name: str) -> tuple[float, float]:
-        """(mean, standard deviation)"""
+        """Return (mean, standard deviation) of a weight."""
         if name.endswith("norm.weight"):
             return 1.0, 0.1
         if name.endswith(".bias"):
@@ -83,10 +86,15 @@ class SyntheticCheckpoint(Checkpoint):
         return 0.0, deviation
 
     def _generator(self, name: str, granule: int) -> np.random.Generator:
-        """Philox (Salmon et al., SC 2011) counts: another key or another upper counter word is another stream."""
+        """Return the generator of one granule.
+
+        Philox (Salmon et al., SC 2011) is a counter: another key, or another upper word of the counter, gives an
+        independent stream.
+        """
         key = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=granule << 128))
 
 
 def _power_of_two(most: int) -> int:
+    """Return the largest power of two that is at most `most`; 1 for less than 1."""
     return 1 << max(0, most.bit_length() - 1)

@@ -1,1 +1,1 @@
-"""The network: its config, its layer sizes, its rotary tables, and the step written once for every op set."""
+"""The network: its config, its layer sizes, its rotary tables, and the step, written once for all op sets."""

@@ -1,1 +1,1 @@
-"""Writing an artifact: tensors as a stream of row blocks, the weight files, and the folder as a whole."""
+"""Writes an artifact: tensors as a stream of row blocks, the files with the weights, and the whole folder."""

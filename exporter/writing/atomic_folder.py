@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all."""
+"""Writes a folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, which takes its place when the block ends well and is removed when it does not."""
+    """Yield an empty folder beside `out`.
+
+    The folder replaces `out` if the `with` block succeeds, and is deleted if the block raises.
+    """
     partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -1,7 +1,7 @@
-"""Weights as constants of a graph, in a data file beside it: written piece by piece, in the graph's order.
+"""Writes the weights of a graph as constants, into a data file beside the graph file.
 
-The layout is the one MindSpore writes for models over 1 GB: a header of 64 bytes whose first byte says little-endian,
-then each tensor, padded to 64 bytes; the graph refers to (location, offset, length).
+The layout is that of MindSpore for models over 1 GB: a header of 64 bytes, whose first byte says little-endian, then
+the tensors in the graph's order, each padded to 64 bytes. The graph refers to a tensor by (location, offset, length).
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def write_constants(
     pieces: Callable[[str], Iterable[Piece]],
     done: Callable[[int], None] = lambda _: None,
 ) -> FileEntry:
-    """Write every parameter of `model` to folder/location and let the model refer to it there.
+    """Write every parameter of `model` to folder/location, and make the model refer to it there.
 
-    pieces and done are those of `write_tensors`. Returns the file's entry, `location` relative to `folder`.
+    pieces, done: as in `write_tensors`.
+
+    Returns the entry of the file, with its path relative to `folder`.
     """
     path = folder / location
     with HashedFile(path) as file:

@@ -1,6 +1,7 @@
-"""Tensors made piece by piece, on several cores, and written in order: no tensor is ever whole in memory.
+"""Writes tensors as a stream: several cores compute blocks of rows, and one thread writes them in order.
 
-A piece is a function that makes some rows of a tensor. Pieces are made ahead of the writer, a few at a time.
+A piece (exporter/checkpoint/row_blocks.py) computes some rows of a tensor. A few pieces are computed ahead of the
+writer, so no tensor is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ T = TypeVar("T")
 
 
 def cores() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def made_in_order(pieces: Iterable[tuple[T, Piece]], threads: int | None = None) -> Iterator[tuple[T, NDArray[Any]]]:
-    """The keys with what their pieces make, in the order given; at most threads + 1 pieces are made ahead."""
+    """Yield each key with the rows that its piece computes, in the given order.
+
+    Computes at most threads + 1 pieces ahead. threads: all CPUs by default.
+    """
     threads = threads or cores()
     waiting: deque[tuple[T, Future[NDArray[Any]]]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -48,7 +52,7 @@ def made_in_order(pieces: Iterable[tuple[T, Piece]], threads: int | None = None)
 
 
 class HashedFile:
-    """A new file and the SHA-256 of what is written to it."""
+    """A new file that computes the SHA-256 of its content while it is written."""
 
     def __init__(self, path: Path) -> None:
         self._state, self._file = hashlib.sha256(), path.open("wb")
@@ -61,17 +65,19 @@ class HashedFile:
         self._file.close()
 
     def write(self, data: bytes | NDArray[Any]) -> None:
-        """Bytes, or an array's in row-major order."""
+        """Append bytes, or the bytes of an array in row-major order."""
         plain = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data
         self._file.write(plain)
         self._state.update(plain)
         self.size += len(plain)
 
     def align(self, to: int) -> None:
+        """Append zeros until the size is a multiple of `to`."""
         self.write(bytes(-self.size % to))
 
     @property
     def sha256(self) -> str:
+        """The hash of the bytes so far, in hex."""
         return self._state.hexdigest()
 
 
@@ -82,10 +88,14 @@ def write_tensors(
     alignment: int,
     done: Callable[[int], None] = lambda _: None,
 ) -> dict[str, tuple[int, int]]:
-    """Write the tensors of `specs` in order, each filled up to a multiple of `alignment` bytes.
+    """Write tensors in order, each padded with zeros to a multiple of `alignment` bytes.
 
-    pieces(name): what makes the tensor's rows, block by block; they must come to its dtype and shape (ValueError).
-    done(bytes) is called after each piece. Returns where each tensor lies: name -> (offset, bytes).
+    - specs: the tensors.
+    - pieces: called with a tensor's name; returns the pieces that compute its rows, in order.
+    - done: called with the size of each piece after it is written.
+
+    Returns name -> (offset, bytes) of each tensor. Raises ValueError if the pieces of a tensor do not have its dtype
+    and shape.
     """
     found: dict[str, tuple[int, int]] = {}
     work = ((spec, piece) for spec in specs for piece in pieces(spec.name))

@@ -23,7 +23,10 @@ def write_weights(
     pieces: Callable[[str], Iterable[Piece]],
     done: Callable[[int], None] = lambda _: None,
 ) -> FileEntry:
-    """Write folder/name with the tensors of `specs` in order; the arguments are those of `write_tensors`."""
+    """Write folder/name with the tensors of `specs`, in order. Return its entry.
+
+    specs, pieces, done: as in `write_tensors`.
+    """
     with HashedFile(folder / name) as file:
         file.write(encode_header(specs, alignment=ALIGNMENT))
         write_tensors(file, specs, pieces, ALIGNMENT, done)

@@ -199,7 +199,7 @@ REFUSED = [
     ({"llama.block_count": None}, "lacks the metadata key llama.block_count"),
     ({"llama.attention.head_count": 0, "llama.rope.dimension_count": None}, "num_attention_heads = 0"),
     ({"llama.attention.head_count": "8"}, "head_count = '8' must be of type int"),
-    ({"llama.block_count": 2**31}, "holds 12 tensors, its config describes 2,147,483,648 layers"),
+    ({"llama.block_count": 2**31}, "has 12 tensors, but its config describes 2,147,483,648 layers"),
     ({"general.alignment": 0}, "general.alignment = 0"),
     ({"split.count": 3}, "one of 3 parts.*merge"),
     ({"llama.vocab_size": 41}, r"token_embd|embed_tokens.weight \[40, 256\], not \[41, 256\]"),
