@@ -1,6 +1,6 @@
-"""Builds the CPU kernels with CMake into kernels/cpu, for `pip install .` and `pip install -e .` alike.
+"""Builds the CPU kernels with CMake into kernels/cpu, for both `pip install .` and `pip install -e .`.
 
-Everything else about the package is in setup.cfg.
+setup.cfg has everything else about the package.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from setuptools.command.build_ext import build_ext
 class BuildKernels(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         *package, name = fullname.split(".")
-        return str(Path(*package, f"lib{name}.so"))  # loaded with dlopen: no Python version in its name
+        return str(Path(*package, f"lib{name}.so"))  # ctypes loads it, so its name has no Python version
 
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             sys.exit(f"error: no C++ compiler ({compiler}) was found; install one, on Debian: apt-get install g++")
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path("build/kernels-pip")  # kept, so that installing again compiles only what changed
-        # pip brings another copy of Ninja every time, which the folder must not remember.
+        build = Path("build/kernels-pip")  # kept, so that a second installation compiles only changed files
+        # pip installs a new copy of Ninja each time, and the folder must not keep the path of an old one.
         options = [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", f"-DEDGELLAMA_OUTPUT={output}"]
         subprocess.run(["cmake", "-G", "Ninja", "-S", "kernels/cpu", "-B", build, *options], check=True)
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-LIBRARIES = ("edgellama_cpu", "edgellama_lite")  # the kernels, and what registers them with MindSpore Lite
+LIBRARIES = ("edgellama_cpu", "edgellama_lite")  # the kernels, and their registration with MindSpore Lite
 
 
 def package_folders() -> dict[str, str]:

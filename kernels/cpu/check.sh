@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Builds the kernels' test driver (selftest.cpp) under the sanitizers and for aarch64, and runs each:
-#   address,undefined   every kernel over exactly allocated buffers, on every instruction set of this machine
-#   thread              the pool under several callers
-#   aarch64             every kernel, in an emulator, where Debian's cross compiler and qemu are installed
-# An argument runs that one alone.
+# Builds the kernels' test driver (selftest.cpp) with sanitizers and for aarch64, and runs it:
+#   address   every kernel with buffers of exactly the needed size, on every instruction set of this machine
+#             (address and undefined-behaviour sanitizers)
+#   thread    the thread pool with several callers (thread sanitizer)
+#   aarch64   every kernel in an emulator; needs Debian's cross compiler and qemu
+# Without arguments runs all three. With arguments runs those.
 set -euo pipefail
 cd "$(dirname "$0")"
 build=../../build
 jobs=$(nproc)
 
-make_driver() { # folder, options of cmake
+make_driver() { # build folder, options for cmake
   local folder=$1
   shift
   cmake -S . -B "$folder" -DEDGELLAMA_SELFTEST=ON -DEDGELLAMA_OUTPUT="$folder" "$@" >/dev/null
@@ -19,7 +20,7 @@ make_driver() { # folder, options of cmake
 
 address() {
   make_driver "$build/sanitize-address" -DEDGELLAMA_SANITIZE=address,undefined
-  # What a kernel has not written is large numbers, not the zeros of fresh memory: they must go nowhere.
+  # Fill new memory with large numbers instead of zeros, so that a kernel that reads what nobody wrote gives wrong results.
   ASAN_OPTIONS=max_malloc_fill_size=1073741824:malloc_fill_byte=127 "$build/sanitize-address/selftest" kernels
 }
 
@@ -33,7 +34,7 @@ aarch64() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
       apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user-static >/dev/null
     else
-      echo "not checked: install g++-aarch64-linux-gnu and qemu-user-static (Debian) for it"
+      echo "not checked: install g++-aarch64-linux-gnu and qemu-user-static (Debian) first"
       return
     fi
   fi

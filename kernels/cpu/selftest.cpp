@@ -1,7 +1,8 @@
-// A test driver that needs nothing but the kernel library: for the sanitizer builds, and for a foreign CPU under an
-// emulator. Every variant that this CPU has against the portable one, over exactly allocated buffers, so that the
-// address sanitizer sees a read past any of them; and the pool under several callers.
-//   selftest [kernels|pool]
+// A test driver that needs only the kernels, for the sanitizer builds and for other CPUs in an emulator:
+//   selftest kernels   compares every variant that this CPU has with the portable one. Buffers have exactly the needed
+//                      size, so that the address sanitizer finds a read past the end of any of them.
+//   selftest pool      runs regions of the thread pool from several callers.
+//   selftest           does both.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -40,7 +41,7 @@ std::vector<float> gaussian(size_t n, unsigned seed) {
   return x;
 }
 
-// Weights start at a multiple of 64 and end where the allocation ends.
+// Bytes aligned to 64, without padding at the end.
 struct Bytes {
   explicit Bytes(size_t n) : data(static_cast<uint8_t*>(::operator new(n, std::align_val_t{64}))), size(n) {}
   ~Bytes() { ::operator delete(data, std::align_val_t{64}); }
@@ -62,7 +63,7 @@ struct Matrix {
     args.n = n;
     args.k = k;
     args.w = w.data();
-    if (f == Format::q4_0) {  // made of quantized weights only
+    if (f == Format::q4_0) {  // packed only from quantized weights
       args.k = padded_k(k);
       scales.assign(static_cast<size_t>(n * args.k / kGroup), 0x2c00);  // 1/16
       for (long i = 0; i < n * args.k; ++i) q.push_back(static_cast<uint8_t>(i * 7 % 16));
@@ -128,7 +129,7 @@ void test_linear(Isa isa) {
         }
 }
 
-// A call has fewer valid rows than positions: what is asked for all of them must do for any number of them.
+// A call can have fewer valid rows than positions: the scratch for all of them must be enough for any number of them.
 void test_linear_scratch() {
   for (int f = 0; f < kFormatCount; ++f)
     for (const int k : {64, 96, 576})
@@ -211,15 +212,17 @@ void test_attention(Isa isa) {
   for (const CacheType cache : {CacheType::f32, CacheType::f16, CacheType::s8})
     for (const int tokens : {1, 7, 80})
       for (const int head_dim : {18, 64})
-        compare(run_attention(Isa::portable, cache, tokens, head_dim), run_attention(isa, cache, tokens, head_dim), 1e-3f,
+        compare(run_attention(Isa::portable, cache, tokens, head_dim), run_attention(isa, cache, tokens, head_dim),
+                1e-3f,
                 std::string("attention ") + isa_name(isa) + " tokens " + std::to_string(tokens) + " head_dim " +
                     std::to_string(head_dim));
 }
 
-// Two rows of different length, weights and caches in exactly allocated buffers.
+// Two rows of different length. Weights and caches have exactly the needed size.
 std::vector<float> run_layer(Isa isa, Format format, int tokens) {
   constexpr int kHidden = 80, kInner = 112, kHeads = 4, kGroups = 2, kDim = 16, kCapacity = 130, kRows = 2;
-  const Matrix qkv((kHeads + 2 * kGroups) * kDim, kHidden, format, Isa::portable), o(kHidden, kHeads * kDim, format, Isa::portable);
+  const Matrix qkv((kHeads + 2 * kGroups) * kDim, kHidden, format, Isa::portable);
+  const Matrix o(kHidden, kHeads * kDim, format, Isa::portable);
   const Matrix gate_up(2 * kInner, kHidden, format, Isa::portable), down(kHidden, kInner, format, Isa::portable);
   const std::vector<float> gamma = gaussian(kHidden, 3), table = gaussian(kCapacity * kDim / 2, 7);
   const std::vector<float> h = gaussian(static_cast<size_t>(kRows) * tokens * kHidden, 8);
@@ -251,7 +254,7 @@ std::vector<float> run_layer(Isa isa, Format format, int tokens) {
   a.groups = kGroups;
   a.head_dim = kDim;
   a.capacity = a.positions = kCapacity;
-  a.scale = 1e-4f;  // the random projections are large; a softmax of one key would be chaotic
+  a.scale = 1e-4f;  // small, because the random projections are large and would give a softmax of a single key
   a.cache = CacheType::f16;
   a.cos = a.sin = table.data();
   a.start = start.data();
@@ -272,7 +275,7 @@ void test_decoder_layer(Isa isa) {
               std::string("decoder layer ") + isa_name(isa) + " tokens " + std::to_string(tokens));
 }
 
-// What each kind of limit leaves of exactly allocated scores, and a draw of it.
+// The tokens that each kind of limit keeps, compared with the portable variant, and a draw from them.
 void test_sampling(Isa isa) {
   for (const long n : {1L, 31L, 33L, 1000L, 20'011L})
     for (const bool flat : {false, true})
@@ -292,15 +295,16 @@ void test_sampling(Isa isa) {
         edgellama_warp(&settings, scores.data(), n, expected.data());
         settings.isa = static_cast<int32_t>(isa);
         const int status = edgellama_warp(&settings, scores.data(), n, left.data());
-        long other = 0;  // at a limit rounding may decide otherwise
+        long other = 0;  // rounding may change the decision at a limit
         for (long i = 0; i < n; ++i) other += std::isinf(left[i]) != std::isinf(expected[i]);
         const int token = edgellama_draw(&settings, scores.data(), 0, n, 0.99);
         const bool good = status == 0 && other <= 1 && token >= 0 && token < n && !std::isinf(left[token]);
-        expect(good, std::string("sampling ") + isa_name(isa) + " n " + std::to_string(n) + " kind " + std::to_string(kind));
+        expect(good,
+               std::string("sampling ") + isa_name(isa) + " n " + std::to_string(n) + " kind " + std::to_string(kind));
       }
 }
 
-// Texts that repeat, in exactly allocated buffers; of every length around the n-gram's.
+// Texts that repeat tokens, of every length around the length of the n-gram.
 void test_penalties() {
   for (const long ngram : {0L, 1L, 2L, 3L, 9L})
     for (long length = 1; length < 12; ++length) {
@@ -336,7 +340,8 @@ void test_kernels() {
   }
 }
 
-// Regions of several callers, with barriers, of changing sizes, with pauses long enough for the workers to sleep.
+// Regions of several callers and of changing sizes, with barriers, and with pauses long enough for the workers to
+// sleep.
 void test_pool() {
   std::atomic<int> wrong{0};
   const auto call = [&](int seed) {
@@ -354,7 +359,7 @@ void test_pool() {
           me.barrier();
         }
         if (threads == 1) return;
-        ThreadPool::instance().run(4, [&](Worker& inner) {  // inside a region: alone
+        ThreadPool::instance().run(4, [&](Worker& inner) {  // a region inside a region has one thread
           if (inner.count() != 1) ++wrong;
         });
       });

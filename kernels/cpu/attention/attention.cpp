@@ -1,4 +1,4 @@
-// FusedAttention, for the instruction set being compiled: which job each thread takes next.
+// FusedAttention for the instruction set that is compiled: writes the cache, and gives each thread its next job.
 #include "attention/attention.h"
 
 #include <atomic>
@@ -21,7 +21,7 @@ struct Prefill {
   struct State {};
 };
 #if defined(__AMX_BF16__)
-// A float32 cache asks for float32's precision; bf16 tiles serve the others.
+// A float32 cache needs float32 precision. The bf16 tiles are exact enough for the other types.
 template <>
 struct Prefill<uint16_t> {
   using Products = TileProducts;
@@ -34,7 +34,7 @@ struct Prefill<int8_t> : Prefill<uint16_t> {};
 using Counter = std::atomic<int32_t>;
 static_assert(sizeof(Counter) == sizeof(int32_t) && Counter::is_always_lock_free, "counters lie in plain memory");
 
-// One call. Both counters in the scratch are zero before it and zero again after it.
+// One call by one thread. Both kinds of counters in the scratch are zero before the call and zero again after it.
 template <class T>
 class Call {
  public:
@@ -52,17 +52,18 @@ class Call {
     long jobs = 0, queries = 0;
     for (long b = 0; b < a_.rows; ++b)
       if (a_.length[b] > 1) queries += long(a_.length[b]) * a_.heads;
-    // Four jobs a thread even out the causal triangle, but each job converts the keys it reads: not too small.
+    // Four jobs per thread balance the causal triangle. Smaller blocks would cost more, because each job converts the
+    // keys that it reads.
     block_ = round_up(divide_up(queries, 4L * me_.count()), kStrip);
     if (block_ > kMaxStrips * kStrip) block_ = kMaxStrips * kStrip;
     if (block_ < kStrip) block_ = kStrip;
     for (long b = 0; b < a_.rows; ++b) jobs += a_.groups * pieces(b);
 
-    long row = 0, before = 0;  // jobs of the rows before `row`
+    long row = 0, before = 0;  // the number of jobs of the rows before `row`
     for (;;) {
       const long job = ticket_->fetch_add(1, std::memory_order_relaxed);
       if (job >= jobs) {
-        // Each thread draws one ticket too many; the last of them leaves the counter as it was found.
+        // Each thread draws one ticket too many. The last thread resets the counter.
         if (job == jobs + me_.count() - 1) ticket_->store(0, std::memory_order_relaxed);
         return;
       }
@@ -71,24 +72,25 @@ class Call {
       if (a_.length[row] == 1)
         decode(row, group, piece, count);
       else
-        prefill(row, group, count - 1 - piece);  // the latest tokens first: they see the most keys
+        prefill(row, group, count - 1 - piece);  // the latest tokens first, because they see the most keys
     }
   }
 
  private:
+  // Jobs of one (row, group).
   long pieces(long row) const {
     if (a_.length[row] == 0) return 0;
     if (a_.length[row] == 1) return divide_up(visible(row), part_length(visible(row)));
     return divide_up(a_.length[row] * share_, block_);
   }
-  // Positions that the only token of a row sees.
+  // The number of positions that the only token of a row sees.
   long visible(long row) const {
     const long end = a_.start[row] + 1L;
     return a_.window && a_.window < end ? a_.window : end;
   }
 
-  // Keys and values of the rows with several tokens enter the cache before anyone reads it, and padding becomes zero.
-  // A row with one token is written by the job that reads it first.
+  // Writes keys and values of the rows with several tokens to the cache before any thread reads it, and sets the output
+  // of padding to zero. For a row with one token, the decode job that reads the new position writes it.
   void write_rows() {
     bool wait = false;
     for (long b = 0; b < a_.rows; ++b) wait |= a_.length[b] > 1;

@@ -1,6 +1,6 @@
 // FusedAttention on a CPU: rotary embedding, cache write in place, causal grouped-query attention.
-// kernels/reference.py (fused_attention, fused_attention_int8) says what it means; the letters are the same:
-// B rows, S tokens per row in this call, H query heads, G key/value heads, D head size, C cache capacity.
+// kernels/reference.py (fused_attention) defines it. The letters are the same: B rows, S tokens per row in this call,
+// H query heads, G key/value heads, D head size, C cache capacity.
 #pragma once
 
 #include <cstddef>
@@ -14,38 +14,39 @@ namespace edgellama {
 enum class CacheType : int32_t {
   f32 = 0,
   f16 = 1,
-  s8 = 2,  // with one float16 scale for each row, head and position
+  s8 = 2,  // int8, with one float16 scale for each row, head and position
 };
 
-// Plain sizes and pointers, owned by the caller. Every array is dense.
+// Sizes and pointers. The caller owns the arrays. Every array is dense.
 struct AttentionArgs {
   int32_t rows, tokens;        // B, S
   int32_t heads, groups;       // H, G: H is a multiple of G
   int32_t head_dim, capacity;  // D (even), C
   int32_t positions;           // P: rows of the rotary tables, P >= C
-  int32_t window;              // how many of the latest positions a token sees, itself included; 0: all
-  float scale;                 // multiplies q.k
+  int32_t window;              // how many of the latest positions a token sees, its own included; 0: all
+  float scale;                 // multiplies q.k; 1 / sqrt(D) in Llama
   CacheType cache;
   const float* qkv;              // [B, S, (H + 2G) * D]: query heads, key heads, value heads
   const float *cos, *sin;        // [P, D/2]
-  const int32_t *start, *length;  // [B]
+  const int32_t *start, *length;  // [B], as in kernels/reference.py
   void *k_cache, *v_cache;       // [B, G, C, D] of the cache's type
-  uint16_t *k_scale, *v_scale;   // [B, G, C] float16; CacheType::s8 only
+  uint16_t *k_scale, *v_scale;   // [B, G, C] float16 bits; only with CacheType::s8
   float* out;                    // [B, S, H * D]; rows at and past length[b] become zero
-  // attention_scratch_bytes() bytes at a multiple of 64, zero-filled once before the first call. One call at a time.
+  // attention_scratch_bytes() bytes, aligned to 64. The caller fills them with zeros once, before the first call. Only
+  // one call at a time uses them.
   void* scratch;
-  int32_t threads;  // how many threads the scratch was sized for
+  int32_t threads;  // the number of threads for which the scratch was sized
 };
 
-// Bytes of scratch for these sizes (rows, heads, groups, head_dim, capacity, threads), any number of tokens.
+// Bytes of scratch for these sizes (rows, heads, groups, head_dim, capacity, threads) and any number of tokens.
 size_t attention_scratch_bytes(const AttentionArgs& args);
 
-// This thread's scratch for attention: not the memory of scratch(), and zero-filled whenever the sizes change. Valid
-// until this thread calls it again.
+// This thread's scratch for attention, filled with zeros whenever the sizes change. It is not the memory of scratch().
+// Valid until this thread calls it again.
 uint8_t* attention_scratch(const AttentionArgs& args);
 
-// What is wrong with the sizes, then with the values of start and length; empty when they fit. The kernels check
-// nothing themselves: ask the first when the sizes become known, the second before each call.
+// What is wrong with the sizes, and what is wrong with the values of start and length; empty if nothing is. The kernels
+// check nothing: call the first function when the sizes become known, and the second before each call.
 EDGELLAMA_EXPORT std::string attention_size_error(const AttentionArgs& args);
 EDGELLAMA_EXPORT std::string attention_range_error(const AttentionArgs& args);
 

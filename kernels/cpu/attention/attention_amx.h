@@ -1,6 +1,6 @@
-// The two products of prefill on AMX's bf16 tiles. Every operand is split into two bf16 numbers, x = high + low, and
-// three of the four partial products are summed in float32 (low * low is left out). Measured: the largest error falls
-// from 8e-3 to 1.3e-5 on values of order 1, for a fifth to a quarter of prefill attention's time.
+// The two products of prefill with AMX's bf16 tiles. Every operand is split into two bf16 numbers, x = high + low, and
+// three of the four partial products are summed in float32 (low * low is left out). Measured with values of order 1:
+// the largest error decreases from 8e-3 to 1.3e-5, and costs 20 to 25 % of the time of prefill attention.
 #pragma once
 
 #include "attention/attention_products.h"
@@ -8,12 +8,12 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// Pairs of bf16 neighbours: high parts, and low parts that take up what rounding to the high ones lost.
+// Pairs of adjacent bf16 numbers: the high parts, and the low parts, which hold the rounding errors of the high parts.
 struct SplitPair {
   __m512i high, low;
 };
 
-// The lanes of two vectors: (even, odd).
+// Splits two vectors. Each pair is a lane of `even` and the same lane of `odd`.
 static inline SplitPair split(__m512 even, __m512 odd) {
   const __m512i upper = _mm512_set1_epi32(int(0xffff0000u)), half = _mm512_set1_epi32(0x8000);
   const auto rounded = [&](__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), half); };
@@ -25,7 +25,7 @@ static inline SplitPair split(__m512 even, __m512 odd) {
   return {pair(e, o), pair(rounded(lost(even, e)), rounded(lost(odd, o)))};
 }
 
-// Thirty-two consecutive floats.
+// Splits 32 consecutive floats.
 static inline SplitPair split_row(__m512 x, __m512 y) {
   const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(y, x);
   const auto widened = [](__m256i h) {
@@ -36,14 +36,15 @@ static inline SplitPair split_row(__m512 x, __m512 y) {
   return {high, (__m512i)_mm512_cvtne2ps_pbh(y_low, x_low)};
 }
 
+// The interface of FloatProducts, with other layouts of its operands.
 class TileProducts {
  public:
-  static constexpr long kStep = 32;
+  static constexpr long kStep = 32;  // as in FloatProducts
   static constexpr long kTile = 256;  // 32-bit words in a tile
 
   explicit TileProducts(long padded_dim) : dim_(padded_dim) {}
 
-  // Strip of queries: [2 (high, low)][dim / 2 pairs][kStrip] words.
+  // A strip of queries: 32-bit words [2 (high, low)][dim / 2 pairs][kStrip].
   void put_queries(const float* queries, float* strip, long lane) const {
     for (long d = 0; d < dim_; d += 32) {
       __m512i high[16], low[16];
@@ -68,7 +69,8 @@ class TileProducts {
     for (long i = 0; i < kKeyBlock; ++i) {
       float* to = keys + i / 16 * (dim_ / 32) * kTile + i % 16 * 16;
       for (long d = 0; d < dim_; d += 32, to += kTile) {
-        const SplitPair pair = split_row(cell(rows, scales, count, dim, i, d), cell(rows, scales, count, dim, i, d + 16));
+        const SplitPair pair =
+            split_row(cell(rows, scales, count, dim, i, d), cell(rows, scales, count, dim, i, d + 16));
         _mm512_storeu_si512(to, pair.high);
         _mm512_storeu_si512(to + low, pair.low);
       }
@@ -108,7 +110,7 @@ class TileProducts {
     }
   }
 
-  // Probabilities: [2 (high, low)][keys / 2][kStrip] words.
+  // Probabilities: 32-bit words [2 (high, low)][keys / 2][kStrip].
   static void put_probabilities(float* probabilities, long key, long lane, F first, F second) {
     const SplitPair pair = split(first, second);
     float* to = probabilities + key / 2 * kStrip + lane;
@@ -123,16 +125,17 @@ class TileProducts {
       float* to = sums + d * kStrip;
       load_tiles(to);
       for (long i = 0; i < count / 32; ++i)
-        multiply_split(values + (i * (dim_ / 16) + d / 16) * kTile, kTile, v_low, probabilities + i * 16 * kStrip, p_low);
+        multiply_split(values + (i * (dim_ / 16) + d / 16) * kTile, kTile, v_low, probabilities + i * 16 * kStrip,
+                       p_low);
       store_tiles(to);
     }
   }
 
  private:
-  // The compiler does not know that a tile load reads memory: keep the stores before it where they are.
+  // Keeps the stores before the tile loads. The compiler does not know that a tile load reads memory.
   static void finish_stores() { asm volatile("" ::: "memory"); }
 
-  static constexpr long kRow = kStrip * sizeof(float);  // bytes from a row of a strip to the next
+  static constexpr long kRow = kStrip * sizeof(float);  // bytes from one row of a strip to the next
 
   static void load_tiles(const float* c) {
     _tile_loadd(0, c, kRow); _tile_loadd(1, c + 16, kRow);
@@ -143,8 +146,8 @@ class TileProducts {
     _tile_stored(2, c + 16 * kStrip, kRow); _tile_stored(3, c + 16 * kStrip + 16, kRow);
   }
 
-  // Tiles 0..3 (2 x 2) += a (two tiles, `next` words apart) * b (half-strips side by side), the low parts `a_low` and
-  // `b_low` words further on.
+  // Tiles 0..3 (2 x 2) += a (two tiles, `next` words apart) * b (two half-strips, side by side). The low parts are
+  // `a_low` and `b_low` words after the high parts.
   static void multiply_split(const float* a, long next, long a_low, const float* b, long b_low) {
     _tile_loadd(4, a + a_low, 64); _tile_loadd(5, a + next + a_low, 64);
     _tile_loadd(6, b, kRow); _tile_loadd(7, b + 16, kRow);
@@ -155,7 +158,7 @@ class TileProducts {
     _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
   }
 
-  // Sixteen elements of key or value i from d on; zeros outside what is there.
+  // Sixteen elements of key or value i from element d on; zeros outside the cache's rows and columns.
   template <class T>
   static F cell(const T* rows, const uint16_t* scales, long count, long dim, long i, long d) {
     if (i >= count || d >= dim) return broadcast(0.0f);

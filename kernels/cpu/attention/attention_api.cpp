@@ -1,4 +1,4 @@
-// FusedAttention's checks, and its C interface for tests and benchmarks.
+// FusedAttention's scratch and checks, and its C interface for the tests.
 #include <array>
 #include <cstring>
 #include <sstream>
@@ -72,8 +72,8 @@ EDGELLAMA_API size_t edgellama_attention_scratch_bytes(const AttentionArgs* args
   return edgellama::attention_scratch_bytes(*args);
 }
 
-// Runs one call on args->threads threads with the variant `isa`, `repeats` times. Returns 0, or writes what is wrong
-// to `message` (cut to `size` bytes) and returns 1.
+// Runs one call `repeats` times with the variant `isa` on args->threads threads. Returns 0. On an error returns 1 and
+// writes the reason to `message`, which has `size` bytes.
 EDGELLAMA_API int edgellama_attention(const AttentionArgs* args, int isa, int repeats, char* message, size_t size) {
   const edgellama::Kernels* table = edgellama::kernels(static_cast<edgellama::Isa>(isa));
   std::string error = edgellama::attention_size_error(*args);

@@ -1,5 +1,5 @@
-// Decode: one token of a row against a range of its cache. Bound by reading the cache, so all query heads of a group
-// share each read, two products a pass: scores for the whole range, then the weighted sum of its values.
+// Decode: attention of one token to a range of its row's cache. Reading the cache is the limit, so all query heads of a
+// group share each read. Two passes: first the scores of the whole range, then the weighted sum of its values.
 #pragma once
 
 #include "attention/attention_plan.h"
@@ -7,14 +7,16 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// Query heads that share one read of the cache: as many as the registers hold.
+// Query heads that share one read of the cache: as many as fit in the registers.
 constexpr int kHeads = 4;
 
+// Positions that all passes over wide values process before the next positions.
 constexpr long kValueBlock = 16;
 
-// Bytes asked for ahead of their use: far ahead into the second-level cache, because the hardware's streams end at
-// every page, and again shortly before use into the first, because the products cannot hide the second's latency.
-// Measured on one core over a cache in memory: 1.8 times a plain read without, 1.4 with the far one, 1.15 with both.
+// Bytes to prefetch ahead: far ahead into the second-level cache, because the hardware prefetcher stops at every page,
+// and again shortly before use into the first, because the products cannot hide the latency of the second. Measured on
+// one core with a KV cache in memory, relative to a plain read: 1.8 times the time without prefetch, 1.4 with the far
+// one, 1.15 with both.
 constexpr long kFar = 4096, kNear = 1024;
 
 static inline void prefetch(const void* at, long bytes) {
@@ -25,15 +27,15 @@ static inline void prefetch(const void* at, long bytes) {
   }
 }
 
-// A range of one (row, group): positions first .. last-1, at most kMaxPart of them.
+// Keys or values of a range of positions of one (row, group), at most kMaxPart.
 template <class T>
 struct Part {
-  const T* rows;           // keys or values of position `first`
-  const uint16_t* scales;  // of position `first`, or null
+  const T* rows;           // the first position's
+  const uint16_t* scales;  // the first position's, or null
   long count, dim, padded_dim;
 };
 
-// scores[h][i] = q[h] . keys[i], four keys at a time. q [heads, padded_dim], scores [heads, stride].
+// scores[h][i] = q[h] . keys[i], four keys at a time. q is [heads, padded_dim], scores [heads, stride].
 template <int heads, class T>
 static inline void dot_keys(const Part<T>& part, const float* q, float* scores, long stride) {
   const long dim = part.dim, whole = dim / kLanes * kLanes;
@@ -62,8 +64,8 @@ static inline void dot_keys(const Part<T>& part, const float* q, float* scores, 
   }
 }
 
-// sums[h][d ..] += weights[h] . values[first .. last-1][d ..] for `vectors` vectors of d; from zero if first is 0.
-// weights [heads, stride].
+// sums[h][d ..] += weights[h] . values[first .. last-1][d ..], for `vectors` vectors from element d on. Starts from
+// zero if first is 0. weights is [heads, stride].
 template <int heads, int vectors, class T>
 static inline void weigh_values(const Part<T>& part, long first, long last, const float* weights, long stride, long d,
                                 float* sums, long sums_stride) {
@@ -93,6 +95,7 @@ static inline void weigh_values(const Part<T>& part, long first, long last, cons
   }
 }
 
+// Multiplies the scores (or weights) with the int8 cache's scales. Does nothing for the other types.
 template <class T>
 static inline void scale_scores(const Part<T>& part, float* scores) {
   if (sizeof(T) != 1) return;
@@ -100,7 +103,8 @@ static inline void scale_scores(const Part<T>& part, float* scores) {
     store(scores + i, load(scores + i) * load_some(part.scales + i, part.count - i));
 }
 
-// scores become 2^(score - max); returns their maximum and sum. Lanes past count, up to a whole vector, become zero.
+// Replaces the scores by 2^(score - maximum), and returns their maximum and their new sum. Entries past count, up to a
+// whole vector, become zero.
 struct Softmax {
   float maximum, sum;
 };
@@ -119,7 +123,8 @@ static inline Softmax exponentials(float* scores, long count) {
   return {maximum, sum(total)};
 }
 
-// One group's heads over one part. `partial` receives, for each head at partial_stride: D sums, maximum, normaliser.
+// Attention of `heads` query heads of one group to one part. Writes for each head, partial_stride floats apart: D sums,
+// the maximum, the normaliser.
 template <int heads, class T>
 static inline void part_of_heads(const Part<T>& keys, const Part<T>& values, const float* q, float* scores,
                                  float* partial, long partial_stride) {
@@ -134,7 +139,7 @@ static inline void part_of_heads(const Part<T>& keys, const Part<T>& values, con
     partial[h * partial_stride + dim] = result.maximum;
     partial[h * partial_stride + dim + 1] = result.sum;
   }
-  // Wide rows take several passes: over few positions at a time, so that only the first pass meets the memory.
+  // Wide rows take several passes. Process few positions at a time, so that only the first pass reads from memory.
   constexpr int vectors = 4;
   const long block = dim <= vectors * kLanes ? values.count : kValueBlock;
   for (long first = 0; first < values.count; first += block) {
@@ -147,8 +152,8 @@ static inline void part_of_heads(const Part<T>& keys, const Part<T>& values, con
   }
 }
 
-// Positions first .. last-1 of one (row, group). The part that holds the new token's position writes it first.
-// work: queries [H/G, padded_dim], scores, one row of D floats. partial: [H/G, partial_stride].
+// One job: positions first .. last-1 of one (row, group). If the part holds the new token's position, writes that
+// first. work: queries [H/G, padded_dim], scores, one row of D floats. partial: [H/G, partial_stride].
 template <class T>
 static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, long row, long group, long first,
                         long last, float* work, float* partial) {
@@ -182,7 +187,7 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   }
 }
 
-// out [D] = the parts of one head, joined. Part p's result lies at partial + p * stride.
+// Joins the parts of one head into out [D]. The result of part p is at partial + p * stride.
 static inline void join_parts(const float* partial, long stride, long parts, long dim, float* out) {
   float maximum = partial[dim], total = 0.0f;
   for (long p = 1; p < parts; ++p) {

@@ -1,9 +1,9 @@
-// How one call of FusedAttention is cut into jobs, and where each thread's working memory lies.
+// How one call of FusedAttention is divided into jobs, and the layout of its scratch.
 //
-// A row with one token (decode) is bound by reading the cache: it is cut over groups and over ranges of positions
-// ("parts"), whose partial sums the last job of a (row, group) joins (flash-decoding, arXiv:2311.01282). A row with
-// more tokens (prefill) is cut over groups and blocks of queries. The parts depend on the positions alone, never on
-// the number of threads, so that neither does the result.
+// A row with one token (decode) is limited by reading the cache. It is divided into groups and ranges of positions
+// ("parts"); the last job of a (row, group) joins their partial sums (flash-decoding, arXiv:2311.01282). A row with
+// more tokens (prefill) is divided into groups and blocks of queries. The parts depend only on the positions, not on
+// the number of threads, and so does the result.
 #pragma once
 
 #include "attention/attention.h"
@@ -12,9 +12,9 @@
 namespace edgellama {
 
 constexpr long kMaxPart = 512;   // positions in a decode part
-constexpr long kMinPart = 64;    // shorter parts cost more to join than they save
+constexpr long kMinPart = 64;    // joining shorter parts costs more than they save
 constexpr long kPartsWanted = 8;
-constexpr long kKeyBlock = 64;   // positions that prefill works on at a time
+constexpr long kKeyBlock = 64;   // positions that prefill processes at a time
 constexpr long kMaxStrips = 8;   // strips of queries in a prefill job
 constexpr long kMaxStrip = 32;   // queries in a strip: two vectors of the widest variant
 constexpr long kCacheLine = 64;
@@ -25,19 +25,19 @@ static inline long part_length(long visible) {
   return wanted < kMaxPart ? wanted : kMaxPart;
 }
 
-// No count of visible positions up to `capacity` makes more parts than this.
+// The largest number of parts for any number of visible positions up to `capacity`.
 static inline long max_parts(long capacity) {
   const long parts = divide_up(capacity, kMaxPart);
   return parts > kPartsWanted ? parts : kPartsWanted;
 }
 
-// The scratch: counters, then the decode parts' partial results, then each thread's memory. In floats, but for the
-// counters; every section starts on a cache line.
+// The scratch: counters (bytes), then the decode parts' partial results (floats), then each thread's memory (floats).
+// Every section starts on a cache line.
 struct ScratchLayout {
-  long padded_dim;       // D, rounded up so that any variant may work in whole tiles
-  long partial_stride;   // one head's partial result: D sums, the maximum, the normaliser
-  long part_count;       // parts of a (row, group)
-  long counter_bytes;    // one ticket, one arrival count for each (row, group)
+  long padded_dim;       // D, rounded up so that every variant can use whole tiles
+  long partial_stride;   // floats of one head's partial result: D sums, the maximum, the normaliser
+  long part_count;       // the largest number of parts of a (row, group)
+  long counter_bytes;    // one ticket, and one arrival count for each (row, group)
   long partial_floats, thread_floats;
 
   explicit ScratchLayout(const AttentionArgs& a) {
@@ -51,7 +51,7 @@ struct ScratchLayout {
                          + 2 * kKeyBlock * kMaxStrip      // scores and probabilities
                          + 2 * padded_dim * kKeyBlock     // keys and values
                          + 4 * queries                    // maxima, normalisers, first and last visible position
-                         + padded_dim * kMaxStrip;        // queries or results on their way through a transpose
+                         + padded_dim * kMaxStrip;        // queries or results before or after a transpose
     const long share = a.heads / a.groups;
     const long decode = share * padded_dim + share * (kMaxPart + kMaxStrip) + 2 * padded_dim;
     thread_floats = round_up(prefill > decode ? prefill : decode, 16);

@@ -1,6 +1,6 @@
-// Prefill: a block of one (row, group)'s queries against the cache, key block by key block, with an online softmax in
-// float32 (flash attention, arXiv:2205.14135). Queries lie along the lanes in strips of two vectors, token by token
-// with the group's heads side by side. Key blocks that no query of a strip sees are skipped.
+// Prefill: attention of a block of queries of one (row, group) to the cache, key block by key block, with an online
+// softmax in float32 (flash attention, arXiv:2205.14135). Queries lie along the lanes in strips of two vectors: token
+// by token, with the heads of the group side by side. Key blocks that no query of a strip sees are skipped.
 #pragma once
 
 #include "attention/attention_plan.h"
@@ -8,24 +8,24 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// Finite, so that a strip whose first key blocks are all masked makes no NaN.
+// The maximum before the first key. It is finite, so that a strip whose first key blocks are all masked gives no NaN.
 constexpr float kNoMaximum = -1e30f;
 
-// What a strip keeps while key blocks pass by; every pointer has one entry a lane.
+// The state of a strip between key blocks. Every array has one entry for each lane.
 struct StripState {
   float *maximum, *normaliser;
-  const float *first, *last;  // the positions that the lane's query sees
+  const float *first, *last;  // the first and the last position that the lane's query sees
 };
 
-// Scores [count, kStrip] of the keys from `position` on become probabilities; the strip's maximum, normaliser and sums
-// [padded_dim, kStrip] follow. masked: some lane does not see every key.
+// Turns the scores [count, kStrip] of the keys from `position` on into probabilities, and updates the strip's maximum,
+// normaliser and sums [padded_dim, kStrip]. masked: at least one lane does not see every key.
 template <class Products>
 static inline void online_softmax(float* scores, float* probabilities, long count, long position, bool masked,
                                   const StripState& strip, float* sums, long padded_dim) {
   for (long lane = 0; lane < kStrip; lane += kLanes) {
     const F first = load(strip.first + lane), last = load(strip.last + lane);
     const F before = load(strip.maximum + lane);
-    F most = before, other = before;  // two chains, so that the maximum's latency is not the loop's
+    F most = before, other = before;  // two chains, because one would wait for the latency of max
     for (long i = 0; i < count; i += 2) {
       float* at = scores + i * kStrip + lane;
       F x = load(at), y = load(at + kStrip);
@@ -64,7 +64,7 @@ struct QueryBlock {
   long row, group, first, last;
 };
 
-// The thread's memory, cut up.
+// The parts of a thread's memory (ScratchLayout::thread_floats).
 struct PrefillMemory {
   float *queries, *sums, *scores, *probabilities, *keys, *values, *maximum, *normaliser, *first, *last, *passage;
   PrefillMemory(const ScratchLayout& layout, float* memory) {
@@ -78,8 +78,8 @@ struct PrefillMemory {
   }
 };
 
-// Queries, rotated and scaled, into their strips; each lane's visible positions. Lanes past the last query see what it
-// sees, with a query of zeros.
+// Writes the rotated and scaled queries to their strips, and sets each lane's visible positions and state. Lanes past
+// the last query get a query of zeros and the positions of the last query.
 template <class Products>
 static inline void load_queries(const AttentionArgs& a, const Products& products, const QueryBlock& block,
                                 const PrefillMemory& m, long padded_dim) {
@@ -105,6 +105,7 @@ static inline void load_queries(const AttentionArgs& a, const Products& products
   }
 }
 
+// Divides the sums by the normalisers and writes them to the output.
 static inline void store_results(const AttentionArgs& a, const QueryBlock& block, const PrefillMemory& m,
                                  long padded_dim) {
   const long share = a.heads / a.groups;
@@ -121,6 +122,7 @@ static inline void store_results(const AttentionArgs& a, const QueryBlock& block
   }
 }
 
+// One job: a block of queries against all keys that they see.
 template <class T, class Products>
 static void prefill_block(const AttentionArgs& a, const ScratchLayout& layout, const QueryBlock& block, float* memory) {
   const long dim = layout.padded_dim;
@@ -141,10 +143,11 @@ static void prefill_block(const AttentionArgs& a, const ScratchLayout& layout, c
     for (long s = 0; s < strips; ++s) {
       const long at = s * kStrip;
       const StripState strip{m.maximum + at, m.normaliser + at, m.first + at, m.last + at};
-      // Both ends grow from lane to lane.
+      // The first and the last visible position both increase from lane to lane.
       const long newest = static_cast<long>(strip.last[kStrip - 1]);
       if (position > newest || position + present <= static_cast<long>(strip.first[0])) continue;
-      const long count = newest - position + 1 < kKeyBlock ? round_up(newest - position + 1, Products::kStep) : kKeyBlock;
+      const long count =
+          newest - position + 1 < kKeyBlock ? round_up(newest - position + 1, Products::kStep) : kKeyBlock;
       const bool masked = position + count - 1 > static_cast<long>(strip.last[0]) ||
                           position < static_cast<long>(strip.first[kStrip - 1]);
       float* sums = m.sums + at * dim;

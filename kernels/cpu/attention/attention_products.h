@@ -1,5 +1,5 @@
-// The two products of prefill in float32: scores = K q and sums += V' p, both with the queries along the lanes, so that
-// neither keys nor values need a transpose and the softmax works lane by lane. Any instruction set, any cache type.
+// The two products of prefill in float32: scores = K q and sums += V' p, for every instruction set and cache type. Both
+// have the queries along the lanes, so neither keys nor values need a transpose, and the softmax works lane by lane.
 #pragma once
 
 #include "attention/attention_plan.h"
@@ -9,7 +9,8 @@ namespace edgellama::EDGELLAMA_ISA {
 
 constexpr int kStrip = 2 * kLanes;  // queries in a strip
 
-// c[m][lane] (+)= sum over k of a[m * row + k * column] * b[k][lane], over whole tiles of `tile` rows. b, c: strips.
+// c[m][lane] = or, with `add`, += the sum over k of a[m * row + k * column] * b[k][lane], in whole tiles of `tile`
+// rows. b and c are strips: kStrip floats for each row.
 template <bool add, int tile>
 static inline void multiply(const float* a, long row, long column, const float* b, long depth, float* c, long rows) {
   for (long m = 0; m < rows; m += tile) {
@@ -32,7 +33,7 @@ static inline void multiply(const float* a, long row, long column, const float* 
   }
 }
 
-// `count` cache rows to float32 [kKeyBlock, padded]; what is past them, either way, becomes zero.
+// Widens `count` cache rows to float32 [kKeyBlock, padded]. The other rows and columns become zero.
 template <class T>
 static inline void widen_rows(const T* rows, const uint16_t* scales, long count, long dim, long padded, float* to) {
   for (long i = 0; i < kKeyBlock; ++i, to += padded) {
@@ -46,9 +47,10 @@ static inline void widen_rows(const T* rows, const uint16_t* scales, long count,
   }
 }
 
+// The interface that prefill_block needs; TileProducts (attention_amx.h) is the other implementation.
 class FloatProducts {
  public:
-  static constexpr long kStep = 8;  // granularity of the number of keys
+  static constexpr long kStep = 8;  // score() and weigh() take a number of keys that is a multiple of this
 #if defined(__AVX512F__) || defined(__ARM_FEATURE_DOTPROD)
   static constexpr int kTile = 8;
 #else
@@ -57,7 +59,7 @@ class FloatProducts {
 
   explicit FloatProducts(long padded_dim) : dim_(padded_dim) {}
 
-  // kLanes queries [kLanes, padded_dim] into the half of a strip that begins at `lane`.
+  // Writes kLanes queries [kLanes, padded_dim] to the half of a strip that begins at `lane`.
   void put_queries(const float* queries, float* strip, long lane) const {
     for (long d = 0; d < dim_; d += kLanes) transpose(queries + d, dim_, strip + d * kStrip + lane, kStrip);
   }
@@ -73,7 +75,7 @@ class FloatProducts {
   void score(const float* keys, const float* strip, long count, float* scores) const {
     multiply<false, kTile>(keys, dim_, 1, strip, dim_, scores, count);
   }
-  // Probabilities of two neighbouring keys for the lanes at `lane`.
+  // Writes the probabilities of keys `key` and `key` + 1 for the lanes at `lane`.
   static void put_probabilities(float* probabilities, long key, long lane, F first, F second) {
     store(probabilities + key * kStrip + lane, first);
     store(probabilities + (key + 1) * kStrip + lane, second);

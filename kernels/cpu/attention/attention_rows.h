@@ -1,4 +1,4 @@
-// Rotary embedding, and how a row of keys or values enters a cache of each type.
+// The rotary embedding, and writing a row of keys or values to a cache of each type.
 #pragma once
 
 #include "attention/attention.h"
@@ -6,7 +6,7 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// Where the parts of one (row, group) lie.
+// The cache of one (row, group).
 template <class T>
 struct CacheView {
   T *keys, *values;               // [C, D]
@@ -22,10 +22,12 @@ struct CacheView {
   uint16_t* value_scale_at(long position) const { return value_scale ? value_scale + position : nullptr; }
 };
 
+// The D floats of one head in qkv. Heads H .. H+G-1 are the keys, heads H+G .. H+2G-1 the values.
 static inline const float* qkv_head(const AttentionArgs& a, long row, long token, long head) {
   return a.qkv + ((row * a.tokens + token) * (a.heads + 2L * a.groups) + head) * a.head_dim;
 }
 
+// Stores the first n floats of x, at most kLanes.
 static inline void store_some(float* p, F x, long n) {
   if (n >= kLanes) return store(p, x);
   float lanes[kLanes];
@@ -33,8 +35,8 @@ static inline void store_some(float* p, F x, long n) {
   std::memcpy(p, lanes, size_t(n) * sizeof *p);
 }
 
-// y = x rotated to `position` (half-split layout: element i pairs with i + D/2). Compiled without contraction into
-// fused multiply-adds, so that the cache receives the reference's bits.
+// y [D] = x [D] rotated to `position` (arXiv:2104.09864, half-split layout: element i pairs with i + D/2). The file is
+// compiled without contraction into fused multiply-adds, so the cache receives the same bits as the reference.
 static inline void rotate(const AttentionArgs& a, const float* x, long position, float* y) {
   const long half = a.head_dim / 2;
   const float *cos = a.cos + position * half, *sin = a.sin + position * half;
@@ -47,7 +49,7 @@ static inline void rotate(const AttentionArgs& a, const float* x, long position,
   }
 }
 
-// One row of D floats into a cache; `scale` is that row's, for the type that has one.
+// Writes one row of D floats to a cache. Only the int8 type has a scale.
 static inline void write_row(const float* x, long dim, float* row, uint16_t*) {
   std::memcpy(row, x, size_t(dim) * sizeof *x);
 }
@@ -58,14 +60,15 @@ static inline void write_row(const float* x, long dim, uint16_t* row, uint16_t*)
   for (; i < dim; ++i) row[i] = float_to_f16(x[i]);
 }
 
-// scale = the largest magnitude / 127, in float16; elements are x / scale, rounded to even and clipped to +-127.
+// int8: scale = the largest magnitude / 127 in float16. Elements are x / scale, rounded to the nearest integer (ties to
+// even) and clipped to -127..127.
 static inline void write_row(const float* x, long dim, int8_t* row, uint16_t* scale) {
   F largest = broadcast(0.0f);
   for (long i = 0; i < dim; i += kLanes) {
     const F y = load_some(x + i, dim - i);
     largest = max(largest, max(y, -y));
   }
-  const float wanted = max_lane(largest) / 127.0f + 0.0f;  // a row of zeros may have come out as -0
+  const float wanted = max_lane(largest) / 127.0f + 0.0f;  // + 0 turns the -0 of a row of zeros into 0
   *scale = float_to_f16(wanted < 65504.0f ? wanted : 65504.0f);
   const float step = f16_to_float(*scale);
   const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
@@ -79,7 +82,8 @@ static inline void write_row(const float* x, long dim, int8_t* row, uint16_t* sc
   }
 }
 
-// Key and value of one token: rotated, rounded, written at `position` of its (row, group). `turned` holds D floats.
+// Writes key and value of one token at `position` of its (row, group): the key rotated, both rounded to the cache's
+// type. `turned` has room for D floats.
 template <class T>
 static inline void write_position(const AttentionArgs& a, long row, long token, long group, long position,
                                   float* turned) {

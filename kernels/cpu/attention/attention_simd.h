@@ -1,11 +1,11 @@
-// The vector functions that only attention needs, above simd.h. Included once for each instruction set.
+// The vector functions that only attention needs, in addition to simd.h.
 #pragma once
 
 #include "simd/simd.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// The elements of a cache, by their storage type: float32, float16 or int8.
+// Elements of a cache as floats. The overloads are the storage types: float32, float16, int8.
 static inline F load_row(const float* p) { return load(p); }
 static inline F load_row(const uint16_t* p) { return load_f16(p); }
 static inline F load_row(const int8_t* p) { return load_s8(p); }
@@ -13,7 +13,7 @@ static inline float element(float x) { return x; }
 static inline float element(uint16_t x) { return f16_to_float(x); }
 static inline float element(int8_t x) { return x; }
 
-// The first n < kLanes elements, then zeros; nothing past them is read.
+// The first n < kLanes elements, then zeros. Reads no element past them.
 template <class T>
 static inline F load_tail(const T* p, long n) {
   float lanes[kLanes] = {};
@@ -26,7 +26,7 @@ static inline F load_some(const T* p, long n) {
   return n >= kLanes ? load_row(p) : load_tail(p, n);
 }
 
-// Where mask's lanes are set x, else y.
+// x in the lanes where the mask is set, y in the others.
 static inline F choose(I mask, F x, F y) { return mask ? x : y; }
 
 static inline bool all_lanes(I mask) {
@@ -39,14 +39,14 @@ static inline bool all_lanes(I mask) {
 #endif
 }
 
-// 2^x for x <= 0, relative error 1e-7; exactly 1 at 0 and exactly 0 below -126 (-infinity included).
-// A minimax polynomial on [0, 1] of 2^(x - floor(x)).
+// 2^x for x <= 0, with a relative error of 1e-7: exactly 1 at 0, and exactly 0 below -126 (-infinity included).
+// The polynomial is the minimax approximation of 2^(x - floor(x)) on [0, 1].
 static inline F exp2_of_negative(F x) {
 #if defined(__AVX512F__)
   const F f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
   const F clipped = max(x, broadcast(-127.0f));
-  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   const F shifted = (clipped - 0.5f) + magic;
   const F f = clipped - (shifted - magic);
 #endif
@@ -57,15 +57,15 @@ static inline F exp2_of_negative(F x) {
   p = fma(p, f, broadcast(6.9315130e-1f));
   p = fma(p, f, broadcast(1.0f));
 #if defined(__AVX512F__)
-  // p * 2^floor(x); lanes that would underflow are masked out, because each such vector costs a microcode assist.
+  // p * 2^floor(x). The mask clears lanes that would underflow, because such a vector costs a microcode assist.
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_GE_OQ), p, x);
 #else
-  const I exponent = ((I)shifted + 127) << 23;  // the upper bits of `magic` are shifted out
+  const I exponent = ((I)shifted + 127) << 23;  // the shift drops the upper bits, which come from `magic`
   return choose(x < -126.0f, broadcast(0.0f), p * (F)exponent);
 #endif
 }
 
-// The sums of four vectors' lanes, to out[0..4).
+// Writes the sums of the lanes of four vectors to out[0..3].
 static inline void sum4(F a, F b, F c, F d, float* out) {
 #if defined(__AVX512F__)
   const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b));
@@ -84,7 +84,7 @@ static inline void sum4(F a, F b, F c, F d, float* out) {
 }
 
 #if defined(__AVX512F__)
-// Rows become columns: sixteen vectors of sixteen 32-bit elements.
+// Transposes sixteen vectors of sixteen 32-bit elements.
 static inline void transpose(__m512i r[16]) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 4) {
@@ -95,14 +95,15 @@ static inline void transpose(__m512i r[16]) {
   }
   for (int i = 0; i < 4; ++i) {
     const __m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
+    const __m512i d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
     r[i] = _mm512_shuffle_i32x4(a, c, 0x88), r[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
     r[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88), r[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
   }
 }
 #endif
 
-// to[j][i] = from[i][j] for a square of kLanes elements; strides in elements.
+// to[j][i] = from[i][j] for a square of kLanes x kLanes elements. Strides are in elements.
 static inline void transpose(const float* from, long from_stride, float* to, long to_stride) {
 #if defined(__AVX512F__)
   __m512i r[16];

@@ -2,8 +2,9 @@
 
 namespace edgellama {
 
-// What a graph and its weights must agree on with this library: operators, their inputs and attributes, the packed
-// layout. A change to any of them makes a new number; graphs carry it and are refused by a library of another.
+// The version of what a graph, its weights and this library share: operators, their inputs and attributes, and the
+// packed layout. Increase it when one of them changes, here and in kernels/cpu/library.py. A graph stores the number,
+// and a library with another number refuses the graph.
 constexpr int kAbi = 2;
 
 }  // namespace edgellama

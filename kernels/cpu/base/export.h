@@ -1,6 +1,6 @@
 #pragma once
 
-// What the plugin library uses of the kernel library.
+// Marks what libedgellama_lite.so uses from libedgellama_cpu.so.
 #define EDGELLAMA_EXPORT __attribute__((visibility("default")))
-// The C interface for Python.
+// Marks the C interface that Python calls.
 #define EDGELLAMA_API extern "C" EDGELLAMA_EXPORT

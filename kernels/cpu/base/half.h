@@ -1,4 +1,4 @@
-// Scalar conversions of the 16-bit floats, without any instruction-set extension.
+// Scalar conversions between float and the 16-bit formats float16 and bfloat16. They need no instruction-set extension.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ static inline uint32_t float_to_bits(float value) {
 
 static inline float bf16_to_float(uint16_t h) { return bits_to_float(static_cast<uint32_t>(h) << 16); }
 
-// Round to nearest, ties to even. Infinities stay; a NaN stays a NaN.
+// Rounds to nearest, ties to even. Infinities stay infinities, and a NaN stays a NaN.
 static inline uint16_t float_to_bf16(float value) {
   const uint32_t bits = float_to_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
@@ -31,12 +31,13 @@ static inline float f16_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  // A subnormal is a multiple of 2^-24. No float32 subnormal is formed: some libraries let a thread flush those to zero.
+  // A float16 subnormal is a multiple of 2^-24. Compute it without float32 subnormals, because other libraries in the
+  // process may set the thread to flush those to zero.
   if (magnitude < 0x400u) return bits_to_float(sign | float_to_bits(static_cast<float>(magnitude) * 0x1p-24f));
-  return bits_to_float(sign | ((magnitude << 13) + 0x38000000u));  // the exponent's bias from 15 to 127
+  return bits_to_float(sign | ((magnitude << 13) + 0x38000000u));  // changes the exponent's bias from 15 to 127
 }
 
-// Round to nearest, ties to even; beyond 65504 to infinity.
+// Rounds to nearest, ties to even. Values beyond 65504 become infinity.
 static inline uint16_t float_to_f16(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;

@@ -39,7 +39,7 @@ const Kernels* kernels(Isa isa) {
 
 using edgellama::Isa;
 
-// The numbers are those of enum class Isa; -1 asks for the best.
+// The C interface. `isa` is a number of enum class Isa.
 EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::isa_available(static_cast<Isa>(isa)); }
 EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
 EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }

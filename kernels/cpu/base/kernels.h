@@ -1,4 +1,4 @@
-// The table of kernels that one instruction-set variant provides.
+// The table of kernels of one instruction-set variant, and how a caller gets it at run time.
 #pragma once
 
 #include "base/cpu_features.h"
@@ -23,7 +23,7 @@ struct Kernels {
   const ScorePasses* scores;
 };
 
-// The table of an available variant; nullptr if this build or this CPU lacks it.
+// The table of a variant, or nullptr if this build or this CPU lacks it.
 EDGELLAMA_EXPORT const Kernels* kernels(Isa isa);
 
 }  // namespace edgellama

@@ -15,10 +15,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a worker without work keeps looking before it sleeps. Longer than the gap between two operators and than
-// most gaps between two decode steps (sampling), far shorter than anything a person calls idle.
+// How long a worker spins for work before it sleeps. It is longer than the gap between two operators and than most gaps
+// between two decode steps (sampling), and so short that a waiting application does not load the CPU.
 constexpr auto kSpin = std::chrono::microseconds(500);
-// A thread that waits inside a region gives up its core after this many looks: its peer may need that very core.
+// A thread that waits inside a region yields its core after this many looks, because its peer may need that core.
 constexpr int kLooksBeforeYield = 512;
 
 thread_local bool inside_region = false;
@@ -54,7 +54,7 @@ void Barrier::wait() {
   }
 }
 
-// One worker thread and its mailbox. `ticket` grows by one for each region that the worker takes part in.
+// One worker thread and its mailbox. `ticket` increases by one for each region in which the worker takes part.
 struct ThreadPool::Slot {
   explicit Slot(int i) : index(i) {}
   const int index;
@@ -81,7 +81,7 @@ struct ThreadPool::Slot {
         if (posted()) return;
         pause();
       }
-      std::this_thread::yield();  // with more threads than cores, a spinning one must not hold up a working one
+      std::this_thread::yield();  // with more threads than cores, a spinning thread must not delay a working one
     } while (Clock::now() < end);
     std::unique_lock<std::mutex> lock(mutex);
     asleep.store(true, std::memory_order_seq_cst);
@@ -94,8 +94,8 @@ namespace {
 
 std::atomic<ThreadPool*> current{nullptr};
 
-// A forked child has none of its parent's threads: it starts with a pool of its own, and leaves the parent's object
-// alone (its threads cannot be joined there).
+// A forked child has none of its parent's threads. It creates its own pool and does not touch the parent's object,
+// whose threads it cannot join.
 void forget_pool() { current.store(nullptr); }
 
 }  // namespace
@@ -108,7 +108,7 @@ ThreadPool& ThreadPool::instance() {
   if (!pool) {
     static const int at_fork = pthread_atfork(nullptr, nullptr, forget_pool);
     (void)at_fork;
-    // Never destroyed: kernels may still run on other threads while static objects are torn down.
+    // The pool is never destroyed: kernels may still run on other threads while static objects are destroyed.
     pool = new ThreadPool();
     current.store(pool, std::memory_order_release);
   }

@@ -1,4 +1,4 @@
-// A fork/join thread pool, one a process, shared by all models.
+// A fork/join thread pool. A process has one, and all models share it.
 //
 //   ThreadPool::instance().run(threads, [&](Worker& me) {
 //     ... share me.index() of me.count() ...
@@ -6,9 +6,10 @@
 //     ... next phase ...
 //   });
 //
-// The caller takes part as index 0. Waiting threads spin for a bounded time, then sleep, so an idle process has no
-// busy core. Regions of several callers run one after the other; a region started inside a region runs on the
-// calling thread alone (index 0 of 1), so nothing here can deadlock. The function must not throw.
+// One call of run() is a region. The caller takes part as index 0. Waiting threads spin for a bounded time and then
+// sleep, so an idle process keeps no core busy. Regions of several callers run one after the other. A region that
+// starts inside a region runs on the calling thread alone (index 0 of 1), so regions cannot deadlock. The function must
+// not throw.
 #pragma once
 
 #include <atomic>
@@ -22,7 +23,7 @@
 
 namespace edgellama {
 
-// Reusable barrier for the `count` threads of one region.
+// A reusable barrier for the `count` threads of one region.
 class EDGELLAMA_EXPORT Barrier {
  public:
   void reset(int count) {
@@ -40,19 +41,19 @@ class EDGELLAMA_EXPORT Barrier {
   alignas(64) std::atomic<unsigned> phase_{0};
 };
 
-// What a thread of a region knows of itself.
+// One thread's view of a region.
 class Worker {
  public:
   Worker(int index, int count, Barrier* barrier) : index_(index), count_(count), barrier_(barrier) {}
   int index() const { return index_; }
   int count() const { return count_; }
-  // Every thread of the region must call it, the same number of times.
+  // Waits for all threads of the region. Every thread must call it the same number of times.
   void barrier() {
     taken_ = 0;
     if (count_ > 1) barrier_->wait();
   }
-  // 0, 1, 2, ..., each to one thread of the region; from 0 again after each barrier. For work whose parts a thread
-  // should not wait for while another, held up by something else, has all of its share before it.
+  // Returns 0, 1, 2, ...: each number to one thread of the region, and from 0 again after each barrier. Use it instead
+  // of share() when a thread can be delayed, so that the others take over its parts.
   long take() { return count_ > 1 ? barrier_->take() : taken_++; }
 
  private:
@@ -61,7 +62,7 @@ class Worker {
   Barrier* barrier_;
 };
 
-// Thread i's part of [0, total) in steps of `grain`: contiguous, and as even as whole grains allow.
+// A thread's part of [0, total): contiguous, in multiples of `grain`, and as even as whole grains allow.
 struct Range {
   long begin, end;
 };
@@ -81,7 +82,7 @@ class EDGELLAMA_EXPORT ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  // Runs fn(Worker&) on `threads` threads (clipped to 1..kMaxThreads) and returns when all are done.
+  // Runs fn(Worker&) on `threads` threads (clipped to 1..kMaxThreads). Returns when all have finished.
   template <typename Fn>
   void run(int threads, Fn&& fn) {
     run_erased(threads, [](void* f, Worker& me) { (*static_cast<std::remove_reference_t<Fn>*>(f))(me); }, &fn);
@@ -95,7 +96,7 @@ class EDGELLAMA_EXPORT ThreadPool {
   void run_erased(int threads, Task task, const void* argument);
   void serve(Slot& slot);
 
-  std::mutex region_;  // held for the length of a region
+  std::mutex region_;  // held while a region runs
   std::vector<std::unique_ptr<Slot>> slots_;
   Task task_ = nullptr;
   void* argument_ = nullptr;

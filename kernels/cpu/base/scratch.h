@@ -1,4 +1,4 @@
-// Working memory of the thread that runs an operator, reused by every operator, 64-byte aligned.
+// Working memory of the thread that runs an operator. Every operator reuses it.
 #pragma once
 
 #include <cstddef>

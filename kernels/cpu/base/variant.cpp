@@ -1,4 +1,4 @@
-// Compiled once per instruction set: hands out that variant's kernels.
+// Compiled once for each instruction set: fills the table with that variant's kernels. A new kernel is declared here.
 #include "base/kernels.h"
 #include "sampling/sampling.h"
 

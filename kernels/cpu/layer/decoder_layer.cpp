@@ -1,6 +1,7 @@
-// The parts of a decoder layer, one after the other. Between two parts every thread waits for the others, in a few
-// hundred nanoseconds: as operators of the graph each would cost microseconds of dispatch, the time of reading 100 KB of
-// weights, and a layer of a small model has 3.7 MB. While a thread waits, the memory brings what it reads next.
+// Runs the parts of a decoder layer, one after the other. Between two parts every thread waits for the others, which
+// takes a few hundred nanoseconds. As operators of the graph, each part would cost microseconds of dispatch: the time
+// to read 100 KB of weights, where a layer of a small model has 3.7 MB. While a thread waits, the memory already
+// fetches the weights that the thread reads next (linear_ahead).
 #include "layer/decoder_layer.h"
 
 #include "base/pool.h"

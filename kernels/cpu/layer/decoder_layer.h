@@ -1,5 +1,5 @@
-// A decoder layer: two norms, attention and MLP with their residuals, as one region of the pool.
-// kernels/reference.py (decoder_layer) says what it means.
+// A decoder layer as one region of the thread pool: two norms, attention and MLP with their residuals.
+// kernels/reference.py (decoder_layer) defines it.
 #pragma once
 
 #include "attention/attention.h"
@@ -7,14 +7,16 @@
 
 namespace edgellama {
 
-// The four linear layers and attention. Sizes, weights, gamma, bias, caches, tables, start and length are the caller's;
-// what passes between the parts is set by run_decoder_layer, but for qkv.x and down.y: the layer's input and output.
+// The four linear layers and attention. The caller sets sizes, weights, gamma, bias, caches, rotary tables, start,
+// length, and the layer's input and output: qkv.x and down.y, both [B, S, E]. run_decoder_layer sets the arrays between
+// the parts.
 struct DecoderLayerArgs {
   LinearArgs qkv, o, gate_up, down;
   AttentionArgs attention = {};
 };
 
-// Runs one layer on the pool. Sizes, lengths and starts must have been checked.
+// Runs one layer on the thread pool. The caller has checked sizes, starts and lengths (attention_size_error,
+// attention_range_error).
 EDGELLAMA_EXPORT void run_decoder_layer(DecoderLayerArgs args, Isa isa, int threads);
 
 }  // namespace edgellama

@@ -10,7 +10,7 @@
 namespace edgellama {
 namespace {
 
-// Parts of one allocation, each beginning on a cache line; with no memory yet, it only counts.
+// Divides one allocation into parts, each aligned to a cache line. Without memory it only counts the bytes.
 class Carver {
  public:
   explicit Carver(uint8_t* memory) : memory_(memory) {}
@@ -27,6 +27,7 @@ class Carver {
   size_t used_ = 0;
 };
 
+// Sets the arrays between the parts and the scratch, and the bytes that they take.
 void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
   const size_t positions = static_cast<size_t>(a.qkv.shape.rows) * a.qkv.shape.tokens;
   int32_t* const index = carver.take<int32_t>(2 * positions);
@@ -44,7 +45,7 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
   a.attention.out = attended;
   a.o.x = attended;
   a.o.residual = a.qkv.x;
-  // The sum after attention lies where the result will: each element is read before it is written.
+  // The sum after attention uses the memory of the result: each element is read before it is written.
   a.o.y = a.down.y;
   a.gate_up.x = a.down.y;
   a.down.residual = a.down.y;

@@ -1,4 +1,4 @@
-// One row of a packed matrix is one column of a panel: a strided read, but of few rows.
+// A row of the embedding is one column of a panel. The read is strided, but a call reads few rows.
 #include "layer/embedding.h"
 
 #include "base/half.h"
@@ -7,7 +7,7 @@
 namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
-// Cell (group, column) of a panel's scales.
+// The scale of a column in a group of a panel.
 uint16_t scale_at(const uint8_t* panel, long group, int column) {
   return reinterpret_cast<const uint16_t*>(panel)[group * kPanel + column];
 }

@@ -3,7 +3,8 @@
 #include "base/kernels.h"
 #include "base/pool.h"
 
-// For the tests: one Embedding over plain arrays. Returns 0, or -1 if the variant is not available here.
+// Runs one Embedding over plain arrays, for the tests. Shapes as in EmbeddingArgs. Returns 0, or -1 if this CPU lacks
+// the variant.
 EDGELLAMA_API int edgellama_embedding(int isa, int threads, int format, int rows, int tokens, int vocabulary, int width,
                                       const int32_t* ids, const void* weight, const int32_t* length, float* y) {
   using namespace edgellama;

@@ -1,5 +1,5 @@
-// Linear for a few rows or many, from packed weights. Each thread streams its share of the panels once; all rows of
-// the call are multiplied with a panel while it is in the cache.
+// Linear for any number of rows. Each thread reads its share of the panels once, and multiplies all rows of the call
+// with a panel while it is in the cache.
 #include "linear/linear.h"
 
 #include "base/pool.h"
@@ -16,10 +16,10 @@
 namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
-constexpr int kTileRows = 12;  // from this many rows on, unpacking weights into tiles pays,
-constexpr int kManyRows = 20;  // and widening them to words where there are no tiles
+constexpr int kTileRows = 12;  // from this many rows on, AMX tiles save more time than unpacking the weights costs
+constexpr int kManyRows = 20;  // the same for words of 16 bits, without AMX
 
-// Row t of the input, normalised where asked, in `out` [padded K].
+// Writes row t of the input to `out` [padded K]: normalised if there is a gamma, and padded with zeros.
 void normalised_row(const LinearArgs& a, int t, float* out) {
   const long k = a.shape.in, whole = k / kLanes * kLanes;
   const float* x = a.x + static_cast<long>(a.source[t]) * k;
@@ -40,7 +40,7 @@ void normalised_row(const LinearArgs& a, int t, float* out) {
   for (long i = k; i < padded_k(k); ++i) out[i] = 0.0f;
 }
 
-// Rows [begin, end) in the form that the row kernels read.
+// Writes rows [begin, end) to `rows` in the form that the row kernels read.
 void prepare_rows(const LinearArgs& a, long begin, long end, uint8_t* rows, float* line) {
   const long groups = group_count(a.shape.in), stride = prepared_row_bytes(a.shape.format, a.shape.in);
   for (long t = begin; t < end; ++t) {
@@ -54,6 +54,7 @@ void prepare_rows(const LinearArgs& a, long begin, long end, uint8_t* rows, floa
   }
 }
 
+// Multiplies R rows from row t on with units [begin, end). A unit is 16 columns of y: one panel, or a pair for SwiGLU.
 template <Format format, int R>
 void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows) {
   const size_t panel_size = panel_bytes(format, a.shape.in);
@@ -77,7 +78,7 @@ void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows)
 template <Format format>
 void all_rows(const LinearArgs& a, const Range& units, const uint8_t* rows) {
   const long stride = prepared_row_bytes(format, a.shape.in);
-  // More rows than a block holds: go panel by panel, so that each is read from memory once.
+  // If there are several blocks of rows, go panel by panel, so that each panel is read from memory once.
   const long step = a.count > kRowBlock ? 1 : units.end - units.begin;
   for (long u = units.begin; u < units.end; u += step) {
     const Range some{u, u + step};
@@ -149,10 +150,10 @@ void linear(const LinearArgs& a, Worker& me) {
   }
 }
 
-// Asks for the first weights that this thread will read, before it waits or does something else.
+// Prefetches the first weights that this thread will read, before it waits or does other work.
 void linear_ahead(const LinearArgs& a, const Worker& me) {
   constexpr long kAsked = 16384;
-  if (a.count >= kTileRows) return;  // arithmetic, not memory, is what many rows wait for
+  if (a.count >= kTileRows) return;  // with many rows arithmetic is the limit, not memory
   const Range part = share(me, panel_count(a.shape.out));
   const long panels = a.shape.epilogue == Epilogue::swiglu ? 2 : 1, size = panel_bytes(a.shape.format, a.shape.in);
   const long bytes = (part.end - part.begin) * panels * size;

@@ -1,5 +1,5 @@
-// Linear: y = epilogue(norm(x) W^T + bias), over weights in the packed layout of weight_format.h.
-// kernels/reference.py (linear) says what it means.
+// Linear: y = epilogue(norm(x) W^T + bias), with weights in the packed layout of weight_format.h.
+// kernels/reference.py (linear) defines it.
 #pragma once
 
 #include <cstddef>
@@ -16,41 +16,42 @@ struct LinearShape {
   Format format = Format::f32;
   Epilogue epilogue = Epilogue::none;
   int rows = 0, tokens = 0;     // B, S
-  int in = 0, out = 0;          // K and the columns of y
-  bool last_only = false;       // y holds each row's last valid token alone: [B, out]
-  float eps = 0;                // of the RMS norm
+  int in = 0, out = 0;          // K, and the columns of y
+  bool last_only = false;       // y holds only the last valid token of each row: [B, out]
+  float eps = 0;                // of RMSNorm
 
-  long panels() const { return panel_count(out) * (epilogue == Epilogue::swiglu ? 2 : 1); }  // of the weight
+  long panels() const { return panel_count(out) * (epilogue == Epilogue::swiglu ? 2 : 1); }  // in the weight
 };
 
 struct LinearArgs {
   LinearShape shape;
   const float* x = nullptr;         // [B, S, K]
   const uint8_t* weight = nullptr;  // packed
-  const float* gamma = nullptr;     // [K]: multiplies x / rms(x); nullptr: x is taken as it is
+  const float* gamma = nullptr;     // [K], multiplies x / rms(x); nullptr: no norm
   const float* bias = nullptr;      // [16 * panels()] or nullptr
   const float* residual = nullptr;  // [B, S, out] with Epilogue::residual_add
   const int32_t* length = nullptr;  // [B], each 0..S
   float* y = nullptr;               // [B, S, out], or [B, out]
 
-  // Set by choose_rows.
-  const int32_t* source = nullptr;  // of each computed row: its row in x
-  const int32_t* target = nullptr;  // and in y (and residual)
-  int count = 0;                    // computed rows
+  // choose_rows sets these.
+  const int32_t* source = nullptr;  // [count]: the row of x that each computed row reads
+  const int32_t* target = nullptr;  // [count]: the row of y and residual that it writes
+  int count = 0;                    // computed rows: the valid tokens
 
-  uint8_t* scratch = nullptr;  // linear_scratch_bytes, 64-byte aligned
+  uint8_t* scratch = nullptr;  // linear_scratch_bytes() bytes, aligned to 64
 };
 
-// A row of activations as the row kernels read it: floats for the float formats; else groups of 32 integers (64 bytes
-// each), their scales and their sums.
+// Bytes of a row of activations in the form that the row kernels read: floats for the float formats; for the others
+// groups of 32 integers (64 bytes each), then the scale and the sum of each group.
 static inline long prepared_row_bytes(Format format, long k) {
   return format <= Format::bf16 ? padded_k(k) * 4 : group_count(k) * 64 + round_up(group_count(k) * 8, 64);
 }
 
-// The row kernels' scratch: the prepared rows, once for all threads or (if few) once for each; then a line a thread.
+// Bytes of the row kernels' scratch (linear_rows.h): the prepared rows, once for all threads or, if they are few, once
+// for each thread; then one line (a row of floats) for each thread.
 struct RowScratch {
-  static constexpr long kAlone = 8192;  // elements of all rows
-  bool alone;  // each thread prepares its own copy: cheaper than a barrier
+  static constexpr long kAlone = 8192;  // up to so many elements in all rows
+  bool alone;  // each thread prepares its own copy, which costs less than a barrier
   long rows, line;
   RowScratch(Format format, int count, long k)
       : alone(count * padded_k(k) <= kAlone), rows(count * prepared_row_bytes(format, k)), line(padded_k(k) * 4) {}
@@ -58,11 +59,12 @@ struct RowScratch {
   long own() const { return line + (alone ? rows : 0); }
 };
 
-// The tile kernel's: the tiles of all rows; then for each thread unpacked weights, sums and a line.
+// Bytes of the tile kernel's scratch (linear_amx.h): the tiles of all rows; then for each thread unpacked weights, sums
+// and a line.
 struct TileScratch {
-  static constexpr long kMaxDepth = 1536;   // K up to here stays in one piece
-  static constexpr long kDepth = 1024;      // longer K is cut into these, so that all rows x kDepth stay in the cache
-  static constexpr long kPairsInCache = 8;  // pairs of panels whose sums are carried from piece to piece
+  static constexpr long kMaxDepth = 1536;   // a K up to this is one piece
+  static constexpr long kDepth = 1024;      // the pieces of a longer K, so that all rows x kDepth stay in the cache
+  static constexpr long kPairsInCache = 8;  // pairs of panels whose sums stay in memory from piece to piece
   long row_tiles, weights, sums, line;
   TileScratch(int count, long k) {
     const long blocks = (count + 31) / 32, depth = padded_k(k);
@@ -76,13 +78,13 @@ struct TileScratch {
   long own() const { return weights + sums + line; }
 };
 
-// The scratch of linear_many.h: all rows; then for each thread a widened pair of panels, sums and a line.
+// Bytes of linear_many.h's scratch: all rows; then for each thread a widened pair of panels, sums and a line.
 struct WideScratch {
-  static constexpr long kMaxDepth = 2048, kDepth = 1024, kPairsInCache = 8;  // as TileScratch's
-  long depth, pairs;  // K of a piece, rounded up; pairs of panels whose sums are carried from piece to piece
+  static constexpr long kMaxDepth = 2048, kDepth = 1024, kPairsInCache = 8;  // as in TileScratch
+  long depth, pairs;  // K of a piece, rounded up; pairs of panels whose sums stay in memory
   long rows, weights, sums, line;
   WideScratch(int count, long k) {
-    constexpr long kMaxBlock = 16;  // rows in a block, at most
+    constexpr long kMaxBlock = 16;  // the largest block of rows
     const bool whole = padded_k(k) <= kMaxDepth;
     depth = whole ? padded_k(k) : kDepth;
     pairs = whole ? 1 : kPairsInCache;
@@ -95,13 +97,14 @@ struct WideScratch {
   long own() const { return weights + sums + line; }
 };
 
-// Bytes of scratch for `count` computed rows on `threads` threads, enough for every variant.
+// Bytes of scratch for up to `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 
-// Which rows a call computes: fills args.count, source and target, which lie in `index` (2 * rows * tokens integers).
+// Chooses the rows that a call computes: sets args.count, args.source and args.target. The last two point into `index`,
+// which has 2 * rows * tokens integers.
 void choose_rows(LinearArgs& args, int32_t* index);
 
-// Runs one Linear on the pool. Lengths must have been checked.
+// Runs one Linear on the thread pool. The caller has checked that each length is in 0..S.
 EDGELLAMA_EXPORT void run_linear(LinearArgs args, Isa isa, int threads);
 
 }  // namespace edgellama

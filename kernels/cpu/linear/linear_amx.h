@@ -1,5 +1,5 @@
-// Linear for many rows on AMX: a pair of panels is unpacked to bfloat16 tiles once, then multiplied with all rows.
-// The activations are rounded to bfloat16 as well, the sums are float32.
+// Linear for many rows with AMX: unpacks a pair of panels to bfloat16 tiles once, and multiplies them with all rows.
+// Activations are rounded to bfloat16 too. Sums are float32.
 #pragma once
 
 #include "linear/linear_rows.h"
@@ -9,14 +9,14 @@ namespace edgellama::EDGELLAMA_ISA {
 
 constexpr long kTileBytes = 1024;  // 16 rows of 64 bytes
 
-// 16 columns x 2 steps: step 0 in the lower half of each cell.
+// Two steps of 16 columns as bfloat16, with step 0 in the lower half of each 32-bit cell.
 static inline __m512i interleave_bf16(__m512 step0, __m512 step1) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(step1, step0));
 }
 
-// Four steps of 16 columns, q * d - offset, as two rows of a tile.
+// Writes four steps of 16 columns, q * d - offset, as two rows of a tile.
 static inline void unpack_quad(__m512i w, __m512 d, __m512 offset, uint8_t* tile) {
   const __m512i byte = _mm512_set1_epi32(255);
   const __m512 f0 = _mm512_cvtepi32_ps(_mm512_and_si512(w, byte));
@@ -27,14 +27,15 @@ static inline void unpack_quad(__m512i w, __m512 d, __m512 offset, uint8_t* tile
   _mm512_store_si512(tile + 64, interleave_bf16(_mm512_fmsub_ps(f2, d, offset), _mm512_fmsub_ps(f3, d, offset)));
 }
 
-// Groups [first, last) of a panel as bfloat16 tiles; tile g goes to tiles + (g - first) * 2 * kTileBytes.
+// Unpacks groups [first, last) of a panel to bfloat16 tiles. Group g goes to tiles + (g - first) * 2 * kTileBytes.
 static inline void unpack_panel(Format format, const uint8_t* panel, long k, long first, long last, uint8_t* tiles) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
   const uint8_t* data = panel + scale_bytes(format, k);
   for (long g = first; g < last; ++g, tiles += 2 * kTileBytes) {
     if (format == Format::bf16) {
       prefetch(data + g * kTileBytes, kTileBytes);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(tiles + 64 * i, _mm512_loadu_si512(data + g * kTileBytes + 64 * i));
+      for (int i = 0; i < 16; ++i)
+        _mm512_store_si512(tiles + 64 * i, _mm512_loadu_si512(data + g * kTileBytes + 64 * i));
       continue;
     }
     F d, offset;
@@ -63,10 +64,11 @@ static inline void unpack_panel(Format format, const uint8_t* panel, long k, lon
   }
 }
 
-// sums [32][32] (+)= 32 rows x 2 panels over `steps` groups. a0, a1: the tiles of rows 0..15 and 16..31.
+// sums [32][32] = or, with `add`, += 32 rows x 2 panels over `steps` groups. a0, a1: the tiles of rows 0..15 and
+// 16..31.
 static inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* b, long steps, float* sums,
                                   bool add) {
-  asm volatile("" ::: "memory");  // GCC does not know that the tile loads read what was stored before
+  asm volatile("" ::: "memory");  // GCC does not know that the tile loads read the stored data
   if (add) {
     _tile_loadd(0, sums, 128);
     _tile_loadd(1, sums + 16, 128);
@@ -95,14 +97,15 @@ static inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const ui
   asm volatile("" ::: "memory");
 }
 
-// Row t as bfloat16 in tile order: [row / 16][group][row % 16][32].
+// Writes row t as bfloat16 in tile order: [row / 16][group][row % 16][32].
 static inline void row_to_tiles(const float* line, int t, long groups, uint8_t* tiles) {
   uint8_t* at = tiles + (t / 16) * groups * kTileBytes + (t % 16) * 64;
   for (long g = 0; g < groups; ++g, at += kTileBytes, line += 32)
     _mm512_store_si512(at, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(line + 16), _mm512_loadu_ps(line)));
 }
 
-static inline void linear_tiles(const LinearArgs& a, Worker& me, void (*normalised_row)(const LinearArgs&, int, float*)) {
+static inline void linear_tiles(const LinearArgs& a, Worker& me,
+                                void (*normalised_row)(const LinearArgs&, int, float*)) {
   const long k = a.shape.in, groups = group_count(k), blocks = (a.count + 31) / 32;
   const TileScratch size(a.count, k);
   uint8_t* const row_tiles = a.scratch;

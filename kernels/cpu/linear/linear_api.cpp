@@ -8,8 +8,8 @@
 namespace edgellama {
 
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
-  // A call may have fewer valid rows than `count`, and few rows are prepared by each thread for itself: that can take
-  // more than all of them prepared once.
+  // A call may have fewer valid rows than `count`. If they are few, each thread prepares its own copy, which can need
+  // more memory than all rows prepared once.
   const int few = static_cast<int>(std::min<long>(count, RowScratch::kAlone / padded_k(shape.in)));
   const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
   const TileScratch tiles(count, shape.in);
@@ -50,7 +50,8 @@ void run_linear(LinearArgs args, Isa isa, int threads) {
 
 }  // namespace edgellama
 
-// For the tests: one Linear over plain arrays. Returns 0, or -1 if the variant is not available here.
+// Runs one Linear over plain arrays, for the tests. Shapes as in LinearArgs. Returns 0, or -1 if this CPU lacks the
+// variant.
 EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogue, int rows, int tokens, int in,
                                    int out, int last_only, float eps, const float* x, const void* weight,
                                    const float* gamma, const float* bias, const float* residual,

@@ -1,6 +1,6 @@
-// Linear for many rows: a pair of panels of integers is widened to 16 bits once, and then multiplied with every row.
-// A block of rows by two vectors of columns keeps its sums in registers. The integers, their sums and the order of the
-// float operations are those of the row kernels, so that a row's result has the same bits here as there.
+// Linear for many rows without AMX: widens a pair of panels of integers to 16 bits once, and multiplies it with every
+// row. The sums of a block of rows by two vectors of columns stay in registers. The integers, their sums and the order
+// of the float operations are the same as in linear_rows.h, so a row's result has the same bits.
 #pragma once
 
 #include "linear/linear_rows.h"
@@ -8,13 +8,13 @@
 namespace edgellama::EDGELLAMA_ISA {
 
 constexpr int kWide = 2 * kPanel;              // columns of a pair of panels
-constexpr int kWideVec = kWide / kLanes;       // vectors of them
-constexpr long kWideGroup = kGroup * kWide;    // words of a group
+constexpr int kWideVec = kWide / kLanes;       // float vectors in a row of them
+constexpr long kWideGroup = kGroup * kWide;    // 16-bit words in a group of a pair
 
-// Bytes of a group of a packed panel.
+// Bytes of a group in a packed panel, without scales.
 constexpr long group_bytes(Format format) { return format == Format::int8 ? 512 : 256; }
 
-// Rows in blocks as even as they can be, of at most kWordRows.
+// Divides the rows into blocks of at most kWordRows, as even as possible.
 struct RowBlocks {
   long rows, count;
   explicit RowBlocks(long rows_) : rows(rows_), count(divide_up(rows_, kWordRows)) {}
@@ -22,17 +22,17 @@ struct RowBlocks {
   int size(long block) const { return static_cast<int>(first(block + 1) - first(block)); }
 };
 
-// Where a multiplication reads and writes: groups [first, last) of a block of rows and of a pair of panels.
+// One multiplication: groups [first, last) of a block of rows with the same groups of a pair of panels.
 //   rows     words [group][row][32] of all K, then their scales [group][row]
-//   weights  of these groups words [group][vector][16 pairs][kLanes][2], then the scales [group][kWide]
-//   sums     [row][kWide], added to if first > 0
+//   weights  words [group][vector][16 pairs][kLanes][2] of these groups, then their scales [group][kWide]
+//   sums     [row][kWide]; the products are added to them if first > 0, and replace them otherwise
 struct Piece {
   const uint8_t *rows, *weights;
   long groups, first, last;
   float* sums;
 };
 
-// Row r of a block of `rows`.
+// Quantizes one row of floats into row r of a block of `rows` rows.
 static inline void put_row(const float* line, long groups, uint8_t* block, int rows, int r) {
   int16_t* to = reinterpret_cast<int16_t*>(block) + r * kGroup;
   float* scales = reinterpret_cast<float*>(block + groups * rows * kGroup * 2) + r;
@@ -49,7 +49,7 @@ static inline I load_cells(const void* p) {
   return cells;
 }
 
-// Four steps of one vector of columns, less the zero point, to the pairs at `to`.
+// Widens four steps of one vector of columns, subtracts the zero point, and writes the pairs of words to `to`.
 static inline void put_bytes(I bytes, I zero, int16_t* to) {
   I first, last;
   bytes_to_words(bytes, first, last);
@@ -58,8 +58,8 @@ static inline void put_bytes(I bytes, I zero, int16_t* to) {
   std::memcpy(to + 2 * kLanes, &last, sizeof last);
 }
 
-// One group of one vector of columns; returns its scale. Of int4 the words hold 4 q - z, which is exact, and the scale
-// is a quarter.
+// Widens one group of one vector of columns, and returns its scale. For int4 and q4_0 the words hold 4 q - z (z in
+// quarters), which is exact, and the scale is divided by 4.
 template <Format format>
 static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, int16_t* to) {
   const I twice = I{} + 0x10001;
@@ -84,13 +84,13 @@ static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, 
   return scale[v] * broadcast(0.25f);
 }
 
-// From the second-level cache, where prefetch_pair had them brought to.
+// Prefetches from the second-level cache, into which prefetch_pair has brought the weights.
 template <int bytes>
 static inline void prefetch_near(const uint8_t* at) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + 2048 + i, 0, 3);
 }
 
-// Groups [first, last) of the panel that is number `which` of the pair.
+// Widens groups [first, last) of one panel. `which` is its place in the pair: 0 or 1.
 template <Format format>
 static inline void widen(const uint8_t* panel, long k, long first, long last, uint8_t* weights, int which) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel) + first * kPanel;
@@ -105,6 +105,7 @@ static inline void widen(const uint8_t* panel, long k, long first, long last, ui
   }
 }
 
+// Multiplies R rows with both panels, two vectors of columns at a time.
 template <int R>
 static inline void multiply_words(const Piece& piece) {
   const long groups = piece.last - piece.first;
@@ -141,7 +142,7 @@ static inline void multiply_words(const Piece& piece) {
   }
 }
 
-// Blocks of many rows have between half of kWordRows and kWordRows of them.
+// Calls multiply_words for the block's number of rows. Blocks of many rows have between kWordRows / 2 and kWordRows.
 template <int R = kWordRows>
 static inline void multiply_block(int rows, const Piece& piece) {
   if constexpr (R >= kWordRows / 2) {
@@ -150,13 +151,13 @@ static inline void multiply_block(int rows, const Piece& piece) {
   }
 }
 
-// Part `part` of `parts` of the bytes from `from` on.
+// Prefetches part `part` of `parts` of the bytes from `from` on.
 static inline void prefetch_part(const uint8_t* from, long bytes, long part, long parts) {
   for (long i = bytes * part / parts / 64 * 64; i < bytes * (part + 1) / parts; i += 64)
     __builtin_prefetch(from + i, 0, 2);
 }
 
-// The same of what a pair of panels will be widened from.
+// Prefetches part `part` of `parts` of groups [first, last) of a pair of packed panels.
 template <Format format>
 static inline void prefetch_pair(const LinearArgs& a, long pair, long first, long last, long part, long parts) {
   const size_t panel_size = panel_bytes(format, a.shape.in), scales = scale_bytes(format, a.shape.in);
@@ -167,7 +168,7 @@ static inline void prefetch_pair(const LinearArgs& a, long pair, long first, lon
   }
 }
 
-// Asks for the lines that a block's results go to, and for what is added to them.
+// Prefetches the cache lines that receive a block's results, and the residual.
 static inline void prefetch_results(const LinearArgs& a, long row, int rows, long pair) {
   const bool gated = a.shape.epilogue == Epilogue::swiglu;
   const long column = pair * (gated ? kPanel : kWide), last = gated ? 0 : kPanel;
@@ -180,9 +181,9 @@ static inline void prefetch_results(const LinearArgs& a, long row, int rows, lon
   }
 }
 
-// All rows times pairs [begin, end) of panels. Beyond WideScratch::kMaxDepth in pieces of K, so that the rows' and the
-// weights' stay in the cache; the pairs' sums [pair][row][kWide] are carried from one to the next. `next`: the pair
-// that this thread will multiply after them.
+// Multiplies all rows with pairs [begin, end) of panels. A K above WideScratch::kMaxDepth is divided into pieces, so
+// that the rows and the weights of a piece stay in the cache; the sums [pair][row][kWide] stay in memory from piece to
+// piece. `next` is the pair that this thread will multiply after them; its weights are prefetched.
 template <Format format>
 static inline void multiply_pairs(const LinearArgs& a, long begin, long end, long next, const WideScratch& size,
                                   const uint8_t* rows, uint8_t* weights) {
@@ -195,7 +196,7 @@ static inline void multiply_pairs(const LinearArgs& a, long begin, long end, lon
     for (long pair = begin; pair < end; ++pair) {
       const uint8_t* panel = a.weight + 2 * pair * panel_size;
       const bool whole = 2 * pair + 1 < a.shape.panels();
-      if (!whole) std::memset(weights, 0, size.weights);  // the missing half is multiplied too; its sums go nowhere
+      if (!whole) std::memset(weights, 0, size.weights);  // the missing panel is multiplied too; nobody reads its sums
       widen<format>(panel, k, first, last, weights, 0);
       if (whole) widen<format>(panel + panel_size, k, first, last, weights, 1);
       for (long b = 0; b < blocks.count; ++b) {
@@ -210,7 +211,8 @@ static inline void multiply_pairs(const LinearArgs& a, long begin, long end, lon
   }
 }
 
-static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalised_row)(const LinearArgs&, int, float*)) {
+static inline void linear_many(const LinearArgs& a, Worker& me,
+                               void (*normalised_row)(const LinearArgs&, int, float*)) {
   const long groups = group_count(a.shape.in);
   const RowBlocks blocks(a.count);
   const WideScratch size(a.count, a.shape.in);
@@ -230,7 +232,7 @@ static inline void linear_many(const LinearArgs& a, Worker& me, void (*normalise
   long begin = me.take() * size.pairs;
   while (begin < pairs) {
     const long end = begin + size.pairs < pairs ? begin + size.pairs : pairs;
-    const long next = me.take() * size.pairs;  // known early, so that its weights can be asked for
+    const long next = me.take() * size.pairs;  // taken early, so that its weights can be prefetched
     switch (a.shape.format) {
       case Format::int8:
         multiply_pairs<Format::int8>(a, begin, end, next, size, rows, weights);

@@ -1,4 +1,4 @@
-// One panel of 16 columns times a block of rows, and what happens to the result.
+// Linear for a few rows: multiplies one panel of 16 columns with a block of rows, and applies bias and epilogue.
 #pragma once
 
 #include "linear/linear.h"
@@ -6,17 +6,18 @@
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// Decode waits for memory, and the hardware's prefetcher stops at each page: ask for the bytes this far ahead.
+// Bytes to prefetch ahead: decode waits for memory, and the hardware prefetcher stops at each page.
 constexpr long kAhead = 4096;
 static inline void prefetch(const uint8_t* from, long bytes) {
   for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i + kAhead, 0, 3);
 }
 
-// Asks for the weights further on: into the second-level cache early, into the first shortly before. Panels follow one
-// another, so it may reach into the next; at the end of a matrix it asks for memory that is never read, which is
-// harmless. Without it a thread of a Xeon got 10 GB/s out of the memory, with it 14 (int8; int4 gains half again as
-// much). How far ahead hardly matters there; on an EPYC a decode step of int4 takes 0.82 of what it takes with 6 and
-// 1 KB, of int8 0.95, while float32, with so little to compute between two lines, is 8 % faster with these.
+// Prefetches the weights that follow: early into the second-level cache, and shortly before use into the first. Panels
+// are contiguous, so the prefetch may reach into the next panel. At the end of a matrix it fetches memory that nobody
+// reads, which is harmless. Measured: on a Xeon a thread reads int8 weights at 14 GB/s with it and at 10 GB/s without
+// it; int4 gains half again as much; the distances hardly matter there. On an EPYC a decode step with these distances
+// takes 0.82 (int4) and 0.95 (int8) of the time with 6 KB and 1 KB. float32, which computes little between two cache
+// lines, is 8 % faster with 6 KB and 1 KB.
 template <Format format, int bytes>
 static inline void prefetch_weights(const uint8_t* at) {
   constexpr bool kWide = format == Format::f32;
@@ -28,7 +29,7 @@ static inline void prefetch_weights(const uint8_t* at) {
   }
 }
 
-// y += rows x panel, float weights. With few rows, several sums a row hide the latency of the multiply-add.
+// y += rows x panel, float weights. With few rows, several sums for each row hide the latency of the multiply-add.
 template <Format format, int R>
 static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
   constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
@@ -38,7 +39,8 @@ static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* r
   constexpr int kCell = format == Format::f32 ? 4 : 2;
   for (long i = 0; i < depth; i += 4) {
     constexpr long kStep = kPanel * kCell;
-    if constexpr (format == Format::f32) prefetch(panel + i * kStep, 4 * kStep);  // between its far and its near
+    // float32 has a third distance, between the far and the near one.
+    if constexpr (format == Format::f32) prefetch(panel + i * kStep, 4 * kStep);
     prefetch_weights<format, 4 * kStep>(panel + i * kStep);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -46,7 +48,7 @@ static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* r
       for (int v = 0; v < kVec; ++v) {
         if constexpr (format == Format::f32) {
           w[v] = load(reinterpret_cast<const float*>(panel) + (i + j) * kPanel + v * kLanes);
-        } else {  // a pair of steps lies in one 32-bit cell, the first in its lower half
+        } else {  // a 32-bit cell holds a pair of steps, the first in its lower half
           I cell;
           std::memcpy(&cell, panel + ((i + j) / 2 * kPanel + v * kLanes) * 4, sizeof cell);
           w[v] = j % 2 ? (F)(cell & static_cast<int32_t>(0xffff0000)) : (F)(cell << 16);
@@ -129,7 +131,7 @@ static inline void add_bias(const LinearArgs& a, long panel, F y[R][kVec]) {
     for (int v = 0; v < kVec; ++v) y[r][v] = y[r][v] + load(a.bias + panel * kPanel + v * kLanes);
 }
 
-// Columns column .. column+15 of computed row t, as many as exist.
+// Writes y [16] to columns column .. column+15 of computed row t, as many as exist, and adds the residual.
 static inline void write_columns(const LinearArgs& a, int t, long column, F y[kVec]) {
   const long at = static_cast<long>(a.target[t]) * a.shape.out + column;
   const long left = a.shape.out - column;
@@ -145,7 +147,8 @@ static inline void write_columns(const LinearArgs& a, int t, long column, F y[kV
   for (long i = 0; i < left; ++i) a.y[at + i] = value[i] + (a.residual ? a.residual[at + i] : 0.0f);
 }
 
-// Computed rows first .. first+rows-1 of a pair of panels, whose sums [rows][32] are complete.
+// Applies bias and epilogue to the complete sums [rows][32] of a pair of panels, and writes computed rows
+// first .. first+rows-1.
 static inline void finish_block(const LinearArgs& a, int first, int rows, long pair, const float* sums) {
   for (int r = 0; r < rows; ++r, sums += 2 * kPanel) {
     F left[1][kVec], right[1][kVec];

@@ -1,5 +1,6 @@
-// Each panel is packed group by group: 16 columns x 32 steps are brought into the cache, quantized with one column a
-// lane, and written. Only single multiplications and additions, in a fixed order: every variant gives the same bytes.
+// Packs each panel group by group: reads 16 columns x 32 steps into the cache, quantizes them with one column in each
+// lane, and writes them. All arithmetic is single multiplications and additions in a fixed order, so every variant
+// gives the same bytes.
 #include "linear/pack.h"
 
 #include "base/pool.h"
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int kVec = kPanel / kLanes;
 
-struct Block {  // 32 steps of 16 columns
+struct Block {  // one group: 32 steps of 16 columns
   alignas(64) float w[kGroup][kPanel];
   alignas(64) uint8_t q[kGroup][kPanel];
   uint16_t scale[kPanel];
@@ -36,7 +37,7 @@ void read_quantized(const PackArgs& a, long panel, long group, Block& block) {
 }
 
 inline F absolute(F x) { return max(x, broadcast(0.0f) - x); }
-inline F round_to_integer(F x) {  // to nearest, ties to even, |x| < 2^22
+inline F round_to_integer(F x) {  // to nearest, ties to even; |x| < 2^22
   const F magic = broadcast(12582912.0f);
   return (x + magic) - magic;
 }
@@ -58,13 +59,13 @@ void quantize_int8(Block& block) {
   }
 }
 
-// Ten bits of a float16 scale <-> float. Codes 32..991: normal numbers.
+// Converts between the ten bits of an int4 scale and a float. Codes 32..991 are normal numbers.
 constexpr int kLeastCode = 32, kMostCode = 991;
 inline F code_to_float(I code) { return (F)((code + (112 << 5)) << 18); }
 inline I float_to_code_up(F x) { return ((((I)x) + ((1 << 18) - 1)) >> 18) - (112 << 5); }
 
-// Searches the scales below the one that spans the group's range, and four alignments of the zero point for each, for
-// the least squared error.
+// Tries twelve scales, from the one that spans the group's range downwards, and four zero points for each. Keeps the
+// pair with the least squared error.
 void quantize_int4(Block& block) {
   constexpr int kScales = 12, kZeros = 4;
   for (int v = 0; v < kVec; ++v) {

@@ -3,8 +3,8 @@
 #include "base/kernels.h"
 #include "base/pool.h"
 
-// Packs floats w [n, k], or (where w is null) scales [n, k / 32] and q [n, k]. Returns 0, or -1 if the variant is not
-// available here.
+// Packs floats w [n, k] or, if w is null, scales [n, k / 32] and q [n, k] into `out`, which has packed_bytes() bytes.
+// Returns 0, or -1 if this CPU lacks the variant.
 EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long k, const float* w,
                                  const uint16_t* scales, const uint8_t* q, void* out) {
   using namespace edgellama;

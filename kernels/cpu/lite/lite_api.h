@@ -1,7 +1,7 @@
-// The part of MindSpore Lite's C++ interface for custom kernels that the plugin uses. Its headers for it
-// (register_kernel.h, register_kernel_interface.h, kernel.h with schema/model_generated.h) are not in the wheel, so
-// the classes are declared here, member for member as release 2.0 has them: names, order of virtual functions and data
-// members are its binary interface, and none of it is ours to change.
+// The part of MindSpore Lite's C++ interface for custom kernels that the plugin uses. The wheel does not contain its
+// headers (register_kernel.h, register_kernel_interface.h, kernel.h with schema/model_generated.h), so this file
+// declares the classes, member for member as in release 2.0. Names, the order of virtual functions and data members are
+// MindSpore Lite's binary interface: do not change them.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +52,7 @@ class __attribute__((visibility("default"))) Context {
 };
 
 namespace schema {
-struct Primitive;  // a FlatBuffers table, read by lite_attributes.h
+struct Primitive;  // a FlatBuffers table, which lite_attributes.h reads
 enum PrimitiveType : uint8_t {};
 enum QuantType : int32_t {};
 }  // namespace schema

@@ -1,7 +1,7 @@
-// The attributes of a Custom node, out of the FlatBuffers table that MindSpore Lite hands to a kernel:
+// Reads the attributes of a Custom node from the FlatBuffers table that MindSpore Lite passes to a kernel:
 //   Primitive { value_type: ubyte; value: Custom }   Custom { type: string; attr: [Attribute] }
 //   Attribute { name: string; data: [ubyte] }
-// Ours are written as text.
+// The exporter writes each attribute as text.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ class FlatTable {
  public:
   explicit FlatTable(const void* table) : at_(static_cast<const uint8_t*>(table)) {}
 
-  // Where field `id` lies, or nullptr if it is absent.
+  // The address of field `id`, or nullptr if it is absent.
   const uint8_t* field(int id) const {
     const uint8_t* vtable = at_ - read<int32_t>(at_);
     const int slot = 4 + 2 * id;
@@ -30,7 +30,7 @@ class FlatTable {
     return value;
   }
   static const uint8_t* follow(const uint8_t* at) { return at + read<uint32_t>(at); }
-  // A string or a vector of bytes: its length, then the bytes.
+  // A string or a vector of bytes. The table stores its length, then the bytes.
   static std::string text(const uint8_t* at) {
     return std::string(reinterpret_cast<const char*>(at + 4), read<uint32_t>(at));
   }

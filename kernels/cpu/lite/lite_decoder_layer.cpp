@@ -37,7 +37,8 @@ void DecoderLayerOperator::prepare_attention() {
   a.head_dim = static_cast<int32_t>(size(kKeys, 3));
   a.threads = threads_;
   const std::vector<int64_t> table = {a.positions, a.head_dim / 2};
-  const std::vector<int64_t> scales = {a.rows, a.groups, a.capacity}, cache = {a.rows, a.groups, a.capacity, a.head_dim};
+  const std::vector<int64_t> scales = {a.rows, a.groups, a.capacity};
+  const std::vector<int64_t> cache = {a.rows, a.groups, a.capacity, a.head_dim};
   const DataType types[] = {DataType::kFloat32, DataType::kInt16, DataType::kInt8};
   expect(kHidden, DataType::kFloat32, {-1, -1, -1});
   expect(kStart, DataType::kInt32, {a.rows});

@@ -1,4 +1,4 @@
-// What the custom operators share: checked attributes and tensors, an error told with the tensor's name.
+// The base class of the custom operators: reads attributes, checks tensors, and reports errors with the tensor's name.
 #pragma once
 
 #include <cstdio>
@@ -30,20 +30,22 @@ class Operator : public mindspore::kernel::Kernel {
   }
 
  protected:
-  // When the graph is built: reads attributes, checks shapes. Calls fail() where something does not fit.
+  // Reads the attributes and checks the shapes, once, when the graph is built. Calls fail() on an error.
   virtual void prepare() = 0;
-  // One step. Calls fail() where the inputs' values do not fit.
+  // Runs one step. Calls fail() if the values of the inputs are wrong.
   virtual void run() = 0;
 
+  // Prints the error to stderr and makes the call fail. Only the first error of a call is printed.
   void fail(const std::string& what);
   bool failed() const { return failed_; }
 
+  // The value of an attribute. Fails if it is missing.
   int integer(const char* attribute);
   float real(const char* attribute);
-  // The index of the attribute's text among `choices`.
+  // The index of the attribute's text in `choices`. Fails if it is not one of them.
   int choice(const char* attribute, const std::vector<const char*>& choices);
 
-  // Input i must have this type and this shape; -1 takes any size.
+  // Fails if the input, or the output, does not have this type and this shape. A size of -1 matches any size.
   void expect(size_t input, DataType type, const std::vector<int64_t>& shape);
   void expect_output(DataType type, const std::vector<int64_t>& shape);
   std::string tensor_name(size_t input) const;
@@ -62,7 +64,7 @@ class Operator : public mindspore::kernel::Kernel {
   int threads_ = 1;
 
  private:
-  std::string op_;  // and the node's name, once Prepare has read it
+  std::string op_;  // Prepare adds the node's name
   const std::map<std::string, std::string> attributes_;
   bool failed_ = false;
   const std::string* attribute(const char* name);

@@ -1,5 +1,5 @@
-// The custom operators as MindSpore Lite sees them: registered when the library is loaded, checked when a graph is
-// built, run on the process's pool.
+// The operators EdgeEmbedding and EdgeHead, and the registration of all custom operators with MindSpore Lite. An
+// operator checks its inputs when a graph is built, and runs on the process's thread pool.
 #include <algorithm>
 #include <mutex>
 
@@ -13,7 +13,7 @@
 namespace edgellama {
 namespace {
 
-// Lengths of a call, each 0..tokens; the first that is not, or -1.
+// The first row whose length is not in 0..tokens, or -1.
 int bad_length(const int32_t* length, int rows, int tokens) {
   for (int b = 0; b < rows; ++b)
     if (length[b] < 0 || length[b] > tokens) return b;
@@ -59,7 +59,7 @@ class EmbeddingOperator : public Operator {
   EmbeddingArgs args_;
 };
 
-// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of each row's last valid token
+// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of the last valid token of each row
 class HeadOperator : public Operator {
  public:
   using Operator::Operator;
@@ -95,7 +95,7 @@ class HeadOperator : public Operator {
   LinearArgs args_;
 };
 
-// The shapes of the outputs, which the exporter wrote into the graph already: Lite asks for them again.
+// Infers an operator's output shape. The exporter has written it into the graph, but MindSpore Lite asks for it again.
 class Shapes : public mindspore::kernel::KernelInterface {
  public:
   using Infer3 = std::vector<int64_t> (*)(const std::vector<MSTensor>& inputs,
@@ -133,7 +133,7 @@ void add(const char* op, Shapes::Infer3 shape) {
                            const mindspore::schema::Primitive* primitive, const mindspore::Context* context) {
     return std::make_shared<T>(op, inputs, outputs, primitive, context);
   };
-  // Lite looks a kernel up by the type of its first input.
+  // MindSpore Lite finds a kernel by the type of its first input.
   for (const DataType type : {DataType::kFloat32, DataType::kInt32})
     mindspore::registry::RegisterKernel::RegCustomKernel(chars("CPU"), {}, type, chars(op), create);
 }
@@ -141,7 +141,8 @@ void add(const char* op, Shapes::Infer3 shape) {
 }  // namespace
 }  // namespace edgellama
 
-// Registers the operators with the MindSpore Lite that this process has loaded (its libraries must be RTLD_GLOBAL).
+// Registers the operators with the MindSpore Lite that this process has loaded. Its libraries must be RTLD_GLOBAL. A
+// second call does nothing.
 EDGELLAMA_API void edgellama_register() {
   using namespace edgellama;
   static std::once_flag once;

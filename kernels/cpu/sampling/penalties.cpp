@@ -1,4 +1,5 @@
-// A step that has read all the weights finds numpy's functions out of the caches: ten calls of them cost more than this.
+// Written in C++ because a decode step, which reads all weights, evicts numpy's code from the caches: ten calls of
+// numpy then cost more than this.
 #include "sampling/penalties.h"
 
 #include <algorithm>
@@ -8,7 +9,7 @@
 namespace edgellama {
 namespace {
 
-// Each token of the text once, however often it is there.
+// Penalises each token of the text once, however often the text contains it.
 void penalise_repetition(float* scores, long n, const int64_t* text, long length, float penalty) {
   thread_local std::vector<bool> seen;
   if (static_cast<long>(seen.size()) < n) seen.resize(n);
@@ -21,7 +22,7 @@ void penalise_repetition(float* scores, long n, const int64_t* text, long length
   for (long i = 0; i < length; ++i) seen[text[i]] = false;
 }
 
-// Whatever follows an earlier place of the text's last ngram - 1 tokens.
+// Bans each token that follows an earlier occurrence of the text's last ngram - 1 tokens.
 void ban_repeats(float* scores, const int64_t* text, long length, long ngram) {
   if (length < ngram) return;
   const int64_t* const suffix = text + length - (ngram - 1);

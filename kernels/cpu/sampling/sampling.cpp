@@ -1,4 +1,5 @@
-// The limits of sampling, in the order of transformers' logits warpers: temperature, top_k, top_p, min_p, typical_p.
+// Applies the limits of sampling in the order of transformers' logits warpers (temperature, top_k, top_p, min_p,
+// typical_p) and draws a token.
 #include "sampling/sampling.h"
 
 #include <algorithm>
@@ -13,15 +14,16 @@
 namespace edgellama {
 namespace {
 
-constexpr long kFirstLook = 256;  // likely tokens that hold most nuclei
-constexpr float kFar = 1000;  // farther than any candidate
-constexpr float kLikely = 0.5f;  // from this probability on a draw tries its luck before a limit is applied
-constexpr int kTries = 2;
+constexpr long kFirstLook = 256;  // the most likely tokens, which contain most nuclei of top_p
+constexpr float kFar = 1000;  // larger than any candidate's distance
+// If a limit keeps at least this probability, draw() draws first, and applies the limit only after failed tries.
+constexpr float kLikely = 0.5f;
+constexpr int kTries = 2;  // of draw()
 constexpr double kBelowOne = 1 - 0x1p-53;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr int kNotNumbers = -1, kNothingLeft = -2, kNoKernels = -3;  // instead of a token
+constexpr int kNotNumbers = -1, kNothingLeft = -2, kNoKernels = -3;  // returned instead of a token
 
-// One row of scores on its way to a token.
+// Selects a token from one row of scores.
 class Row {
  public:
   Row(const Sampling& settings, const ScorePasses& passes, const float* scores, long n, Workspace& work)
@@ -35,20 +37,20 @@ class Row {
     scale_.inverse_temperature = 1.0f / settings.temperature;
   }
 
-  // 0, or why there is no token. A draw needs a finite maximum.
+  // 0, or the reason why there is no token. A draw needs a finite maximum.
   int trouble(bool draw) const {
     if (std::isnan(scale_.peak) || (draw && scale_.peak == -kNone)) return kNotNumbers;
     return scale_.peak == kNone ? kNothingLeft : 0;
   }
 
-  // The first of the highest scores.
+  // The first token with the highest score.
   long likeliest() const {
     const std::vector<float>& maxima = work_.maxima;
     const long run = std::find(maxima.begin(), maxima.end(), scale_.peak) - maxima.begin();
     return std::find(work_.all.scores + run * kRun, work_.all.scores + work_.all.n, scale_.peak) - work_.all.scores;
   }
 
-  // later: leave the last limit for the draw, where that pays.
+  // Applies the settings. later: leaves the last limit to draw() if that is faster.
   void apply(bool later) {
     if (settings_.top_k > 0) top_k(std::max(settings_.top_k, settings_.keep));
     if (settings_.top_p < 1) limit(0, settings_.top_p, false, later && settings_.min_p < 0 && settings_.typical_p == 1);
@@ -60,7 +62,7 @@ class Row {
     }
   }
 
-  // The token that a number in [0, 1) picks: each by its weight.
+  // The token that `uniform`, in [0, 1), selects; each token has a share of its weight.
   long draw(double uniform) {
     weigh();
     const Candidates& c = *now_;
@@ -68,7 +70,7 @@ class Row {
       double left;
       const long found = c.walk(uniform * c.total(), left);
       if (admits(*later_, found)) return found;
-      // Where in the token's share the number fell is as random as the number was, whatever the token.
+      // The position inside the token's share is uniform again, and independent of the token.
       uniform = std::min(left / c.weights[found], kBelowOne);
     }
     if (later_) limit_all(*later_);
@@ -83,7 +85,7 @@ class Row {
     return static_cast<double>(scale_.peak) * scale_.inverse_temperature + std::log(now_->total());
   }
 
-  // Scores [n] over temperature, -infinity for what was dropped.
+  // Writes scores / temperature to out [n], and -infinity for the dropped tokens.
   void write(float* out) const {
     const Candidates& c = *now_;
     const float temperature = settings_.temperature;
@@ -96,16 +98,16 @@ class Row {
   }
 
  private:
-  // Candidates by their distance from `centre`, one by one until their weights reach `mass`; with ties also those that
-  // are as far as the last one.
+  // Keeps candidates in the order of their distance from `centre` until their weights reach `mass`. With ties, also
+  // those at the same distance as the last one.
   struct Limit {
     float centre;
     double mass;
     bool ties;
   };
 
-  // Whether this one of all candidates is within the limit: whether those before it weigh less than the mass. Of equal
-  // distances the later ones are before it or, with ties, none.
+  // True if the limit keeps candidate i of all: if the candidates before it weigh less than the mass. Of the candidates
+  // at the same distance, the later ones are before it; with ties, none is.
   bool admits(const Limit& limit, long i) const {
     const Candidates& all = work_.all;
     const float own = near(all, i, limit.centre).distance;
@@ -113,7 +115,8 @@ class Row {
       return passes_.within({scale_, limit.centre}, all.scores, all.weights.data(), all.n, end);
     };
     if (limit.ties) return within(own) < limit.mass;
-    if (within(std::nextafter(own, kFar)) - all.weights[i] < limit.mass) return true;  // with all of equal distance
+    // Admitted even if all candidates at the same distance are before it.
+    if (within(std::nextafter(own, kFar)) - all.weights[i] < limit.mass) return true;
     double before = within(own);
     for (long j = i + 1; j < all.n; ++j)
       if (all.scores[j] == all.scores[i]) before += all.weights[j];
@@ -130,7 +133,7 @@ class Row {
     c.weighed = true;
   }
 
-  // A value that at least `count` scores reach, and few others: the count-th largest maximum of a run.
+  // A value that at least `count` scores reach, and not many more: the count-th largest maximum of a run.
   float bound(long count) {
     std::vector<float>& order = work_.order;
     if (count > static_cast<long>(work_.maxima.size())) return kNone;
@@ -139,7 +142,7 @@ class Row {
     return order[count - 1];
   }
 
-  // At least what all candidates with such a score or a higher one weigh.
+  // An upper bound of the weight of all candidates with scores of at least `lowest`.
   double reach(float lowest) const {
     double weight = 0;
     for (long run = 0; run < work_.all.runs(); ++run)
@@ -147,7 +150,7 @@ class Row {
     return weight;
   }
 
-  // Makes the few of those of all that count and have at least this score.
+  // Fills `few` with the candidates of `all` that are not dropped and have scores of at least `lowest`.
   void gather(float lowest) {
     const Candidates& all = work_.all;
     Candidates& few = work_.few;
@@ -166,7 +169,7 @@ class Row {
     few.weighed = false;
   }
 
-  // Of the few only those of which `counts` (their place) says so.
+  // Keeps the few for which `counts` (index among the few) is true.
   template <class Counts>
   void keep(const Counts& counts) {
     Candidates& few = work_.few;
@@ -180,7 +183,7 @@ class Row {
     few.weighed = false;
   }
 
-  // The k highest scores, and what equals the last of them.
+  // Keeps the k highest scores, and the scores equal to the last of them.
   void top_k(long k) {
     if (k >= now_->n) return;
     if (now_ == &work_.all) {
@@ -196,14 +199,15 @@ class Row {
     keep([&](long i) { return few.own[i] >= lowest; });
   }
 
-  // What is at least min_p times as likely as the likeliest, whose weight is 1.
+  // Keeps the tokens that are at least min_p times as likely as the most likely one, whose weight is 1.
   void min_p() {
     weigh();
     Candidates& c = *now_;
     const float least = settings_.min_p;
     if (settings_.keep > 1) {
       const auto heavy = [&](float weight) { return weight > 0 && weight >= least; };
-      if (std::count_if(c.weights.begin(), c.weights.begin() + c.n, heavy) < settings_.keep) return top_k(settings_.keep);
+      if (std::count_if(c.weights.begin(), c.weights.begin() + c.n, heavy) < settings_.keep)
+        return top_k(settings_.keep);
     }
     if (now_ == &work_.all)
       passes_.keep_heavy(least, c.weights.data(), c.n, c.sums.data());
@@ -211,8 +215,8 @@ class Row {
       keep([&](long i) { return c.weights[i] >= least; });
   }
 
-  // The candidates whose relative score is nearest to `centre`, until they have the share p of all weights. For centre 0
-  // they are the likeliest.
+  // Keeps the candidates whose relative score is nearest to `centre`, until they have the share p of the total weight.
+  // With centre 0 these are the most likely ones.
   void limit(float centre, float p, bool ties, bool later) {
     weigh();
     const Limit limit = {centre, p * now_->total(), ties};
@@ -224,14 +228,15 @@ class Row {
       limit_all(limit);
   }
 
-  // Limits all where the likeliest few are enough for that.
+  // Applies the limit if the few most likely candidates are enough for it. Returns whether it did.
   bool limit_few(const Limit& limit) {
     const float lowest = bound(std::max<long>(kFirstLook, settings_.keep));
     if (reach(lowest) < limit.mass) return false;
     gather(lowest);
     weigh(work_.few);
     if (work_.few.total() < limit.mass) return false;
-    // What lies below the few is farther than any of them for centre 0; else the last one has to be nearer.
+    // With centre 0, candidates below the few are farther than all of them. Otherwise the last one kept must be nearer
+    // than those.
     const float outside = limit.ties ? limit.centre - relative(lowest) : -kNone;
     if (keep_nearest(limit) >= outside) return false;
     now_ = &work_.few;
@@ -244,7 +249,7 @@ class Row {
     return {std::abs(relative(c.scores[i]) - centre), c.weights[i], i};
   }
 
-  // Limits the few, and returns the distance of the last one that is needed.
+  // Applies the limit to the few, and returns the distance of the last one kept.
   float keep_nearest(const Limit& limit) {
     Candidates& few = work_.few;
     std::vector<Near>& list = work_.near;
@@ -258,7 +263,8 @@ class Row {
     return last;
   }
 
-  // Limits all: weights are added up by distance in bins, and only the bin in which the mass is reached is looked into.
+  // Applies the limit to all: adds up the weights in bins of distance, and looks only into the bin in which the sum
+  // reaches the mass.
   void limit_all(const Limit& limit) {
     Candidates& all = work_.all;
     const Distance distance = {scale_, limit.centre};
@@ -269,7 +275,7 @@ class Row {
     while (heavy[last] == 0) --last;
     const auto edge = [](long bin) { return static_cast<float>(bin) / kBinsAUnit; };
     for (; reached < last && (heavy[reached] < mass || heavy[reached] == 0); ++reached) mass -= heavy[reached];
-    if (settings_.keep > 1) {  // beams: so rare that the scores may be gone through for each bin
+    if (settings_.keep > 1) {  // only with beams, so a pass over the scores for each bin is acceptable
       while (reached < last && list_between(distance, 0, edge(reached + 1)) < settings_.keep) mass -= heavy[reached++];
       before = list_between(distance, 0, edge(reached));
     }
@@ -283,11 +289,12 @@ class Row {
     }
   }
 
-  // Lists those of all that count and are not nearer than `begin` but nearer than `end`; returns how many.
+  // Lists the candidates of `all` that are not dropped and whose distance is in [begin, end). Returns their number.
   long list_between(Distance distance, float begin, float end) {
     const Candidates& all = work_.all;
     work_.places.resize(all.n);
-    const long found = passes_.between(distance, all.scores, all.weights.data(), all.n, begin, end, work_.places.data());
+    const long found =
+        passes_.between(distance, all.scores, all.weights.data(), all.n, begin, end, work_.places.data());
     work_.near.resize(found);
     for (long i = 0; i < found; ++i) work_.near[i] = near(all, work_.places[i], distance.centre);
     return found;
@@ -298,10 +305,10 @@ class Row {
   Workspace& work_;
   Candidates* now_;
   ScoreScale scale_;
-  std::optional<Limit> later_;  // of all candidates; not applied yet
+  std::optional<Limit> later_;  // of all candidates, not applied yet
 };
 
-// Runs f(Row&) if there is such a variant and a token to be had; else returns why not.
+// Returns f(Row&), or the reason why there is no token: a negative number.
 template <class Function>
 int with_row(const Sampling& settings, const float* scores, long n, bool draw, Function&& f) {
   const Kernels* table = kernels(settings.isa < 0 ? best_isa() : static_cast<Isa>(settings.isa));
@@ -319,7 +326,8 @@ using edgellama::Row;
 using edgellama::Sampling;
 
 int edgellama_likeliest(const Sampling* settings, const float* scores, long row, long n) {
-  return edgellama::with_row(*settings, scores + row * n, n, false, [](Row& x) { return static_cast<int>(x.likeliest()); });
+  return edgellama::with_row(*settings, scores + row * n, n, false,
+                             [](Row& x) { return static_cast<int>(x.likeliest()); });
 }
 
 int edgellama_draw(const Sampling* settings, const float* scores, long row, long n, double uniform) {

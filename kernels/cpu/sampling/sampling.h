@@ -1,7 +1,8 @@
-// Choosing one of n tokens by their scores. What it means is in runtime/generation/sampler.py; here is how it is made fast.
+// Selects one of n tokens by their scores. runtime/generation/sampler.py defines the result.
 //
-// Behind a decode step that has read all the weights, memory is what costs: so the scores are gone through a few times
-// in vectors (ScorePasses, one set an instruction set), and single tokens are only looked at where a limit lies.
+// After a decode step, which reads all weights, reading memory is the main cost. So the code passes over the scores
+// only a few times, in vectors (ScorePasses, one set for each instruction set), and looks at single tokens only near a
+// limit.
 #pragma once
 
 #include <cstdint>
@@ -10,47 +11,48 @@
 
 namespace edgellama {
 
-constexpr int kRun = 32;          // scores that are looked at as one: through their maximum, or the sum of their weights
-constexpr int kBins = 1024;       // of distances, the last without an end
-constexpr float kBinsAUnit = 32;  // what is farther than 32 units weighs less than 1e-13
+// Scores that form a run: a pass stores one maximum, or one sum of weights, for each run.
+constexpr int kRun = 32;
+constexpr int kBins = 1024;       // bins of distances; the last has no upper end
+constexpr float kBinsAUnit = 32;  // bins per unit of distance; beyond 32 units a weight is below 1e-13
 
-// How scores become weights: exp((score - peak) / temperature), at least exp(-87), but 0 for a score of -infinity.
+// Maps a score to its weight: exp((score - peak) / temperature), at least exp(-87), but 0 for a score of -infinity.
 struct ScoreScale {
   float peak = 0, inverse_temperature = 1;
 };
 
-// The distance of a score from a centre, both relative to the peak: |(score - peak) / temperature - centre|.
+// The distance of a score from a centre: |(score - peak) / temperature - centre|.
 struct Distance {
   ScoreScale scale;
   float centre = 0;
 };
 
-// Arrays of n scores and weights; of ceil(n / kRun) maxima and sums. A weight of 0 says that the token does not count.
+// Arrays: scores [n], weights [n], maxima and sums [ceil(n / kRun)]. A token with weight 0 is dropped.
 struct ScorePasses {
-  // The maximum of each run; returns that of all, NaN where a score is NaN.
+  // Writes the maximum of each run. Returns the maximum of all scores, or NaN if a score is NaN.
   float (*maxima)(const float* scores, long n, float* maxima);
-  // The weights, and their sum a run.
+  // Writes the weights, and their sum for each run.
   void (*weigh)(ScoreScale scale, const float* scores, long n, float* weights, float* sums);
-  // The sum of weight * (score - peak) / temperature.
+  // Returns the sum of weight * (score - peak) / temperature.
   double (*moment)(ScoreScale scale, const float* scores, const float* weights, long n);
-  // Adds up the weights by distance, in bins.
+  // Writes the sum of the weights in each bin of distance: bins [kBins].
   void (*add_bins)(Distance distance, const float* scores, const float* weights, long n, double* bins);
-  // What those weigh that are nearer than `end`.
+  // Returns the sum of the weights at distances below `end`.
   double (*within)(Distance distance, const float* scores, const float* weights, long n, float end);
-  // The places of those that count and are not nearer than `begin` but nearer than `end`; returns how many.
+  // Writes the indices of the tokens that are not dropped and whose distance is in [begin, end). Returns their number.
   long (*between)(Distance distance, const float* scores, const float* weights, long n, float begin, float end,
                   int32_t* places);
-  // Drops what is not nearer than `end`; sums again.
+  // Drops the tokens at distances of `end` or more. Updates the sums.
   void (*keep_near)(Distance distance, const float* scores, float end, float* weights, long n, float* sums);
-  // Drops what weighs less than `least`; sums again.
+  // Drops the tokens with weights below `least`. Updates the sums.
   void (*keep_heavy)(float least, float* weights, long n, float* sums);
 };
 
-// The settings, as runtime/generation/sampler.py lays them out; the neutral values are those here.
+// The settings. runtime/generation/sampler.py has the same structure. The initial values change nothing.
 struct Sampling {
-  int32_t isa = -1;  // of enum class Isa; -1 for the best
+  int32_t isa = -1;  // a number of enum class Isa; -1: the best
   int32_t top_k = 0;
-  int32_t keep = 1;  // at least so many tokens stay
+  int32_t keep = 1;  // every limit keeps at least so many tokens
   float temperature = 1;
   float top_p = 1;
   float min_p = -1;
@@ -59,15 +61,16 @@ struct Sampling {
 
 }  // namespace edgellama
 
-// These take scores [n], or row `row` of scores [rows, n], and return a token, or 0; and below 0: -1 where scores are not
-// numbers, -2 where all are -infinity, -3 where the variant is not available here.
+// The C interface. The functions take scores [n], or row `row` of scores [rows, n], all float32. On an error they
+// return -1 (scores are not numbers), -2 (all scores are -infinity) or -3 (this CPU lacks the variant).
 
-// The first of the highest scores.
+// Returns the first of the tokens with the highest score.
 EDGELLAMA_API int edgellama_likeliest(const edgellama::Sampling* settings, const float* scores, long row, long n);
-// The token that `uniform`, in [0, 1), picks by the softmax of what the settings leave.
-EDGELLAMA_API int edgellama_draw(const edgellama::Sampling* settings, const float* scores, long row, long n, double uniform);
-// What the settings leave: scores over temperature, -infinity for what is dropped; out [n].
+// Returns the token that `uniform`, in [0, 1), selects from the softmax of the scores that the settings keep.
+EDGELLAMA_API int edgellama_draw(const edgellama::Sampling* settings, const float* scores, long row, long n,
+                                 double uniform);
+// Writes scores / temperature to out [n], and -infinity for the tokens that the settings drop. Returns 0.
 EDGELLAMA_API int edgellama_warp(const edgellama::Sampling* settings, const float* scores, long n, float* out);
-// log(sum(exp(score / temperature))).
+// Writes log(sum(exp(score / temperature))) to out. Returns 0.
 EDGELLAMA_API int edgellama_log_normaliser(const edgellama::Sampling* settings, const float* scores, long row, long n,
                                            double* out);

@@ -1,4 +1,4 @@
-// The tokens that sampling.cpp narrows down, and the choice of those of least distance among some of them.
+// The candidate tokens that sampling.cpp reduces step by step, and the selection of the nearest of them.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,14 @@
 
 namespace edgellama {
 
-// Tokens in question: all, or a few with their ids.
+// Candidate tokens: all tokens, or a few with their ids.
 struct Candidates {
   long n = 0;
   const float* scores = nullptr;
-  std::vector<int32_t> ids;    // of the few
-  std::vector<float> own;      // their scores
-  std::vector<float> weights;  // n of them, once they are `weighed`
-  std::vector<float> sums;     // of each run of weights
+  std::vector<int32_t> ids;    // only of a few
+  std::vector<float> own;      // the scores of a few; `scores` points to them
+  std::vector<float> weights;  // [n], valid if `weighed`
+  std::vector<float> sums;     // the sum of the weights of each run, valid if `weighed`
   bool weighed = false;
 
   long runs() const { return divide_up(n, kRun); }
@@ -27,10 +27,10 @@ struct Candidates {
     return total;
   }
 
-  // The candidate at which the sum of the weights passes `target`, and how far it is in by then.
+  // The candidate at which the cumulative weight exceeds `target`. left: the part of `target` that falls in its weight.
   long walk(double target, double& left) const {
     left = target;
-    long last = 0;  // of the runs that weigh anything
+    long last = 0;  // the last run with a weight
     for (long run = 0; run < runs(); ++run) {
       if (sums[run] <= 0) continue;
       last = run;
@@ -50,14 +50,14 @@ struct Candidates {
 
 struct Near {
   float distance, weight;
-  long at;  // its place among the candidates
-  // Of equal distances the later one comes first.
+  long at;  // its index among the candidates
+  // If the distances are equal, the later candidate comes first.
   bool operator<(const Near& other) const {
     return distance < other.distance || (distance == other.distance && at > other.at);
   }
 };
 
-// Memory of one thread, which a row after the other uses.
+// One thread's memory, which all its calls reuse.
 struct Workspace {
   std::vector<float> maxima, order;
   std::vector<int32_t> places;
@@ -65,10 +65,11 @@ struct Workspace {
   Candidates all, few;
 };
 
-// Moves to the front the ones of least distance until their weights reach `mass`, and `least` of them at least; with
-// `ties` also those that are as far as the last one. Returns how many; 0 of none.
+// Selects the nearest candidates: moves them to the front of the list until their weights reach `mass` and there are at
+// least `least` of them. With `ties`, also those at the same distance as the last one. Returns their number, 0 for an
+// empty list.
 inline long nearest(std::vector<Near>& list, double mass, long least, bool ties) {
-  long first = 0, last = static_cast<long>(list.size());  // the last one needed lies in [first, last)
+  long first = 0, last = static_cast<long>(list.size());  // the last one that is needed is in [first, last)
   const auto at = [&](long i) { return list.begin() + i; };
   while (last - first > 1) {
     const long middle = first + (last - first) / 2;

@@ -1,4 +1,4 @@
-// The passes over scores and weights that sampling.cpp puts together.
+// ScorePasses (sampling.h) for the instruction set that is compiled.
 #include <cstring>
 #include <limits>
 
@@ -10,7 +10,7 @@ namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr float kFloor = -200.0f;  // stands for a relative score of -infinity, whose weight of 0 it meets
+constexpr float kFloor = -200.0f;  // replaces a relative score of -infinity, whose weight is 0
 
 F relative(const ScoreScale& scale, F score) { return (score - scale.peak) * scale.inverse_temperature; }
 
@@ -19,7 +19,7 @@ F away(const Distance& distance, F score) {
   return max(off, -off);
 }
 
-// A bit for each lane that is set.
+// A bit for each lane of the mask that is set.
 unsigned lanes(I mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)mask);
@@ -32,7 +32,7 @@ unsigned lanes(I mask) {
 #endif
 }
 
-// The elements of a run, of which the last may be shorter: copies in and out of whole runs.
+// The last run of n elements if it is shorter than kRun. take() copies it to a whole run, give() copies it back.
 struct Tail {
   long first, size;
   explicit Tail(long n) : first(n / kRun * kRun), size(n % kRun) {}
@@ -64,7 +64,8 @@ float weigh_run(const ScoreScale& scale, const float* scores, float* weights) {
   return sum(total);
 }
 
-// Keeps the weights of a run of which `counts` (index in the run, weights -> mask) says so; returns their sum.
+// Keeps the weights of a run for which `counts` (index in the run, weights -> mask) is set, and sets the others to 0.
+// Returns their sum.
 template <class Counts>
 float keep_run(float* weights, const Counts& counts) {
   F total = broadcast(0.0f);
@@ -131,7 +132,8 @@ double score_moment(ScoreScale scale, const float* scores, const float* weights,
 }
 
 void add_bins(Distance distance, const float* scores, const float* weights, long n, double* bins) {
-  constexpr int kTables = 4;  // scores in a row often share a bin, and one sum would wait for the other
+  // Consecutive scores often share a bin. With one table each addition would wait for the one before.
+  constexpr int kTables = 4;
   double tables[kTables][kBins] = {};
   const auto add = [&](const float* s, const float* w) {
     int32_t places[kRun];

@@ -1,18 +1,28 @@
-// Activations for the integer kernels, and the variant's dot products over them.
+// Quantized activations, and each variant's integer dot products of weights with them.
 //
-// 32 activations share a float scale and keep 16 bits: 127 * 256 steps to their largest magnitude. Variants with
-// byte dot products hold them as an upper and a lower signed byte, the others as 16-bit words. So the activations
-// lose next to nothing (an 8-bit activation would lose as much as an 8-bit weight), and decode, which waits for
-// memory, has the time for the second product.
+// 32 activations along K share a float scale. Each is a 16-bit integer; the largest magnitude is 127 * 256 steps.
+// Variants with byte dot products store it as an upper and a lower signed byte, the others as a 16-bit word. Quantized
+// to 8 bits, activations would lose as much as 8-bit weights do; with 16 bits the loss is negligible. The second
+// product costs nothing in decode, which waits for memory.
+//
+// Each dot_*.h defines, for 16 columns (one panel of weights, linear/weight_format.h):
+//   Quad                  4 steps of K of the weights, widened as dot() needs them
+//   load_quad             a Quad from 64 bytes of int8 weights, which then are q + kByteBias
+//   load_nibbles          two Quads from 64 bytes of 4-bit weights
+//   Sum, start_sum, dot   16 running integer sums: sum += quad . activations [k, k + 4)
+//   to_float              the sums as floats
+//   store_activations     kLanes quantized activations into a group
+//   load_int4_scales      the scale d and the zero point z of 16 columns of int4
+// and for many rows, where the variant has them, dot products of 16-bit words (dot_words and the functions near it).
 #pragma once
 
 #include "simd/simd.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 
-constexpr int kVec = 16 / kLanes;  // vectors of floats for one panel's 16 columns
+constexpr int kVec = 16 / kLanes;  // float vectors for the 16 columns of a panel
 
-struct alignas(64) Activations {  // one group of 32
+struct alignas(64) Activations {  // one group of 32 along K
   union {
     struct {
       int8_t hi[32], lo[32];
@@ -35,7 +45,7 @@ struct alignas(64) Activations {  // one group of 32
 
 namespace edgellama::EDGELLAMA_ISA {
 
-// A row of K activations: its groups, their scales, and the sums of their integers (for the zero points).
+// A row of K activations: its groups, their scales, and the sums of their integers, which the zero points multiply.
 struct QuantizedRow {
   Activations* groups;
   float* scale;
@@ -48,7 +58,7 @@ struct QuantizedRow {
   }
 };
 
-// One group of 32 in 16-bit steps of its own scale.
+// One group of 32 activations: x = q * scale, |q| at most 32512.
 struct QuantizedGroup {
   I q[32 / kLanes];
   float scale;
@@ -56,7 +66,7 @@ struct QuantizedGroup {
 
 static inline QuantizedGroup quantize_group(const float* x) {
   constexpr int kParts = 32 / kLanes;
-  const F magic = broadcast(12582912.0f);  // rounds to an integer, kept in the low bits
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   F part[kParts], top = broadcast(0.0f);
   for (int i = 0; i < kParts; ++i) {
     part[i] = load(x + i * kLanes);
@@ -79,7 +89,7 @@ static inline void quantize_row(const float* x, long group_count, QuantizedRow r
       store_activations(row.groups[g], i * kLanes, group.q[i]);
     }
     row.scale[g] = group.scale;
-    row.sum[g] = static_cast<int32_t>(sum(__builtin_convertvector(total, F)));  // below 2^24: exact
+    row.sum[g] = static_cast<int32_t>(sum(__builtin_convertvector(total, F)));  // exact: below 2^24
   }
 }
 

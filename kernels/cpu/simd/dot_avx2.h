@@ -1,10 +1,11 @@
-// Integer dot products of 16 columns with 256-bit vectors: VNNI where the variant has it, else 16-bit multiplies.
+// Integer dot products of 16 columns with 256-bit vectors: VNNI if the variant has it, otherwise 16-bit multiplies. See
+// dot.h.
 #pragma once
 
 namespace edgellama::EDGELLAMA_ISA {
 
-constexpr int kRowBlock = 4;
-constexpr int kTogether = 1;  // rows whose sums grow at the same time
+constexpr int kRowBlock = 4;  // rows that share one read of a panel
+constexpr int kTogether = 1;  // rows whose sums are in registers at the same time
 
 #if defined(__AVXVNNI__)
 
@@ -47,7 +48,7 @@ static inline void to_float(const Sum& sum, F out[2]) {
   for (int i = 0; i < 2; ++i)
     out[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(sum.hi[i], 8), sum.lo[i]));
 }
-// 8 of [-32639, 32639]
+// 8 values in [-32639, 32639]
 static inline void store_activations(Activations& a, int k, I value) {
   for (int i = 0; i < 8; ++i) {
     const int32_t hi = (value[i] + 128) >> 8;
@@ -59,12 +60,12 @@ static inline void store_activations(Activations& a, int k, I value) {
 #else
 
 struct Quad {
-  __m256i w[4];  // 16-bit: 4 columns of 4 steps each
+  __m256i w[4];  // 16-bit words: 4 columns of 4 steps each
 };
 struct Sum {
-  __m256i s[4];  // 4 columns of 2 halves each
+  __m256i s[4];  // 4 columns of 2 partial sums each
 };
-constexpr int kByteBias = 0;  // load_quad makes int8 weights signed
+constexpr int kByteBias = 0;  // load_quad gives int8 weights as q, signed
 
 static inline Quad load_quad(const uint8_t* p) {
   Quad quad;
@@ -92,7 +93,7 @@ static inline void dot(Sum& sum, const Quad& quad, const Activations& a, int k) 
   for (int i = 0; i < 4; ++i) sum.s[i] = _mm256_add_epi32(sum.s[i], _mm256_madd_epi16(quad.w[i], x));
 }
 static inline void to_float(const Sum& sum, F out[2]) {
-  for (int i = 0; i < 2; ++i) {  // hadd leaves columns 0 1 4 5 | 2 3 6 7
+  for (int i = 0; i < 2; ++i) {  // hadd gives the order of columns 0 1 4 5 | 2 3 6 7
     const __m256i halves = _mm256_hadd_epi32(sum.s[2 * i], sum.s[2 * i + 1]);
     out[i] = _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(halves, 0xd8));
   }
@@ -105,10 +106,10 @@ static inline void store_activations(Activations& a, int k, I value) {
 
 #endif
 
-// For many rows: products of 16-bit integers.
-constexpr int kWordRows = 3;   // rows whose sums, of two vectors of columns each, stay in registers
+// Dot products of 16-bit integers, for many rows.
+constexpr int kWordRows = 3;   // rows whose sums, two vectors of columns each, fit in registers
 
-// sum += w . x, over the pair of words in each lane.
+// sum += w . x, over the pair of words in each 32-bit lane.
 static inline I dot_words(I sum, I w, I x) {
 #if defined(__AVXVNNI__)
   return (I)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
@@ -116,7 +117,7 @@ static inline I dot_words(I sum, I w, I x) {
   return sum + (I)_mm256_madd_epi16((__m256i)w, (__m256i)x);
 #endif
 }
-// Lanes of four unsigned bytes: the first two and the last two as words.
+// Each lane holds four unsigned bytes: widens the first two and the last two to words.
 static inline void bytes_to_words(I bytes, I& first, I& last) {
   const __m256i order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));  // -1: zero
@@ -124,7 +125,7 @@ static inline void bytes_to_words(I bytes, I& first, I& last) {
   last = (I)_mm256_shuffle_epi8(_mm256_srli_epi32((__m256i)bytes, 16), order);
 }
 static inline I subtract_words(I a, I b) { return (I)_mm256_sub_epi16((__m256i)a, (__m256i)b); }
-static inline void store_words(int16_t* p, I value) {  // 8 of them
+static inline void store_words(int16_t* p, I value) {  // 8 words
   const __m256i q = (__m256i)value;
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)));
 }

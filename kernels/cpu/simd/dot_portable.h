@@ -1,4 +1,4 @@
-// Integer dot products of 16 columns in plain C++.
+// Integer dot products of 16 columns in plain C++. See dot.h.
 #pragma once
 
 namespace edgellama::EDGELLAMA_ISA {
@@ -9,9 +9,9 @@ struct Quad {
 struct Sum {
   int32_t s[16];
 };
-constexpr int kByteBias = 0;  // load_quad makes int8 weights signed
-constexpr int kRowBlock = 4;
-constexpr int kTogether = 1;  // rows whose sums grow at the same time
+constexpr int kByteBias = 0;  // load_quad gives int8 weights as q, signed
+constexpr int kRowBlock = 4;  // rows that share one read of a panel
+constexpr int kTogether = 1;  // rows whose sums are in registers at the same time
 
 static inline Quad load_quad(const uint8_t* p) {
   Quad quad;

@@ -1,6 +1,7 @@
-// The vectors that the kernels are written in. F is the widest float vector of the variant being compiled; + - * /
-// work on it as they do on a float (GCC and Clang vector types). Included only by files that are compiled once per
-// instruction set; everything is static so that no variant's code can stand in for another's at link time.
+// The float vectors that the kernels use. F is the widest float vector of the variant that is compiled, with kLanes
+// floats; + - * / work on it as on a float (GCC and Clang vector types). Only files that are compiled once for each
+// instruction set include this header. All functions are static, so that the linker cannot use one variant's code for
+// another.
 #pragma once
 
 #include "base/half.h"
@@ -20,10 +21,10 @@ namespace edgellama::EDGELLAMA_ISA {
 constexpr int kLanes = sizeof(F) / sizeof(float);
 typedef int32_t I __attribute__((vector_size(sizeof(F))));
 
-// e^x within 2 units in the last place; arguments are clipped to [-87, 88].
+// e^x with an error of at most 2 units in the last place. Arguments are clipped to [-87, 88].
 static inline F exp(F x) {
   x = min(max(x, broadcast(-87.0f)), broadcast(88.0f));
-  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   const F shifted = fma(x, broadcast(1.44269504f), magic);
   const F n = shifted - magic;
   F r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts (Cody and Waite)
@@ -35,7 +36,7 @@ static inline F exp(F x) {
   p = fma(p, r, broadcast(0.5f));
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
-  const I exponent = ((I)shifted + 127) << 23;  // the upper bits of `magic` are shifted out
+  const I exponent = ((I)shifted + 127) << 23;  // the shift drops the upper bits, which come from `magic`
   return p * (F)exponent;
 }
 

@@ -1,4 +1,4 @@
-// Arm: 4 floats.
+// The vector functions with Arm Neon: 4 floats.
 #pragma once
 
 #include <arm_neon.h>

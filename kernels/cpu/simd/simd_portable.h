@@ -1,4 +1,4 @@
-// No extension at all: 4 floats in the compiler's own vector type.
+// The vector functions without any instruction-set extension: 4 floats in the compiler's vector type.
 #pragma once
 
 namespace edgellama::EDGELLAMA_ISA {
