@@ -1,4 +1,4 @@
-"""The examples run: the two scripts of the tutorial say the same, and the app answers from many threads."""
+"""Runs the examples: the two tutorial scripts print the same text, and the app answers from many threads."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ NEW_TOKENS = 12
 
 
 def run(name: str, *arguments: str) -> tuple[str, str]:
-    """What an example prints: the greedy answers, the sampled ones."""
+    """The output of an example: (greedy answers, sampled answers)."""
     done = run_child("-m", f"edgellama.examples.{name}", *arguments, "--max-new-tokens", str(NEW_TOKENS))
     greedy, _, sampled = done.stdout.partition("Sampled:\n")
     return greedy, sampled
 
 
-def test_the_tutorials_scripts_say_the_same() -> None:
+def test_the_tutorial_scripts_print_the_same_text() -> None:
     ours, our_sample = run("generate", str(export_tiny(chat=True)))
     theirs, their_sample = run("generate_pt", str(chat_checkpoint()))
     assert ours == theirs
     assert ours.startswith("One prompt:\nA list of colors: red, blue") and "\nPortugal is" in ours
-    # Sampled texts differ, since the random numbers do; the seed makes each repeatable.
+    # Sampled texts differ because the random numbers differ; the seed makes each text repeatable.
     assert "Portugal is" in our_sample and "Portugal is" in their_sample
     assert run("generate", str(export_tiny(chat=True))) == (ours, our_sample)
     assert run("generate", str(export_tiny(chat=True)), "--seed", "1")[1] != our_sample
 
 
 def test_the_two_scripts_are_one_line_by_line() -> None:
-    """So that they can be read side by side: import, model, tensors and seed are all that differs."""
+    """Readers can compare the scripts line by line: only import, model, tensors and seed differ."""
     ours, theirs = ((EXAMPLES / name).read_text().splitlines() for name in ("generate.py", "generate_pt.py"))
     changed = [line for line in difflib.ndiff(ours, theirs) if line[0] in "-+"]
     words = ("import", "from_pretrained", "return_tensors", "seed", "parser", "python -m", "generate", '"""')
@@ -58,7 +58,7 @@ def url() -> Iterator[str]:
     assert app.stdout is not None
     yield app.stdout.readline().split()[1]
     app.send_signal(signal.SIGINT)
-    assert app.wait(timeout=30) == 0  # Ctrl-C is how it ends, whoever still waits for an answer
+    assert app.wait(timeout=30) == 0  # Ctrl-C ends the app, even if a client still waits for an answer
 
 
 def ask(url: str, question: str) -> str:
@@ -67,7 +67,7 @@ def ask(url: str, question: str) -> str:
 
 
 def expected(question: str) -> str:
-    """transformers' answer."""
+    """The answer of transformers."""
     tokenizer = AutoTokenizer.from_pretrained(chat_checkpoint())
     chat = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -85,7 +85,7 @@ def test_threads_that_ask_at_once_get_their_own_answers(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"", "0 bytes"),
         (b"\xff", "decode byte 0xff"),
@@ -93,15 +93,15 @@ def test_threads_that_ask_at_once_get_their_own_answers(url: str) -> None:
         (b"x" * 500, "this artifact holds"),
     ],
 )
-def test_a_question_that_does_not_fit_is_a_400_and_the_app_goes_on(url: str, body: bytes, told: str) -> None:
+def test_a_question_that_does_not_fit_is_a_400_and_the_app_goes_on(url: str, body: bytes, message: str) -> None:
     with pytest.raises(HTTPError) as refused:
         urllib.request.urlopen(url, data=body)
     assert refused.value.code == 400
-    assert told in refused.value.read().decode()
+    assert message in refused.value.read().decode()
     assert ask(url, "What is 1?") == expected("What is 1?")
 
 
-def test_one_who_leaves_does_not_keep_the_others_waiting(url: str) -> None:
+def test_a_client_that_disconnects_does_not_delay_the_others(url: str) -> None:
     place = url.split("/")[2]
     for _ in range(3):
         gone = http.client.HTTPConnection(place)

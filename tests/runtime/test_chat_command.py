@@ -1,4 +1,4 @@
-"""python -m runtime chat: from a pipe and from a terminal, its commands, and Ctrl-C."""
+"""`python -m runtime chat` from a pipe and from a terminal: answers, slash commands and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """pipe(text): standard input gives this."""
+    """pipe(text): standard input contains `text`."""
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
@@ -45,7 +45,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """terminal(line, ...): what input() returns, or raises, one after another; then the end."""
+    """terminal(line, ...): input() returns or raises these one after another, then signals the end."""
 
     def set_up(*lines: str | BaseException) -> None:
         left = list(lines)
@@ -63,14 +63,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def expected(folder: Path, *texts: str, system: str | None = None) -> str:
-    """What the answers print."""
+    """The text that the answers print."""
     from edgellama.model import LlamaForCausalLM
 
     chat = Chat(LlamaForCausalLM.from_pretrained(folder), system)
     return "".join("".join(piece.text for piece in chat.ask(text, max_new_tokens=6)) + "\n" for text in texts)
 
 
-def test_settings_out_of_range_are_told_before_anything_is_asked(folder: Path, pipe: Any, capfd: Any) -> None:
+def test_settings_out_of_range_are_reported_before_the_first_message(folder: Path, pipe: Any, capfd: Any) -> None:
     pipe("")
     status, out, err = run_main(capfd, "chat", str(folder), "--temperature", "-1")
     assert status == 2 and not out and "temperature is -1" in err and "Traceback" not in err
@@ -87,7 +87,7 @@ def test_each_line_of_a_pipe_is_a_message(folder: Path, pipe: Any, capfd: pytest
     assert "prefill 23 tokens" in figures[0] and "prefill 25 tokens" in figures[1]
 
 
-def test_reset_begins_anew_and_the_system_message_stays(
+def test_reset_starts_again_with_the_same_system_message(
     folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pipe("hello\n/reset\nhello\n")
@@ -116,7 +116,7 @@ def test_sampling_options_are_those_of_generate(folder: Path, pipe: Any, capfd: 
 
 
 @pytest.mark.parametrize("how", ["--regex", "--json-schema"])
-def test_every_answer_keeps_to_a_grammar(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str], how: str) -> None:
+def test_every_answer_matches_the_grammar(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str], how: str) -> None:
     Path("schema.json").write_text('{"type": "boolean"}')
     given, answers = ("[ab]{2,3}", r"[ab]{2,3}") if how == "--regex" else ("schema.json", r"\s*(true|false)\s*")
     folder = artifact(folder.parent / "eos", context=CONTEXT, eos_token_id=(tokenizer().token_to_id("</s>"),)).path
@@ -142,7 +142,7 @@ def test_every_answer_keeps_to_a_grammar(folder: Path, pipe: Any, capfd: pytest.
         ("a" * 300 + "bc" * 300, r"this artifact holds 512 (context)"),
     ],
 )
-def test_what_goes_wrong_ends_a_pipe_but_not_a_terminal(
+def test_an_error_ends_a_pipe_but_not_a_terminal(
     folder: Path, pipe: Any, terminal: Any, capfd: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     pipe(text + "\nhello\n")
@@ -164,7 +164,7 @@ def test_help_lists_every_command(folder: Path, terminal: Any, capfd: pytest.Cap
 
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """ctrl_c(n, ...): SIGINT arrives while the graph runs for the n-th time."""
+    """ctrl_c(n, ...): SIGINT arrives during the n-th run of the graph."""
 
     def set_up(*times: int) -> None:
         run_graph, calls = NumpyGraph.run, []
@@ -197,21 +197,23 @@ def test_ctrl_c_ends_the_answer_and_the_chat_goes_on(
 def test_a_second_ctrl_c_ends_the_program(
     folder: Path, pipe: Any, ctrl_c: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgellama.generation.stream.Stream.cancel", lambda self: None)  # the first does not help
+    monkeypatch.setattr(
+        "edgellama.generation.stream.Stream.cancel", lambda self: None
+    )  # so that the first Ctrl-C has no effect
     ctrl_c(4, 5)
     pipe("hello\n")
     status, _, err = run_main(capfd, "chat", str(folder), *SHORT)
     assert status == 130 and "Traceback" not in err
 
 
-def test_a_full_context_is_told(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_context_is_reported(folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pipe("abc\n" * 20)
     status, _, err = run_main(capfd, "chat", str(folder), "--max-new-tokens", "30")
     assert status == 0 and err.count("[length; prefill") == 20
     assert "[the context is full: the oldest " in err
 
 
-def test_a_missing_template_is_told_before_anything_is_read(
+def test_a_missing_template_is_reported_before_the_first_message(
     folder: Path, pipe: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_files(folder, None)

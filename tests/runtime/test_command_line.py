@@ -1,4 +1,4 @@
-"""python -m runtime: what it prints where, its exit status, and how little `import runtime` brings along."""
+"""`python -m runtime`: output, exit status, and how few modules `import runtime` loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.toy_tokenizers import byte_level, save
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An artifact folder with tokenizer and chat template, its graph computed by the toy instead of MindSpore Lite."""
+    """An artifact folder with a tokenizer and a chat template. The toy computes its graph instead of MindSpore Lite."""
     opened = artifact(tmp_path, context=512, eos_token_id=())
     weights = Weights(512)
     monkeypatch.setattr(
@@ -31,7 +31,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = byte_level()
     save(tmp_path, model)
     vocab = json.loads((tmp_path / "tokenizer.json").read_text())
-    # the toy knows 50 ids only: give the letters that the tests write ids below 50
+    # the toy has 50 token ids only: the letters in the tests get ids below 50
     letters = [c for c in "abcdefghijklmnopqrstuvwxyzĠABC.'"]
     vocab["model"]["vocab"] = {c: i for i, c in enumerate(letters)}
     vocab["model"]["merges"] = []
@@ -113,7 +113,7 @@ def test_sampling_options_are_settings(toy: Path, capfd: pytest.CaptureFixture[s
     likeliest, hot = ids(), ("--temperature", "9", "--top-k", "0")
     assert ids("--seed", "1", *hot) == ids("--seed", "1", *hot) != ids("--seed", "2", *hot)
     assert ids("--seed", "1", *hot) != likeliest
-    # naming one is sampling; each narrows it down to the likeliest here
+    # any of these options turns sampling on; with these values each one leaves the most likely token only
     for option in (["--top-k", "1"], ["--top-p", "1e-9"], ["--min-p", "1"]):
         assert ids("--temperature", "9", *option) == likeliest
     assert ids("--temperature", "0") == ids("--no-do-sample", "--temperature", "9") == likeliest
@@ -163,7 +163,7 @@ def edited(folder: Path) -> None:
         (None, ["--system", "x"], "no chat template"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(
+def test_an_error_of_the_user_is_one_line_and_status_2(
     toy: Path, capfd: pytest.CaptureFixture[str], harm: object, arguments: list[str], message: str
 ) -> None:
     if harm is not None:
@@ -183,7 +183,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert debug.returncode == 2 and "Traceback" in debug.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
+def test_a_reader_that_disconnects_is_not_an_error(toy: Path) -> None:
     code = (
         "import sys\nimport edgellama.__main__ as cli\nimport edgellama.cli.generate as command\n"
         "def leave(options):\n    print('x' * 100000, flush=True)\n    print('y' * 100000, flush=True)\n"
@@ -200,7 +200,7 @@ def test_a_reader_that_leaves_is_no_error(toy: Path) -> None:
     assert process.wait() == 141
 
 
-def test_bytes_that_are_no_text_are_no_traceback(tmp_path: Path) -> None:
+def test_invalid_utf8_gives_no_traceback(tmp_path: Path) -> None:
     command = ["-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "-"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = run_child(*command, input=b"h\xff", text=False, env=environment, status=2)

@@ -1,4 +1,4 @@
-"""`python -m edgellama.lite`: what it builds, what it leaves alone, what it says when it cannot. Nothing is fetched."""
+"""`python -m runtime.lite`: what it builds, what it does not change, and its errors. The tests download nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 @pytest.fixture
 def official(tmp_path: Path) -> tuple[Path, Release]:
-    """A small stand-in of the registry's wheel, and the release that it would be."""
+    """A small imitation of the registry's wheel, and its Release record."""
     path = tmp_path / "download" / f"mindspore_lite-{VERSION}-cp37-none-any.whl"
     path.parent.mkdir()
     info = f"mindspore_lite-{VERSION}.dist-info"
@@ -49,7 +49,7 @@ def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Installed:
-    """Stands for an installed distribution."""
+    """Imitates an installed distribution."""
 
     version: str
     folder: Path = Path("/nonexistent")
@@ -145,7 +145,7 @@ def test_failure_installs_nothing(
     tmp_path: Path,
     broken: str,
 ) -> None:
-    """A wrong file, and a binding that was made but does not load: pip is never called, no file stays behind."""
+    """A wrong file, and a binding that cannot be loaded: pip is never called, and no file is left behind."""
     path, release = official
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -188,7 +188,7 @@ def test_without_python_headers_the_package_to_install_is_named(
         native.require_tools()
 
 
-def test_without_room_the_folder_is_named(
+def test_the_error_for_a_full_disk_names_the_folder(
     official: tuple[Path, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, release = official
@@ -215,14 +215,14 @@ def official_headers() -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", RELEASES)
 def test_binding_compiles_without_a_warning(machine: str, tmp_path: Path) -> None:
-    """For the other machine with a cross compiler; to link would need that machine's wheel."""
+    """Compiles for the other architecture with a cross compiler. Linking would need that architecture's wheel."""
     import pybind11
 
     here = release_for_this_machine().machine
     compiler = "g++" if machine == here else f"{machine}-linux-gnu-g++"
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    # Debian's pyconfig.h only includes that of the machine; the two differ in nothing that the binding uses.
+    # Debian's pyconfig.h only includes the one of the architecture; the binding uses nothing that differs between them.
     name = f"python{sysconfig.get_python_version()}/pyconfig.h"
     debian = Path("/usr/include") / f"{here}-linux-gnu" / name
     config = tmp_path / f"{machine}-linux-gnu" / name
