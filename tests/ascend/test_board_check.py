@@ -107,7 +107,7 @@ def changed(**stages: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_board_where_all_is_well() -> None:
+def test_a_board_where_everything_works() -> None:
     found = probe_results(B310, LISTED, CONVERTED, WELL)
     assert [answer.answer for answer in found] == ["yes"] * 6
     assert "the rest 6.0" in found[MEMORY].evidence and "fused ones: RmsNorm" in found[KERNEL].evidence
@@ -135,7 +135,7 @@ def test_a_board_where_all_is_well() -> None:
         ({"gears": None, "stopped": {"cause": "device lost"}}, GEARS, "unknown", "device lost"),
     ],
 )
-def test_boards_where_something_is_not(stages: dict[str, Any], which: int, answer: str, evidence: str) -> None:
+def test_a_board_where_one_thing_fails(stages: dict[str, Any], which: int, answer: str, evidence: str) -> None:
     found = probe_results(B310, LISTED, CONVERTED, changed(**stages))[which]
     assert found.answer == answer and evidence in found.evidence
 
@@ -149,7 +149,7 @@ def test_boards_where_something_is_not(stages: dict[str, Any], which: int, answe
         ({"ok": False, "cause": "killed by signal 9", "operator": None}, "unknown", "killed by signal 9"),
     ],
 )
-def test_what_a_conversion_says_of_the_mindir(conversion: Any, answer: str, evidence: str) -> None:
+def test_the_conversion_answers_whether_the_mindir_is_read(conversion: Any, answer: str, evidence: str) -> None:
     found = probe_results(B310, LISTED, conversion, {})[MINDIR]
     assert found.answer == answer and evidence in found.evidence
 
@@ -159,7 +159,7 @@ def test_a_chip_without_a_kernel_that_is_needed() -> None:
     assert found.answer == "no" and "missing: GatherV2 or Gather, Square;" in found.evidence
 
 
-def test_fused_operators_are_asked_for_where_they_are_used() -> None:
+def test_fused_operators_are_needed_only_where_they_are_used() -> None:
     assert probe_results(B310, LISTED, None, {})[KERNEL].answer == "yes"
     found = probe_results(CHIPS["ascend310p"], LISTED, None, {})[KERNEL]
     assert found.answer == "no" and "missing: WeightQuantBatchMatmulV2;" in found.evidence
@@ -196,7 +196,7 @@ def test_a_board_that_cannot_convert_still_gets_its_report(tmp_path: Path, monke
     assert set(found["answers"][0]) == set(ProbeResult.__dataclass_fields__)
 
 
-def test_a_chip_of_no_target_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chip_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find", lambda _: Device(0, "Ascend910B", 1, 2, "acl"))
     with (
         Path(os.devnull).open("w") as nowhere,
@@ -205,7 +205,7 @@ def test_a_chip_of_no_target_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         command.check(0, None, tmp_path / "report.json", Progress(Console(file=nowhere)))
 
 
-def test_here_without_a_board_it_says_so(tmp_path: Path) -> None:
+def test_on_this_host_without_a_board_board_check_reports_it(tmp_path: Path) -> None:
     """The real command on this host; exit status 2, and a report all the same."""
     report = tmp_path / "report.json"
     done = run_child("-m", "exporter", "board-check", "--json", str(report), status=None)

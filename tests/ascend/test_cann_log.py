@@ -77,7 +77,7 @@ def test_an_unknown_code_is_given_as_it_stands() -> None:
     assert explain("nothing known") is None
 
 
-def test_a_failure_says_the_meaning_before_the_log() -> None:
+def test_a_failure_shows_the_meaning_before_the_log() -> None:
     with (
         pytest.raises(UserError, match=r"(?s)x: could not load: meant this\nThe native log ends:\n  line"),
         native_log_on_failure("x: could not load", explain=lambda log: "meant this" if "line" in log else None),

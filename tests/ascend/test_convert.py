@@ -92,7 +92,7 @@ def converting(exported: Path, cann: Path, monkeypatch: pytest.MonkeyPatch) -> A
 WRITES = 'printf "x CustomAscend x" > "$out.mindir"; cp "$ini" "$(dirname "$out")/../../used.ini"; echo all is well'
 
 
-def test_a_converted_artifact_says_for_what_and_with_what(converting: Any, exported: Path) -> None:
+def test_a_converted_artifact_names_its_chip_and_the_versions_used(converting: Any, exported: Path) -> None:
     out = converting(WRITES)
     assert out == exported.with_name("toy-ascend310b-fp16-310b1")
     opened = Artifact.open(out, check_data=True)
@@ -111,7 +111,7 @@ def test_large_weights_lie_beside_the_graph_and_are_listed(converting: Any) -> N
     assert [(entry.file, entry.bytes) for entry in data] == [("graphs/step_variables/data_0", 7)]
 
 
-def test_soc_is_the_one_asked_for_else_the_one_of_this_host(
+def test_soc_is_the_given_one_or_the_one_of_this_host(
     converting: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used, said = exported.parent / "used.ini", exported.parent / "said"
@@ -213,7 +213,7 @@ def test_a_marker_across_the_edge_of_two_reads_is_found(tmp_path: Path) -> None:
     assert check_output(path, tmp_path) == path
 
 
-def test_what_cannot_be_converted_is_refused(converting: Any, exported: Path) -> None:
+def test_an_artifact_that_cannot_be_converted_is_refused(converting: Any, exported: Path) -> None:
     with pytest.raises(UserError, match=r"OUT is .*, the artifact itself"):
         converting(WRITES, out=exported)
     (exported / "convert.ini").unlink()
@@ -247,7 +247,7 @@ def test_a_host_with_everything(cann: Path, tmp_path: Path, monkeypatch: pytest.
     assert inspect_host(B310, {**environment, "PATH": str(tmp_path)}) == Host(cann, "8.2.0.1.220", tool, "unknown")
 
 
-def test_all_that_is_missing_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_is_missing_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgellama.exporter.ascend.convert_host.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         inspect_host(B310, {"PATH": str(tmp_path)})
@@ -259,7 +259,7 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, monkeypatch: pytest
     ]
 
 
-def test_a_runtime_only_cann_and_a_package_for_another_chip_are_told(cann: Path, tmp_path: Path) -> None:
+def test_a_runtime_only_cann_and_a_package_for_another_chip_are_refused(cann: Path, tmp_path: Path) -> None:
     environment = {"ASCEND_HOME_PATH": str(cann)}
     with pytest.raises(
         UserError, match=r"for ascend310p: .*edgellama was built for ascend310b. Build it again: `kernels"
@@ -300,7 +300,7 @@ def test_disk_and_memory_are_checked_before_anything_is_written(tmp_path: Path) 
         check_room(tmp_path, 10**15, meminfo)
 
 
-def test_here_without_cann_the_command_says_what_is_missing(exported: Path) -> None:
+def test_on_this_host_without_cann_convert_names_what_is_missing(exported: Path) -> None:
     """The real command on this host; exit status 2."""
     if "ASCEND_HOME_PATH" in os.environ or "ASCEND_TOOLKIT_HOME" in os.environ:
         pytest.skip("this host has CANN")

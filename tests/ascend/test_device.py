@@ -53,7 +53,7 @@ def test_tables_of_five_hosts(text: str, version: str, npus: list[Npu]) -> None:
     assert parse(text) == NpuSmi(version, tuple(npus))
 
 
-def test_what_is_no_table_is_told() -> None:
+def test_output_without_a_table_is_an_error() -> None:
     with pytest.raises(UserError, match=r"printed no table but: dcmi model initialized failed"):
         parse("dcmi model initialized failed\n")
 
@@ -65,7 +65,7 @@ def npu_smi_that(folder: Path, script: str) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_npu_smi_is_run_and_its_failure_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npu_smi_is_run_and_its_failure_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "table").write_text(texts.SMI_310B)
     monkeypatch.setenv("PATH", npu_smi_that(tmp_path, f'[ "$1" = info ] && cat {tmp_path}/table'))
     table = npu_smi.read()
@@ -94,20 +94,22 @@ def with_acl(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) ->
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPOSITORY}")
 
 
-def test_acl_is_asked_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acl_is_loaded_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_acl(tmp_path, monkeypatch)
     assert find(1) == Device(1, "Ascend310P3", 300, 400, "acl")
     with pytest.raises(UserError, match=r"device_id is 2; this host has 0, 1. Choose one of them"):
         find(2, read=lambda: None)
 
 
-def test_a_device_that_acl_cannot_open_is_told_with_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_acl_cannot_open_is_reported_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_acl(tmp_path, monkeypatch, status=507033)
     with pytest.raises(UserError, match=r"device 0 cannot be opened: acl.rt.set_device\(0\) gave 507033"):
         find(0, read=lambda: None)
 
 
-def test_a_probe_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
     (tmp_path / "acl.py").write_text("import os; os.kill(os.getpid(), 11)")
     with pytest.raises(UserError, match=r"`acl` gave no answer \(killed by signal 11\).*ends:\n\(it printed nothing\)"):
@@ -129,7 +131,7 @@ def test_no_device_at_all_names_what_to_install() -> None:
         find(0, ask=lambda _: None, read=lambda: None)
 
 
-def test_here_without_a_board_the_command_line_says_so(tmp_path: Path) -> None:
+def test_on_this_host_without_a_board_generate_reports_it(tmp_path: Path) -> None:
     """The real thing on this host: no driver, no CANN; exit status 2."""
     if npu_smi.read() is not None or device.ask_acl(0) is not None:
         pytest.skip("this host has an NPU")

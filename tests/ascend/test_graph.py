@@ -210,7 +210,7 @@ def test_a_custom_operator_that_the_package_lacks_is_named(artifacts: dict[str, 
         ("ascend310p", "fp16", {}, range(1, 102), "BUCKETS has 101 sizes; the converter takes up to 100"),
     ],
 )
-def test_what_chip_kernels_and_converter_cannot_do(
+def test_models_that_the_chip_or_the_kernels_cannot_run_are_refused(
     target: str, weights: str, config: dict[str, int], buckets: Sequence[int], words: str
 ) -> None:
     llama = LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS, **config})
@@ -219,13 +219,13 @@ def test_what_chip_kernels_and_converter_cannot_do(
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
-def test_what_they_can(weights: str) -> None:
+def test_models_that_the_chip_can_run_are_accepted(weights: str) -> None:
     shape = Shape(1, 32, 64, weights, "float16", "ascend310p")
     check_model(LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS}), shape, range(1, 101))
 
 
 @pytest.mark.parametrize("vocabulary", [272, 264])
-def test_logits_in_float16_are_told_at_export(
+def test_export_reports_logits_in_float16(
     vocabulary: int, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = tiny_checkpoint(vocab_size=vocabulary)

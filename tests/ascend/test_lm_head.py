@@ -44,7 +44,7 @@ def test_any_shape(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_what_float16_cannot_tell_apart(chip: str) -> None:
+def test_logits_that_float16_cannot_separate(chip: str) -> None:
     """Two logits near 20 that differ by 1/1024: sixteen times less than float16's step there."""
     x = np.zeros((1, 32), np.float16)
     x[0, :2] = 1

@@ -72,7 +72,7 @@ def test_the_folder_that_is_copied_holds_all_that_the_kernels_include() -> None:
     assert copied <= reached
 
 
-def test_matmul_s_tiling_is_told_the_kernels_template() -> None:
+def test_matmul_s_tiling_gets_the_template_of_the_kernels() -> None:
     """The kernels take Matmul's template as it comes, which is Norm (0); its tiling assumes MDL unless it is told."""
     assert "SetMatmulConfigParams(0)" in (PACKAGE / "op_host/host.h").read_text()
     kernels = "".join(path.read_text() for path in (PACKAGE / "op_kernel").glob("*.h"))
@@ -126,7 +126,7 @@ def build(tools: Path, *arguments: str, **environment: str) -> subprocess.Comple
 MODULES = "compiler/tikcpp/ascendc_kernel_cmake"
 
 
-def test_build_says_all_that_is_missing_at_once(tools: Path) -> None:
+def test_build_reports_everything_that_is_missing_at_once(tools: Path) -> None:
     done = build(tools)
     assert done.returncode == 2
     assert "neither ASCEND_HOME_PATH nor ASCEND_TOOLKIT_HOME is set" in done.stderr
@@ -155,7 +155,7 @@ def test_build_refuses_a_cann_that_is_not_there_or_not_whole(tools: Path, tmp_pa
         ("readme", "", "unknown"),
     ],
 )
-def test_build_says_that_a_cann_is_too_old(tools: Path, tmp_path: Path, file: str, text: str, version: str) -> None:
+def test_build_reports_a_cann_that_is_too_old(tools: Path, tmp_path: Path, file: str, text: str, version: str) -> None:
     """Its folder of CMake modules is there, without the one that find_package(ASC) looks for."""
     add_tool(tools, "cmake", "echo cmake version 3.28.1")
     add_tool(tools, "g++", "true")

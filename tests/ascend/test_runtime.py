@@ -149,7 +149,7 @@ def test_gears_are_switched_by_the_code_that_switches_buckets_on_the_host() -> N
     assert AscendGraph.resize is LiteGraph.resize
 
 
-def test_a_device_without_room_for_a_cache_is_told(simulated: Any) -> None:
+def test_a_device_without_room_for_a_cache_is_reported(simulated: Any) -> None:
     with pytest.raises(UserError, match=r"device 1 has no room for 4,096 bytes \(a tensor of shape \(2, 2, 64, 4\)\)"):
         simulated(room=10_000)
 
@@ -182,7 +182,7 @@ def test_device_tensor_keeps_what_was_copied_not_the_array() -> None:
     assert tensor.nbytes == 24 and tensor.tensor.dtype is DataType.FLOAT32
 
 
-def test_a_copy_from_the_device_that_failed_is_told() -> None:
+def test_a_failed_copy_from_the_device_is_reported() -> None:
     lite = make_lite(SimpleNamespace(), 1)  # type: ignore[arg-type]
     tensor = DeviceTensor(lite, (2,), "float16", 1)
     tensor.tensor.get_data_to_numpy = lambda: np.zeros(0, np.float16)  # what MindSpore Lite gives then
@@ -197,7 +197,7 @@ def test_cache_of_a_float16_graph_is_float16() -> None:
     assert tensor.tensor.dtype is DataType.FLOAT16 and cache.nbytes == 512
 
 
-def test_the_mindspore_lite_that_is_installed_here_is_told_what_it_lacks(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_installed_mindspore_lite_is_refused_for_what_it_lacks(tmp_path: Path, monkeypatch: Any) -> None:
     """Release 2.0, the real one, has no device tensors."""
     ascend_manifest(tmp_path)
     monkeypatch.setattr(ascend_graph, "find", lambda device_id: DEVICE)
@@ -223,7 +223,7 @@ def test_the_real_mindspore_lite_without_cann_is_translated(tmp_path: Path) -> N
         AscendGraph(Artifact.open(tmp_path), made.graphs[0], 0)
 
 
-def test_device_id_is_refused_where_there_is_none(tmp_path: Path) -> None:
+def test_device_id_is_refused_for_a_target_without_devices(tmp_path: Path) -> None:
     manifest(tmp_path)
     with pytest.raises(UserError, match=r"device_id is 0, and .* runs on the host CPU. Leave device_id out"):
         Engine(Artifact.open(tmp_path), device_id=0)

@@ -156,7 +156,7 @@ print(json.dumps({
 """
 
 
-def test_what_beam_search_tells_is_what_transformers_tells() -> None:
+def test_beam_search_reports_what_transformers_reports() -> None:
     """Scores, logits and indices of every step; texts that end by eos, by a stop string, and by the length."""
     sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
     artifact = export("wide-beams", "--target", "portable", "--weights", "fp32", *sizes)

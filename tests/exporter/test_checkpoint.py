@@ -151,7 +151,7 @@ def test_tied_output_matrix_may_be_stored_if_it_is_the_embedding(tmp_path: Path)
 
 
 @pytest.mark.parametrize("lost", [1, 1000, -40, -4])
-def test_a_cut_file_is_told_before_any_work(tmp_path: Path, lost: int) -> None:
+def test_a_cut_file_is_refused_before_any_work(tmp_path: Path, lost: int) -> None:
     """Cut at the end, and (negative) down to a few bytes of the header."""
     save(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -250,7 +250,7 @@ def test_tokenizer_files_are_copied_and_what_is_absent_is_derived(tmp_path: Path
     assert checkpoint.tokenizer_files()["chat_template.jinja"] == b"d"
 
 
-def test_a_sentencepiece_file_that_cannot_be_converted_is_told(tmp_path: Path) -> None:
+def test_a_sentencepiece_file_that_cannot_be_converted_is_reported(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"no protobuf at all")
     with pytest.raises(UserError, match=r"cannot create one from its tokenizer\.model.*sentencepiece"):

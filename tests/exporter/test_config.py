@@ -225,7 +225,7 @@ def test_windows_are_those_of_transformers_layers(hf: dict[str, Any], windows: t
         ({**QWEN2, "model_type": ["qwen2"]}, "'llama', 'mistral', 'qwen2'"),
     ],
 )
-def test_what_the_others_of_the_family_refuse(hf: dict[str, Any], told: str) -> None:
+def test_unsupported_keys_of_mistral_and_qwen2_are_refused(hf: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         LlamaConfig.from_dict(hf)
 
@@ -320,7 +320,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "told"), REFUSED, ids=[str(sorted(c)) for c, _ in REFUSED])
-def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], told: str) -> None:
+def test_unsupported_config_keys_are_refused_by_name(change: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         LlamaConfig.from_dict({**SMALL, **change})
 
@@ -335,5 +335,5 @@ def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], told: 
         {"rope_scaling": None, "rope_parameters": None},
     ],
 )
-def test_neutral_values_are_passed_over(harmless: dict[str, Any]) -> None:
+def test_neutral_values_are_ignored(harmless: dict[str, Any]) -> None:
     assert LlamaConfig.from_dict({**SMALL, **harmless}) == LlamaConfig.from_dict(SMALL)

@@ -103,7 +103,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_does_not_fit_is_refused_by_name(what: str, artifacts: dict[Any, Path], tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_by_name(what: str, artifacts: dict[Any, Path], tmp_path: Path) -> None:
     change, message = REFUSED[what]
     source = artifacts["int8", "float16"] / "graphs" / "1.mindir"
     model = pb.ModelProto.FromString(source.read_bytes())

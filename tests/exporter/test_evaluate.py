@@ -64,7 +64,7 @@ def test_windows_are_whole_and_fit_the_context(tokens: int, context: int, shape:
     np.testing.assert_array_equal(windows.ravel(), ids[: windows.size])
 
 
-def test_too_short_a_text_is_told() -> None:
+def test_too_short_a_text_is_refused() -> None:
     with pytest.raises(UserError, match="3 tokens are too few"):
         evaluate.cut(np.arange(3, dtype=np.int32), 64)
 
@@ -100,7 +100,7 @@ def test_another_models_checkpoint_is_refused(
     assert "is another model than" in capsys.readouterr().err
 
 
-def test_a_missing_text_is_told(
+def test_a_missing_text_is_reported(
     tiny_artifact: Path, tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["evaluate", str(tiny_artifact), "--checkpoint", str(tiny_checkpoint()), "--text", "nowhere.txt"]

@@ -198,7 +198,7 @@ def test_the_disk_must_hold_the_weights_in_their_own_format(
     assert f"{tmp_path} has 0.0 GB free; the weights need 0.0 GB. Set OUT=" in why
 
 
-def test_what_was_there_stays_until_the_new_one_is_whole(
+def test_an_old_artifact_stays_until_the_new_one_is_complete(
     tiny_checkpoint: Callable[..., Path], config_artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     """A killed export leaves nothing that loads, and the next one sweeps it away."""

@@ -247,7 +247,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, small: LlamaForCausalLM) -> 
     return path.read_bytes()
 
 
-def test_a_cut_file_is_told_with_both_sizes(tmp_path: Path, whole: bytes) -> None:
+def test_a_cut_file_is_reported_with_both_sizes(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(whole[:-100])
     with pytest.raises(UserError, match=rf"is truncated: it has {len(whole) - 100:,} bytes, its header describes \d"):
         open_checkpoint(tmp_path / "m.gguf")
@@ -301,7 +301,7 @@ def test_reader_agrees_with_the_gguf_packages(smollm2_gguf: Path) -> None:
         assert mine.shape == tuple(int(n) for n in reversed(tensor.shape))
 
 
-def test_smollm2_speaks_through_transformers(smollm2_gguf: Path) -> None:
+def test_smollm2_generates_its_published_text_in_transformers(smollm2_gguf: Path) -> None:
     """Weights, row order and config of the real file: its published greedy continuation."""
     checkpoint = open_checkpoint(smollm2_gguf)
     assert checkpoint.config == PRESETS["smollm2-135m-instruct"].config

@@ -268,13 +268,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("change", "told"), REFUSED, ids=[next(iter(c)) + str(i) for i, (c, _) in enumerate(REFUSED)])
-def test_what_is_not_supported_is_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     fields = {**byte_tokens(), **change}
     with pytest.raises(UserError, match=told):
         gguf_tokenizer_files(write_tokenizer(tmp_path / "t.gguf", **fields))
 
 
-def test_a_kind_that_is_not_said_is_refused(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_kind_is_refused(tmp_path: Path) -> None:
     fields = byte_tokens()
     del fields["pre"]
     with pytest.raises(UserError, match="pre = None is not supported"):

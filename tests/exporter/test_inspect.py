@@ -106,7 +106,7 @@ def test_peak_of_activations_follows_lifetimes() -> None:
     assert peak_activations(MindIRGraph(graph.inputs, (), {}, operations[1:], "pair")) == 4 * (50 + 10 + 80)
 
 
-def test_sizes_for_people() -> None:
+def test_sizes_are_formatted_for_readers() -> None:
     assert [size(n) for n in (0, 999, 1000, 23_456, 538_584_384, 3.2e9)] == [
         "0 B",
         "999 B",
@@ -142,7 +142,9 @@ def test_a_converted_graph_is_not_read(tiny_artifact: Path, tmp_path: Path, caps
     assert "was compiled by CANN and has no ONNX form" in capsys.readouterr().err
 
 
-def test_what_is_no_artifact_is_one_line(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_invalid_artifact_is_a_one_line_error(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
     assert "not an exported artifact" in capsys.readouterr().err
     copy = Path(shutil.copytree(tiny_artifact, tmp_path / "cut"))

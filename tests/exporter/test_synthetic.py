@@ -167,7 +167,7 @@ def test_verify_makes_the_same_weights_again(artifacts: dict[str, Path]) -> None
     run_child("-m", "exporter", "verify", str(artifacts["int8"]))
 
 
-def test_what_has_no_config_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_config_is_refused(tmp_path: Path) -> None:
     for model in ("someone/their-llama", str(tmp_path), str(tmp_path / "x.gguf")):
         with pytest.raises(UserError, match=r"need a config: MODEL .* is neither a preset nor a folder with a config"):
             open_model(model, 0)

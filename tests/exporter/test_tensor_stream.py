@@ -55,7 +55,7 @@ def test_safetensors_reads_what_was_written(tmp_path: Path, rows: int) -> None:
     }.items(),
     ids=lambda bad: bad[0],
 )
-def test_pieces_that_are_not_the_tensor_are_refused(tmp_path: Path, bad: tuple[str, list[np.ndarray]]) -> None:
+def test_pieces_that_do_not_add_up_to_the_tensor_are_refused(tmp_path: Path, bad: tuple[str, list[np.ndarray]]) -> None:
     with HashedFile(tmp_path / "x") as file, pytest.raises(ValueError, match=r"^a: "):
         write_tensors(file, SPECS[:1], lambda name: (partial(lambda x: x, array) for array in bad[1]), 64)
 

@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_a_manifest_reads_back_as_written(tmp_path: Path) -> None:
     manifest = make(tmp_path / "a")
     make(tmp_path / "b")
     assert read_manifest(tmp_path / "a") == manifest
@@ -82,7 +82,7 @@ def test_sizes_follow_from_the_shapes() -> None:
     assert CacheSpec("float32", "returned", 3, (2, 1, 64, 8)).nbytes == 3 * 2 * (2 * 64 * 8 * 4)
 
 
-def test_an_edited_manifest_is_told(folder: Path) -> None:
+def test_an_edited_manifest_is_refused(folder: Path) -> None:
     path = folder / MANIFEST
     path.write_text(path.read_text().replace('"context": 64', '"context": 65'))
     with pytest.raises(UserError, match="edited after the export"):
@@ -124,7 +124,7 @@ def test_a_field_that_does_not_fit_is_named(folder: Path, changes: dict[str, obj
 
 
 @pytest.mark.parametrize("name", ["graphs/step.mindir", "weights.safetensors"])
-def test_a_cut_or_missing_file_is_told_by_its_size(folder: Path, name: str) -> None:
+def test_a_cut_or_missing_file_is_found_by_its_size(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"bytes; manifest\.json says"):
@@ -134,7 +134,7 @@ def test_a_cut_or_missing_file_is_told_by_its_size(folder: Path, name: str) -> N
         Artifact.open(folder)
 
 
-def test_changed_bytes_are_told_by_their_hash(folder: Path) -> None:
+def test_changed_bytes_are_found_by_their_hash(folder: Path) -> None:
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
     Artifact.open(folder)  # bulk data is hashed on request only
@@ -146,7 +146,7 @@ def test_changed_bytes_are_told_by_their_hash(folder: Path) -> None:
         Artifact.open(folder)
 
 
-def test_what_is_no_artifact_is_told(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder"):
         Artifact.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"not an exported artifact"):

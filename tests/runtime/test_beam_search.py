@@ -141,7 +141,7 @@ def test_beams_go_on_where_sampling_leaves_few_tokens(model: LlamaForCausalLM) -
         ({"num_beams": 2, "length_penalty": "x"}, r"length_penalty is 'x'"),
     ],
 )
-def test_what_beam_search_does_not_take(model: LlamaForCausalLM, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_beam_search_refuses(model: LlamaForCausalLM, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         model.generate([5], **settings)
 

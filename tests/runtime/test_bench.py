@@ -153,7 +153,7 @@ def test_output_hash_is_that_of_the_greedy_continuation(tmp_path: Path) -> None:
     assert load.output() == {"prompt_tokens": 32, "new_tokens": 32, "sha256": expected}
 
 
-def test_decode_steps_stand_at_the_depth_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_steps_run_at_the_requested_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = toy_engine(tmp_path, batch=3)
     calls: list[tuple[list[int], list[int], int]] = []
     forward = engine.forward
@@ -243,24 +243,24 @@ def test_machine_names_itself() -> None:
         (["--threads", "0"], "threads is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_told(
+def test_settings_that_cannot_be_measured_are_refused(
     tiny_artifact: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", str(tiny_artifact), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         command.write(tmp_path / "missing" / "report.json", "{}")
 
 
-def test_a_fresh_process_tells_why_it_fails(tmp_path: Path) -> None:
+def test_a_fresh_process_reports_why_it_fails(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         fresh.measure(tmp_path / "nowhere", 1, 0)
 
 
-def test_plotting_without_its_library_is_told_first(
+def test_a_missing_plotting_library_is_reported_before_measuring(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(name: str) -> Any:

@@ -141,7 +141,7 @@ def test_generate_returns_what_it_has(model: LlamaForCausalLM, step: int) -> Non
     assert usable(model)
 
 
-def test_waves_after_the_cancelled_one_do_not_run(model: LlamaForCausalLM) -> None:
+def test_batches_after_the_cancelled_one_do_not_run(model: LlamaForCausalLM) -> None:
     prompts = [[5, 6], [7, 8], [9, 10]]
 
     def criterion(ids: np.ndarray, scores: Any) -> bool:

@@ -111,7 +111,7 @@ def test_stateless_messages_continue_the_earlier_answers(model: LlamaForCausalLM
     assert counts == [[len(model.turn(edited).ids) - same]] and same > len(prompt) / 2
 
 
-def test_an_edited_answer_is_encoded_anew(model: LlamaForCausalLM) -> None:
+def test_an_edited_answer_is_encoded_again(model: LlamaForCausalLM) -> None:
     messages = [{"role": "user", "content": "hello"}]
     answer = model.chat(messages, max_new_tokens=6)
     for content in ("no", answer.content + "no", answer.content[:-1]):
@@ -178,7 +178,7 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> 
     assert chat.messages == before  # as if it had not been asked
 
 
-def test_a_question_nobody_waited_for_is_as_if_not_asked(model: LlamaForCausalLM) -> None:
+def test_an_answer_that_nobody_reads_leaves_the_chat_unchanged(model: LlamaForCausalLM) -> None:
     chat = Chat(model, system="be kind")
     chat.ask("hello").close()
     said(chat, "why", max_new_tokens=3)
@@ -205,7 +205,7 @@ def test_a_chat_goes_on_from_a_file(model: LlamaForCausalLM, tmp_path: Path) -> 
     assert again.messages == [{"role": "system", "content": "be kind"}]
 
 
-def test_a_session_that_is_no_chat_is_told(model: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_session_that_is_not_a_chat_is_refused(model: LlamaForCausalLM, tmp_path: Path) -> None:
     session = model.session()
     session.generate([1, 2, 3], max_new_tokens=2)
     session.save(tmp_path / "text")
@@ -235,14 +235,14 @@ def test_a_session_that_is_no_chat_is_told(model: LlamaForCausalLM, tmp_path: Pa
         ([{"role": "user", "content": 3}], r"messages\[0\] has the content 3"),
     ],
 )
-def test_what_is_no_conversation_is_told(model: LlamaForCausalLM, messages: Any, message: str) -> None:
+def test_invalid_messages_are_refused(model: LlamaForCausalLM, messages: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         model.chat(messages)
     with pytest.raises(UserError, match=message):
         model.stream_chat(messages)
 
 
-def test_an_empty_message_and_unknown_settings_are_told(model: LlamaForCausalLM) -> None:
+def test_an_empty_message_and_unknown_settings_are_refused(model: LlamaForCausalLM) -> None:
     chat = Chat(model)
     with pytest.raises(UserError, match="the message is empty"):
         chat.ask(" \n")

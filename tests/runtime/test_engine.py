@@ -101,7 +101,7 @@ def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Wei
             np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=2e-3)
 
 
-def test_a_row_can_be_taken_back_and_written_anew(shared: tuple[Engine, Weights]) -> None:
+def test_a_row_can_be_shortened_and_written_again(shared: tuple[Engine, Weights]) -> None:
     """What lies in the cache behind `start` is not seen: a prefix can be kept and another end given to it."""
     engine, weights = shared
     first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]
@@ -142,7 +142,7 @@ def test_a_call_that_does_not_fit_runs_nothing(
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_what_cannot_be_run_is_refused_at_load(tmp_path: Path) -> None:
+def test_an_artifact_that_cannot_run_is_refused_at_load(tmp_path: Path) -> None:
     opened = artifact(tmp_path / "a", opset="ascend310b")
     with pytest.raises(UserError, match=r"op set is 'ascend310b'; this runtime runs portable, cpu"):
         Engine(opened)
@@ -164,7 +164,7 @@ def test_every_bucket_reads_one_copy_of_the_weights_and_the_cache(tmp_path: Path
         bound[0]["embedding"][0] = 1
 
 
-def test_weights_that_do_not_fit_the_graph_are_told(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_graph_are_refused(tmp_path: Path) -> None:
     good = in_place_manifest(tmp_path, 1)
     weights = tmp_path / "weights.safetensors"
     whole = load_file(weights)

@@ -42,7 +42,7 @@ def test_one_prompt_as_array_list_or_row(single: LlamaForCausalLM) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_padded_batch_equals_one_by_one_also_in_waves(tmp_path: Path, side: str, batch: int) -> None:
+def test_a_padded_batch_equals_one_by_one_also_in_several_batches(tmp_path: Path, side: str, batch: int) -> None:
     model = load(tmp_path, batch=batch, eos_token_id=())
     ids, mask = padded(PROMPTS, side, 0)
     got = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12)
@@ -146,7 +146,7 @@ def test_hugging_faces_names_for_prompt_tokenizer_and_device(model: LlamaForCaus
         ({"dtype": "float16"}, r"dtype is 'float16'; .* or export with WEIGHTS=fp16"),
     ],
 )
-def test_where_a_model_goes_is_settled_at_export(given: dict[str, Any], message: str, model: LlamaForCausalLM) -> None:
+def test_device_and_dtype_are_fixed_at_export(given: dict[str, Any], message: str, model: LlamaForCausalLM) -> None:
     if not message:
         return check_placement("from_pretrained", given, model.artifact.manifest)
     with pytest.raises(UserError, match=message):
@@ -159,7 +159,7 @@ def test_an_unknown_way_of_loading_is_refused(tmp_path: Path) -> None:
         LlamaForCausalLM.from_pretrained(tmp_path, low_memory=True)
 
 
-def test_a_generation_config_stands_for_the_artifacts(tmp_path: Path) -> None:
+def test_a_generation_config_replaces_the_artifacts_own(tmp_path: Path) -> None:
     free = continuation([5, 6], 20)
     model = load(tmp_path, eos_token_id=(free[9],))
     config = GenerationConfig(max_new_tokens=6)
@@ -220,7 +220,7 @@ def test_lengths_of_the_artifacts_own_generation_config(tmp_path: Path) -> None:
         ({"input_ids": [[5, 6]], "use_cache": False}, r"use_cache=False"),
     ],
 )
-def test_bad_input_is_told_before_anything_runs(
+def test_bad_input_is_refused_before_the_engine_runs(
     single: LlamaForCausalLM, arguments: dict[str, Any], message: str
 ) -> None:
     before = single.engine.timings.run
@@ -254,7 +254,7 @@ def test_stream_yields_what_generate_returns(model: LlamaForCausalLM) -> None:
     assert (ended[-1].id, ended[-1].finish_reason) == (expected[1], "eos")
 
 
-def test_a_stream_that_is_left_leaves_the_model_usable(model: LlamaForCausalLM) -> None:
+def test_an_abandoned_stream_leaves_the_model_usable(model: LlamaForCausalLM) -> None:
     stream = model.stream([5, 6, 7])
     next(stream)
     with pytest.raises(UserError, match="another stream"):

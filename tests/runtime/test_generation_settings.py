@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others(model: Llama
     assert unseeded[0] != unseeded[1] or unseeded[1] != unseeded[2]
 
 
-def test_a_generation_config_says_what_it_was_made_with_and_the_artifact_the_rest() -> None:
+def test_a_generation_config_keeps_given_values_and_takes_the_rest_from_the_artifact() -> None:
     stored = GenerationConfig(do_sample=True, temperature=5.0, eos_token_id=3, max_new_tokens=9)
     assert GenerationConfig(top_k=4).completed(stored) == dataclasses.replace(stored, top_k=4)
     assert GenerationConfig(do_sample=False).completed(stored) == dataclasses.replace(stored, do_sample=False)
@@ -60,7 +60,7 @@ def test_generation_config_jsons_special_tokens_count(tmp_path: Path) -> None:
         assert (config.eos_token_id, config.pad_token_id) == (eos, pad or model.artifact.manifest.pad_token_id)
 
 
-def test_a_temperature_of_zero_is_a_way_to_say_greedy(model: LlamaForCausalLM) -> None:
+def test_a_temperature_of_zero_means_greedy(model: LlamaForCausalLM) -> None:
     with pytest.warns(UserWarning, match="temperature: without effect"):
         got = model.generate([5, 6], max_new_tokens=4, do_sample=False, temperature=0.0)
     assert got[0, 2:].tolist() == continuation([5, 6], 4)
@@ -119,7 +119,7 @@ def test_defaults_are_the_artifacts_and_a_call_goes_first(tmp_path: Path) -> Non
         load(tmp_path)
 
 
-def test_a_sampling_setting_without_sampling_is_told(model: LlamaForCausalLM) -> None:
+def test_a_sampling_setting_without_sampling_gives_a_warning(model: LlamaForCausalLM) -> None:
     with pytest.warns(UserWarning, match="temperature, top_p: without effect, since do_sample is False"):
         model.generate([5], temperature=0.5, top_p=0.9, max_new_tokens=1)
 
@@ -145,7 +145,7 @@ def test_stop_strings_end_a_row_where_its_text_holds_one(model: LlamaForCausalLM
     assert (last.id, last.finish_reason) == (free[0][2], "stop_string")
 
 
-def test_a_dictionary_holds_scores_logits_and_logprobs_across_waves(model: LlamaForCausalLM) -> None:
+def test_a_dictionary_holds_scores_logits_and_logprobs_across_batches(model: LlamaForCausalLM) -> None:
     ids, mask = padded(PROMPTS, "left", 0)
     free = [continuation(prompt, 4) for prompt in PROMPTS]
     eos = free[4][0]
@@ -227,7 +227,7 @@ def test_a_streamer_gets_the_prompts_then_each_steps_tokens_then_the_end(model: 
         model.generate([[5]] * 4, streamer=recorder)
 
 
-def test_a_streamer_is_told_the_end_when_something_fails(model: LlamaForCausalLM) -> None:
+def test_a_streamer_gets_the_end_when_a_pass_fails(model: LlamaForCausalLM) -> None:
     recorder = Recorder()
 
     def fails(input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -289,7 +289,7 @@ def test_a_criterion_may_end_single_rows(model: LlamaForCausalLM) -> None:
     assert [np.count_nonzero(row) for row in out.sequences[:, 1:]] == [2, 3, 4]
 
 
-def test_callables_that_do_not_fit_are_told(model: LlamaForCausalLM) -> None:
+def test_invalid_callables_are_refused(model: LlamaForCausalLM) -> None:
     with pytest.raises(UserError, match=r"logits_processor returned shape \(2,\); needed: \(1, 50\)"):
         model.generate([5], logits_processor=lambda ids, scores: np.zeros(2))
     with pytest.raises(UserError, match=r"stopping_criteria returned shape \(2,\); needed: one boolean, or 1"):

@@ -118,7 +118,7 @@ def test_greedy_and_beam_search_keep_to_the_grammar(model: LlamaForCausalLM) -> 
     assert texts(model, Regex("yes", model), num_beams=2) == ["yes"] * 3  # where most beams have nowhere to go
 
 
-def test_a_grammar_leaves_the_distribution_among_what_it_allows(model: LlamaForCausalLM) -> None:
+def test_a_grammar_keeps_the_distribution_over_the_allowed_tokens(model: LlamaForCausalLM) -> None:
     ids = [[3, 4, 5]]
     settings = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     out = model.generate(ids, logits_processor=Regex("[a-d]|q", model), **settings)
@@ -141,7 +141,7 @@ def test_every_eos_id_ends_a_whole_text_and_none_an_incomplete_one(model: LlamaF
     assert np.flatnonzero(np.isfinite(grammar(np.array([[9, 9, a]]), scores.copy())[0])).tolist() == [a + 1, 7]
 
 
-def test_a_new_prompt_begins_anew_also_when_the_last_text_was_left(model: LlamaForCausalLM) -> None:
+def test_a_new_prompt_starts_again_also_after_an_abandoned_text(model: LlamaForCausalLM) -> None:
     grammar = JsonSchema(PERSON, model)
     stream = model.stream([1, 2], logits_processor=grammar, max_new_tokens=50)
     assert next(stream).text == "{"
@@ -165,7 +165,7 @@ def test_a_new_prompt_begins_anew_also_when_the_last_text_was_left(model: LlamaF
         (False, "Unsatisfiable"),
     ],
 )
-def test_a_schema_that_cannot_be_held_to_is_refused(model: LlamaForCausalLM, schema: Any, message: str) -> None:
+def test_an_unsupported_schema_is_refused(model: LlamaForCausalLM, schema: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         JsonSchema(schema, model)
 

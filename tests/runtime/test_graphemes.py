@@ -62,7 +62,7 @@ def test_any_text_comes_complete(pieces: list[str]) -> None:
     assert "".join(pushed(pieces)) == "".join(pieces)
 
 
-def test_what_never_ends_is_not_held_for_ever() -> None:
+def test_an_endless_cluster_is_not_held_back_for_ever() -> None:
     graphemes = Graphemes()
     assert any(graphemes.push("\u0301") for _ in range(300))
 

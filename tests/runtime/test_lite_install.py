@@ -58,7 +58,7 @@ class Installed:
         return self.folder / path
 
 
-def test_what_is_installed_here_is_current_and_a_second_install_does_nothing() -> None:
+def test_the_installed_build_is_current_and_a_second_install_does_nothing() -> None:
     before = importlib.metadata.distribution("mindspore-lite")
     library = Path(str(before.locate_file("mindspore_lite/__init__.py")))
     stat = library.stat()

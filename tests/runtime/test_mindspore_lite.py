@@ -178,7 +178,7 @@ def test_inputs_keep_arrays_that_nobody_else_holds(graphs: Path) -> None:
     np.testing.assert_allclose(result, x @ weight + y, rtol=1e-5, atol=1e-6)
 
 
-def test_arrays_are_let_go_with_the_model(graphs: Path) -> None:
+def test_arrays_are_released_with_the_model(graphs: Path) -> None:
     model = load(graphs / "affine.mindir")
     x, y = affine_inputs(8)
     alive = weakref.ref(x)
@@ -323,7 +323,7 @@ def test_threads_may_call_one_model_at_once(graphs: Path) -> None:
     assert not wrong
 
 
-def test_what_is_left_out_says_so() -> None:
+def test_missing_features_raise_an_error() -> None:
     with pytest.raises(RuntimeError, match="not part of this build"):
         mslite.Converter()
     with pytest.raises(RuntimeError, match="ModelParallelRunner init failed"):

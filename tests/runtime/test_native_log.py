@@ -12,14 +12,14 @@ from edgellama.errors import UserError
 from support.child import run_child
 
 
-def test_noise_is_dropped_when_the_block_succeeds(capfd: pytest.CaptureFixture[str]) -> None:
+def test_native_output_is_dropped_when_the_block_succeeds(capfd: pytest.CaptureFixture[str]) -> None:
     with native_log_on_failure("loading"):
         os.write(2, b"[ERROR] nothing to worry about\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
 
 
-def test_noise_is_part_of_the_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_native_output_is_part_of_the_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as caught, native_log_on_failure("x.mindir: could not be loaded"):
         os.write(2, b"".join(b"line %d\n" % i for i in range(100)))
         raise RuntimeError("status 1")
@@ -30,20 +30,20 @@ def test_noise_is_part_of_the_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
-def test_an_error_of_another_kind_gives_all_the_noise_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_another_kind_prints_all_native_output(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="mine"), native_log_on_failure("loading"):
         os.write(2, b"noise\n")
         raise UserError("mine")
     assert "noise\n" in capfd.readouterr().err
 
 
-def test_a_failure_without_noise_says_no_more_than_its_error() -> None:
+def test_a_failure_without_native_output_shows_only_its_error() -> None:
     with pytest.raises(UserError) as caught, native_log_on_failure("loading"):
         raise RuntimeError("status 1")
     assert str(caught.value) == "loading: status 1"
 
 
-def test_show_lets_everything_through(capfd: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_all_native_output(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError), native_log_on_failure("loading", show=True):
         os.write(2, b"noise\n")
         raise RuntimeError("status 1")

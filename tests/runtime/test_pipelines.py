@@ -118,7 +118,7 @@ def test_defaults_are_hugging_faces_where_the_model_says_nothing(tmp_path: Path,
     assert other == toy("w5", seed=1, temperature=5.0, max_new_tokens=4, return_full_text=False)[0]
 
 
-def test_beams_are_sampled_where_nothing_else_is_said(toy: TextGenerationPipeline) -> None:
+def test_beams_are_sampled_by_default(toy: TextGenerationPipeline) -> None:
     """As Hugging Face's, whose default is to sample."""
     texts = {
         toy("w5", num_beams=2, max_new_tokens=8, temperature=5.0, seed=seed)[0]["generated_text"] for seed in range(4)
@@ -126,7 +126,7 @@ def test_beams_are_sampled_where_nothing_else_is_said(toy: TextGenerationPipelin
     assert len(texts) > 1
 
 
-def test_an_iterator_of_prompts_is_answered_as_it_is_asked(toy: TextGenerationPipeline) -> None:
+def test_an_iterator_of_prompts_is_answered_one_at_a_time(toy: TextGenerationPipeline) -> None:
     asked = []
 
     def prompts() -> Iterator[str]:
@@ -174,7 +174,7 @@ def test_a_stop_sequence_ends_the_text_and_leaves_no_padding(toy: TextGeneration
     assert stopped["generated_text"] == free["generated_text"][: free["generated_text"].index(third) + len(third)]
 
 
-def test_what_ends_early_has_no_padding_behind_it(tmp_path: Path) -> None:
+def test_a_row_that_ends_early_has_no_padding_in_its_text(tmp_path: Path) -> None:
     """A pad id that is no special token would show in the text."""
     model = load(tmp_path, batch=2, eos_token_id=())
     free = model.generate([[5], [9]], max_new_tokens=8, do_sample=False)[:, 1:]
@@ -203,7 +203,7 @@ def test_what_ends_early_has_no_padding_behind_it(tmp_path: Path) -> None:
         ([{"role": "assistant", "content": None}], {}, UserError, r"content is None; needed: a text to continue"),
     ],
 )
-def test_what_does_not_fit_is_told(
+def test_invalid_calls_are_refused(
     toy: TextGenerationPipeline, inputs: Any, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -70,7 +70,7 @@ def test_the_same_call_computes_the_same_again(three: LlamaForCausalLM) -> None:
     assert [sum(row) for row in computed(three, lambda: session.generate([3], **sampled))] == [2]
 
 
-def test_timings_tell_how_many_tokens_were_there(single: LlamaForCausalLM) -> None:
+def test_timings_report_how_many_tokens_were_cached(single: LlamaForCausalLM) -> None:
     new(single, LONG, 1)
     *_, last = single.stream([*LONG, 3], max_new_tokens=2, reuse_prefix=True)
     assert last.timings is not None
@@ -99,7 +99,7 @@ def test_conversations_keep_rows_of_their_own(three: LlamaForCausalLM) -> None:
     assert new(three, two, 5) == continuation(two, 5)
 
 
-def test_a_common_beginning_is_copied_to_another_row(three: LlamaForCausalLM) -> None:
+def test_a_common_prefix_is_copied_to_another_row(three: LlamaForCausalLM) -> None:
     system = [20, 21, 22, 23]
     one, two = [*system, *LONG, 3], [*system, 44, 45]
     new(three, one, 1)
@@ -155,7 +155,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
 MODELS: list[LlamaForCausalLM] = []
 
 
-def test_what_is_not_known_is_not_reused(single: LlamaForCausalLM) -> None:
+def test_cache_rows_of_unknown_content_are_not_reused(single: LlamaForCausalLM) -> None:
     prefixes = PrefixCache(KVCache(single.engine.cache.spec), 1, 8)
 
     def write(tokens: list[int], start: int) -> None:

@@ -305,7 +305,7 @@ def test_log_probabilities() -> None:
         ({"pad_token_id": 1.5}, r"pad_token_id is 1\.5"),
     ],
 )
-def test_settings_out_of_range_are_told(settings: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GenerationConfig(**settings)
 

@@ -39,7 +39,7 @@ ELEMENTS = st.one_of(st.integers(-3, 3), st.floats(-40, 40, width=32), st.just(-
     min_p=st.sampled_from([None, 0.0, 0.03, 0.4, 1.0]),
 )
 @settings(max_examples=300, deadline=None)
-def test_what_stays_is_what_stays_in_transformers(
+def test_the_same_tokens_stay_as_in_transformers(
     scores: np.ndarray, temperature: float, top_k: int, min_p: float | None
 ) -> None:
     assume(np.isfinite(scores).any())

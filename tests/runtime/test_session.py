@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> LlamaForCausalLM:
     return toy(tmp_path / "toy")
 
 
-def test_a_session_grows_by_what_is_given_and_what_is_generated(model: LlamaForCausalLM) -> None:
+def test_a_session_grows_by_the_prompt_and_the_generated_tokens(model: LlamaForCausalLM) -> None:
     session = model.session()
     first = session.generate(LONG, max_new_tokens=3).tolist()
     assert session.ids == [*LONG, *first]
@@ -52,7 +52,7 @@ def test_text_is_encoded_and_a_bos_comes_once(model: LlamaForCausalLM) -> None:
     assert [session.ids[i] for i in (0, 1, 2, 4)] == [1, 5, 6, 7]
 
 
-def test_what_does_not_fit_leaves_the_session_as_it_was(model: LlamaForCausalLM) -> None:
+def test_a_prompt_that_does_not_fit_leaves_the_session_unchanged(model: LlamaForCausalLM) -> None:
     session = model.session()
     session.generate(LONG, max_new_tokens=1)
     before = list(session.ids)
@@ -160,7 +160,9 @@ def test_in_place_caches_with_half_precision_go_through_a_file(tmp_path: Path) -
     assert (engine.cache.arrays["v_cache.1"][row, :, :8].view(np.float16) == 1).all()
 
 
-def test_what_cannot_be_restored_is_refused_and_changes_nothing(model: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_session_that_cannot_be_restored_is_refused_and_changes_nothing(
+    model: LlamaForCausalLM, tmp_path: Path
+) -> None:
     session = model.session()
     session.generate(LONG, max_new_tokens=3)
     good = tmp_path / "good"

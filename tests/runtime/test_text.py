@@ -105,7 +105,7 @@ def test_spaces_and_special_tokens_in_a_stream() -> None:
     assert streamed(SENTENCEPIECE, ids) == ["", "the", " a", "b", "", ""]
 
 
-def test_what_goes_on_with_a_text_keeps_its_first_space() -> None:
+def test_text_that_continues_a_prompt_keeps_its_first_space() -> None:
     the, a, b, byte = (SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a", "b", "<0xE2>"))
     for behind, expected in (((the,), [" a", "b", ""]), ((the,) * 20, [" a", "b", ""]), ((the, byte), ["a", "b", ""])):
         stream = SENTENCEPIECE.text_stream(behind=behind)
@@ -243,7 +243,7 @@ def test_the_fewest_tokens_grow_with_the_text(tokenizer: Tokenizer) -> None:
         variant(byte_level(), model=models.WordLevel({"a": 0}, unk_token="a")),
     ],
 )
-def test_where_a_token_may_stand_for_any_number_of_characters_none_is_told(tokenizer: Tokenizer) -> None:
+def test_there_is_no_bound_where_a_token_may_stand_for_any_number_of_characters(tokenizer: Tokenizer) -> None:
     assert tokenizer.fewest_tokens("a" * 10_000) == 0
 
 
@@ -304,7 +304,7 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, template: str) -> N
         save(tmp_path, byte_level(), chat_template=template).render_chat(CHAT)
 
 
-def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer\.json\)"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

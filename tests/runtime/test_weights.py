@@ -67,7 +67,7 @@ def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal((bits.astype(np.uint32) << 16).view(np.float32), values.float().numpy())
 
 
-def test_damage_is_told(path: Path, tmp_path: Path) -> None:
+def test_damage_is_reported(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     with pytest.raises(UserError, match="has no tensor 'w'"):
         MappedWeights(path).array("w")

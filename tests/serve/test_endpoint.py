@@ -257,7 +257,7 @@ def test_other_paths_and_methods(server: tuple[Service, str]) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_client_that_leaves_frees_its_row(
+def test_a_client_that_disconnects_frees_its_row(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     gate = Gate(model)

@@ -70,7 +70,7 @@ def prompt_of(length: int, first: int) -> list[int]:
     pauses=st.lists(st.integers(0, 4), min_size=9, max_size=9),
     chunk=st.sampled_from([1, 4, 16]),
 )
-def test_whoever_comes_when_each_gets_what_it_would_get_alone(
+def test_each_answer_equals_the_one_that_it_would_get_alone(
     tmp_path_factory: pytest.TempPathFactory, clients: list[tuple[int, int, int]], pauses: list[int], chunk: int
 ) -> None:
     """Against whole passes over each text; more clients than rows, arriving while others run, some with equal
@@ -136,7 +136,7 @@ def test_cancelling_frees_the_row_and_leaves_the_others_alone(model: LlamaForCau
         assert clients[index].tokens == continuation(clients[index].prompt, 12)
 
 
-def test_a_beginning_in_the_cache_is_not_computed_again(model: LlamaForCausalLM) -> None:
+def test_a_cached_prefix_is_not_computed_again(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     first = Client(model, prompt_of(10, 3), 5)
     scheduler.submit([first.sequence])
