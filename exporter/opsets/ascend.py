@@ -1,15 +1,15 @@
-"""The ascend op set: float16 products, our operators (kernels/ascend), caches written in place.
+"""The ascend op set: float16 products, the operators of kernels/ascend, caches written in place.
 
-Weights are float16 constants in an external data file. The residual stream and the norms are float32: a node more
-where a linear layer's result is added, and nothing overflows or is lost in the sum over the layers. Products take and
-give float16 and accumulate in float32 within the chip; our LmHead gives the logits in float32, for the best two are
-often closer than float16 tells apart. Shape.chip says which built-in operators may be used
-(kernels/ascend/chips.py): where RmsNorm is missing it is composed; SwiGLU is composed everywhere.
+Weights are float16 constants in an external data file. The residual stream and the norms are float32. This costs one
+more node where the result of a linear layer is added, and avoids overflow and loss in the sum over the layers. Products
+have float16 inputs and outputs; the chip accumulates them in float32. LmHead gives the logits in float32, because the
+difference between the two best logits is often smaller than a step of float16. Shape.chip determines which built-in
+operators exist (kernels/ascend/chips.py). Without RmsNorm, the norm is composed of other operators. SwiGLU is always
+composed.
 
-One graph serves every bucket, decode among them: its token axis is dynamic and each bucket becomes a gear. So attention
-is FusedAttention throughout; its tiling selects the decode kernel at the gear of one token. A separate decode graph
-would be a second file. MindSpore Lite shares no constants between files on this path, so the weights would be in memory
-twice.
+One graph serves all buckets, decode too: its token axis is dynamic, and each bucket becomes a gear. So all attention is
+FusedAttention; its tiling selects the decode kernel at the gear of one token. A separate decode graph would be a second
+file. MindSpore Lite shares no constants between files on this path, so the weights would be in memory twice.
 
 Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, D head size, C cache capacity, E hidden
 size.
@@ -42,18 +42,21 @@ FLOAT16, FLOAT32 = mindspore.float16, mindspore.float32
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
-    """The weight `name` of the graph, block by block."""
+    """Yield the pieces of the graph's weight `name`."""
     return weight_pieces(name, checkpoint, shape)
 
 
 def weight(name: str, *shape: int, dtype: Any = FLOAT16) -> Parameter:
-    """A weight that is never materialised: tracing needs its shape only."""
+    """Return a weight without data: tracing needs the shape only, so no memory is allocated."""
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
 class KernelOperator(PrimitiveWithInfer):
-    """An operator of kernels/ascend, as its op_host declares it: the graph engine finds inputs, outputs and attributes
-    by the names given here. `node` is the node's name, which is not passed on."""
+    """An operator of kernels/ascend, as its op_host declares it.
+
+    The graph engine finds inputs, outputs and attributes by the names that the subclass gives. `node` is the name of
+    the node in the graph; the kernel does not get it.
+    """
 
     INPUTS: Sequence[str]
     OUTPUTS: Sequence[str]
@@ -69,8 +72,8 @@ class KernelOperator(PrimitiveWithInfer):
 class FusedAttention(KernelOperator):
     """kernels.reference.fused_attention.
 
-    The caches' outputs are the inputs of the same name, written in place. Each layer has its own caches, so no later
-    node reads them: what keeps the node is its first output.
+    The outputs k_cache and v_cache are the inputs of the same names, written in place. Each layer has its own caches,
+    so no later node reads them; the first output keeps the node in the graph.
     """
 
     INPUTS = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")
@@ -100,7 +103,7 @@ class LmHead(KernelOperator):
 
 
 class RMSNorm(nn.Cell):
-    """float32 [T, E] -> float16 [T, E], arXiv:1910.07467; computed in float32."""
+    """float32 [T, E] -> float16 [T, E], computed in float32; arXiv:1910.07467."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, name: str):
         super().__init__(auto_prefix=False)
@@ -118,7 +121,7 @@ class RMSNorm(nn.Cell):
 
 
 class MatMul(nn.Cell):
-    """x [T, K] -> x W^T [T, N] in float16, W of float16 or of int8 with a scale a row."""
+    """x [T, K] -> x W^T [T, N] in float16. W is float16, or int8 with one scale per row."""
 
     def __init__(self, shape: Shape, name: str, n: int, k: int):
         super().__init__(auto_prefix=False)
@@ -126,7 +129,7 @@ class MatMul(nn.Cell):
         if self.quantized:
             self.weight = weight(f"{name}.weight", n, k, dtype=mindspore.int8)
             self.scale = weight(f"{name}.scale", n)
-            # transposed: the only layout of the weight that the 310P has
+            # transposed: the only layout of the weight that the 310P supports
             self.matmul = ops.auto_generate.WeightQuantBatchMatmul(transpose_x=False, transpose_weight=True)
         else:
             self.weight = weight(f"{name}.weight", n, k)
@@ -154,7 +157,7 @@ class Linear(nn.Cell):
 
 
 class Prepare(nn.Cell):
-    """The step's inputs and the rotary tables: tokens_by_step, start, length, last, cos, sin."""
+    """Returns the step's inputs and the rotary tables: tokens_by_step, start, length, last, cos, sin."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -166,7 +169,7 @@ class Prepare(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of the float16 matrix that the head multiplies with, where they are tied; float32 from here on."""
+    """Looks up the embedding of each token, float16, and converts it to float32."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -180,6 +183,8 @@ class Embedding(nn.Cell):
 
 
 class NormQKV(nn.Cell):
+    """The attention's norm, then its q, k and v projections as one product."""
+
     def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
         super().__init__(auto_prefix=False)
         self.norm = RMSNorm(config, shape, norm)
@@ -208,6 +213,8 @@ class Attention(nn.Cell):
 
 
 class LinearAdd(nn.Cell):
+    """A linear layer whose result is added to the residual stream in float32."""
+
     def __init__(self, config: LlamaConfig, shape: Shape, name: str):
         super().__init__(auto_prefix=False)
         self.linear, self.add, self.cast = Linear(shape, name, linear_sizes(config, name)), ops.Add(), ops.Cast()
@@ -217,7 +224,7 @@ class LinearAdd(nn.Cell):
 
 
 class NormSwiGLU(nn.Cell):
-    """silu(gate) * up of the normed hidden state, arXiv:2002.05202."""
+    """The MLP's norm, then silu(gate) * up, arXiv:2002.05202."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
         super().__init__(auto_prefix=False)
@@ -234,9 +241,9 @@ class NormSwiGLU(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Logits [B, V] float32 of each row's last valid token only.
+    """The final norm and the logits [B, V], float32, of each row's last valid token.
 
-    Where LmHead does not take the vocabulary or the hidden size, the chip's own product is given in float16.
+    If LmHead does not support the vocabulary or the hidden size, MatMul computes the logits in float16.
     """
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):

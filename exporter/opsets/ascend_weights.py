@@ -1,4 +1,4 @@
-"""The ascend op set's weights: which checkpoint tensors make each constant, rounded to float16 or quantized to int8."""
+"""The weights of the ascend op set: the checkpoint's tensors of each constant, in float16 or quantized to int8."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from ..network.rope import rope_table
 
 
 def is_quantized(name: str, shape: Shape) -> bool:
-    """Whether the linear layer `name` has int8 weights. The head's stay float16: a vocabulary is often larger than the
-    65,535 columns that WeightQuantBatchMatmulV2 takes, and a tied one is gathered from too."""
+    """Return whether the linear layer `name` has int8 weights.
+
+    The weights of the head stay float16: a vocabulary is often larger than the 65,535 columns that
+    WeightQuantBatchMatmulV2 supports, and a tied embedding is also looked up by row.
+    """
     return shape.weights == "int8" and name.endswith("_proj")
 
 
 def weight_pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
-    """What makes the constant `name`, some rows at a time: float32 rotary tables and norms, int8 [N, K] with float16
-    scales [N], float16 the rest."""
+    """Yield the pieces of the constant `name`.
+
+    Rotary tables and norms are float32. Quantized matrices are int8 [N, K], with scales float16 [N]. The rest is
+    float16.
+    """
     if name.startswith("rope."):
         yield lambda: rope_table(name, checkpoint.config, shape.context)
         return
@@ -43,7 +49,7 @@ def weight_pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[P
 
 
 def _parts(layer: str, kind: str) -> list[str]:
-    """The checkpoint's tensors that one constant joins: q, k and v one under another."""
+    """Return the checkpoint's tensors that one constant joins: the rows of q, then of k, then of v."""
     if layer.endswith("qkv_proj"):
         return [f"{layer[:-8]}{x}_proj.{kind}" for x in "qkv"]
     return [f"{layer}.{kind}"]
@@ -52,7 +58,7 @@ def _parts(layer: str, kind: str) -> list[str]:
 def _half(checkpoint: Checkpoint, name: str, first: int, count: int) -> NDArray[np.generic]:
     x = checkpoint.rows(name, first, count)
     if (largest := float(np.abs(x).max())) > np.finfo(np.float16).max:
-        raise UserError(f"{name} holds {largest:.4g}; float16 goes to 65,504. This model needs TARGET=cpu")
+        raise UserError(f"{name} contains {largest:.4g}; float16 ends at 65,504. Export this model with TARGET=cpu")
     return x.astype(np.float16)
 
 

@@ -1,10 +1,10 @@
-"""The cpu op set: the custom kernels of kernels/cpu, one a layer, weights as inputs, caches written in place.
+"""The cpu op set: the custom kernels of kernels/cpu, one per layer; weights as inputs, caches written in place.
 
-Weights are packed (kernels/weight_format.py) and belong to no graph: every bucket's graph reads the one memory-mapped
-weights.safetensors. What is fused was decided by measurement: a node costs a few microseconds of dispatch and of
-thread synchronisation, the time of reading 100 KB of weights, and a layer of a small model has 3.7 MB. So a layer is
-one node; in it the norm is computed where its linear layer reads it, q, k and v (gate and up) are one matrix, and the
-residual is added where a linear layer writes.
+Weights are packed (kernels/weight_format.py) and are not part of a graph: the graphs of all buckets read one
+memory-mapped weights.safetensors. Measurements decided what to fuse. A node costs a few microseconds for dispatch and
+thread synchronisation, which is the time to read 100 KB of weights; a layer of a small model has 3.7 MB. So a layer is
+one node. Inside it, a linear layer computes the norm while it reads its input, and adds the residual while it writes.
+q, k and v are one matrix; gate and up are another.
 
 Letters: B rows, S tokens per row, H query heads, G key/value heads, D head size, C cache capacity, E hidden size.
 """
@@ -38,14 +38,14 @@ CACHE_KINDS = {"float32": "f32", "float16": "f16", "int8": "s8"}  # numpy name -
 
 
 def stored(weight: TensorSpec, config: LlamaConfig, shape: Shape) -> list[TensorSpec]:
-    """The tensors of weights.safetensors that make up a weight of the graphs."""
+    """Return the tensors of weights.safetensors that make up one weight of the graphs."""
     if not weight.name.endswith(STRETCH):
         return [weight]
     return layer_tensors(config, shape, int(weight.name.removesuffix(STRETCH).rpartition(".")[2]))
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
-    """The weight `name` of the graphs, packed, block by block."""
+    """Yield the pieces of the tensor `name` of weights.safetensors."""
     if name.startswith("rope."):
         return iter([lambda: rope_table(name, checkpoint.config, shape.context)])
     if name.endswith(".bias"):
@@ -56,9 +56,11 @@ def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
 
 
 def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
-    """The custom operator `op`, called `name` in graph and error messages; its result is float32.
+    """Return the custom operator `op`, whose result is float32.
 
-    The attributes become text, the way the kernels read them.
+    - name: its name in the graph and in error messages.
+    - infer_shape: the shape of the result, given the shapes of the inputs.
+    - attributes: the kernel's attributes; they become text, as the kernels read them.
     """
     kind = type(
         op,
@@ -75,17 +77,17 @@ def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> Prim
 
 
 def parameter(name: str, *shape: int, dtype: Any = mindspore.float32) -> Parameter:
-    """A weight that is never materialised: tracing needs its shape only."""
+    """Return a weight without data: tracing needs the shape only, so no memory is allocated."""
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
 def packed(name: str, outer: int, inner: int, shape: Shape) -> Parameter:
-    """The packed matrix [outer, inner]: uint8 [panels, bytes of a panel]."""
+    """Return the packed matrix [outer, inner]: uint8 [panels, bytes per panel]."""
     return parameter(name, *packed_matrix(name, outer, inner, shape).shape, dtype=mindspore.uint8)
 
 
 class Prepare(nn.Cell):
-    """The step's inputs and the rotary tables: tokens, start, length, cos, sin."""
+    """Returns the step's inputs and the rotary tables: tokens, start, length, cos, sin."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -96,7 +98,7 @@ class Prepare(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of the packed matrix that the head multiplies with, where they are tied."""
+    """Looks up the embedding of each token in a packed matrix, which the head shares if they are tied."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -116,10 +118,10 @@ class Embedding(nn.Cell):
 
 
 class DecoderLayer(nn.Cell):
-    """kernels.reference.decoder_layer: a whole layer in one node, the caches written in place.
+    """kernels.reference.decoder_layer: a whole layer in one node, which writes the caches in place.
 
-    Its weights are one input, the stretch of weights.safetensors that holds them: MindSpore Lite takes more than a
-    microsecond over each input of a graph, in every step.
+    Its weights are one input, the range of weights.safetensors that contains them: MindSpore Lite spends more than a
+    microsecond on each input of a graph in every step.
     """
 
     def __init__(self, config: LlamaConfig, shape: Shape, layer: int):
@@ -147,7 +149,7 @@ class DecoderLayer(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Logits [B, V] of each row's last valid token only."""
+    """The final norm and the logits [B, V] of each row's last valid token."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
         super().__init__(auto_prefix=False)

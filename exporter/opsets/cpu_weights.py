@@ -1,4 +1,4 @@
-"""The cpu op set's weights: which checkpoint tensors make each, in which format, packed by the kernel library."""
+"""The weights of the cpu op set: the checkpoint's tensors of each, and its format; packed by the kernel library."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import linear_sizes
 
-# --weights -> the packed format of the layers' matrices
+# WEIGHTS -> the packed format of the layers' matrices
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # under four bits they keep eight
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # they stay int8 when the layers have 4 bits
 
 
 def format_of(name: str, weights: str) -> str:
-    """The packed format of the matrix `name` in an artifact of this weight format."""
+    """Return the packed format of the matrix `name` in an artifact of this weight format."""
     return "int8" if weights in ("int4", "q4_0") and name in TABLES else FORMATS[weights]
 
 
 def packed_matrix(name: str, outer: int, inner: int, shape: Shape) -> TensorSpec:
-    """The stored form of a matrix [outer, inner]: uint8 [panels, bytes of a panel]."""
+    """Return the stored form of a matrix [outer, inner]: uint8 [panels, bytes per panel]."""
     return TensorSpec(name, "uint8", (panel_count(outer), panel_bytes(format_of(name, shape.weights), inner)))
 
 
 def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[TensorSpec]:
-    """What weights.safetensors holds of a layer, in the order in which the kernel reads it."""
+    """Return the tensors of a layer in weights.safetensors, in the order in which the kernel reads them."""
     name = f"model.layers.{layer}"
     found: list[TensorSpec] = []
 
@@ -59,10 +59,11 @@ def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[TensorS
 
 
 def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece]:
-    """What makes the packed matrix `name`, uint8 [panels, bytes of a panel], some panels at a time.
+    """Yield the pieces of the packed matrix `name`: uint8 [some panels, bytes per panel].
 
-    GGUF's Q8_0 comes out of int8 as it went in: each group's largest is 127 steps of its scale, so rounding again finds
-    the same scale and the same steps. Q4_0 would not, hence the format q4_0, which is never made of other weights.
+    int8 reproduces GGUF's Q8_0 exactly: the largest value of a group is 127 steps of its scale, so quantizing again
+    finds the same scale and the same steps. int4 would not reproduce Q4_0. So the format q4_0 takes the blocks of Q4_0
+    unchanged, and accepts no other weights.
     """
     kernel_library()  # raises UserError when the packer is not built
     matrix = Merged.of(name, checkpoint)
@@ -90,15 +91,17 @@ def _repacked(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, coun
 
 
 def _q4_0_groups(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Scales [N, K/32] (float16 bits) and q [N, K], 0..15, of rows of GGUF's Q4_0 blocks."""
-    blocks = rows.reshape(len(rows), -1, 18)  # float16 d, then 16 bytes: steps 0..15 below, 16..31 above
+    """Return scales [N, K/32] (bits of float16) and q [N, K] (0..15) of rows of GGUF's Q4_0 blocks."""
+    blocks = rows.reshape(
+        len(rows), -1, 18
+    )  # float16 d, then 16 bytes: q 0..15 in the lower halves, q 16..31 in the upper
     scales = np.ascontiguousarray(blocks[..., :2]).view(np.uint16).reshape(len(rows), -1)
     q = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1).reshape(len(rows), -1)
     return scales, q
 
 
 def bias_value(name: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
-    """The bias `name` in the order of the packed columns, filled up to whole panels."""
+    """Return the bias `name` in the order of the packed columns, padded with zeros to whole panels."""
     matrix = Merged.of(name, checkpoint)
     bias = matrix.read(lambda *rows: checkpoint.rows(*rows)[:, None], 0, matrix.rows)[:, 0]
     return np.pad(bias, (0, -len(bias) % PANEL))
@@ -109,14 +112,18 @@ Read = Callable[[str, int, int], NDArray[Any]]  # name, first, count -> rows [co
 
 @dataclass(frozen=True)
 class Merged:
-    """Checkpoint tensors that the kernels take as one: q, k, v under another; gate and up by alternating panels."""
+    """The checkpoint's tensors that one packed matrix merges.
+
+    q, k and v follow one another; gate and up alternate by panels.
+    """
 
     parts: tuple[str, ...]
-    sizes: tuple[int, ...]  # rows of each
+    sizes: tuple[int, ...]  # rows of each part
     alternating: bool
 
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint) -> Merged:
+        """Return the parts of the packed matrix or bias `name`."""
         layer, _, kind = name.rpartition(".")
         parts: tuple[str, ...] = (name,)
         if layer.endswith("qkv_proj"):
@@ -127,10 +134,14 @@ class Merged:
 
     @property
     def rows(self) -> int:
+        """Rows of the merged matrix."""
         return 2 * PANEL * panel_count(self.sizes[0]) if self.alternating else sum(self.sizes)
 
     def read(self, read: Read, first: int, count: int) -> NDArray[Any]:
-        """Rows first .. first + count - 1 [count, ...]; where panels alternate, both of 2 * PANEL."""
+        """Return rows first .. first + count - 1, [count, ...].
+
+        read: reads rows of a part. If panels alternate, first and count must be multiples of 2 * PANEL.
+        """
         if self.alternating:
             first, count = first // 2, min(count // 2, self.sizes[0] - first // 2)
             return interleave_gate_up(*(read(part, first, count) for part in self.parts))
@@ -144,8 +155,12 @@ class Merged:
 
 
 class Place(NamedTuple):
-    """Where a checkpoint's matrix lies: in the packed matrix `name`, in every panel_step-th panel from first_panel on;
-    counting these only, from row first_row on."""
+    """The place of a checkpoint's matrix in a packed matrix.
+
+    - name: the packed matrix.
+    - first_panel, panel_step: the panels to look at: first_panel, first_panel + panel_step, ...
+    - first_row: the matrix begins at this row of these panels.
+    """
 
     name: str
     first_row: int = 0
@@ -154,7 +169,7 @@ class Place(NamedTuple):
 
 
 def merged_place(name: str, checkpoint: Checkpoint) -> Place:
-    """The inverse of Merged: where the rows of the checkpoint's matrix `name` are."""
+    """Return the place of the checkpoint's matrix `name`: the inverse of Merged."""
     layer, projection, kind = name.rsplit(".", 2) if "_proj." in name else (name, "", "")
     if projection in ("gate_proj", "up_proj"):
         return Place(f"{layer}.gate_up_proj.{kind}", first_panel=int(projection == "up_proj"), panel_step=2)

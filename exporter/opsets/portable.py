@@ -1,12 +1,13 @@
 """The portable op set: built-in operators only, float32, weights as constants of the graph.
 
-Built-in operators can write nothing in place, so the graph returns the new K/V rows of every layer and the runtime
-writes them. Positions and masks are inputs: the runtime derives them from start and length. The cache and the call's
-own tokens are scored apart, so that the cache is never copied to be joined with the new rows. Without a sliding window
-every token of a call sees the whole cache, so one row of the cache's mask serves all; with one each token has a row.
+Built-in operators cannot write in place. So the graph returns the new K/V rows of every layer, and the runtime writes
+them. Positions and masks are inputs: the runtime computes them from start and length. The graph computes the scores of
+the cache and those of the call's own tokens separately, so it never copies the cache to join it with the new rows.
+Without a sliding window, every token of a call sees the whole cache, so the cache's mask has one row for all tokens.
+With a window, each token has its own row.
 
 Letters: B rows, S tokens per row, T = B * S, H query heads, G key/value heads, R = H / G, D head size, C cache
-capacity, E hidden size. A Reshape says -1 where tokens are, so that the runtime can resize the graph to any bucket.
+capacity, E hidden size. Each Reshape has -1 for the token axis, so that the runtime can resize the graph to any bucket.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ SPEC = PORTABLE
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
-    """The weight `name` of the graph, block by block: a rotary table, or the checkpoint's tensor as it is."""
+    """Yield the pieces of the graph's weight `name`: a rotary table, or the checkpoint's tensor, unchanged."""
     if name.startswith("rope."):
         return iter([lambda: rope_table(name, checkpoint.config, shape.context)])
     return tensor_pieces(name, checkpoint)
 
 
 def weight(name: str, *shape: int) -> Parameter:
-    """A float32 weight that is never materialised: tracing needs its shape only."""
+    """Return a float32 weight without data: tracing needs the shape only, so no memory is allocated."""
     return Parameter(initializer("zeros", shape, mindspore.float32), name=name, requires_grad=False)
 
 
 class RMSNorm(nn.Cell):
     """x * weight / sqrt(mean(x^2) + eps), arXiv:1910.07467.
 
-    Not with Rsqrt: MindSpore Lite's is off by up to 5e-5 on x86, which 30 layers make visible in the logits.
+    Does not use Rsqrt: the error of MindSpore Lite's is up to 5e-5 on x86, and 30 layers make it visible in the logits.
     """
 
     def __init__(self, config: LlamaConfig, name: str):
@@ -61,6 +62,8 @@ class RMSNorm(nn.Cell):
 
 
 class Linear(nn.Cell):
+    """x [T, K] -> x W^T + b [T, N]."""
+
     def __init__(self, config: LlamaConfig, name: str):
         super().__init__(auto_prefix=False)
         n, k, self.has_bias = linear_sizes(config, name)
@@ -75,7 +78,7 @@ class Linear(nn.Cell):
 
 
 class Prepare(nn.Cell):
-    """The step's inputs, with positions replaced by their rows of the rotary tables."""
+    """Replaces the positions among the step's inputs by their rows of the rotary tables."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
@@ -92,6 +95,8 @@ class Prepare(nn.Cell):
 
 
 class Embedding(nn.Cell):
+    """Looks up the embedding of each token."""
+
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
         self.weight = weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
@@ -102,6 +107,8 @@ class Embedding(nn.Cell):
 
 
 class NormQKV(nn.Cell):
+    """The attention's norm, then its q, k and v projections."""
+
     def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
         super().__init__(auto_prefix=False)
         self.norm = RMSNorm(config, norm)
@@ -113,16 +120,16 @@ class NormQKV(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Grouped-query attention (arXiv:2305.13245) over the cache and over the call's own tokens."""
+    """Grouped-query attention (arXiv:2305.13245) over the cache and the call's own tokens."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
         super().__init__(auto_prefix=False)
-        # The windowed masks come last in the step, after the others where some layers have no window.
+        # The windowed masks are the last of the step. If other layers have no window, their masks come before.
         self.masks = -2 if window else 4
         rows, heads, groups, dim = shape.rows, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.q_shape, self.kv_shape = (rows, -1, heads, dim), (rows, -1, groups, dim)
         self.grouped, self.flat = (rows, groups, -1, dim), (-1, heads * dim)
-        # Not [B, H, S, D]: with R = 1 or G = 1, MindSpore Lite 2.0 gets its transposition wrong once S has been H.
+        # Not [B, H, S, D]: with R = 1 or G = 1, MindSpore Lite 2.0 transposes it wrongly after a call with S = H.
         self.by_head = (rows, groups, heads // groups, -1, dim)
         self.scale = Tensor(np.full((1, 1, 1, 1), dim**-0.5, np.float32))
         self.capacity = shape.context
@@ -130,7 +137,7 @@ class Attention(nn.Cell):
         self.halves, self.join, self.softmax = ops.Split(3, 2), ops.Concat(-1), ops.Softmax(-1)
         self.add, self.sub, self.mul = ops.Add(), ops.Sub(), ops.Mul()
         self.scores, self.values = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
-        # -1 takes the rest: the token dimension changes when the graph is resized.
+        # -1 means the rest of the axis: the token axis changes when the graph is resized.
         self.slice, self.first = ops.Slice(), (0, 0, 0, 0)
         self.past_size, self.own = (-1, -1, -1, shape.context), (0, 0, 0, shape.context)
         self.own_size = (-1, -1, -1, -1)
@@ -163,6 +170,8 @@ class Attention(nn.Cell):
 
 
 class LinearAdd(nn.Cell):
+    """A linear layer whose result is added to the residual stream."""
+
     def __init__(self, config: LlamaConfig, shape: Shape, name: str):
         super().__init__(auto_prefix=False)
         self.linear, self.add = Linear(config, name), ops.Add()
@@ -172,7 +181,7 @@ class LinearAdd(nn.Cell):
 
 
 class NormSwiGLU(nn.Cell):
-    """silu(gate) * up of the normed hidden state, arXiv:2002.05202."""
+    """The MLP's norm, then silu(gate) * up, arXiv:2002.05202."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
         super().__init__(auto_prefix=False)
@@ -187,7 +196,7 @@ class NormSwiGLU(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Logits [B, V] of each row's last valid token only."""
+    """The final norm and the logits [B, V] of each row's last valid token."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
         super().__init__(auto_prefix=False)
