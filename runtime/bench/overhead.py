@@ -15,10 +15,10 @@ import numpy as np
 
 from ..artifact.sizes import step_weight_bytes
 from ..generation.config import GenerationConfig
-from ..generation.decode import Timings, decode
-from ..generation.sequences import Texts
+from ..generation.decode import GenerationTimings, decode
+from ..generation.sequences import Sequences
 from ..generation.stopping import stops
-from ..generation.token_selector import Chooser
+from ..generation.token_selector import TokenSelector
 from .machine import ReadBandwidth
 from .workload import SEED, Workload
 
@@ -77,12 +77,12 @@ class Overhead:
     def step(self, name: str) -> tuple[float, float]:
         """Mean seconds of a step: (outside the graph, in total). The first WARM_UP steps are not measured."""
         engine = self.engine
-        texts = Texts([self.prompt], [self.steps])
+        sequences = Sequences([self.prompt], [self.steps])
         config = _config(name, engine.vocab_size)
-        chooser = Chooser(config, engine.vocab_size, [np.random.default_rng(SEED)])
-        ends = stops(config, _no_tokenizer, 1, chooser)
+        selector = TokenSelector(config, engine.vocab_size, [np.random.default_rng(SEED)])
+        ends = stops(config, _no_tokenizer, 1, selector.scores)
         placement = engine.prefixes.place([self.prompt])
-        run = decode(engine, texts, Timings(), chooser, ends, placement)
+        run = decode(engine, sequences, GenerationTimings(), selector, ends, placement)
         for _ in range(min(WARM_UP, self.steps - 1)):
             next(run)
         in_graph, began = engine.timings.run, time.perf_counter()
@@ -92,16 +92,16 @@ class Overhead:
 
     def large(self, name: str, samples: int = 3) -> float:
         """Mean seconds to select from LARGE scores, each time after reading as much memory as a step reads."""
-        texts = Texts([self.prompt], [samples])
-        chooser = Chooser(_config(name, LARGE), LARGE, [np.random.default_rng(SEED)])
+        sequences = Sequences([self.prompt], [samples])
+        selector = TokenSelector(_config(name, LARGE), LARGE, [np.random.default_rng(SEED)])
         spent = 0.0
         for _ in range(samples):
             scores = self.large_scores.copy()
             self.reading.measure(passes=1)
             began = time.perf_counter()
-            picked = chooser(texts, scores)
+            picked = selector(sequences, scores)
             spent += time.perf_counter() - began
-            texts.push(picked)
+            sequences.push(picked)
         return spent / samples
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from ..artifact.manifest import Manifest
 from ..engine.engine import Engine
 from ..errors import UserError
-from ..generation.decode import Timings, decode, greedy
-from ..generation.sequences import Texts
+from ..generation.decode import GenerationTimings, decode, greedy
+from ..generation.sequences import Sequences
 from ..text.tokenizer import Tokenizer
 
 SEED = 0
@@ -100,7 +100,7 @@ class Workload:
         """The `output` object of the report: a hash of the greedy continuation of a fixed prompt in row 0."""
         prompt = self.tokens[0, : min(HASHED_PROMPT, self.engine.context // 2)]
         limit = min(HASHED_TOKENS, self.engine.context - len(prompt))
-        steps = list(decode(self.engine, Texts([prompt], [limit]), Timings()))
+        steps = list(decode(self.engine, Sequences([prompt], [limit]), GenerationTimings()))
         ids = np.array(steps, "<i4").reshape(-1)
         return {
             "prompt_tokens": len(prompt),

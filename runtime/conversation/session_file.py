@@ -1,8 +1,8 @@
-"""A text and its part of the KV cache in a file, so that it goes on later without being computed again.
+"""Session files: a text with its part of the KV cache, so that it can continue later without being computed again.
 
-The file is in the safetensors format (https://github.com/huggingface/safetensors#format): `tokens` int32 [n], and every
-array of the cache with the n positions in use, [G, n, D]. Its metadata name the artifact by the digest of its manifest,
-which covers weights and graphs: keys and values of another model would be taken without a sign of it.
+The format is safetensors (https://github.com/huggingface/safetensors#format): `tokens` int32 [n], and every array of
+the cache with the n positions in use, [G, n, D]. The metadata contain the digest of the artifact's manifest, which
+covers weights and graphs: without it, keys and values of another model would be loaded unnoticed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,26 @@ from ..artifact.manifest import Manifest, TensorSpec
 from ..artifact.safetensors import MappedWeights, encode_header
 from ..engine.engine import Engine
 from ..errors import UserError
+from ..generation.decode import GenerationTimings, StepBatch
 
 FORMAT = "edgellama session 1"
 DTYPES = {"int16": "float16"}  # a cache of the cpu op set has the bits of float16 values
-REMEDY = "Load another file, or begin anew"
+REMEDY = "Load another file, or begin a new session"
 
 
 def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, str]) -> None:
-    """Write the session whose text is `ids`, with the engine's turn taken; what the cache lacks of it is computed.
+    """Write a session; the caller holds the engine's lock. Tokens that the cache lacks are computed first.
 
-    The file appears whole or not at all. Raises UserError where it cannot be written.
+    The file appears complete or not at all.
+
+    Args:
+        path: the file.
+        engine: holds the cache.
+        ids: the text, int [n].
+        notes: further metadata.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     path = Path(path)
     row = _computed(engine, ids)
@@ -53,9 +63,17 @@ def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, 
 
 
 def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str]]:
-    """Put a saved session's keys and values into the cache, with the engine's turn taken; returns its ids and notes.
+    """Load a session's keys and values into the cache; the caller holds the engine's lock.
 
-    Raises UserError for a file that is damaged, no session, or of another artifact; then nothing has changed.
+    Args:
+        path: a file that `save` wrote.
+        engine: gets the keys and values.
+
+    Returns:
+        The token ids, int64 [n], and the notes.
+
+    Raises:
+        UserError: the file is damaged, is no session, or belongs to another artifact; then nothing has changed.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +87,8 @@ def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str
     if notes.get("artifact") != wanted:
         raise UserError(
             f"{path}: saved with the artifact of digest {str(notes.get('artifact'))[:12]}; "
-            f"this one, {engine.manifest.name}, has {wanted[:12]}. Load it with its own artifact, or begin anew"
+            f"this one, {engine.manifest.name}, has {wanted[:12]}. "
+            "Load it with its own artifact, or begin a new session"
         )
     ids = file.array("tokens")
     if ids.ndim != 1 or not 0 < ids.size <= engine.context or ids.min() < 0 or ids.max() >= engine.vocab_size:
@@ -85,15 +104,13 @@ def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str
 
 
 def _computed(engine: Engine, ids: np.ndarray) -> int:
-    """The row that holds all of `ids`, with what was missing computed."""
-    beyond = np.append(ids, 0)  # the last of a text is never counted as cached: here all of it shall be
+    """Return the cache row that holds all of `ids`, after computing what was missing."""
+    beyond = np.append(ids, 0)  # the last token of a text never counts as cached, but here all of them shall
     (row,), (cached,) = engine.prefixes.place([beyond])
     if cached < len(ids):
-        start, length = np.zeros((2, engine.batch), np.int64)
-        start[row], length[row] = cached, len(ids) - cached
-        tokens = np.zeros((engine.batch, int(length[row])), np.int64)
-        tokens[row] = ids[cached:]
-        engine.forward(tokens, start, length)
+        step = StepBatch(engine, GenerationTimings())
+        step.feed_prompt(int(row), ids, int(cached))
+        step.run()
     return int(row)
 
 

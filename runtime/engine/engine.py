@@ -24,7 +24,7 @@ from ..backend.lite_graph import LiteGraph, available_threads
 from ..backend.native_exit import keep_libraries
 from ..errors import UserError
 from .chunks import CPU_PADDING, plan_chunks
-from .engine_lock import Cancelled, Turn
+from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
 from .prefix_cache import PrefixCache
 from .step_inputs import StepInputs
@@ -43,7 +43,7 @@ class BuiltGraph(Protocol):
 
 
 @dataclass
-class Timings:
+class EngineTimings:
     """Seconds spent so far: loading the graphs, switching buckets, running graphs, writing returned cache rows."""
 
     load: float = 0.0
@@ -65,7 +65,7 @@ class _Bucket:
 
 class Engine:
     """Runs an artifact's step graphs. The caches are its state: `turn` says whose they are, and `prefixes` which tokens
-    they hold. Several threads may use one engine, each within `with engine.turn.take():`."""
+    they hold. Several threads may use one engine, each within `with engine.engine_lock.take():`."""
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class Engine:
         self.buckets = manifest.buckets
         self.padding = CPU_PADDING if manifest.opset == "cpu" else 1.0
         self.vocab_size = _vocab_size(manifest.graphs[0])
-        self.timings = Timings()
+        self.timings = EngineTimings()
         self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
-        self.turn = Turn()
+        self.engine_lock = EngineLock()
         self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
         began = time.perf_counter()
         if build is None and manifest.opset == "ascend":

@@ -1,4 +1,4 @@
-"""Whose turn it is to use an engine, and how a generation that has the turn is told to stop."""
+"""The lock of an engine, with a queue, and the means to cancel the generation that holds it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ..errors import UserError
 PATIENCE = 300.0  # seconds
 
 
-class Cancelled(Exception):  # noqa: N818 - no error: it was asked for
-    """Raised between two passes of an engine: whoever asked for them was told to stop."""
+class Cancelled(Exception):  # noqa: N818 - no error: the caller wanted it
+    """Raised between two passes of an engine when their caller was told to stop."""
 
 
 class Cancellation:
-    """Tells a generation to stop: one that runs does so before its next pass, one that waits its turn at once. `set`
-    may be called from any thread, or a signal handler; at any time."""
+    """Tells a generation to stop: a running one before its next pass, a waiting one at once."""
 
     def __init__(self) -> None:
         self._set = False
-        self._waiting: threading.Lock | None = None  # released to wake the one that waits
+        self._waiting: threading.Lock | None = None  # released to wake the thread that waits
 
     def is_set(self) -> bool:
+        """Whether `set` has been called."""
         return self._set
 
     def set(self) -> None:
+        """Cancel; from any thread, or a signal handler, at any time."""
         self._set = True
         waiting = self._waiting
         if waiting is not None:
@@ -36,7 +37,7 @@ class Cancellation:
 
     @contextmanager
     def waking(self, waiting: threading.Lock) -> Iterator[None]:
-        """`set` releases `waiting` meanwhile, also where it has been called before."""
+        """During the block `set` releases `waiting`; an earlier call of `set` releases it at once."""
         self._waiting = waiting
         try:
             if self._set:
@@ -46,28 +47,38 @@ class Cancellation:
             self._waiting = None
 
 
-class Turn:
-    """The right to call Engine.forward. The KV cache is the engine's state, so one at a time has it: a generation from
-    its first token to its last, or a server for as long as requests of its are running. Others wait in a queue."""
+class EngineLock:
+    """The right to call Engine.forward, for one holder at a time, since the KV cache is the engine's state.
+
+    A generation holds it from its first token to its last, a server as long as requests are running. Others wait in a
+    queue, first come, first served.
+    """
 
     def __init__(self) -> None:
-        self._queue: deque[threading.Lock] = deque()  # the first has the turn; each other's is locked while it waits
-        self._changing = threading.RLock()  # a stream may be dropped, and so end, wherever memory is taken
-        self._thread: int | None = None  # whose generation is running
+        # The first entry holds the lock; the entry of each other thread is locked while it waits.
+        self._queue: deque[threading.Lock] = deque()
+        # Reentrant: a stream may be dropped, and so release the lock, wherever Python allocates memory.
+        self._changing = threading.RLock()
+        self._thread: int | None = None  # the holder's thread
         self._cancelled: Cancellation | None = None
 
     @property
     def waiting(self) -> int:
-        """How many wait for it."""
+        """How many wait for the lock."""
         return max(0, len(self._queue) - 1)
 
     @contextmanager
     def take(self, cancelled: Cancellation | None = None) -> Iterator[None]:
-        """Wait for the turn and hold it. cancelled: what `cancel` sets meanwhile.
+        """Wait for the lock and hold it during the block.
 
-        Raises Cancelled where `cancelled` is set before the turn comes. Raises UserError where this very thread has
-        begun the stream that is running, since it might wait for itself: at once in the main thread. A pool's thread
-        may have begun a stream that others go on with, as web frameworks do, so there only after PATIENCE.
+        Args:
+            cancelled: `cancel` sets it while the lock is held.
+
+        Raises:
+            Cancelled: `cancelled` was set before the lock was free.
+            UserError: this thread has begun the stream that holds the lock, so it might wait for itself. In the main
+                thread the error comes at once. Another thread may have begun a stream that others finish, as web
+                frameworks do, so there the error comes only after PATIENCE.
         """
         me = threading.get_ident()
         patience = -1.0  # for ever
@@ -83,7 +94,7 @@ class Turn:
             self._leave(place)
 
     def cancel(self) -> None:
-        """Tell whoever has the turn to stop; nothing where nobody has it. From any thread, or a signal handler."""
+        """Tell the holder to stop, if there is one; from any thread, or a signal handler."""
         cancelled = self._cancelled
         if cancelled is not None:
             cancelled.set()

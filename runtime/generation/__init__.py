@@ -1,1 +1,1 @@
-"""Generation: from the logits of each step to new tokens."""
+"""Generation: from the logits of each step to new tokens. `decode.py` is the loop; the other files are its parts."""

@@ -1,4 +1,4 @@
-"""One call of generate(): its settings, the waves of rows that it runs in, and its result put together from them."""
+"""The batches of one generate() call: each runs up to engine.batch rows together, and their results are joined."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..engine.engine import Engine
 from ..engine.engine_lock import Cancellation
 from ..text.tokenizer import Tokenizer
 from .config import GenerationConfig
-from .decode import Timings, decode
-from .output import GenerateOutput
-from .sequences import Texts
+from .decode import GenerationTimings, decode
+from .output import GenerateOutput, join_steps
+from .sequences import Sequences
 from .stopping import StoppingCriterion, stops
-from .token_selector import Chooser, LogitsProcessor
+from .token_selector import LogitsProcessor, TokenSelector
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call's settings and callables, and what cancels it."""
+class GenerateCall:
+    """The settings and callables of one call, and the means to cancel it."""
 
     config: GenerationConfig
     logits_processors: list[LogitsProcessor]
@@ -30,56 +30,87 @@ class Call:
     cancelled: Cancellation = field(default_factory=Cancellation)
 
 
-class Wave:
-    """Rows that run together: their texts, what chooses their tokens and what ends them. Made before anything runs, so
-    that settings which do not fit are told first."""
+class Batch:
+    """Rows that run together: their sequences, the selector of their tokens, and what ends them.
+
+    A batch is made before anything runs, so that unsuitable settings are reported first.
+
+    Attributes:
+        sequences: prompts and new tokens.
+        selector: selects the tokens, and keeps scores, logits and log-probabilities.
+    """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Callable[[], Tokenizer],
-        call: Call,
+        call: GenerateCall,
         rows: Sequence[np.ndarray],
         first: int,
         limits: Sequence[int],
     ) -> None:
-        """rows: prompts without padding, at most engine.batch; first: the place of rows[0] among all rows of the call,
-        by which each has a random stream of its own; limits: new tokens of each; tokenizer: asked for where settings
-        need it."""
+        """Check the settings.
+
+        Args:
+            engine: runs the rows.
+            tokenizer: returns the tokenizer; called only if the settings need it.
+            call: the settings.
+            rows: prompts [n] without padding, at most engine.batch.
+            first: index of rows[0] among all rows of the call; it gives each row its own random stream.
+            limits: new tokens of each row.
+
+        Raises:
+            UserError: a setting does not suit this artifact.
+        """
         self.engine = engine
         self.call = call
-        self.texts = Texts(rows, limits)
+        self.sequences = Sequences(rows, limits)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
-        self.chooser = Chooser(call.config, engine.vocab_size, generators, call.logits_processors)
-        self.stops = stops(call.config, tokenizer, len(rows), self.chooser, call.stopping_criteria)
+        self.selector = TokenSelector(call.config, engine.vocab_size, generators, call.logits_processors)
+        self.stops = stops(call.config, tokenizer, len(rows), self.selector.scores, call.stopping_criteria)
 
-    def decode(self, timings: Timings) -> Iterator[list[int]]:
-        """Run, with the engine's turn taken; what the cache holds of the prompts is not computed again, if the call
-        reuses it."""
-        texts = [self.texts.row(index) for index in range(len(self.texts))]
-        placement = self.engine.prefixes.place(texts, self.call.reuse_prefix)
-        forward = PromptsOnce(self.engine, texts, placement.rows, self.call.cancelled.is_set)
-        return decode(self.engine, self.texts, timings, self.chooser, self.stops, placement, forward)
+    def decode(self, timings: GenerationTimings) -> Iterator[list[int]]:
+        """Run the rows; the caller holds the engine's lock.
+
+        Prompt tokens that the cache holds already are not computed again, if the call reuses prefixes.
+
+        Yields:
+            The new tokens [rows] of each step, -1 for rows that have ended.
+        """
+        prompts = [self.sequences.row(index) for index in range(len(self.sequences))]
+        placement = self.engine.prefixes.place(prompts, self.call.reuse_prefix)
+        forward = PromptsOnce(self.engine, prompts, placement.rows, self.call.cancelled.is_set)
+        return decode(self.engine, self.sequences, timings, self.selector, self.stops, placement, forward)
 
 
 class PromptsOnce:
-    """Engine.forward for the rows of one wave: its first pass computes each prompt once, and rows with the same prompt
-    get a copy of what that wrote to the cache."""
+    """Engine.forward for one batch, whose first pass computes equal prompts only once.
+
+    Rows with the same prompt get a copy of the cache entries that one of them wrote.
+    """
 
     def __init__(
-        self, engine: Engine, texts: Sequence[np.ndarray], rows: np.ndarray, cancelled: Callable[[], bool]
+        self, engine: Engine, prompts: Sequence[np.ndarray], rows: np.ndarray, cancelled: Callable[[], bool]
     ) -> None:
-        """rows: where in the cache each text lies."""
+        """Find the equal prompts.
+
+        Args:
+            engine: runs the passes.
+            prompts: token ids [n] of each row.
+            rows: the cache row of each prompt.
+            cancelled: asked before each chunk of a pass.
+        """
         self._engine, self._cancelled = engine, cancelled
         self._source = np.arange(engine.batch)
-        self._tokens = max(map(len, texts))
+        self._tokens = max(map(len, prompts))
         first: dict[bytes, int] = {}
-        for text, row in zip(texts, rows.tolist(), strict=True):
-            if len(text) >= engine.cache.worth_copying:
-                self._source[row] = first.setdefault(text.tobytes(), row)
+        for prompt, row in zip(prompts, rows.tolist(), strict=True):
+            if len(prompt) >= engine.cache.worth_copying:
+                self._source[row] = first.setdefault(prompt.tobytes(), row)
         self._copies = np.flatnonzero(self._source != np.arange(engine.batch))
 
     def __call__(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Run a pass; arguments, result and errors are those of Engine.forward."""
         if not self._copies.size:
             return self._engine.forward(tokens, start, length, self._cancelled)
         computed = length.copy()
@@ -91,31 +122,31 @@ class PromptsOnce:
         return logits
 
 
-def output(sequences: np.ndarray, waves: Sequence[Wave], timings: Timings) -> GenerateOutput:
-    """Put the waves' rows together again, step by step; zeros where a wave had ended."""
-    config = waves[0].chooser.config
-    steps = max(wave.texts.steps for wave in waves)
+def batch_output(ids: np.ndarray, batches: Sequence[Batch], timings: GenerationTimings) -> GenerateOutput:
+    """Join the results of the batches.
 
-    def joined(of: Callable[[Wave], list[np.ndarray]]) -> tuple[np.ndarray, ...]:
-        shape = next((of(wave)[0].shape[1:] for wave in waves if wave.texts.steps), ())
-        blanks = [np.zeros((len(wave.texts), *shape), np.float32) for wave in waves]
-        return tuple(
-            np.concatenate(
-                [of(w)[step] if step < w.texts.steps else blank for w, blank in zip(waves, blanks, strict=True)]
-            )
-            for step in range(steps)
-        )
+    Args:
+        ids: prompts and new tokens of all rows, int64 [B, n + new].
+        batches: those that ran, in the order of their rows.
+        timings: of the whole call.
+    """
+    config = batches[0].selector.config
+    steps = max(batch.sequences.steps for batch in batches)
+    rows = [len(batch.sequences) for batch in batches]
 
-    logprobs = np.zeros((len(sequences), steps), np.float32)
+    def joined(of: Callable[[TokenSelector], list[np.ndarray]]) -> tuple[np.ndarray, ...]:
+        return join_steps([of(batch.selector) for batch in batches], rows, steps)
+
+    logprobs = np.zeros((len(ids), steps), np.float32)
     if config.output_logprobs:
-        for step, column in enumerate(joined(lambda wave: wave.chooser.logprobs)):
+        for step, column in enumerate(joined(lambda selector: selector.logprobs)):
             logprobs[:, step] = column
     return GenerateOutput(
-        sequences,
-        tuple(reason or "length" for wave in waves for reason in wave.texts.finish_reasons),
-        tuple(len(wave.texts.new(index)) for wave in waves for index in range(len(wave.texts))),
+        ids,
+        tuple(reason or "length" for batch in batches for reason in batch.sequences.finish_reasons),
+        tuple(len(batch.sequences.new(index)) for batch in batches for index in range(len(batch.sequences))),
         timings,
-        scores=joined(lambda wave: wave.chooser.scores) if config.output_scores else None,
-        logits=joined(lambda wave: wave.chooser.logits) if config.output_logits else None,
+        scores=joined(lambda selector: selector.scores) if config.output_scores else None,
+        logits=joined(lambda selector: selector.logits) if config.output_logits else None,
         logprobs=logprobs if config.output_logprobs else None,
     )

@@ -1,4 +1,4 @@
-"""The settings of generate(): Hugging Face's names, defaults and limits, checked once."""
+"""The settings of generate(): Hugging Face's names, defaults and limits, checked once when they are made."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import difflib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -18,38 +18,58 @@ from ..artifact.manifest import Artifact
 from ..errors import UserError
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
-# What generation_config.json says of other things, or the manifest says as well.
+# Keys of generation_config.json that are no settings here, or that the manifest gives.
 NOT_SETTINGS = {
     *("_from_model_config", "transformers_version", "bos_token_id", "use_cache"),
     *("cache_implementation", "return_dict_in_generate", "output_scores", "output_logits"),
 }
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
-MAX_LENGTH_PENALTY = 7.0  # 100,000 tokens to its power still fit float32
+MAX_LENGTH_PENALTY = 7.0  # 100,000 tokens to this power still fit float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class GenerationConfig:
-    """What generate() uses where the call does not say. Raises UserError for a value out of range.
+    """The settings of a generate() call; keyword arguments only.
 
-    Passed to generate(), it says what it was made with; for the rest the artifact's own stands.
+    Passed to generate(), it overrides the artifact's settings only where it was given a value (`given`).
 
-    max_new_tokens goes before max_length (prompt included); without either, 20 new tokens. min_new_tokens: no eos
-    before. eos_token_id: any of these ends its row. pad_token_id fills ended rows; None falls back to the first eos id.
+    Length and end:
 
-    do_sample: draw each token, instead of taking the likeliest; then temperature, top_k (0: off), top_p, min_p and
-    typical_p shape the distribution, in this order. seed: the same seed, prompt and settings give the same tokens, each
-    row on its own; the numbers are numpy's, so not those that torch draws. num_return_sequences: answers a prompt.
+    - max_new_tokens: most new tokens; takes precedence over max_length. 20 if neither is given.
+    - max_length: most tokens, prompt included.
+    - min_new_tokens: no eos before this many new tokens.
+    - eos_token_id: any of these ids ends its row.
+    - pad_token_id: fills rows that have ended; None takes the first eos id.
+    - stop_strings: a row ends when its new text contains one of them.
 
-    num_beams: above 1, beam search: the texts of highest total log-probability divided by length ** length_penalty, of
-    which the best num_return_sequences are returned; do_sample draws their continuations. early_stopping:
-    True ends it when num_beams texts have ended, False when a better one is unlikely, "never" when none can come.
+    Sampling:
 
-    Also when not sampling: sequence_bias ({(id, ...): added to the last id's score where the others precede it}),
-    repetition_penalty, no_repeat_ngram_size, bad_words_ids (sequences that must not come), stop_strings (a row ends
-    where its new text holds one).
+    - do_sample: draw each token instead of taking the likeliest.
+    - temperature, top_k (0 turns it off), top_p, min_p, typical_p: shape the distribution, in this order.
+    - seed: the same seed, prompt and settings give the same tokens, for each row by itself. The random numbers are
+      numpy's, so they differ from torch's.
+    - num_return_sequences: answers per prompt.
 
-    return_dict_in_generate: a GenerateOutput, with scores (output_scores), logits (output_logits) and the model's
-    log-probabilities of the new tokens (output_logprobs) where asked for.
+    Beam search:
+
+    - num_beams: above 1, search for the sequences of highest total log-probability divided by
+      length ** length_penalty, and return the best num_return_sequences; with do_sample continuations are drawn.
+    - length_penalty: see num_beams.
+    - early_stopping: True ends the search when num_beams sequences have ended, False when a better one is unlikely,
+      "never" when none can come.
+
+    Scores, with and without sampling:
+
+    - sequence_bias: {(id, ...): bias}; the bias is added to the last id's score after the other ids.
+    - repetition_penalty, no_repeat_ngram_size: as in transformers.
+    - bad_words_ids: sequences of ids that must not be generated.
+
+    Output:
+
+    - return_dict_in_generate: return a GenerateOutput.
+    - output_scores, output_logits, output_logprobs: what it contains besides the sequences.
+
+    Raises UserError for a value out of range, TypeError for an unknown name.
     """
 
     max_new_tokens: int | None = None
@@ -78,66 +98,26 @@ class GenerationConfig:
     output_logits: bool = False
     output_logprobs: bool = False
 
-    said: ClassVar[frozenset[str]] = frozenset()  # the names of what it was made with
+    given: frozenset[str] = field(init=False, repr=False, compare=False)  # names of the values that were given
 
-    def __new__(cls, *given: Any, **named: Any) -> GenerationConfig:
-        self = super().__new__(cls)
-        self._set(said=frozenset([*named, *(field.name for field in dataclasses.fields(cls)[: len(given)])]))
-        return self
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_length"):
-            if getattr(self, name) is not None:
-                self._whole(name, 1)
-        self._whole("num_return_sequences", 1)
-        self._whole("num_beams", 1)
-        least, most = -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY
-        self._number("length_penalty", f"a number from {least:g} to {most:g}", lambda x: least <= x <= most)
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise UserError(f'early_stopping is {self.early_stopping!r}; needed: True, False or "never"')
-        for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
-            self._whole(name, 0)
-        if self.seed is not None:
-            self._whole("seed", 0)
-        for name in ("do_sample", "return_dict_in_generate", "output_scores", "output_logits", "output_logprobs"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise UserError(f"{name} is {getattr(self, name)!r}; needed: True or False")
-        above = bool(self.do_sample)  # without sampling it has no effect, and 0 says what is meant
-        needed = "a number above 0 (do_sample=False takes the likeliest)" if above else "a number, at least 0"
-        self._number("temperature", needed, lambda x: x > 0 if above else x >= 0)
-        self._number("top_p", "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        self._number("typical_p", "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        self._number("repetition_penalty", "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
-        if self.min_p is not None:
-            self._number("min_p", "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        self._set(
-            eos_token_id=_eos(self.eos_token_id),
-            bad_words_ids=_sequences("bad_words_ids", self.bad_words_ids),
-            sequence_bias=_biases(self.sequence_bias),
-            stop_strings=_strings(self.stop_strings),
-        )
-        if self.pad_token_id is not None:
-            self._whole("pad_token_id", -1)
-
-    def _set(self, **values: Any) -> None:
+    def __init__(self, **settings: Any) -> None:
+        _check_names("GenerationConfig", settings)
+        values = {**DEFAULTS, **settings}
+        for name, check in CHECKS.items():
+            values[name] = check(name, values[name])
+        check = SAMPLED_TEMPERATURE if values["do_sample"] else UNUSED_TEMPERATURE
+        values["temperature"] = check("temperature", values["temperature"])
+        values["given"] = frozenset(name for name, value in settings.items() if value is not None)
         for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise UserError(f"{name} is {value!r}; needed: a whole number, at least {least}")
-        self._set(**{name: int(value)})
-
-    def _number(self, name: str, needed: str, fits: Any) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(value):
-            raise UserError(f"{name} is {value!r}; needed: {needed}")
-        self._set(**{name: float(value)})
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @classmethod
     def of(cls, artifact: Artifact) -> GenerationConfig:
-        """The artifact's defaults: its generation_config.json, and the manifest's special ids where that has none."""
+        """Return the artifact's settings: its generation_config.json, with the manifest's special ids as defaults.
+
+        Raises:
+            UserError: the file is no JSON object, or holds a value out of range.
+        """
         path = artifact.file("generation_config.json")
         stored: Any = {}
         if path.is_file():
@@ -163,96 +143,174 @@ class GenerationConfig:
             raise UserError(f"{path}: {error}") from error
 
     def updated(self, given: Mapping[str, Any], arguments: Sequence[str], caller: str) -> GenerationConfig:
-        """With a call's settings in place; None means not given, an empty eos list that nothing ends a row.
+        """Return these settings with those of a call in place.
 
-        arguments: what `caller` takes beside settings. Raises TypeError for a name that is no setting, naming the
-        nearest that is one or the other.
+        Args:
+            given: the call's settings. None means not given; an empty eos_token_id means that no id ends a row.
+            arguments: the caller's other arguments, which an error may suggest.
+            caller: name of the function, for messages.
+
+        Raises:
+            UserError: a value is out of range, or settings exclude each other.
+            TypeError: an unknown name; the message gives the nearest setting or argument.
         """
-        for name in given:
-            if name not in FIELDS:
-                nearest = difflib.get_close_matches(name, [*arguments, *sorted(FIELDS)], n=1, cutoff=0.0)[0]
-                raise TypeError(f"{caller}() has no keyword {name!r}; the nearest is {nearest!r}")
+        _check_names(f"{caller}()", given, arguments)
         changes = {name: value for name, value in given.items() if value is not None}
         if "max_new_tokens" in changes and "max_length" in changes:
             warnings.warn("both max_new_tokens and max_length given: max_new_tokens counts", stacklevel=4)
         elif "max_length" in changes:
             changes["max_new_tokens"] = None
         config = dataclasses.replace(self, **changes)
-        idle = [name for name in SAMPLING_ONLY if name in changes and name != "seed"]
-        if idle and not config.do_sample:
-            warnings.warn(f"{', '.join(idle)}: without effect, since do_sample is False", stacklevel=4)
-        if config.num_beams > 1:
-            config.check_beams()
-        elif config.num_return_sequences > 1 and not config.do_sample:
-            raise UserError(
-                f"num_return_sequences is {config.num_return_sequences} and do_sample False: they would be equal. "
-                "Use do_sample=True, or num_beams"
-            )
+        unused = [name for name in SAMPLING_ONLY if name in changes and name != "seed"]
+        if unused and not config.do_sample:
+            warnings.warn(f"{', '.join(unused)}: without effect, since do_sample is False", stacklevel=4)
+        config.check_returned_sequences()
         if config.do_sample and any(bias == math.inf for _, bias in config.sequence_bias):
             raise UserError("sequence_bias holds inf, and a draw needs finite scores. Use a large number, such as 1e4")
         return config
 
     def completed(self, other: GenerationConfig) -> GenerationConfig:
-        """`other`, with what this one was made with in place; None means not given."""
-        said = {name: getattr(self, name) for name in self.said if getattr(self, name) is not None}
-        if "max_length" in said:
-            said.setdefault("max_new_tokens", None)
-        return dataclasses.replace(other, **said)
+        """Return `other` with the values that this one was given in place."""
+        changes = {name: getattr(self, name) for name in self.given}
+        if "max_length" in changes:
+            changes.setdefault("max_new_tokens", None)
+        return dataclasses.replace(other, **changes)
 
-    def check_beams(self) -> None:
-        """Raises UserError for settings that beam search does not take."""
-        if self.num_return_sequences > self.num_beams:
+    def check_returned_sequences(self) -> None:
+        """Raise UserError if num_return_sequences does not suit num_beams or do_sample."""
+        several = self.num_return_sequences
+        if self.num_beams > 1 and several > self.num_beams:
             raise UserError(
-                f"num_return_sequences is {self.num_return_sequences} and num_beams {self.num_beams}. "
-                "Raise num_beams to as many"
+                f"num_return_sequences is {several} and num_beams {self.num_beams}. Raise num_beams to as many"
+            )
+        if self.num_beams == 1 and several > 1 and not self.do_sample:
+            raise UserError(
+                f"num_return_sequences is {several} and do_sample False: they would be equal. "
+                "Use do_sample=True, or num_beams"
             )
 
     @property
     def padding(self) -> int | None:
-        """What ended rows are filled with; None only where no row can end before the others."""
+        """The id that fills rows that have ended; None if there is no pad_token_id and no eos id."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.eos_token_id[0] if self.eos_token_id else None
 
 
-FIELDS = {field.name for field in dataclasses.fields(GenerationConfig)}
+DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationConfig) if f.init}
+FIELDS = set(DEFAULTS)
+
+Check = Callable[[str, Any], Any]  # name, value -> the value in its normal form; raises UserError
 
 
-def _eos(given: Any) -> tuple[int, ...]:
-    ids = np.atleast_1d(np.asarray(given, np.int64 if np.size(given) == 0 else None))
+def _check_names(caller: str, given: Iterable[str], arguments: Sequence[str] = ()) -> None:
+    for name in given:
+        if name not in FIELDS:
+            nearest = difflib.get_close_matches(name, [*arguments, *sorted(FIELDS)], n=1, cutoff=0.0)[0]
+            raise TypeError(f"{caller} has no keyword {name!r}; the nearest is {nearest!r}")
+
+
+def _whole(least: int) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise UserError(f"{name} is {value!r}; needed: a whole number, at least {least}")
+        return int(value)
+
+    return check
+
+
+def _number(needed: str, fits: Callable[[float], bool]) -> Check:
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
+            raise UserError(f"{name} is {value!r}; needed: {needed}")
+        return float(value)
+
+    return check
+
+
+def _or_none(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise UserError(f"{name} is {value!r}; needed: True or False")
+    return bool(value)
+
+
+def _early_stopping(name: str, value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != "never":
+        raise UserError(f'{name} is {value!r}; needed: True, False or "never"')
+    return value
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    """One id, or a list of them."""
+    ids = np.atleast_1d(np.asarray(value, np.int64 if np.size(value) == 0 else None))
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UserError(f"eos_token_id is {given!r}; needed: a token id or a list of them")
+        raise UserError(f"{name} is {value!r}; needed: a token id or a list of them")
     return tuple(int(i) for i in ids)
 
 
-def _sequences(name: str, given: Any) -> tuple[tuple[int, ...], ...]:
+def _id_sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     """[[id, ...], ...] as tuples."""
     try:
-        rows = [list(row) for row in given]
+        rows = [list(row) for row in value]
     except TypeError:
         rows = [[]]
     if not all(rows) or any(isinstance(i, bool) or not isinstance(i, Integral) or i < 0 for row in rows for i in row):
-        raise UserError(f"{name} is {given!r}; needed: a list of lists of token ids, none of them empty")
+        raise UserError(f"{name} is {value!r}; needed: a list of lists of token ids, none of them empty")
     return tuple(tuple(int(i) for i in row) for row in rows)
 
 
-def _biases(given: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """{(id, ...): bias} or [[[id, ...], bias], ...]."""
-    pairs: Iterable[Any] = given.items() if isinstance(given, Mapping) else given
+def _biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """{(id, ...): bias}, or [[[id, ...], bias], ...]."""
+    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
     try:
-        ids, values = zip(*pairs, strict=True) if given else ((), ())
-        numbers = [float(value) for value in values]
+        ids, values = zip(*pairs, strict=True) if value else ((), ())
+        numbers = [float(number) for number in values]
         if any(math.isnan(number) for number in numbers):
             raise ValueError("not a number")
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"sequence_bias is {given!r}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]"
-        ) from error
-    return tuple(zip(_sequences("sequence_bias", ids), numbers, strict=True))
+        raise UserError(f"{name} is {value!r}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]") from error
+    return tuple(zip(_id_sequences(name, ids), numbers, strict=True))
 
 
-def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    """One string, or a list of them."""
+    strings = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(string, str) and string for string in strings):
-        raise UserError(f"stop_strings is {given!r}; needed: a string or a list of them, none empty")
+        raise UserError(f"{name} is {value!r}; needed: a string or a list of them, none empty")
     return strings
+
+
+SAMPLED_TEMPERATURE = _number("a number above 0 (do_sample=False takes the likeliest)", lambda x: x > 0)
+UNUSED_TEMPERATURE = _number("a number, at least 0", lambda x: x >= 0)  # without sampling, 0 is another way to say so
+CHECKS: Mapping[str, Check] = {  # temperature is checked by do_sample
+    "max_new_tokens": _or_none(_whole(1)),
+    "max_length": _or_none(_whole(1)),
+    "min_new_tokens": _whole(0),
+    "eos_token_id": _ids,
+    "pad_token_id": _or_none(_whole(-1)),
+    "do_sample": _flag,
+    "top_k": _whole(0),
+    "top_p": _number("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "min_p": _or_none(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
+    "typical_p": _number("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "seed": _or_none(_whole(0)),
+    "num_return_sequences": _whole(1),
+    "num_beams": _whole(1),
+    "length_penalty": _number(
+        f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}", lambda x: abs(x) <= MAX_LENGTH_PENALTY
+    ),
+    "early_stopping": _early_stopping,
+    "sequence_bias": _biases,
+    "repetition_penalty": _number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30),
+    "no_repeat_ngram_size": _whole(0),
+    "bad_words_ids": _id_sequences,
+    "stop_strings": _strings,
+    **dict.fromkeys(
+        ("return_dict_in_generate", "output_scores", "output_logits", "output_logprobs"),
+        _flag,
+    ),
+}

@@ -1,8 +1,8 @@
-"""What changes the scores by the text so far: biases, penalties, bans. Greedy decoding uses them too.
+"""Logits processors: they change the scores by the tokens so far (biases, penalties, bans), in greedy decoding too.
 
-The meaning and the order are those of transformers' logits processors. A processor takes the texts (int64 ids of each
-row, prompt without padding and new tokens) and their scores float32 [rows, V], which it may change in place, and
-returns the scores that count.
+The meaning and the order are those of transformers' logits processors. A processor takes the token ids of each row
+(int64 [n], prompt without padding and new tokens) and their scores float32 [rows, V], which it may change in place, and
+returns the scores.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import numpy as np
 from ..backend.cpu_kernels import kernel_library
 from ..errors import UserError
 from .config import GenerationConfig
-from .sampler import first
+from .sampler import float_pointer
 
 TokenRows = Sequence[np.ndarray]
 Processor = Callable[[TokenRows, np.ndarray], np.ndarray]
 
 
 def processors(config: GenerationConfig, vocab_size: int) -> list[Processor]:
-    """What the settings ask for, in transformers' order (min_new_tokens, which comes last, is `without_eos`).
+    """Return the processors of these settings, in transformers' order.
 
-    Raises UserError where a setting names an id that the vocabulary does not have.
+    min_new_tokens is not among them: it comes last, and `without_eos` applies it.
+
+    Raises:
+        UserError: a setting names an id outside the vocabulary.
     """
     for name, sequences in (
         ("bad_words_ids", config.bad_words_ids),
@@ -42,14 +45,14 @@ def _processors(config: GenerationConfig) -> Iterator[Processor]:
     if config.sequence_bias:
         yield SequenceBias(config.sequence_bias)
     if config.repetition_penalty != 1.0 or config.no_repeat_ngram_size:
-        yield Penalties(config.repetition_penalty, config.no_repeat_ngram_size)
+        yield RepetitionPenalties(config.repetition_penalty, config.no_repeat_ngram_size)
     banned = [ids for ids in config.bad_words_ids if not (len(ids) == 1 and ids[0] in config.eos_token_id)]
     if banned:
         yield SequenceBias([(ids, -np.inf) for ids in banned])
 
 
 class SequenceBias:
-    """Adds to the score of a sequence's last id, where the ids before it end the text. -inf bans the sequence."""
+    """Adds a bias to the score of a sequence's last id if the row ends with the ids before it; -inf bans it."""
 
     def __init__(self, biases: Sequence[tuple[tuple[int, ...], float]]) -> None:
         single = {ids[0]: bias for ids, bias in biases if len(ids) == 1}
@@ -57,34 +60,37 @@ class SequenceBias:
         self.biases = np.array(list(single.values()), np.float32)
         self.longer = [(np.array(ids[:-1]), ids[-1], np.float32(bias)) for ids, bias in biases if len(ids) > 1]
 
-    def __call__(self, texts: TokenRows, scores: np.ndarray) -> np.ndarray:
+    def __call__(self, rows: TokenRows, scores: np.ndarray) -> np.ndarray:
         scores[:, self.ids] += self.biases
-        for text, row in zip(texts, scores, strict=True):
+        for ids, row in zip(rows, scores, strict=True):
             for prefix, last, bias in self.longer:
-                if prefix.size <= text.size and np.array_equal(text[-prefix.size :], prefix):
+                if prefix.size <= ids.size and np.array_equal(ids[-prefix.size :], prefix):
                     row[last] += bias
         return scores
 
 
-class Penalties:
-    """repetition_penalty, of CTRL (Keskar et al., 2019): tokens of the text have positive scores divided by it,
-    negative ones multiplied. Then no_repeat_ngram_size: no token that would end the text with so many tokens that it
-    holds already. The work is done in kernels/cpu/sampling/penalties.cpp."""
+class RepetitionPenalties:
+    """Applies repetition_penalty, then no_repeat_ngram_size. kernels/cpu/sampling/penalties.cpp does the work.
+
+    repetition_penalty, of CTRL (Keskar et al., 2019), divides positive scores of tokens that the row holds, and
+    multiplies negative ones. no_repeat_ngram_size bans every token that would complete an n-gram of this size which the
+    row holds already.
+    """
 
     def __init__(self, repetition_penalty: float, no_repeat_ngram_size: int) -> None:
         self.settings = (repetition_penalty, no_repeat_ngram_size)
         self._penalise = _native()
 
-    def __call__(self, texts: TokenRows, scores: np.ndarray) -> np.ndarray:
-        at, size = first(scores), scores.shape[1]
-        for row, text in enumerate(texts):
-            self._penalise(at, row, size, _byref(_of_ids(text)), len(text), *self.settings)
+    def __call__(self, rows: TokenRows, scores: np.ndarray) -> np.ndarray:
+        pointer, size = float_pointer(scores), scores.shape[1]
+        for row, ids in enumerate(rows):
+            self._penalise(pointer, row, size, _byref(_ids_pointer(ids)), len(ids), *self.settings)
         return scores
 
 
 @cache
 def _native() -> Any:
-    """edgellama_penalise of penalties.cpp."""
+    """Return edgellama_penalise of penalties.cpp."""
     pointer, whole = ctypes.c_void_p, ctypes.c_long
     function = kernel_library().edgellama_penalise
     function.restype, function.argtypes = None, [pointer, whole, whole, pointer, whole, ctypes.c_float, whole]
@@ -92,10 +98,10 @@ def _native() -> Any:
 
 
 _byref: Any = ctypes.byref
-_of_ids: Any = ctypes.c_int64.from_buffer  # the cheapest way to an array's first element
+_ids_pointer: Any = ctypes.c_int64.from_buffer  # the cheapest way to an array's first element
 
 
 def without_eos(scores: np.ndarray, eos: Sequence[int]) -> np.ndarray:
-    """No row can end: what min_new_tokens asks for until there are so many."""
+    """Return the scores [rows, V], changed in place, with the eos ids banned: min_new_tokens is not yet reached."""
     scores[:, [i for i in eos if 0 <= i < scores.shape[1]]] = -np.inf
     return scores

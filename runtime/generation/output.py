@@ -1,39 +1,52 @@
-"""What generate() and stream() give back."""
+"""What generate(), stream() and chat() return."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from .decode import Timings
+from .decode import GenerationTimings
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One new token of a stream. `text` is what it completes (whole graphemes only, often empty); `logprob` is the
-    model's, before sampling settings. The last piece has a finish_reason and the timings: "eos", "stop_string",
-    "stopping_criteria", "length", or "cancelled", and then it has no token: id and logprob are None."""
+    """One new token of a stream.
+
+    Attributes:
+        id: the token; None in the last piece of a cancelled stream.
+        text: the text that the token completes: whole graphemes only, often empty.
+        logprob: the token's log-probability under the model, before sampling settings; None without a token.
+        finish_reason: in the last piece "eos", "stop_string", "stopping_criteria", "length" or "cancelled"; else None.
+        timings: in the last piece the timings of the stream; else None.
+    """
 
     id: int | None
     text: str
     logprob: float | None
     finish_reason: str | None = None
-    timings: Timings | None = None
+    timings: GenerationTimings | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What chat() returns: the text, why it ended (as of Piece), and the timings. str() of it is the text."""
+class ChatAnswer:
+    """What chat() returns; str() of it is the text.
+
+    Attributes:
+        content: the text.
+        finish_reason: why the answer ended, as in Piece.
+        timings: of the answer.
+    """
 
     content: str
     finish_reason: str
-    timings: Timings
+    timings: GenerationTimings
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer as a message, to be appended to the conversation."""
+        """The answer as a message, to append to the conversation."""
         return {"role": "assistant", "content": self.content}
 
     def __str__(self) -> str:
@@ -42,19 +55,26 @@ class Answer:
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """What generate() returns with return_dict_in_generate.
+    """What generate() returns with return_dict_in_generate. Arrays hold zeros for rows that had ended.
 
-    sequences int64 [B, n + new]; finish_reasons and new_tokens (how many, padding left out), one a row. Where asked
-    for: scores (after processors and warpers) and logits (before), a float32 [B, V] a step; logprobs float32 [B, new],
-    the model's own of each new token. Zeros where a row had ended. Of a beam search also sequences_scores float32 [B],
-    what the texts were ranked by, and beam_indices int64 [B, new], the row of scores and logits (prompt by prompt,
-    num_beams each) that each token was added by, -1 behind the end; its scores are log-probabilities.
+    Attributes:
+        sequences: int64 [B, n + new], prompts first.
+        finish_reasons: why each row ended, as in Piece.
+        new_tokens: how many tokens each row generated, without padding.
+        timings: of the call.
+        scores: per step float32 [B, V], after processors and sampling settings (output_scores). In beam search they
+            are log-probabilities.
+        logits: per step float32 [B, V], as the model gave them (output_logits).
+        logprobs: float32 [B, new], of each new token under the model (output_logprobs).
+        sequences_scores: float32 [B], the score that ranks each sequence; beam search only.
+        beam_indices: int64 [B, new], the row of scores and logits (prompt by prompt, num_beams each) that each token
+            came from, -1 behind the end; beam search only.
     """
 
     sequences: np.ndarray
     finish_reasons: tuple[str, ...]
     new_tokens: tuple[int, ...]
-    timings: Timings
+    timings: GenerationTimings
     scores: tuple[np.ndarray, ...] | None = None
     logits: tuple[np.ndarray, ...] | None = None
     logprobs: np.ndarray | None = None
@@ -62,14 +82,32 @@ class GenerateOutput:
     beam_indices: np.ndarray | None = None
 
     def __getitem__(self, name: str) -> Any:
-        """As Hugging Face's ModelOutput: output["sequences"]."""
+        """Return an attribute by its name, as Hugging Face's ModelOutput does: output["sequences"]."""
         if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
 
 
 class Streamer(Protocol):
-    """What transformers' TextStreamer and TextIteratorStreamer are: given the prompts, then each step's tokens."""
+    """The interface of transformers' TextStreamer: `put` gets the prompts, then each step's tokens; `end` follows."""
 
     def put(self, value: Any) -> Any: ...
     def end(self) -> Any: ...
+
+
+def join_steps(parts: Sequence[Sequence[np.ndarray]], rows: Sequence[int], steps: int) -> tuple[np.ndarray, ...]:
+    """Concatenate the arrays of several batches, step by step; zeros stand for a batch that had ended.
+
+    Args:
+        parts: of each batch, one float32 array [rows, ...] per step.
+        rows: how many rows each batch has.
+        steps: length of the result.
+    """
+    shape = next((arrays[0].shape[1:] for arrays in parts if arrays), ())
+    blanks = [np.zeros((count, *shape), np.float32) for count in rows]
+    return tuple(
+        np.concatenate(
+            [arrays[step] if step < len(arrays) else blank for arrays, blank in zip(parts, blanks, strict=True)]
+        )
+        for step in range(steps)
+    )

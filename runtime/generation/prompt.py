@@ -1,6 +1,6 @@
-"""What generate() is given, checked: token ids, the mask, and how many tokens may follow.
+"""Checks of the prompts given to generate(): token ids, the attention mask, and how many tokens may follow.
 
-Reference for the conventions: transformers' `GenerationMixin.generate` (padding, mask inference, lengths).
+The conventions are those of transformers' `GenerationMixin.generate` (padding, inference of the mask, lengths).
 """
 
 from __future__ import annotations
@@ -15,11 +15,19 @@ from ..artifact.manifest import Artifact
 from ..errors import UserError
 from .config import GenerationConfig
 
-DEFAULT_NEW_TOKENS = 20  # Hugging Face's, where neither call nor generation_config.json says
+DEFAULT_NEW_TOKENS = 20  # Hugging Face's default if neither the call nor generation_config.json gives a limit
 
 
 def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
-    """input_ids as int64 [B, n]: an array, a tensor, a list of rows, or one row. Raises UserError for anything else."""
+    """Return input_ids as int64 [B, n].
+
+    Args:
+        input_ids: an array, a tensor, a list of rows, or one row.
+        vocab_size: the ids must be below it.
+
+    Raises:
+        UserError: input_ids is anything else, is empty, or holds an id outside the vocabulary.
+    """
     if isinstance(input_ids, Mapping):
         raise UserError(f"input_ids is a {type(input_ids).__name__}; needed: token ids. Unpack it: generate(**inputs)")
     try:
@@ -47,10 +55,19 @@ def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
 
 
 def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) -> np.ndarray:
-    """Boolean [B, n], true where a token counts: as given, or inferred as Hugging Face infers it.
+    """Return a boolean mask [B, n], true where a token counts.
 
-    Inferred: tokens equal to pad_token_id are padding, unless it is one of the eos ids, which a prompt may hold; then
-    every token counts, and a warning says so where a row begins or ends with it.
+    Without attention_mask it is inferred as Hugging Face infers it: tokens equal to pad_token_id are padding, unless
+    pad_token_id is also an eos id, which a prompt may hold. Then every token counts, and a warning is given if a row
+    begins or ends with that id.
+
+    Args:
+        ids: int64 [B, n].
+        attention_mask: 0 and 1, [B, n] or [n]; or None.
+        config: gives pad_token_id and eos_token_id.
+
+    Raises:
+        UserError: attention_mask has another shape, or other values than 0 and 1.
     """
     if attention_mask is not None:
         mask = np.asarray(attention_mask)
@@ -76,8 +93,18 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
 
 
 def prompt_rows(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-    """Each row's tokens without padding. Dropping masked tokens is exact: they are attended by none, and positions
-    count the others only. So left, right and mixed padding give the same."""
+    """Return each row's tokens without padding.
+
+    Dropping masked tokens is exact: no token attends to them, and positions count only the others. So left, right and
+    mixed padding give the same result.
+
+    Args:
+        ids: int64 [B, n].
+        mask: boolean [B, n].
+
+    Raises:
+        UserError: a row has no token left.
+    """
     rows = [row[keep] for row, keep in zip(ids, mask, strict=True)]
     for index, row in enumerate(rows):
         if row.size == 0:
@@ -86,8 +113,17 @@ def prompt_rows(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 
 
 def new_token_limit(config: GenerationConfig, columns: int, tokens: int, artifact: Artifact) -> int:
-    """How many tokens may follow a row. columns: width of input_ids, which max_length counts; tokens: the row's own.
-    The context bounds them; a prompt that leaves no room is a UserError."""
+    """Return how many tokens may follow a row; the context bounds them.
+
+    Args:
+        config: gives max_new_tokens and max_length.
+        columns: width of input_ids, which max_length counts.
+        tokens: the row's own tokens.
+        artifact: gives the context.
+
+    Raises:
+        UserError: the prompt leaves no room.
+    """
     context = artifact.manifest.context
     if tokens >= context:
         raise UserError(_too_long(tokens, artifact))

@@ -1,8 +1,8 @@
-"""Which token follows: the likeliest, or one drawn from what temperature, top_k, top_p, min_p and typical_p leave.
+"""The sampler: takes the likeliest token, or draws one under temperature, top_k, top_p, min_p and typical_p.
 
-The meaning and the order are those of transformers' logits warpers, with two things that it leaves open: of equal
-scores at the limit of top_p the later ids stay, and the likeliest token is the first of the highest scores. The work is
-done in kernels/cpu/sampling/sampling.cpp, on the host, whatever runs the graph.
+The meaning and the order are those of transformers' logits warpers. Two cases that transformers leaves open are fixed:
+of equal scores at the limit of top_p the later ids stay, and the likeliest token is the first of the highest scores.
+kernels/cpu/sampling/sampling.cpp does the work, on the host, on every target.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..backend.cpu_kernels import kernel_library
 from ..errors import UserError
 from .config import GenerationConfig
 
-NOT_NUMBERS, NOTHING_LEFT = -1, -2  # what sampling.cpp returns instead of a token
+NOT_NUMBERS, NOTHING_LEFT = -1, -2  # sampling.cpp returns these instead of a token
 FLOAT32 = np.dtype(np.float32)
-COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond are the same as these, and their inverses float32
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures are clamped to these, so that their inverses fit float32
 
 
 class NotNumbersError(RuntimeError):
-    """Scores are not numbers, or an infinite one is to be drawn from."""
+    """Scores are NaN, or a draw is to be made from scores that include +inf."""
 
     def __init__(self) -> None:
         super().__init__("scores are not numbers")
@@ -39,13 +39,18 @@ class _Settings(ctypes.Structure):
 
 
 class Sampler:
-    """The settings of one call, put to work on rows of scores: float32, C-contiguous, [rows, V] or [V]."""
+    """Applies the sampling settings of one call to rows of scores: float32, C-contiguous, [rows, V] or [V]."""
 
     def __init__(self, config: GenerationConfig | None = None, keep: int = 1, isa: str | None = None) -> None:
-        """config: how to draw; None changes nothing. keep: tokens that every limit leaves at least. isa: the kernels'
-        instruction set; the best one when None."""
+        """Prepare the settings.
+
+        Args:
+            config: how to draw; None leaves the scores as they are.
+            keep: the least number of tokens that top_k, top_p, min_p and typical_p leave.
+            isa: the kernels' instruction set; None takes the best one.
+        """
         self._likeliest, self._draw, self._warp, self._log_normaliser = _functions()
-        from edgellama.kernels.cpu.library import ISAS  # late: `import runtime` stays light
+        from edgellama.kernels.cpu.library import ISAS  # imported late, so that `import runtime` stays light
 
         config = config or GenerationConfig(top_k=0)
         settings = _Settings(
@@ -58,36 +63,44 @@ class Sampler:
             typical_p=config.typical_p,
         )
         self._settings = settings
-        self._at = ctypes.byref(settings)
+        self._settings_pointer = ctypes.byref(settings)
 
     def likeliest(self, scores: np.ndarray, row: int = 0) -> int:
-        """The first of the highest scores of `row`. Raises as `draw` does."""
-        token = self._likeliest(self._at, first(scores), row, scores.shape[-1])
+        """Return the first token of the highest score in `row`; raises as `draw` does."""
+        token = self._likeliest(self._settings_pointer, float_pointer(scores), row, scores.shape[-1])
         return token if token >= 0 else _refuse(token)
 
     def draw(self, scores: np.ndarray, row: int, uniform: float) -> int:
-        """The token that a number in [0, 1) picks by the softmax of what the settings leave of `row`.
+        """Draw a token from the softmax of the scores that the settings leave in `row`.
 
-        Raises UserError where every score is -inf, NotNumbersError where one is not a number."""
-        token = self._draw(self._at, first(scores), row, scores.shape[-1], uniform)
+        Args:
+            scores: float32 [rows, V].
+            row: which row.
+            uniform: a number in [0, 1) that determines the token.
+
+        Raises:
+            UserError: every score is -inf.
+            NotNumbersError: a score is not a number.
+        """
+        token = self._draw(self._settings_pointer, float_pointer(scores), row, scores.shape[-1], uniform)
         return token if token >= 0 else _refuse(token)
 
     def warped(self, scores: np.ndarray) -> np.ndarray:
-        """What the settings leave of scores [V], as transformers has it: over temperature, -inf for what is dropped."""
+        """Return scores [V] as transformers' warpers do: divided by the temperature, -inf for excluded tokens."""
         out = np.empty(scores.size, np.float32)
-        _refuse(self._warp(self._at, first(scores), scores.size, first(out)))
+        _refuse(self._warp(self._settings_pointer, float_pointer(scores), scores.size, float_pointer(out)))
         return out
 
     def log_normaliser(self, scores: np.ndarray, row: int = 0) -> float:
-        """log(sum(exp(score / temperature))) of `row`: a score less this is its log-probability."""
+        """Return log(sum(exp(score / temperature))) of `row`; a score minus this is its log-probability."""
         out = ctypes.c_double()
-        _refuse(self._log_normaliser(self._at, first(scores), row, scores.shape[-1], _byref(out)))
+        _refuse(self._log_normaliser(self._settings_pointer, float_pointer(scores), row, scores.shape[-1], _byref(out)))
         return out.value
 
 
 @cache
 def _functions() -> tuple[Any, Any, Any, Any]:
-    """likeliest, draw, warp and log_normaliser of sampling.cpp."""
+    """Return likeliest, draw, warp and log_normaliser of sampling.cpp."""
     library = kernel_library()
     pointer, whole = ctypes.c_void_p, ctypes.c_long
     takes = {
@@ -102,14 +115,18 @@ def _functions() -> tuple[Any, Any, Any, Any]:
     return likeliest, draw, warp, log_normaliser
 
 
-_byref, _at_buffer = ctypes.byref, ctypes.c_float.from_buffer
+_byref, _from_buffer = ctypes.byref, ctypes.c_float.from_buffer
 
 
-def first(scores: Any) -> ctypes._CArgObject:
-    """Where an array begins, the cheapest way; it must be C-contiguous and writable."""
+def float_pointer(scores: Any) -> ctypes._CArgObject:
+    """Return a pointer to the first element, the cheapest way; the array must be C-contiguous and writable.
+
+    Raises:
+        TypeError: the array is not float32.
+    """
     if scores.dtype is not FLOAT32 and scores.dtype != FLOAT32:
         raise TypeError(f"scores are {scores.dtype}; needed: float32")
-    return _byref(_at_buffer(scores))
+    return _byref(_from_buffer(scores))
 
 
 def _refuse(code: int) -> int:

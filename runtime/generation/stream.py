@@ -1,32 +1,36 @@
-"""One answer as it comes: pieces of text, token by token, and the means to stop it."""
+"""One answer that arrives token by token, and the means to stop it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
 
-from ..engine.engine_lock import Cancelled, Turn
+from ..engine.engine_lock import Cancelled, EngineLock
 from ..text.detokenizer import TextStream
 from ..text.graphemes import Graphemes
 from ..text.tokenizer import Tokenizer
-from .batch import Wave
-from .decode import Timings
+from .batch import Batch
+from .decode import GenerationTimings
 from .output import Piece
 
 
 class Stream(Iterator[Piece]):
-    """Iterate over it for the Pieces; the engine's turn is taken with the first and given back after the last.
+    """Yields the pieces of one answer.
 
-    `cancel` ends it with a last Piece; `close`, leaving a `with` block, or dropping the stream ends it without.
-    Each of `listeners` is called with a Piece before it is handed out. `behind` are the tokens of the text that it goes
-    on with; none, before the first piece is asked for, makes it a text of its own.
+    The stream takes the engine's lock with the first piece and releases it after the last. `cancel` ends the stream
+    with a last piece. `close`, leaving a `with` block, or dropping the stream ends it without one.
+
+    Attributes:
+        listeners: each is called with a piece before the caller gets it.
+        behind: the tokens of the text that the answer continues. Set to (), before the first piece, the answer is a
+            text by itself.
     """
 
-    def __init__(self, wave: Wave, turn: Turn, tokenizer: Tokenizer) -> None:
+    def __init__(self, batch: Batch, lock: EngineLock, tokenizer: Tokenizer) -> None:
         self.listeners: list[Callable[[Piece], None]] = []
-        self.behind: Sequence[int] = wave.texts.row(0).tolist()
-        self._cancelled = wave.call.cancelled
-        self._pieces = _pieces(wave, turn, lambda: tokenizer.text_stream(behind=self.behind))
+        self.behind: Sequence[int] = batch.sequences.row(0).tolist()
+        self._cancelled = batch.call.cancelled
+        self._pieces = _pieces(batch, lock, lambda: tokenizer.text_stream(behind=self.behind))
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
@@ -35,12 +39,14 @@ class Stream(Iterator[Piece]):
         return piece
 
     def cancel(self) -> None:
-        """Stop before the next pass of the model, or waiting for the first: a last Piece with finish_reason "cancelled"
-        follows. From any thread, or a signal handler; at any time, also before the first piece and after the last."""
+        """Stop before the next pass of the model, or while waiting for the first; at any time.
+
+        A last piece with finish_reason "cancelled" follows. May be called from any thread, or a signal handler.
+        """
         self._cancelled.set()
 
     def close(self) -> None:
-        """End here. By the thread that iterates over it; another one calls `cancel`."""
+        """End the stream. Call it from the thread that iterates; other threads call `cancel`."""
         self._pieces.close()
 
     def __enter__(self) -> Stream:
@@ -50,22 +56,22 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
-def _pieces(wave: Wave, turn: Turn, text_stream: Callable[[], TextStream]) -> Generator[Piece, None, None]:
-    timings = Timings()
+def _pieces(batch: Batch, lock: EngineLock, text_stream: Callable[[], TextStream]) -> Generator[Piece, None, None]:
+    timings = GenerationTimings()
     characters, graphemes = text_stream(), Graphemes()
     try:
-        with turn.take(wave.call.cancelled):
-            for (token,) in wave.decode(timings):
-                text, reason = graphemes.push(characters.push(token)), wave.texts.finish_reasons[0]
-                logprob = float(wave.chooser.logprobs.pop()[0])
+        with lock.take(batch.call.cancelled):
+            for (token,) in batch.decode(timings):
+                text, reason = graphemes.push(characters.push(token)), batch.sequences.finish_reasons[0]
+                logprob = float(batch.selector.logprobs.pop()[0])
                 if reason is None:
                     yield Piece(token, text, logprob)
                 else:
                     text += graphemes.push(characters.flush()) + graphemes.flush()
                     yield Piece(token, text, logprob, reason, timings)
-            if wave.texts.finish_reasons[0] != "cancelled":
+            if batch.sequences.finish_reasons[0] != "cancelled":
                 return
-    except Cancelled:  # while it waited its turn
+    except Cancelled:  # while it waited for the lock
         pass
     text = graphemes.push(characters.flush()) + graphemes.flush()
     yield Piece(None, text, None, "cancelled", timings)

@@ -1,4 +1,4 @@
-"""Which token comes next, and when a row ends: the settings of a call put to work on one wave of rows."""
+"""Which token comes next: the processors and the sampler of one call, applied to the logits of a step."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from ..errors import UserError
 from .config import GenerationConfig
 from .logits_processors import processors, without_eos
 from .sampler import Sampler
-from .sequences import Texts
+from .sequences import Sequences
 
-# A caller's own, called as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
+# A caller's processor, as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], Any]  # -> scores [rows, V]
 
 
-class Chooser:
-    """Picks each row's next token by the settings, and keeps the figures that were asked for.
+class TokenSelector:
+    """Selects the next token of each row, and keeps the outputs that the settings ask for.
 
-    scores (after the processors), logits (before): a [rows, V] a step; logprobs: a [rows] a step, of the chosen tokens
-    under the logits. Rows that ended have zeros there.
+    Attributes:
+        sampler: applies the sampling settings.
+        plain: a sampler without settings, for log-probabilities of the model itself.
+        scores: per step float32 [rows, V], after the processors and the sampling settings (output_scores).
+        logits: per step float32 [rows, V], as the model gave them (output_logits).
+        logprobs: per step float32 [rows], of the selected tokens under the logits (output_logprobs).
+
+    Rows that ended have zeros there.
     """
 
     def __init__(
@@ -31,12 +37,22 @@ class Chooser:
         generators: Sequence[np.random.Generator],
         custom: Sequence[LogitsProcessor] = (),
     ) -> None:
-        """generators: one a row, which it alone draws from."""
+        """Prepare the processors and the sampler.
+
+        Args:
+            config: the settings of the call.
+            vocab_size: width of the logits.
+            generators: one per row; a row draws from its own only.
+            custom: the caller's processors, which run after the built-in ones.
+
+        Raises:
+            UserError: a setting names an id outside the vocabulary.
+        """
         self.config = config
         self.custom = custom
         self.generators = generators
         self.processors = processors(config, vocab_size)
-        keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # beams must be able to go on
+        keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # some beam must be able to go on
         self.sampler = Sampler(config if config.do_sample else None, keep)
         self.plain = Sampler()
         self.scores: list[np.ndarray] = []
@@ -44,17 +60,23 @@ class Chooser:
         self.logprobs: list[np.ndarray] = []
         self._processed = np.zeros((0, 0), np.float32)
 
-    def __call__(self, texts: Texts, logits: np.ndarray) -> list[int]:
-        """texts, logits [rows, V] float32, C-contiguous -> tokens [rows], -1 for a row that has ended.
+    def __call__(self, sequences: Sequences, logits: np.ndarray) -> list[int]:
+        """Return the next token of each row, -1 for a row that has ended.
 
-        Raises UserError where the settings leave a row no token, NotNumbersError for logits that are not numbers.
+        Args:
+            sequences: the rows so far.
+            logits: float32 [rows, V], C-contiguous.
+
+        Raises:
+            UserError: the settings leave a row no token.
+            NotNumbersError: logits are not numbers.
         """
         config = self.config
-        rows = [row for row, live in enumerate(texts.live) if live]
+        rows = [row for row, live in enumerate(sequences.live) if live]
         scores, places = logits, rows
-        if self._sways(texts):
-            scores, places = self.processed(texts, logits, rows), list(range(len(rows)))
-        picked = [-1] * len(texts)
+        if self._changes_scores(sequences):
+            scores, places = self.processed(sequences, logits, rows), list(range(len(rows)))
+        picked = [-1] * len(sequences)
         for row, place in zip(rows, places, strict=True):
             if config.do_sample:
                 picked[row] = self.sampler.draw(scores, place, self.generators[row].random())
@@ -68,24 +90,47 @@ class Chooser:
                 kept[row] = self.sampler.warped(scores[place])
             self.scores.append(kept)
         if config.output_logprobs:
-            logprobs = np.zeros(len(texts), np.float32)
+            logprobs = np.zeros(len(sequences), np.float32)
             for row in rows:
                 logprobs[row] = logits.item(row, picked[row]) - self.plain.log_normaliser(logits, row)
             self.logprobs.append(logprobs)
         return picked
 
-    def processed(self, texts: Texts, logits: np.ndarray, rows: list[int]) -> np.ndarray:
-        """Scores [live rows, V] before temperature and limits; the next call overwrites them."""
+    def log_probabilities(self, sequences: Sequences, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return log-probabilities float32 [rows, V] for beam search, all rows taken as live.
+
+        Args:
+            sequences: the rows so far.
+            logits: float32 [rows, V], C-contiguous.
+
+        Returns:
+            The log-probabilities after processors and sampling settings, and the model's own.
+
+        Raises:
+            NotNumbersError: logits are not numbers.
+        """
+        normalisers = [self.plain.log_normaliser(logits, row) for row in range(len(logits))]
+        logprobs = logits - np.array(normalisers, np.float32)[:, None]
+        scores = self.processed(sequences, logprobs, list(range(len(logits))))
+        scores = np.stack([self.sampler.warped(row) for row in scores])
+        if self.config.output_logits:
+            self.logits.append(logits.copy())
+        if self.config.output_scores:
+            self.scores.append(scores.copy())
+        return scores, logprobs
+
+    def processed(self, sequences: Sequences, logits: np.ndarray, rows: list[int]) -> np.ndarray:
+        """Return the processed scores [len(rows), V] of these rows; the next call overwrites them."""
         scores = self._copy(logits, rows)
-        ids = [texts.row(row) for row in rows]
+        ids = [sequences.row(row) for row in rows]
         for processor in self.processors:
             scores = processor(ids, scores)
-        if self._few_yet(texts):
+        if self._below_min_new_tokens(sequences):
             scores = without_eos(scores, self.config.eos_token_id)
         if self.custom:
             whole = np.zeros_like(logits)
             whole[rows] = scores
-            input_ids = texts.left_padded(self.config.padding or 0)
+            input_ids = sequences.left_padded(self.config.padding or 0)
             for custom in self.custom:
                 whole = np.asarray(custom(input_ids, whole), np.float32)
                 if whole.shape != logits.shape:
@@ -93,15 +138,15 @@ class Chooser:
             scores[:] = whole[rows]
         return scores
 
-    def _sways(self, texts: Texts) -> bool:
-        """Whether anything beside the sampler changes this step's scores."""
-        return bool(self.processors or self.custom or self._few_yet(texts))
+    def _changes_scores(self, sequences: Sequences) -> bool:
+        """Whether anything besides the sampler changes this step's scores."""
+        return bool(self.processors or self.custom or self._below_min_new_tokens(sequences))
 
-    def _few_yet(self, texts: Texts) -> bool:
-        return texts.steps < self.config.min_new_tokens and bool(self.config.eos_token_id)
+    def _below_min_new_tokens(self, sequences: Sequences) -> bool:
+        return sequences.steps < self.config.min_new_tokens and bool(self.config.eos_token_id)
 
     def _copy(self, logits: np.ndarray, rows: list[int]) -> np.ndarray:
-        """The rows of the logits in memory that is kept: fresh memory of such a size costs a page fault every 4 KB."""
+        """Copy rows of the logits to memory that is kept: new memory of this size costs a page fault every 4 KB."""
         shape = (len(rows), logits.shape[1])
         if self._processed.shape != shape:
             self._processed = np.empty(shape, np.float32)

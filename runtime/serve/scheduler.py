@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..engine.chunks import plan_chunks
 from ..engine.engine import Engine
+from ..generation.decode import GenerationTimings, StepBatch
 from .sequence import ServedSequence
 
 CHUNK = 128  # tokens; on host CPUs a larger pass is hardly cheaper per token
@@ -50,7 +50,12 @@ class SchedulerCounters:
     new_tokens: int = 0
     decode_passes: int = 0
     prefill_passes: int = 0
-    engine_seconds: float = 0.0
+    timings: GenerationTimings = field(default_factory=GenerationTimings)  # of the passes
+
+    @property
+    def engine_seconds(self) -> float:
+        """Seconds in the model."""
+        return self.timings.prefill + self.timings.decode
 
 
 class Scheduler:
@@ -79,6 +84,7 @@ class Scheduler:
         self.prefill_budget = 2 * self.chunk  # prompt tokens between two decode passes
         self.after_pass = after_pass
         self.counters = SchedulerCounters()
+        self._step = StepBatch(engine, self.counters.timings)
         self._running: list[ServedSequence] = []  # in order of arrival
         self._waiting: deque[ServedSequence] = deque()
         self._free_rows = deque(range(engine.batch))  # the row unused for longest comes first
@@ -158,7 +164,7 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-            with self.engine.turn.take():
+            with self.engine.engine_lock.take():
                 while self.step():
                     pass
 
@@ -215,53 +221,49 @@ class Scheduler:
 
     def _prefill(self, sequences: list[ServedSequence]) -> int:
         """Compute a chunk of each prompt, and the first new token of each prompt that ends. Returns the token count."""
-        chunks = [self._next_chunk(sequence) for sequence in sequences]
-        logits = self._forward(sequences, chunks)
+        sizes = []
+        for sequence in sequences:
+            chunk = self._next_chunk(sequence)
+            self._step.feed(sequence.row, chunk, sequence.computed_tokens)
+            sizes.append(len(chunk))
+        logits = self._run_pass(sequences, sizes)
         self.counters.prefill_passes += 1
         if logits is not None:
             for sequence in sequences:
                 if sequence.computed_tokens == len(sequence.prompt):
                     self._select_token(sequence, logits)
         self.after_pass()
-        return sum(map(len, chunks))
+        return sum(sizes)
 
     def _decode(self, sequences: list[ServedSequence]) -> None:
         if sequences:
-            logits = self._forward(sequences, [(sequence.last_token,) for sequence in sequences])
+            for sequence in sequences:
+                self._step.feed_token(sequence.row, sequence.last_token, sequence.computed_tokens)
+            logits = self._run_pass(sequences, [1] * len(sequences))
             self.counters.decode_passes += 1
             if logits is not None:
                 for sequence in sequences:
                     self._select_token(sequence, logits)
             self.after_pass()
 
-    def _forward(
-        self, sequences: list[ServedSequence], new_tokens: Sequence[Sequence[int] | np.ndarray]
-    ) -> np.ndarray | None:
-        """Run one pass that appends new_tokens[i] [n] to the cache of sequences[i].
+    def _run_pass(self, sequences: list[ServedSequence], sizes: Sequence[int]) -> np.ndarray | None:
+        """Run the pass that was fed sizes[i] tokens of sequences[i].
 
         Returns logits [B, V], which the next pass overwrites. If the pass fails, fails the sequences and returns None.
         """
-        tokens = np.zeros((self.engine.batch, max(map(len, new_tokens))), np.int64)
-        start, length = [0] * self.engine.batch, [0] * self.engine.batch
-        for sequence, new in zip(sequences, new_tokens, strict=True):
-            tokens[sequence.row, : len(new)] = new
-            start[sequence.row], length[sequence.row] = sequence.computed_tokens, len(new)
-        began = time.perf_counter()
         try:
-            logits = self.engine.forward(tokens, np.array(start), np.array(length))
+            logits = self._step.run()
         except Exception as error:  # any failure must leave the other sequences, and later ones, alone
             log.exception("a pass of the model failed")
             self._fail(sequences, error)
             return None
-        finally:
-            self.counters.engine_seconds += time.perf_counter() - began
-        for sequence, new in zip(sequences, new_tokens, strict=True):
-            sequence.computed_tokens += len(new)
+        for sequence, size in zip(sequences, sizes, strict=True):
+            sequence.computed_tokens += size
         return logits
 
     def _select_token(self, sequence: ServedSequence, logits: np.ndarray) -> None:
         try:
-            sequence.select_token(logits[sequence.row])
+            self._step.select(sequence.select_token, logits[sequence.row], row=sequence.row)
         except Exception as error:  # a grammar or a setting that allows no token ends this sequence only
             sequence.fail(error)
         else:

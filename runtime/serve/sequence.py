@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..generation.config import GenerationConfig
-from ..generation.sampler import NotNumbersError
-from ..generation.sequences import Texts
-from ..generation.token_selector import Chooser, LogitsProcessor
+from ..generation.sequences import Sequences
+from ..generation.token_selector import LogitsProcessor, TokenSelector
 from ..text.detokenizer import TextStream
 from ..text.tokenizer import Tokenizer
 
@@ -91,7 +90,7 @@ class ServedSequence:
           those of a fresh prefill, because decode steps of another sequence may have written it
         - continues_prompt: whether the text continues the prompt's text; if false it is a separate message
         """
-        self.texts = Texts([np.asarray(prompt, np.int64)], [max_new_tokens])
+        self.tokens = Sequences([np.asarray(prompt, np.int64)], [max_new_tokens])
         self.send = send
         self.row = -1
         self.reuse_prefix = reuse_prefix
@@ -100,7 +99,7 @@ class ServedSequence:
         self.last_token = int(prompt[-1])
         self.cancelled = False
         self.finished = False
-        self._selector = Chooser(config, vocab_size, [np.random.default_rng(seed)], processors)
+        self._selector = TokenSelector(config, vocab_size, [np.random.default_rng(seed)], processors)
         self._tokenizer = tokenizer
         self._eos = frozenset(config.eos_token_id)
         self._text = VisibleText(
@@ -112,29 +111,26 @@ class ServedSequence:
     @property
     def prompt(self) -> np.ndarray:
         """Token ids [n] of the prompt."""
-        return self.texts.ids[0, : self.texts.prompt_length[0]]
+        return self.tokens.ids[0, : self.tokens.prompt_length[0]]
 
     @property
     def new_tokens(self) -> int:
         """How many tokens have been generated."""
-        return self.texts.steps
+        return self.tokens.steps
 
     @property
     def is_decoding(self) -> bool:
         """Whether the prompt is computed and the first token is selected."""
-        return self.texts.steps > 0
+        return self.tokens.steps > 0
 
     def select_token(self, logits: np.ndarray) -> None:
         """Select the next token from logits [V] float32, and send it.
 
-        Raises UserError if the settings allow no token, RuntimeError for logits that are not numbers.
+        Raises UserError if the settings allow no token, NotNumbersError for logits that are not numbers.
         """
-        try:
-            normaliser = None if self._top_logprobs is None else self._selector.plain.log_normaliser(logits)
-            picked = self._selector(self.texts, logits[None])
-        except NotNumbersError as error:
-            raise RuntimeError(f"logits are not numbers after {self.computed_tokens} tokens") from error
-        self.texts.push(picked)
+        normaliser = None if self._top_logprobs is None else self._selector.plain.log_normaliser(logits)
+        picked = self._selector(self.tokens, logits[None])
+        self.tokens.push(picked)
         (token,) = picked
         self.last_token = token
         if token in self._eos:
@@ -145,10 +141,10 @@ class ServedSequence:
             text, reason = self._text.push(token), None
             if self._text.stopped:
                 reason = "stop_string"
-            elif self.texts.steps == self.texts.limit:
+            elif self.tokens.steps == self.tokens.limit:
                 text, reason = text + self._text.flush(), "length"
         self.finished = reason is not None
-        self.send(SequenceEvent(token, text, self._release_logprobs(), reason, first=self.texts.steps == 1))
+        self.send(SequenceEvent(token, text, self._release_logprobs(), reason, first=self.tokens.steps == 1))
 
     def fail(self, error: Exception) -> None:
         """End the sequence with an error event."""

@@ -101,7 +101,7 @@ def test_overhead_counts_what_the_loop_adds_and_not_the_graph(tmp_path: Path, mo
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     graph = engine._ready[1].built
-    run, choose = graph.run, overhead.Chooser.__call__
+    run, choose = graph.run, overhead.TokenSelector.__call__
 
     def passing(inner: Any, seconds: float) -> Any:
         def call(*arguments: Any) -> Any:
@@ -111,7 +111,7 @@ def test_overhead_counts_what_the_loop_adds_and_not_the_graph(tmp_path: Path, mo
         return call
 
     monkeypatch.setattr(graph, "run", passing(run, 0.1))
-    monkeypatch.setattr(overhead.Chooser, "__call__", passing(choose, 0.01))
+    monkeypatch.setattr(overhead.TokenSelector, "__call__", passing(choose, 0.01))
     beside, step = overhead.Overhead(Workload(engine), np.arange(8), steps=6).step("top_p")
     assert (beside, step) == pytest.approx((0.01, 0.11))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgellama.errors import UserError
-from edgellama.generation.decode import Timings
+from edgellama.generation.decode import GenerationTimings
 from edgellama.generation.output import Piece
 from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.serving import wait_until
@@ -67,20 +67,20 @@ def test_a_stream_that_waits_its_turn_ends_at_once_and_the_next_moves_up(model: 
     threads = [threading.Thread(target=read, args=(index,)) for index in range(4)]
     for count, thread in enumerate(threads, 1):
         thread.start()
-        wait_until(lambda count=count: model.engine.turn.waiting == count)  # type: ignore[misc]
+        wait_until(lambda count=count: model.engine.engine_lock.waiting == count)  # type: ignore[misc]
     for index in (2, 0):
         waiting[index].cancel()
         threads[index].join(30)
         (piece,) = got[index]
         assert (piece.id, piece.text, piece.logprob, piece.finish_reason) == (None, "", None, "cancelled")
-        assert piece.timings == Timings()
-    assert model.engine.turn.waiting == 2 and ends == [2, 0]
+        assert piece.timings == GenerationTimings()
+    assert model.engine.engine_lock.waiting == 2 and ends == [2, 0]
     pieces += list(running)  # which nobody disturbed
     assert [piece.id for piece in pieces] == continuation([5, 6], 4)
     for index in (1, 3):
         threads[index].join(30)
         assert [piece.id for piece in got[index]] == continuation([7, 8 + index], 3)
-    assert ends == [2, 0, 1, 3] and model.engine.turn.waiting == 0
+    assert ends == [2, 0, 1, 3] and model.engine.engine_lock.waiting == 0
     assert usable(model)
 
 

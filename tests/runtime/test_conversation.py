@@ -122,15 +122,15 @@ def test_an_edited_answer_is_encoded_again(model: LlamaForCausalLM) -> None:
 def test_a_turn_goes_on_only_where_no_token_can_reach_across(model: LlamaForCausalLM) -> None:
     tokenizer = model.tokenizer
     turn = Transcript("<|start|>a", tokenizer.encode("<|start|>a"))
-    turn.heard(Piece(1, "b", 0.0))
-    assert turn.followed("<|start|>ab<|start|>c", tokenizer) == [*turn.ids, *tokenizer.encode("<|start|>c")]
-    assert turn.followed("<|start|>a b \n<|start|>c", tokenizer) == [*turn.ids, *tokenizer.encode("<|start|>c")]
+    turn.record(Piece(1, "b", 0.0))
+    assert turn.continued("<|start|>ab<|start|>c", tokenizer) == [*turn.ids, *tokenizer.encode("<|start|>c")]
+    assert turn.continued("<|start|>a b \n<|start|>c", tokenizer) == [*turn.ids, *tokenizer.encode("<|start|>c")]
     for other in ("<|start|>abb", "<|start|>ab", "<|start|>ac<|start|>", "<|end|>ab<|start|>c", "<|start|>a"):
-        assert turn.followed(other, tokenizer) is None
+        assert turn.continued(other, tokenizer) is None
     eos = tokenizer.model.token_to_id("</s>")
-    turn.heard(Piece(eos, "", 0.0, "eos"))
-    assert turn.followed("<|start|>ab</s>", tokenizer) == turn.ids
-    assert turn.followed("<|start|>ab<|end|>", tokenizer) == [*turn.ids[:-1], tokenizer.model.token_to_id("<|end|>")]
+    turn.record(Piece(eos, "", 0.0, "eos"))
+    assert turn.continued("<|start|>ab</s>", tokenizer) == turn.ids
+    assert turn.continued("<|start|>ab<|end|>", tokenizer) == [*turn.ids[:-1], tokenizer.model.token_to_id("<|end|>")]
 
 
 def test_a_full_context_drops_the_oldest_turns_but_not_the_system_message(tmp_path: Path) -> None:
@@ -226,7 +226,6 @@ def test_a_session_that_is_not_a_chat_is_refused(model: LlamaForCausalLM, tmp_pa
     ("messages", "message"),
     [
         ([], "messages is empty"),
-        ("hello", "messages is a str"),
         ({"messages": []}, "messages is a dict"),
         (None, "messages is a NoneType"),
         (["hello"], r"messages\[0\] is a str"),
@@ -240,6 +239,19 @@ def test_invalid_messages_are_refused(model: LlamaForCausalLM, messages: Any, me
         model.chat(messages)
     with pytest.raises(UserError, match=message):
         model.stream_chat(messages)
+
+
+def test_a_string_is_one_message_of_the_user(model: LlamaForCausalLM) -> None:
+    with pytest.raises(UserError, match="messages is a str"):  # the template itself takes messages only
+        model.tokenizer.render_chat("hello")  # type: ignore[arg-type]
+    model.forget()
+    expected = list(model.stream_chat([{"role": "user", "content": "hello"}], max_new_tokens=5))
+    model.forget()
+    pieces = list(model.stream_chat("hello", max_new_tokens=5))
+    assert [piece.id for piece in pieces] == [piece.id for piece in expected] and len(pieces) == 5
+    assert model.chat("hello", max_new_tokens=5).content == "".join(piece.text for piece in pieces)
+    raw = model.stream("hello", max_new_tokens=5)  # stream() applies no template
+    assert raw.behind == model.tokenizer.encode("hello") != model.turn("hello").ids
 
 
 def test_an_empty_message_and_unknown_settings_are_refused(model: LlamaForCausalLM) -> None:

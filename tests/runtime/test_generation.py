@@ -14,8 +14,8 @@ import pytest
 
 from edgellama.errors import UserError
 from edgellama.generation.config import GenerationConfig
-from edgellama.generation.decode import Timings, decode
-from edgellama.generation.sequences import Texts
+from edgellama.generation.decode import GenerationTimings, decode
+from edgellama.generation.sequences import Sequences
 from edgellama.hf_keywords import check_placement
 from edgellama.model import LlamaForCausalLM
 from support.tiny import VOCAB, artifact
@@ -290,9 +290,9 @@ def test_ended_rows_take_no_part_and_the_last_token_is_not_fed(single: LlamaForC
             logits[[0, 1, 2], [3, 7 if len(calls) == 2 else 4, 5]] = 1
             return logits
 
-    texts = Texts([np.array([1, 2]), np.array([1])], [4, 4])
+    texts = Sequences([np.array([1, 2]), np.array([1])], [4, 4])
     ends = [("seven", lambda texts: texts.last() == 7)]
-    steps = list(decode(Recorder(), texts, Timings(), stops=ends))
+    steps = list(decode(Recorder(), texts, GenerationTimings(), stops=ends))
     assert texts.finish_reasons == ["length", "seven"]
     assert texts.left_padded(9).tolist() == [[1, 2, 3, 3, 3, 3], [9, 1, 4, 7, 9, 9]]
     assert steps == [[3, 4], [3, 7], [3, -1], [3, -1]]
@@ -307,7 +307,7 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
             return np.full((1, 8), np.nan, np.float32)
 
     with pytest.raises(RuntimeError, match="not numbers"):
-        list(decode(Broken(), Texts([np.array([1])], [2]), Timings()))
+        list(decode(Broken(), Sequences([np.array([1])], [2]), GenerationTimings()))
 
 
 def test_config_is_hugging_faces(single: LlamaForCausalLM) -> None:

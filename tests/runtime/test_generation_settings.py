@@ -46,7 +46,7 @@ def test_a_generation_config_keeps_given_values_and_takes_the_rest_from_the_arti
     assert GenerationConfig(do_sample=False).completed(stored) == dataclasses.replace(stored, do_sample=False)
     assert GenerationConfig(pad_token_id=None).completed(stored) == stored
     assert GenerationConfig(max_length=7).completed(stored).max_new_tokens is None
-    assert GenerationConfig(None, 7).completed(stored).max_length == 7
+    assert GenerationConfig(max_new_tokens=None, max_length=7).completed(stored).max_length == 7
     whole = dataclasses.replace(stored, top_k=4)  # made with everything
     assert whole.completed(GenerationConfig(top_p=0.5)) == whole
 

@@ -1,7 +1,7 @@
 """What generate() draws from, step by step, is what transformers' own generate() draws from: each setting alone, every
 pair of them, and the usual combinations.
 
-transformers runs a tiny random model with output_logits and output_scores; our Chooser is given its logits and texts.
+transformers runs a tiny random model with output_logits and output_scores; TokenSelector gets its logits and token ids.
 So the order in which settings act is transformers' word too, not only what each does.
 """
 
@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgellama.generation.config import GenerationConfig
-from edgellama.generation.sequences import Texts
-from edgellama.generation.token_selector import Chooser
+from edgellama.generation.sequences import Sequences
+from edgellama.generation.token_selector import TokenSelector
 from support.distributions import assert_same_scores
 
 ROWS, PROMPT, STEPS, VOCAB = 3, 12, 10, 60
@@ -88,7 +88,7 @@ def steps(names: tuple[str, ...], sample: bool) -> int:
     )
     config = GenerationConfig(do_sample=sample, eos_token_id=EOS, output_scores=True, **settings)
     generators = [np.random.default_rng(row) for row in range(ROWS)]
-    chooser, texts = Chooser(config, VOCAB, generators), Texts(list(ids), [STEPS] * len(ids))
+    chooser, texts = TokenSelector(config, VOCAB, generators), Sequences(list(ids), [STEPS] * len(ids))
     changed = 0
     for step, (logits, expected) in enumerate(zip(out.logits, out.scores, strict=True)):
         chooser(texts, logits.numpy().copy())
