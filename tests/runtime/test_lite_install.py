@@ -1,4 +1,4 @@
-"""`python -m runtime.lite`: what it builds, what it does not change, and its errors. The tests download nothing."""
+"""`python -m edgellama.lite`: what it builds, what it does not change, and its errors. The tests download nothing."""
 
 from __future__ import annotations
 
