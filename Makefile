@@ -47,16 +47,16 @@ EXPORTER = $(or $(wildcard $(PYTHON)),$(PYTHON3)) -m exporter
 .PHONY: run chat artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
 
 run: artifact
-	@$(PYTHON) -m runtime generate "$(ARTIFACT)" --prompt "$(PROMPT)"
+	@$(PYTHON) -m edgellama generate "$(ARTIFACT)" --prompt "$(PROMPT)"
 
 chat: artifact
-	@$(PYTHON) -m runtime chat "$(ARTIFACT)"
+	@$(PYTHON) -m edgellama chat "$(ARTIFACT)"
 
 export: $(VENV)/ready
-	@$(PYTHON) -m exporter export "$(MODEL)" $(call options,$(EXPORT_OPTIONS))
+	@$(PYTHON) -m edgellama export "$(MODEL)" $(call options,$(EXPORT_OPTIONS))
 
 plan: $(VENV)/ready
-	@$(PYTHON) -m exporter plan "$(MODEL)" $(call options,$(PLAN_OPTIONS) MEASURED)
+	@$(PYTHON) -m edgellama plan "$(MODEL)" $(call options,$(PLAN_OPTIONS) MEASURED)
 
 # Uses the Python that has MindSpore Lite for Ascend, not .venv: kernels/ascend/BOARD.md.
 convert:
@@ -66,16 +66,16 @@ board-check:
 	@$(PYTHON3) -m exporter board-check $(call options,PROBE) $(if $(DEVICE),--device-id "$(DEVICE)")
 
 board-probe: $(VENV)/ready
-	@$(PYTHON) -m exporter board-probe $(call options,TARGET)
+	@$(PYTHON) -m edgellama board-probe $(call options,TARGET)
 
 # Exports ARTIFACT if it does not exist. The first line fails if the exporter has refused the options.
 artifact: $(VENV)/ready
 	@test -n "$(ARTIFACT)"
 	@test -e "$(ARTIFACT)/manifest.json" || \
-	  $(PYTHON) -m exporter export "$(MODEL)" $(call options,$(EXPORT_OPTIONS)) --out "$(ARTIFACT)"
+	  $(PYTHON) -m edgellama export "$(MODEL)" $(call options,$(EXPORT_OPTIONS)) --out "$(ARTIFACT)"
 
 bench: artifact
-	@$(PYTHON) -m runtime bench "$(ARTIFACT)"
+	@$(PYTHON) -m edgellama bench "$(ARTIFACT)"
 
 bench-peers: $(VENV)/ready
 	@for weights in int8 int4; do \
@@ -85,7 +85,7 @@ bench-peers: $(VENV)/ready
 	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --rounds 5 --json build/peers/peers.json
 
 build/peers/ours-%/manifest.json: | $(VENV)/ready
-	@$(PYTHON) -m exporter export smollm2-135m-instruct --target cpu --weights $* --context 8192 --out $(@D)
+	@$(PYTHON) -m edgellama export smollm2-135m-instruct --target cpu --weights $* --context 8192 --out $(@D)
 
 kernels:
 	@kernels/ascend/build.sh

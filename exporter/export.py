@@ -44,22 +44,23 @@ TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter export`."""
+    """Declare the arguments of `edgellama export`."""
     add_options(parser)
     parser.set_defaults(run=run_export)
 
 
-def run_export(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_export(arguments: argparse.Namespace) -> None:
     """Run the command `export`. Raises UserError as `export` does."""
+    progress = Progress()
     out = export(ExportOptions(**given_options(arguments)), progress)
     progress.console.print(f"wrote {out}", highlight=False)
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter artifact-folder`, which the Makefile uses."""
+    """Declare the arguments of `edgellama artifact-folder`, which the Makefile uses."""
     parser.description = "Print the folder that `export` writes with the same arguments."
     add_options(parser)
-    parser.set_defaults(run=lambda arguments, _: print(ExportOptions(**given_options(arguments)).folder()))
+    parser.set_defaults(run=lambda arguments: print(ExportOptions(**given_options(arguments)).folder()))
 
 
 def export(options: ExportOptions, progress: Progress) -> Path:

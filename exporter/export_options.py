@@ -83,7 +83,7 @@ def _choices(of: Callable[[OpSetSpec], Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of `make export` and `python -m exporter export`.
+    """The options of `make export` and `edgellama export`.
 
     None means that the default depends on the target or the model. Raises UserError for a value that is never valid;
     `shape_of` checks the values that depend on the model.

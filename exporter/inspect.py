@@ -27,14 +27,15 @@ NEW_ROWS = ("k_new.", "v_new.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter inspect`."""
+    """Declare the arguments of `edgellama inspect`."""
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--onnx", type=Path, metavar="DIR", help="write each graph as ONNX, for Netron")
     parser.set_defaults(run=run_inspect)
 
 
-def run_inspect(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_inspect(arguments: argparse.Namespace) -> None:
     """Run the command `inspect`. Raises UserError as `inspect` does."""
+    progress = Progress()
     inspect(arguments.artifact, arguments.onnx, progress)
 
 

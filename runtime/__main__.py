@@ -1,4 +1,4 @@
-"""`python -m runtime COMMAND ARTIFACT`: run an exported artifact from the command line.
+"""`edgellama COMMAND`: export a model, inspect and check artifacts, run them, and prepare a board.
 
 Answers go to standard output, everything else to standard error. Exit status:
 - 0: success
@@ -15,44 +15,100 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
-from .bench import command as bench_command
-from .cli import chat, generate
 from .errors import UserError
-from .serve import command as serve_command
+
+OURS = ("edgellama", "exporter", "kernels", "runtime")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand per command module."""
-    top = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported artifact.")
+@dataclass(frozen=True)
+class Command:
+    """A command. Its module is imported only if the command runs: a board lacks the packages of the exporter.
+
+    module: the module whose `function` declares the arguments, and sets `run` to the function that runs the command
+    help: one line; None hides the command
+    """
+
+    module: str
+    help: str | None
+    function: str = "add_arguments"
+
+
+# The one place in the runtime that names the exporter.
+COMMANDS = {
+    "export": Command("edgellama.exporter.export", "write an artifact"),
+    "plan": Command("edgellama.exporter.plan.command", "estimate the memory and the speed of a model before an export"),
+    "inspect": Command("edgellama.exporter.inspect", "show the contents of an artifact"),
+    "verify": Command("edgellama.exporter.proof.verify", "check the files of an artifact and its logits"),
+    "evaluate": Command("edgellama.exporter.proof.evaluate", "measure perplexity and KL divergence on a text"),
+    "generate": Command("edgellama.cli.generate", "answer one prompt"),
+    "chat": Command("edgellama.cli.chat", "talk with a model"),
+    "serve": Command("edgellama.serve.command", "answer over HTTP with OpenAI's API"),
+    "bench": Command("edgellama.bench.command", "measure an artifact"),
+    "convert": Command("edgellama.exporter.ascend.convert", "compile an artifact of an Ascend target with CANN"),
+    "board-check": Command(
+        "edgellama.exporter.ascend.board.check", "run this first on a board: versions, and a tiny model end to end"
+    ),
+    "board-probe": Command("edgellama.exporter.ascend.board.tiny_model", "export the tiny model of board-check"),
+    "artifact-folder": Command("edgellama.exporter.export", None, "add_folder_arguments"),
+}
+
+
+def parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command line `words`. Only the command that they name declares its arguments."""
+    top = argparse.ArgumentParser(
+        prog="edgellama", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, chat, bench_command, serve_command):
-        command.add_parser(commands)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        # Without `help`, argparse leaves a command out of its list. `help=None` would list it.
+        subparser = commands.add_parser(name, help=command.help) if command.help else commands.add_parser(name)
+        subparser.add_argument("--debug", action="store_true", help="show tracebacks and the log of native libraries")
+        if name == chosen:
+            getattr(import_module(command.module), command.function)(subparser)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     # Output replaces characters that the terminal cannot show. Input keeps bytes that are not UTF-8 as surrogates: the
     # tokenizer reports them with a clear message.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     try:
+        options = parser(words).parse_args(words)
         options.run(options)
-    except UserError as error:
-        if options.debug:
+    except (UserError, ModuleNotFoundError) as error:
+        message = str(error) if isinstance(error, UserError) else _missing_package(error)
+        if message is None:
+            raise
+        if "--debug" in words:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # for example `| head`; Python flushes stdout at exit, so connect it to something open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell reports it
     return 0
+
+
+def _missing_package(error: ModuleNotFoundError) -> str | None:
+    """The message for a package that is not installed; None if the missing module is ours, which is a defect."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", *OURS):
+        return None
+    return (
+        f"the Python package {package} is not installed. Install the packages that the exporter needs, in a "
+        'checkout: pip install ".[export]"'
+    )
 
 
 if __name__ == "__main__":

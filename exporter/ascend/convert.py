@@ -58,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_convert)
 
 
-def run_convert(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_convert(arguments: argparse.Namespace) -> None:
     """Run the command `convert`. Raises UserError as `convert` does."""
+    progress = Progress()
     out = convert(ConvertOptions(arguments.artifact, arguments.soc, arguments.out), progress)
     progress.console.print(f"wrote {out}; on the board: edgellama generate {out} --prompt ...", highlight=False)
 

@@ -1,4 +1,4 @@
-"""`python -m exporter plan MODEL`: estimate the memory and the speed of a model before an export.
+"""`edgellama plan MODEL`: estimate the memory and the speed of a model before an export.
 
 Sizes follow from the config. Weights and caches are exact: they are what export writes. The other sizes are estimates,
 as described below. Times are lower bounds from the roofline model (Williams et al., CACM 2009): a pass takes at least

@@ -17,7 +17,6 @@ from ..checkpoint.presets import PRESETS
 from ..checkpoint.source import resolve
 from ..export_options import ExportOptions, add_options, given_options, shape_of
 from ..network.config import LlamaConfig
-from ..progress import Progress
 from . import measured, report
 from .boards import BOARDS
 from .cost import Pass, Plan, roofline
@@ -28,11 +27,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of `python -m exporter plan`.
+    """The options of `edgellama plan`.
 
     model: as for export; nothing is downloaded for a preset or a folder with a config.json
     given: the other options of export that the user gave, by name
-    measured: a report of `python -m runtime bench --json`
+    measured: a report of `edgellama bench --json`
     """
 
     model: str
@@ -41,7 +40,7 @@ class PlanOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter plan`."""
+    """Declare the arguments of `edgellama plan`."""
     parser.description = (
         "Prints the memory, the bytes and operations per token, the roofline's times on each board, and the boards "
         "that the model fits. A preset or a folder's config.json is enough: nothing is downloaded. "
@@ -49,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, planned=True)
     parser.add_argument(
-        "--measured", type=Path, metavar="FILE", help="compare with a report of `python -m runtime bench --json`"
+        "--measured", type=Path, metavar="FILE", help="compare with a report of `edgellama bench --json`"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_plan)
 
 
-def run_plan(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_plan(arguments: argparse.Namespace) -> None:
     """Run the command `plan`: print tables or one JSON object. Raises UserError as `describe` does."""
     given = given_options(arguments)
     found = describe(PlanOptions(given.pop("model"), given, arguments.measured))

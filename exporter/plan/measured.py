@@ -17,15 +17,15 @@ SETTINGS = ("target", "batch", "context")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a report of `python -m runtime bench --json`. Raises UserError for any other file."""
+    """Read a report of `edgellama bench --json`. Raises UserError for any other file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}). Write it with `python -m runtime bench`") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error}). Write it with `edgellama bench`") from error
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION or not {"artifact", "bandwidth", "prefill", "decode"} <= found.keys():
         raise UserError(
-            f"{path}: schema_version is {version!r}; needed: a report of `python -m runtime bench --json FILE`, "
+            f"{path}: schema_version is {version!r}; needed: a report of `edgellama bench --json FILE`, "
             f"version {SCHEMA_VERSION}"
         )
     return found

@@ -38,9 +38,7 @@ def notes(found: dict[str, Any]) -> list[str]:
             "Times are lower bounds from published peaks. No real program reaches them, and no board has been tested."
         )
     else:
-        lines.append(
-            "The times of a host need a measurement: --measured FILE, written by `python -m runtime bench --json`."
-        )
+        lines.append("The times of a host need a measurement: --measured FILE, written by `edgellama bench --json`.")
     sources = dict.fromkeys(source for board in found["boards"] for source in board["sources"])
     if sources:
         lines.append(f"Sources: {', '.join(sources)}")

@@ -175,7 +175,7 @@ def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter evaluate`."""
+    """Declare the arguments of `edgellama evaluate`."""
     parser.add_argument("artifact", type=Path)
     parser.add_argument(
         "--text", type=Path, default=TEXT, help="UTF-8 text (default: two chapters of Alice in Wonderland)"
@@ -186,8 +186,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_evaluate)
 
 
-def run_evaluate(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_evaluate(arguments: argparse.Namespace) -> None:
     """Run the command `evaluate`. Raises UserError as `evaluate` does."""
+    progress = Progress()
     main(arguments.artifact, arguments.checkpoint, arguments.text, arguments.tokens, arguments.json, progress)
 
 

@@ -38,14 +38,15 @@ CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m exporter verify`."""
+    """Declare the arguments of `edgellama verify`."""
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
     parser.set_defaults(run=run_verify)
 
 
-def run_verify(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_verify(arguments: argparse.Namespace) -> None:
     """Run the command `verify`: check the hash of every file, then the logits. Raises UserError if a check fails."""
+    progress = Progress()
     with progress.stage("Hashing every file"):
         artifact = Artifact.open(arguments.artifact, check_data=True)
     checkpoint = opened_for(artifact.manifest, arguments.checkpoint)

@@ -1,4 +1,4 @@
-"""python -m runtime bench ARTIFACT: measures an artifact, and compares a decode step with the memory bandwidth.
+"""edgellama bench ARTIFACT: measures an artifact, and compares a decode step with the memory bandwidth.
 
 --json writes one object. Times are in seconds, sizes in bytes, rates in bytes per second. A *statistic* is
 {"median", "min", "max", "samples"} over the repeats; samples are in the order of measurement.

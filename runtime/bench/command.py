@@ -14,7 +14,7 @@ import numpy as np
 from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
 from ..backend.lite_graph import available_threads
-from ..cli.options import add_artifact, add_debug, add_threads
+from ..cli.options import add_artifact, add_threads
 from ..engine.engine import Engine
 from ..errors import UserError
 from ..progress import progress
@@ -28,14 +28,12 @@ CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 input
 SLOW_LOAD_SECONDS = 5.0  # a slower load is not repeated
 
 
-def add_parser(commands: Any) -> None:
-    """Add `bench` to the subcommands of the runtime's command line."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bench`."""
     defaults = Settings(threads=None)
-    parser = commands.add_parser(
-        "bench",
-        help="measure an artifact",
-        description="Measure prefill, decode, load time and memory, and the read bandwidth of this machine. "
-        "`pydoc edgellama.bench` describes the JSON.",
+    parser.description = (
+        "Measure prefill, decode, load time and memory, and the read bandwidth of this machine. "
+        "`pydoc edgellama.bench` describes the JSON."
     )
     add_artifact(parser)
     add_threads(parser)
@@ -48,7 +46,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw the times (needs the extra edgellama[plot])"
     )
-    add_debug(parser, native_log=False)
     parser.set_defaults(run=run)
 
 

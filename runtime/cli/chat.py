@@ -1,4 +1,4 @@
-"""`python -m runtime chat`: a conversation in the terminal, or one message per line from a pipe."""
+"""`edgellama chat`: a conversation in the terminal, or one message per line from a pipe."""
 
 from __future__ import annotations
 
@@ -27,24 +27,22 @@ HELP = """\
 /exit        end the chat (also Ctrl-D); Ctrl-C ends only the current answer"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add `chat` to the subcommands of the runtime's command line."""
-    chat = commands.add_parser(
-        "chat",
-        help="talk with a model",
-        description="Talk with a model, message by message. If standard input is not a terminal, each line is a "
-        "message. Answers go to standard output, everything else to standard error. Commands in a chat:",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `chat`."""
+    parser.description = (
+        "Talk with a model, message by message. If standard input is not a terminal, each line is a "
+        "message. Answers go to standard output, everything else to standard error. Commands in a chat:"
     )
-    add_model(chat)
-    chat.add_argument("--system", help="a system message")
-    chat.add_argument(
+    parser.epilog = HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model(parser)
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="limit per answer; default: what the context still holds"
     )
-    add_sampling(chat)
-    add_grammar(chat)
-    chat.set_defaults(run=run_chat)
+    add_sampling(parser)
+    add_grammar(parser)
+    parser.set_defaults(run=run_chat)
 
 
 def run_chat(options: argparse.Namespace) -> None:

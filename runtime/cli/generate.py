@@ -1,4 +1,4 @@
-"""`python -m runtime generate`: answer one prompt, streamed as text or printed as JSON."""
+"""`edgellama generate`: answer one prompt, streamed as text or printed as JSON."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from .options import add_grammar, add_model, add_sampling, grammar, load, sampli
 NEW_TOKENS = 256  # long enough for an answer, short enough to wait for
 
 
-def add_parser(commands: Any) -> None:
-    """Add `generate` to the subcommands of the runtime's command line."""
-    generate = commands.add_parser(
-        "generate",
-        help="answer one prompt",
-        description="Answer one prompt and stream the text. With an artifact that has a chat template, the prompt is a "
-        "user message; --raw continues the prompt as plain text instead.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `generate`."""
+    parser.description = (
+        "Answer one prompt and stream the text. With an artifact that has a chat template, the prompt is a "
+        "user message; --raw continues the prompt as plain text instead."
     )
-    add_model(generate)
-    generate.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
-    generate.add_argument("--system", help="a system message for the chat template")
-    generate.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
-    generate.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
-    add_sampling(generate)
-    add_grammar(generate)
-    generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    generate.set_defaults(run=run_generate)
+    add_model(parser)
+    parser.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
+    parser.add_argument("--system", help="a system message for the chat template")
+    parser.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
+    parser.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help="default: %(default)s")
+    add_sampling(parser)
+    add_grammar(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    parser.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> None:

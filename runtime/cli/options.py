@@ -27,18 +27,11 @@ def add_threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all available")
 
 
-def add_debug(command: argparse.ArgumentParser, *, native_log: bool = True) -> None:
-    """Declare --debug. native_log: whether the command also shows the log of native libraries."""
-    shown = "tracebacks and the log of native libraries" if native_log else "tracebacks"
-    command.add_argument("--debug", action="store_true", help=f"show {shown}")
-
-
 def add_model(command: argparse.ArgumentParser) -> None:
     """Declare the artifact and everything else that `load` reads."""
     add_artifact(command)
     add_threads(command)
     command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
-    add_debug(command)
 
 
 def load(options: argparse.Namespace) -> LlamaForCausalLM:

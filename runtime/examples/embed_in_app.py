@@ -5,7 +5,7 @@ The app is a small HTTP service. POST a question as plain text, and the answer s
     python -m edgellama.examples.embed_in_app artifacts/smollm2-135m-instruct-cpu-int8 --port 8001
     curl --no-buffer --data "Why is the sky blue?" http://127.0.0.1:8001/
 
-A model runs one generation at a time; other threads wait until it ends. `python -m runtime serve` runs several answers
+A model runs one generation at a time; other threads wait until it ends. `edgellama serve` runs several answers
 at once.
 """
 

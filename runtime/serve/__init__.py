@@ -1,4 +1,4 @@
-"""An HTTP endpoint for an artifact, compatible with OpenAI's: `python -m runtime serve ARTIFACT` (the extra `serve`).
+"""An HTTP endpoint for an artifact, compatible with OpenAI's: `edgellama serve ARTIFACT` (the extra `serve`).
 
 In reading order:
 - sequence.py: one sequence, its tokens and its visible text

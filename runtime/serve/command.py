@@ -1,4 +1,4 @@
-"""`python -m runtime serve`: runs the endpoint until a signal ends it."""
+"""`edgellama serve`: runs the endpoint until a signal ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import threading
-from typing import Any
 
 from ..cli.options import add_model, load
 from ..errors import UserError
@@ -18,35 +17,33 @@ KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS = 64, 30.0
 
 
-def add_parser(commands: Any) -> None:
-    """Add `serve` to the subcommands of the runtime's command line."""
-    serve = commands.add_parser(
-        "serve",
-        help="answer over HTTP with OpenAI's API",
-        description="Serve /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics and a chat page at /. "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `serve`."""
+    parser.description = (
+        "Serve /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics and a chat page at /. "
         "As many answers run at once as the artifact has rows (export with BATCH=8 for eight); others wait. "
         "After Ctrl-C or SIGTERM the server finishes the running answers and ends. Needs the extra: "
-        "pip install 'edgellama[serve]'",
+        "pip install 'edgellama[serve]'"
     )
-    add_model(serve)
-    serve.add_argument(
+    add_model(parser)
+    parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
     )
-    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free port")
-    serve.add_argument(
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free port")
+    parser.add_argument(
         "--api-key", metavar="KEY", help=f"bearer token that requests must have; default: ${KEY_VARIABLE}, else none"
     )
-    serve.add_argument(
+    parser.add_argument(
         "--queue", type=int, default=QUEUE, metavar="N", help="answers that may wait; default: %(default)s"
     )
-    serve.add_argument(
+    parser.add_argument(
         "--grace",
         type=float,
         default=GRACE_SECONDS,
         metavar="SECONDS",
         help="time for running answers to end; default: %(default)s",
     )
-    serve.set_defaults(run=run)
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

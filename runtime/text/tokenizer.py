@@ -51,7 +51,7 @@ class Tokenizer:
         if not path.is_file():
             raise UserError(
                 f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
-                "token ids to generate(), measure it with `python -m runtime bench`, or export a whole checkpoint"
+                "token ids to generate(), measure it with `edgellama bench`, or export a whole checkpoint"
             )
         try:
             model = tokenizers.Tokenizer.from_file(str(path))

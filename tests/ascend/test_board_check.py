@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edgellama.__main__ import COMMANDS
 from edgellama.backend.ascend.device import Device
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import COMMANDS
 from edgellama.exporter.ascend.board import check as command
 from edgellama.exporter.ascend.board import measure
 from edgellama.exporter.ascend.board.answers import ProbeResult, probe_results
@@ -208,7 +208,7 @@ def test_a_chip_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_on_this_host_without_a_board_board_check_reports_it(tmp_path: Path) -> None:
     """The real command on this host; exit status 2, and a report all the same."""
     report = tmp_path / "report.json"
-    done = run_child("-m", "exporter", "board-check", "--json", str(report), status=None)
+    done = run_child("-m", "edgellama", "board-check", "--json", str(report), status=None)
     if done.returncode == 0:
         pytest.skip("this host has an NPU")
     assert done.returncode == 2
@@ -224,14 +224,14 @@ WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
 
 
 def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
-    modules = ("__main__", "ascend.convert", "ascend.board.check", "ascend.board.measure")
+    modules = ("ascend.convert", "ascend.board.check", "ascend.board.measure")
     script = "import " + ", ".join(f"edgellama.exporter.{module}" for module in modules)
     run_child("-c", WITHOUT + script)
 
 
 def run_without(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The exporter's command line where its packages are missing."""
-    script = f"{WITHOUT}from edgellama.exporter.__main__ import main\nsys.exit(main({arguments!r}))"
+    script = f"{WITHOUT}from edgellama.__main__ import main\nsys.exit(main({arguments!r}))"
     return run_child("-c", script, status=None)
 
 

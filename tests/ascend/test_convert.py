@@ -304,7 +304,7 @@ def test_on_this_host_without_cann_convert_names_what_is_missing(exported: Path)
     """The real command on this host; exit status 2."""
     if "ASCEND_HOME_PATH" in os.environ or "ASCEND_TOOLKIT_HOME" in os.environ:
         pytest.skip("this host has CANN")
-    done = run_child("-m", "exporter", "convert", str(exported), "--soc", "Ascend310B4", status=2)
+    done = run_child("-m", "edgellama", "convert", str(exported), "--soc", "Ascend310B4", status=2)
     assert "error: this host cannot convert for ascend310b" in done.stderr and "ASCEND_HOME_PATH" in done.stderr
     if metadata.version("mindspore-lite").startswith("2.0"):
         assert "was built without its converter, and converter_lite is not in PATH" in done.stderr

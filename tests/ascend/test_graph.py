@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgellama.__main__ import main
 from edgellama.artifact.manifest import Artifact, TensorSpec
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import main
 from edgellama.exporter.ascend.convert_config import conversion_config, read_config
 from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.mindir import graph as mindir_graph
@@ -229,14 +229,14 @@ def test_export_reports_logits_in_float16(
     vocabulary: int, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = tiny_checkpoint(vocab_size=vocabulary)
-    command = ["-m", "exporter", "export", str(model), "--out", str(tmp_path / "out")]
+    command = ["-m", "edgellama", "export", str(model), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310p", "--context", "64", "--buckets", "4", "--no-verify"]
     done = run_child(*command, *options)
     assert ("logits will be float16" in done.stderr) == (vocabulary % 16 > 0)
 
 
 def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = ["-m", "exporter", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
+    command = ["-m", "edgellama", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310b", "--weights", "int8"]
     assert "Use WEIGHTS=fp16" in run_child(*command, *options, status=2).stderr
     assert not any(tmp_path.iterdir())

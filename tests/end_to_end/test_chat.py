@@ -17,7 +17,7 @@ from edgellama.artifact.manifest import Artifact
 from support.child import REPOSITORY, run_child, run_python
 from support.exported import export, export_tiny
 
-CHAT = ["-m", "runtime", "chat"]
+CHAT = ["-m", "edgellama", "chat"]
 OPTIONS = ["--max-new-tokens", "8", "--do-sample", "--seed", "1", "--temperature", "0.7"]
 
 

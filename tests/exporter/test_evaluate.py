@@ -12,8 +12,8 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy, sem
 
+from edgellama.__main__ import main
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import main
 from edgellama.exporter.proof import evaluate
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellama.__main__ import main
 from edgellama.artifact.manifest import Artifact, file_entry, write_manifest
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import main
 from support.checkpoints import CONFIGS, DEFAULTS
 from support.child import run_child
 from support.step_runs import BATCH, BUCKETS, CONTEXT, expected, relative_error
@@ -85,7 +85,7 @@ import contextlib, io, json, os, shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
 from edgellama.exporter.proof import verify
-from edgellama.exporter.__main__ import main
+from edgellama.__main__ import main
 
 def interrupt(*_): raise KeyboardInterrupt
 def kill(*_): os._exit(9)
@@ -110,7 +110,7 @@ print(json.dumps(results))
 
 
 def run_exporter(*jobs: dict[str, Any]) -> list[tuple[int, str]]:
-    """(exit status, standard error) of `python -m exporter argv` for each job; `prove` replaces the proof, `free` is
+    """(exit status, standard error) of `edgellama argv` for each job; `prove` replaces the proof, `free` is
     what the disk has free in bytes."""
     done = run_child("-c", RUN, json.dumps(jobs), status=None)
     assert done.returncode in (0, 9), done.stderr

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgellama.__main__ import main
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import main
 from edgellama.exporter.export_options import ExportOptions, declaration, shown_default
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +37,14 @@ def test_the_makefile_forwards_every_option() -> None:
 
 def test_a_variable_becomes_an_option_if_it_is_set() -> None:
     (line,) = make("export", "MODEL=m", "BUCKETS=8,16", "SYNTHETIC=1", "VERIFY=0", "OUT=a b", "CACHE=")
-    assert line == f'{sys.executable} -m exporter export "m" --buckets "8,16" --out "a b" --no-verify --synthetic'
+    assert line == f'{sys.executable} -m edgellama export "m" --buckets "8,16" --out "a b" --no-verify --synthetic'
     (line,) = make("plan", "MODEL=m", "TARGET=portable", "OUT=x", "MEASURED=bench.json")
-    assert line == f'{sys.executable} -m exporter plan "m" --target "portable" --measured "bench.json"'
+    assert line == f'{sys.executable} -m edgellama plan "m" --target "portable" --measured "bench.json"'
 
 
 def test_make_run_takes_the_folder_that_export_chooses() -> None:
     lines = make("run", "MODEL=llama3-8b", "WEIGHTS=int4", "SYNTHETIC=1")
-    assert any('runtime generate "artifacts/llama3-8b-synthetic-cpu-int4"' in line for line in lines)
+    assert any('edgellama generate "artifacts/llama3-8b-synthetic-cpu-int4"' in line for line in lines)
 
 
 def test_the_readme_has_every_option() -> None:

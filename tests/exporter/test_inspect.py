@@ -1,4 +1,4 @@
-"""What `python -m exporter inspect` prints, against figures counted by other means."""
+"""What `edgellama inspect` prints, against figures counted by other means."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgellama.__main__ import main
 from edgellama.artifact.manifest import Artifact, Conversion, file_entry, read_manifest, write_manifest
-from edgellama.exporter.__main__ import main
 from edgellama.exporter.mindir.graph import MindIRGraph, Operation, Value, read
 from edgellama.exporter.plan.memory import peak_activations, run_time_memory
 from edgellama.exporter.tables import size

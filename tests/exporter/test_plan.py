@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import edgellama.exporter.plan
+from edgellama.__main__ import main
 from edgellama.artifact import sizes
 from edgellama.artifact.manifest import Artifact, Manifest
 from edgellama.errors import UserError
-from edgellama.exporter.__main__ import main
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.mindir import graph as mindir_graph
 from edgellama.exporter.network.config import LlamaConfig
@@ -222,7 +222,7 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
 ) -> None:
     report = tmp_path / "bench.json"
     lengths = ["--prompt-lengths", "3,16", "--depths", "8", "--batches", "2", "--repeats", "1", "--steps", "2"]
-    run_child("-m", "runtime", "bench", str(artifacts["int8"]), *lengths, "--json", str(report))
+    run_child("-m", "edgellama", "bench", str(artifacts["int8"]), *lengths, "--json", str(report))
     model = Artifact.open(artifacts["int8"]).manifest.source.model
     assert main(["plan", model, "--measured", str(report), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["measured"]

@@ -164,7 +164,7 @@ def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> N
 
 
 def test_verify_makes_the_same_weights_again(artifacts: dict[str, Path]) -> None:
-    run_child("-m", "exporter", "verify", str(artifacts["int8"]))
+    run_child("-m", "edgellama", "verify", str(artifacts["int8"]))
 
 
 def test_a_model_without_a_config_is_refused(tmp_path: Path) -> None:

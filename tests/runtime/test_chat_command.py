@@ -1,4 +1,4 @@
-"""`python -m runtime chat` from a pipe and from a terminal: answers, slash commands and Ctrl-C."""
+"""`edgellama chat` from a pipe and from a terminal: answers, slash commands and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m runtime`: output, exit status, and how few modules `import runtime` loads."""
+"""`edgellama`: output, exit status, and how few modules `import runtime` loads."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_reader_that_disconnects_is_not_an_error(toy: Path) -> None:
 
 
 def test_invalid_utf8_gives_no_traceback(tmp_path: Path) -> None:
-    command = ["-m", "runtime", "generate", str(tmp_path / "none"), "--prompt", "-"]
+    command = ["-m", "edgellama", "generate", str(tmp_path / "none"), "--prompt", "-"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = run_child(*command, input=b"h\xff", text=False, env=environment, status=2)
     assert b"no such folder" in done.stderr

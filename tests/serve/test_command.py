@@ -1,4 +1,4 @@
-"""`python -m runtime serve` in a separate process: signals, and options that it refuses."""
+"""`edgellama serve` in a separate process: signals, and options that it refuses."""
 
 from __future__ import annotations
 

@@ -40,5 +40,5 @@ def run_python(code: str, *arguments: str, **options: Any) -> Any:
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m runtime` with `arguments`; accepts any exit status."""
-    return run_child("-m", "runtime", *arguments, status=None)
+    """Runs `edgellama` with `arguments`; accepts any exit status."""
+    return run_child("-m", "edgellama", *arguments, status=None)

@@ -63,7 +63,7 @@ def reference() -> LlamaForCausalLM:
 def export(name: str, *options: str) -> Path:
     """Exports `chat_checkpoint` with the command line; `options` are its options."""
     out = scratch() / name
-    run_child("-m", "exporter", "export", str(chat_checkpoint()), "--out", str(out), "--no-verify", *options)
+    run_child("-m", "edgellama", "export", str(chat_checkpoint()), "--out", str(out), "--no-verify", *options)
     return out
 
 

@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_check)
 
 
-def run_check(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_check(arguments: argparse.Namespace) -> None:
     """Run the command `board-check`. Raises UserError as `check` does."""
+    progress = Progress()
     check(arguments.device_id, arguments.probe, arguments.json, progress)
 
 
@@ -152,7 +153,7 @@ def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
             f"`edgellama board-check --probe build/board-probe-{chip.target}`"
         )
     # A separate process, because the libraries of mindspore and of MindSpore Lite cannot be loaded into one.
-    command = [sys.executable, "-m", "exporter", "board-probe", "--target", chip.target, "--out", str(out)]
+    command = [sys.executable, "-m", "edgellama", "board-probe", "--target", chip.target, "--out", str(out)]
     with progress.stage("Exporting the probe"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

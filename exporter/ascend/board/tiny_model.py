@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_probe)
 
 
-def run_probe(arguments: argparse.Namespace, progress: Progress) -> None:
+def run_probe(arguments: argparse.Namespace) -> None:
     """Run the command `board-probe`. Raises UserError as `make` does."""
+    progress = Progress()
     out = arguments.out or Path(f"build/board-probe-{arguments.target}")
     out.parent.mkdir(parents=True, exist_ok=True)
     progress.console.print(f"wrote {make(arguments.target, out, progress)}; copy it to the board", highlight=False)

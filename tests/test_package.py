@@ -1,0 +1,98 @@
+"""The installed package: its names, its version, and a checkout's folder names as second names of the same modules."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgellama
+from edgellama import checkout
+from edgellama.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+CONFIG = configparser.ConfigParser()
+CONFIG.read(ROOT / "setup.cfg")
+
+
+ONCE = """
+import sys
+files = {}
+for name, module in sorted(sys.modules.items()):
+    if name.partition(".")[0] in ("runtime", "exporter", "kernels", "edgellama"):
+        assert files.setdefault(module.__file__, module) is module, name
+"""
+
+
+def run(code: str, cwd: Path = ROOT, **environment: str) -> str:
+    """What Python code prints, run in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_version_is_that_of_setup_cfg() -> None:
+    assert edgellama.__version__ == CONFIG["metadata"]["version"]
+
+
+def test_a_checkout_maps_the_same_folders_as_the_installation() -> None:
+    lines = CONFIG["options"]["package_dir"].strip().splitlines()
+    installed = {folder.strip(): package.strip() for package, folder in (line.split("=") for line in lines)}
+    assert installed == checkout.PACKAGES
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import runtime, edgellama; assert runtime is edgellama",
+        "import edgellama, runtime; assert runtime is edgellama",
+        "import runtime, edgellama; assert runtime.LlamaForCausalLM is edgellama.LlamaForCausalLM",
+        "from runtime.engine.engine import Engine as a; from edgellama.engine.engine import Engine as b; assert a is b",
+        "import exporter.plan, edgellama.exporter.plan as b; assert exporter.plan is b",
+        "from kernels import reference as a; from edgellama.kernels import reference as b; assert a is b",
+    ],
+)
+def test_nothing_is_loaded_twice(code: str) -> None:
+    run(code + ONCE)
+
+
+def test_the_checkout_works_without_an_installation(tmp_path: Path) -> None:
+    """On a board the checkout is used with the Python that has MindSpore Lite."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import exporter, edgellama; print(edgellama.__file__)"
+    # -S -E leave out site-packages, and with them the editable installation.
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(ROOT / "runtime" / "__init__.py"), done.stderr
+
+
+@pytest.mark.parametrize("module", ["exporter", "runtime", "edgellama"])
+def test_the_command_runs_under_each_name(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    listed = set(re.findall(r"^    ([a-z][a-z-]+)(?: |$)", done.stdout, re.MULTILINE))
+    assert listed == {name for name, command in COMMANDS.items() if command.help}
+    assert {"export", "plan", "inspect", "verify", "evaluate", "convert", "generate", "chat", "serve"} < listed
+
+
+def test_an_unknown_module_of_a_folder_is_reported_as_python_does() -> None:
+    code = "try:\n import runtime.nothing\nexcept ModuleNotFoundError as error:\n print(error)"
+    assert run(code) == "No module named 'runtime.nothing'"
+
+
+def test_importing_the_package_loads_no_other_package() -> None:
+    assert run("import edgellama, sys; print('numpy' in sys.modules)") == "False"
