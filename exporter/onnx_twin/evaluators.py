@@ -29,11 +29,10 @@ def _caches(given: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndar
 class FusedAttention(OpRun):
     """(qkv, cos, sin, start, length, caches ...) -> (attended, the caches after the call).
 
-    An int16 cache holds the bits of float16 values (exporter.opsets.cpu explains why).
+    An int16 cache holds the bits of float16 values (exporter/opsets/specs.py explains why).
     """
 
     op_domain = DOMAIN
-    kernel = "fused_attention"
     compute = staticmethod(reference.fused_attention)
 
     def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
@@ -45,7 +44,6 @@ class FusedAttention(OpRun):
 
 class LmHead(OpRun):
     op_domain = DOMAIN
-    kernel = "lm_head"
     compute = staticmethod(reference.lm_head)
 
     def _run(self, x: Any, weight: Any) -> tuple[np.ndarray]:
@@ -188,9 +186,10 @@ OPERATORS: list[type[OpRun]] = [
 
 
 def operators(kernels: Any) -> list[type[OpRun]]:
-    """Return OPERATORS, with the operators of kernels/ascend computed by the functions of that name in `kernels`."""
+    """Return OPERATORS, with the operators of kernels/ascend computed by fused_attention and lm_head of `kernels`."""
+    functions: dict[type[OpRun], Any] = {FusedAttention: kernels.fused_attention, LmHead: kernels.lm_head}
 
-    def taken_from(op: type[OpRun], kernel: str) -> type[OpRun]:
-        return type(op.__name__, (op,), {"compute": staticmethod(getattr(kernels, kernel))})
+    def computed_by(op: type[OpRun], function: Any) -> type[OpRun]:
+        return type(op.__name__, (op,), {"compute": staticmethod(function)})
 
-    return [taken_from(op, op.kernel) if hasattr(op, "kernel") else op for op in OPERATORS]
+    return [computed_by(op, functions[op]) if op in functions else op for op in OPERATORS]

@@ -1,7 +1,8 @@
 """Verify an exported artifact: run it through the real runtime, and compare it with an independent reference.
 
 Graphs for Ascend run through their ONNX twin, because the export host has no device. The runtime runs in a separate
-process (probe.py): MindSpore and MindSpore Lite have libraries with the same names, so one process cannot load both.
+process (run_artifact.py): MindSpore and MindSpore Lite have libraries with the same names, so one process cannot load
+both.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def sequence(manifest: Manifest, count: int) -> NDArray[np.int32]:
 def run_artifact(
     folder: Path, manifest: Manifest, tokens: NDArray[np.int32], edges: list[int], prefix: int, steps: int
 ) -> NDArray[np.float32]:
-    """Return the artifact's logits [B, len(edges) + steps, V]. probe.py computes them in a separate process."""
+    """Return the artifact's logits [B, len(edges) + steps, V]. run_artifact.py computes them in a separate process."""
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
         np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))

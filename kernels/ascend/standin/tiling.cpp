@@ -55,7 +55,7 @@ AttentionShape Shape(const int64_t* v, float scale) {
     return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale};
 }
 
-// UB, L1, L0A, L0B, L0C, cube cores, vector cores, as standin_chip gives them
+// v: UB, L1, L0A, L0B, L0C, cube cores, vector cores, as standin_chip writes them.
 ChipLimits Limits(const int64_t* v) {
     return {standin::kChip.splitCores, standin::kChip.matmulNeedsUb, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
 }

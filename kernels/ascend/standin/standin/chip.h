@@ -34,6 +34,6 @@ struct ChipSpec {
 
 #include "chip_table.h"  // standin::kChip
 
-static_assert(standin::kChip.arch == __NPU_ARCH__, "chip_table.h is of another chip");
+static_assert(standin::kChip.arch == __NPU_ARCH__, "chip_table.h describes another chip");
 
 #endif
