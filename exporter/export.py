@@ -1,15 +1,18 @@
-"""One way to export: checkpoint -> graphs, weights, tokenizer and manifest, proved, in one folder."""
+"""The command `export`: writes one folder with the graphs, weights, tokenizer and manifest of a checkpoint.
+
+The artifact is then compared with a reference (proof/verify.py).
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgellama.artifact.manifest import (
@@ -28,6 +31,7 @@ from edgellama.kernels.ascend.chips import CHIPS
 from .ascend.convert_config import CONFIG, conversion_config
 from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
+from .checkpoint.row_blocks import Piece
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
@@ -39,7 +43,8 @@ from .writing import atomic_folder
 from .writing.constants import write_constants
 from .writing.weights_file import write_weights
 
-MOST_ELEMENTS = 1 << 31
+MAX_ELEMENTS = 1 << 31  # MindSpore Lite 2.0 counts the elements of a tensor in 31 bits
+WEIGHTS_FILE = "weights.safetensors"
 TOOLS = ("mindspore", "transformers", "safetensors", "gguf", "numpy", "onnx")
 
 
@@ -64,19 +69,24 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(options: ExportOptions, progress: Progress) -> Path:
-    """Write the artifact and return its folder. Nothing is left behind where it fails; UserError says why."""
+    """Write the artifact and return its folder.
+
+    Raises UserError if the options do not fit the model, or if the artifact fails the comparison with the reference. An
+    export that fails leaves nothing behind.
+    """
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
-    ops = TARGETS[options.target].opset.cells()
     shape, buckets = shape_of(options, checkpoint.config)
     if shape.chip is not None and not logits_in_float32(checkpoint.config):
-        progress.console.print("The logits will be float16: the vocabulary or the hidden size is no multiple of 16")
+        progress.console.print(
+            "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
+        )
     out = options.folder()
-    tokenizer = checkpoint.tokenizer_files()  # what is wrong with it is told before any work
+    tokenizer = checkpoint.tokenizer_files()  # fails before the long work if the tokenizer is not supported
 
     with atomic_folder.whole(out) as partial:
-        (partial / "graphs").mkdir()
-        graphs, weights = _write_graphs(checkpoint, shape, buckets, ops, partial, progress)
+        writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)
+        graphs, weights = writer.write(buckets)
         for name, data in tokenizer.items():
             (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
@@ -89,76 +99,79 @@ def export(options: ExportOptions, progress: Progress) -> Path:
     return out
 
 
-def _write_graphs(
-    checkpoint: Checkpoint,
-    shape: Shape,
-    buckets: tuple[int, ...],
-    ops: ModuleType,
-    folder: Path,
-    progress: Progress,
-) -> tuple[tuple[Graph, ...], FileEntry | None]:
-    """Every graph file, and the file of the weights where they are inputs of the graphs."""
-    from . import trace
-    from .mindir import lower as mindir
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the graphs and weights of one checkpoint.
 
-    config = checkpoint.config
-    graphs: list[Graph] = []
-    weights: dict[str, TensorSpec] = {}
-    for served in ops.SPEC.graphs(buckets):
-        traced = replace(shape, tokens=served[-1])
-        inputs = ops.SPEC.inputs(config, traced)
-        declared = ops.SPEC.declared_inputs(config, traced)
+    shape: at the largest bucket
+    ops: the op set's module of cells
+    """
+
+    checkpoint: Checkpoint
+    shape: Shape
+    ops: Any
+    folder: Path
+    progress: Progress
+
+    def write(self, buckets: tuple[int, ...]) -> tuple[tuple[Graph, ...], FileEntry | None]:
+        """Write all graph files, and the weights file if the weights are inputs of the graphs."""
+        (self.folder / "graphs").mkdir()
+        stored: dict[str, TensorSpec] = {}  # the tensors of the weights file
+        graphs = tuple(self._write_graph(served, stored) for served in self.ops.SPEC.graphs(buckets))
+        return graphs, self._write_weights(list(stored.values())) if stored else None
+
+    def _write_graph(self, served: tuple[int, ...], stored: dict[str, TensorSpec]) -> Graph:
+        """Trace and write the graph that serves these buckets.
+
+        stored: receives the tensors that the graph takes from the weights file
+        """
+        from . import trace
+        from .mindir import lower as mindir
+
+        config, spec = self.checkpoint.config, self.ops.SPEC
+        traced = replace(self.shape, tokens=served[-1])
+        inputs = spec.inputs(config, traced)
+        declared = spec.declared_inputs(config, traced)
         _check_elements(inputs, "CONTEXT or BATCH")
-        with progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
-            model = mindir.lower(trace.trace(config, traced, ops), declared)
+        with self.progress.stage(f"Tracing {config.num_hidden_layers} layers at {traced.tokens} tokens"):
+            model = mindir.lower(trace.trace(config, traced, self.ops), declared)
         _check_elements(parameters(model), "WEIGHTS")
-        name = f"graphs/{traced.tokens}.mindir"
-        if shape.chip is not None:
-            chip = CHIPS[shape.chip]
+        if self.shape.chip is not None:
+            chip = CHIPS[self.shape.chip]
             check_operators(model, chip)
-            config_file = folder / "graphs" / CONFIG
-            config_file.write_text(conversion_config(chip, declared, served), encoding="utf-8")
+            ini = self.folder / "graphs" / CONFIG
+            ini.write_text(conversion_config(chip, declared, served), encoding="utf-8")
+        name = f"graphs/{traced.tokens}.mindir"
         data: tuple[FileEntry, ...] = ()
-        if ops.SPEC.weights_are_inputs:
+        if spec.weights_are_inputs:
             moved = mindir.parameters_to_inputs(model)
-            weights.update({tensor.name: tensor for spec in moved for tensor in ops.stored(spec, config, shape)})
+            stored |= {tensor.name: tensor for x in moved for tensor in self.ops.stored(x, config, self.shape)}
             inputs = inputs + moved
         else:
-            data = (_write_constants(model, checkpoint, shape, ops, folder, name, progress),)
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-        entry = file_entry(folder, name)
-        outputs = tuple(ops.SPEC.outputs(config, traced))
-        graphs.append(Graph(name, entry.sha256, entry.bytes, traced.tokens, served, tuple(inputs), outputs, data))
-    if not weights:
-        return tuple(graphs), None
-    specs = list(weights.values())
-    total = sum(spec.nbytes for spec in specs)
-    _check_disk(folder, total)
-    with progress.bytes("Writing weights", total) as done:
-        return tuple(graphs), write_weights(
-            folder, "weights.safetensors", specs, lambda name: ops.pieces(name, checkpoint, shape), done
-        )
+            data = (self._write_constants(model, str(Path(name).with_suffix(".data"))),)
+        (self.folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        entry = file_entry(self.folder, name)
+        outputs = tuple(spec.outputs(config, traced))
+        return Graph(name, entry.sha256, entry.bytes, traced.tokens, served, tuple(inputs), outputs, data)
 
+    def _write_weights(self, specs: list[TensorSpec]) -> FileEntry:
+        with self._bar(specs) as done:
+            return write_weights(self.folder, WEIGHTS_FILE, specs, self._pieces, done)
 
-def _write_constants(
-    model: Any,
-    checkpoint: Checkpoint,
-    shape: Shape,
-    ops: ModuleType,
-    folder: Path,
-    graph: str,
-    progress: Progress,
-) -> FileEntry:
-    total = sum(spec.nbytes for spec in parameters(model))
-    _check_disk(folder, total)
-    with progress.bytes("Writing weights", total) as done:
-        return write_constants(
-            model,
-            folder,
-            str(Path(graph).with_suffix(".data")),
-            lambda name: ops.pieces(name, checkpoint, shape),
-            done,
-        )
+    def _write_constants(self, model: Any, name: str) -> FileEntry:
+        """Write the constants of a graph into its data file."""
+        with self._bar(parameters(model)) as done:
+            return write_constants(model, self.folder, name, self._pieces, done)
+
+    def _pieces(self, name: str) -> Iterable[Piece]:
+        pieces: Iterable[Piece] = self.ops.pieces(name, self.checkpoint, self.shape)
+        return pieces
+
+    def _bar(self, specs: Sequence[TensorSpec]) -> AbstractContextManager[Callable[[int], None]]:
+        """Return the progress bar of these tensors. Raises UserError if the disk has no room for them."""
+        total = sum(spec.nbytes for spec in specs)
+        _check_disk(self.folder, total)
+        return self.progress.bytes("Writing weights", total)
 
 
 def _manifest(
@@ -196,19 +209,20 @@ def _manifest(
 
 
 def _check_elements(specs: Sequence[TensorSpec], smaller: str) -> None:
-    """Raise UserError for a tensor that MindSpore Lite 2.0, which counts elements in 31 bits, would not bind."""
+    """Raise UserError for a tensor that MindSpore Lite 2.0 cannot bind. smaller: the options that reduce its size"""
     for spec in specs:
-        if math.prod(spec.shape) >= MOST_ELEMENTS:
+        if math.prod(spec.shape) >= MAX_ELEMENTS:
             raise UserError(
                 f"{spec.name} would have {math.prod(spec.shape):,} elements ({spec.dtype}); MindSpore Lite 2.0 takes "
-                f"fewer than {MOST_ELEMENTS:,} in one tensor. Choose a smaller {smaller}"
+                f"fewer than {MAX_ELEMENTS:,} in one tensor. Choose a smaller {smaller}"
             )
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    """Raise UserError where the weights (`needed` bytes) do not fit beside what is on the disk."""
+    """Raise UserError if the disk has no room for the weights (`needed` bytes)."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder.parent.absolute()} has {free / 1e9:.1f} GB free; the weights need {needed / 1e9:.1f} GB. Set OUT="
+            f"{folder.parent.absolute()} has {free / 1e9:.1f} GB free; the weights need {needed / 1e9:.1f} GB. "
+            "Choose a folder on another disk: OUT=..."
         )

@@ -195,7 +195,7 @@ def test_the_disk_must_hold_the_weights_in_their_own_format(
         {"argv": argv, "free": entry.bytes // 2}, {"argv": argv, "free": entry.bytes}
     )
     assert (short, enough) == (2, 0)
-    assert f"{tmp_path} has 0.0 GB free; the weights need 0.0 GB. Set OUT=" in why
+    assert f"{tmp_path} has 0.0 GB free; the weights need 0.0 GB. Choose a folder on another disk: OUT=" in why
 
 
 def test_an_old_artifact_stays_until_the_new_one_is_complete(
