@@ -98,12 +98,14 @@ class _Keys:
         return value
 
     def need(self, key: str, kind: type) -> Any:
+        """As `take`, but raises UserError if the key is absent."""
         value = self.take(key, kind)
         if value is None:
             raise UserError(f"{self.path} lacks the metadata key {self.prefix}{key}; convert the model again")
         return value
 
     def check_rest(self) -> None:
+        """Raise UserError if keys remain that are neither neutral nor have a neutral value."""
         unknown = {
             key: value
             for key, value in self.left.items()

@@ -46,6 +46,7 @@ class GGUFTensor:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row, which is a whole number of blocks."""
         block, size = GGML_QUANT_SIZES[self.kind]
         return self.shape[-1] // block * size
 
@@ -144,6 +145,8 @@ class _PastEndError(Exception):
 
 
 class _Cursor:
+    """Reads the header's values in order. Raises _PastEndError at the end of the file."""
+
     def __init__(self, data: memoryview) -> None:
         self.data, self.at = data, 0
 

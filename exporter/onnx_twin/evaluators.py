@@ -43,6 +43,8 @@ class FusedAttention(OpRun):
 
 
 class LmHead(OpRun):
+    """(x [B, E] float16, weight [V, E] float16) -> logits [B, V] float32."""
+
     op_domain = DOMAIN
     compute = staticmethod(reference.lm_head)
 
@@ -53,6 +55,8 @@ class LmHead(OpRun):
 
 
 class EdgeEmbedding(OpRun):
+    """(ids [B, S] int32, the packed matrix uint8, length [B] int32) -> h [B, S, width] float32."""
+
     op_domain = DOMAIN
 
     def _run(self, ids: Any, packed: Any, length: Any, format: str, vocabulary: int, width: int) -> tuple[np.ndarray]:
@@ -60,6 +64,8 @@ class EdgeEmbedding(OpRun):
 
 
 class EdgeHead(OpRun):
+    """(h [B, S, E] float32, the packed matrix uint8, length [B] int32, gamma [E] float32) -> logits [B, V] float32."""
+
     op_domain = DOMAIN
 
     def _run(
@@ -154,6 +160,8 @@ class Gemm(OpRun):
 
 
 class MatMul(OpRun):
+    """ONNX's MatMul; float16 products are summed in float32, as on devices."""
+
     def _run(self, a: Any, b: Any) -> tuple[np.ndarray]:
         return (_product(a, b),)
 

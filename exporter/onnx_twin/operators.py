@@ -89,6 +89,7 @@ class Translation:
         return value
 
     def add_constant(self, name: str, array: np.ndarray) -> str:
+        """Add an initializer. Returns its name."""
         self.initializers[name] = numpy_helper.from_array(array, name)
         return name
 

@@ -48,9 +48,11 @@ class TwinGraph:
         """Do nothing: the twin's token axis is symbolic."""
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        """Return the inputs for `run`, in the order of `inputs`. In-place inputs are written to these arrays."""
         return list(arrays)
 
     def run(self, bound: list[Any]) -> list[np.ndarray]:
+        """Evaluate the twin. Returns the graph's outputs, without the in-place writes."""
         feeds = dict(zip(self.inputs, bound, strict=True))
         results: Any = self._run([*self._own, *self._written], {**self._weights, **feeds})
         for name, array in zip(self._written, results[len(self._own) :], strict=True):

@@ -101,6 +101,7 @@ def score(reference: Floats, found: Floats, targets: Ids) -> TokenScores:
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    """Return log(softmax(logits)) over the last axis, computed in float64."""
     x = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -152,6 +153,7 @@ def evaluate(artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int
 
 
 def read_text(path: Path) -> str:
+    """Read a UTF-8 text. Raises UserError if the file is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

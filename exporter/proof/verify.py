@@ -133,4 +133,5 @@ def run_artifact(
 
 
 def json_text(value: object) -> str:
+    """Return the JSON of a value with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
