@@ -13,7 +13,7 @@
 # make kernels       build and install the Ascend operator package (needs CANN)
 # make test          set up and run all tests; make test-fast leaves out those that take minutes
 # make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
-# make lint          run ruff and mypy
+# make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
 # make check-install   run `pip install .` in an empty environment, and generate an answer there
 # make clean         remove the environment and the build folder, but not the artifacts
@@ -114,6 +114,7 @@ lint: $(VENV)/ready-test
 	$(PYTHON) -m ruff format --check .
 	@tests/support/link_package.sh build/typing
 	$(PYTHON) -m mypy
+	@cd build/typing && PYTHONPATH=. $(abspath $(VENV)/bin/lint-imports) --no-cache $(CURDIR)/setup.cfg
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info

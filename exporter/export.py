@@ -28,7 +28,6 @@ from edgellama.artifact.manifest import (
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS
 
-from .ascend.convert_config import CONFIG, conversion_config
 from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
@@ -41,6 +40,7 @@ from .proof import verify
 from .targets import TARGETS
 from .writing import atomic_folder
 from .writing.constants import write_constants
+from .writing.convert_config import CONFIG, conversion_config
 from .writing.weights_file import write_weights
 
 MAX_ELEMENTS = 1 << 31  # MindSpore Lite 2.0 counts the elements of a tensor in 31 bits

@@ -22,7 +22,7 @@ from edgellama.kernels.ascend.chips import CHIPS, Chip
 
 from ..progress import Progress
 from ..writing.atomic_folder import whole
-from .convert_config import CONFIG, write_config
+from ..writing.convert_config import CONFIG, write_config
 from .convert_host import Host, check_room, inspect_host
 
 COMPILED = b"CustomAscend"  # the only node of a graph that CANN compiled

@@ -21,9 +21,9 @@ from edgellama.backend.ascend.npu_smi import parse
 from edgellama.errors import UserError
 from edgellama.exporter.ascend import convert as conversion
 from edgellama.exporter.ascend.convert import ConvertOptions, check_output, convert
-from edgellama.exporter.ascend.convert_config import read_config, write_config
 from edgellama.exporter.ascend.convert_host import Host, cann_version, check_room, inspect_host, package_chips
 from edgellama.exporter.progress import Progress
+from edgellama.exporter.writing.convert_config import read_config, write_config
 from edgellama.kernels.ascend.chips import CHIPS
 from support import ascend_texts as texts
 from support.ascend_artifact import GEARS, ascend_manifest

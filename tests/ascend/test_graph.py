@@ -15,7 +15,6 @@ import pytest
 from edgellama.__main__ import main
 from edgellama.artifact.manifest import Artifact, TensorSpec
 from edgellama.errors import UserError
-from edgellama.exporter.ascend.convert_config import conversion_config, read_config
 from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.mindir import graph as mindir_graph
 from edgellama.exporter.mindir.graph import Operation
@@ -23,6 +22,7 @@ from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.onnx_twin.run import twin_engine
 from edgellama.exporter.opsets.ascend_model_checks import check_model, check_operators
 from edgellama.exporter.proof import verify
+from edgellama.exporter.writing.convert_config import conversion_config, read_config
 from edgellama.kernels.ascend import standin
 from edgellama.kernels.ascend.chips import CHIPS
 from support import step_runs
