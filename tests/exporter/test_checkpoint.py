@@ -1,4 +1,4 @@
-"""Safetensors checkpoints as transformers saves them: read back exactly, and every kind of damage told."""
+"""Safetensors checkpoints that transformers saved: they read back exactly, and every kind of damage is reported."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_shards_read_as_one(tmp_path: Path) -> None:
 
 
 def test_opening_and_reading_one_tensor_does_not_load_the_file(tmp_path: Path) -> None:
-    """A 2.5 GB checkpoint (a file with holes) is opened, and a norm read, within 100 MB."""
+    """Opening a 2.5 GB checkpoint (a sparse file) and reading one norm takes less than 100 MB of memory."""
     config = PRESETS["llama3.2-1b"].config
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     from edgellama.exporter.checkpoint.base import expected_tensors
@@ -152,7 +152,7 @@ def test_tied_output_matrix_may_be_stored_if_it_is_the_embedding(tmp_path: Path)
 
 @pytest.mark.parametrize("lost", [1, 1000, -40, -4])
 def test_a_cut_file_is_refused_before_any_work(tmp_path: Path, lost: int) -> None:
-    """Cut at the end, and (negative) down to a few bytes of the header."""
+    """The file is cut at its end, or (negative) to a few bytes of the header."""
     save(tmp_path)
     path = tmp_path / "model.safetensors"
     size = path.stat().st_size

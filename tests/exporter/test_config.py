@@ -1,4 +1,4 @@
-"""LlamaConfig against real published configs, and against transformers' own configs of the same model types."""
+"""Compares LlamaConfig with published configs, and with transformers' configs of the same model types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
-# As published, transformers 4.45 style.
+# As published, in the form of transformers 4.45.
 LLAMA_32_1B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -182,11 +182,11 @@ MIXED = ["sliding_attention", "full_attention", "full_attention", "sliding_atten
 WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({**MISTRAL, "sliding_window": 9}, (9, 9)),
     ({**MISTRAL, "sliding_window": None}, (0, 0)),
-    (MISTRAL, (4096, 4096)),  # what transformers takes where the config is silent
+    (MISTRAL, (4096, 4096)),  # the default of transformers
     ({**QWEN2, "sliding_window": 9, "max_window_layers": 1}, (0, 0, 0, 0)),
     ({**QWEN2, "sliding_window": 9, "max_window_layers": 1, "use_sliding_window": True}, (0, 9, 9, 9)),
     ({**QWEN2, "sliding_window": 9, "max_window_layers": 0, "use_sliding_window": True}, (9, 9, 9, 9)),
-    ({**QWEN2, "sliding_window": 9, "use_sliding_window": True}, (0, 0, 0, 0)),  # from layer 28 on
+    ({**QWEN2, "sliding_window": 9, "use_sliding_window": True}, (0, 0, 0, 0)),  # starting with layer 28
     ({**QWEN2, "sliding_window": None, "max_window_layers": 0, "use_sliding_window": True}, (0, 0, 0, 0)),
     ({**QWEN2, "sliding_window": 9, "layer_types": MIXED, "use_sliding_window": True}, (9, 0, 0, 9)),
     ({**QWEN2, "max_window_layers": 2, "use_sliding_window": True}, (0, 0, 4096, 4096)),
@@ -247,7 +247,7 @@ def test_presets_read_back_through_transformers(name: str) -> None:
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("extra", [{}, {"head_dim": 40, "attention_bias": True, "eos_token_id": [5, 7]}])
 def test_every_rope_kind_in_both_spellings(rope: dict[str, Any], extra: dict[str, Any]) -> None:
-    """transformers 4's rope_scaling + rope_theta and 5's rope_parameters mean the same, there and back."""
+    """rope_scaling + rope_theta of transformers 4 and rope_parameters of transformers 5 convert into each other."""
     old = LlamaConfig.from_dict({**SMALL, **extra, "rope_theta": 5000.0, "rope_scaling": rope})
     new = LlamaConfig.from_dict({**SMALL, **extra, "rope_parameters": {**rope, "rope_theta": 5000.0}})
     assert old == new
@@ -270,7 +270,7 @@ def test_original_context_beside_the_rope_parameters_wins_as_in_transformers() -
     assert config.rope_scaling is not None
     assert config.rope_scaling.original_max_position_embeddings == 128
     theirs = HFLlamaConfig(**given)
-    LlamaRotaryEmbedding(theirs)  # settles the parameters
+    LlamaRotaryEmbedding(theirs)  # computes the parameters
     assert theirs.rope_parameters["original_max_position_embeddings"] == 128
 
 

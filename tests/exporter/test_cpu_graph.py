@@ -1,4 +1,4 @@
-"""Artifacts of the cpu op set in MindSpore Lite, against transformers; and what is refused when a graph is built."""
+"""Compares artifacts of the cpu op set in MindSpore Lite with transformers; checks what a graph build refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {
     "verify": False,
     "target": "cpu",
 }
-# Weights, cache -> how far the logits may be off, in parts of their range.
+# Weights, cache -> tolerance of the logits, as a fraction of their range.
 FORMATS = {
     ("fp32", "float32"): 1e-5,
     ("fp32", "float16"): 3e-3,
@@ -34,7 +34,7 @@ FORMATS = {
 
 @pytest.fixture(scope="module")
 def artifacts(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    """Every config in float32, and every format of one config, in one export process."""
+    """Every config in float32, and every format for one config, exported by one process."""
     folder = tmp_path_factory.mktemp("cpu")
     jobs: dict[Any, dict[str, Any]] = {
         name: {"model": tiny_checkpoint(**config), "weights": "fp32", "out": folder / name, **SIZES}
@@ -66,7 +66,7 @@ def test_formats(key: tuple[str, str], logits: dict[Any, Any], tiny_checkpoint: 
 
 
 def build(graph: Path) -> subprocess.CompletedProcess[str]:
-    """Build a graph file in MindSpore Lite, in a process of its own."""
+    """Builds a graph file with MindSpore Lite in a child process."""
     code = (
         "import sys; from pathlib import Path; from edgellama.backend.lite_graph import LiteGraph, import_lite\n"
         "from edgellama.backend.cpu_kernels import register\n"

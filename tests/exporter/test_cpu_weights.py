@@ -1,4 +1,4 @@
-"""Which checkpoint tensors the cpu op set's weights are made of; what is quantized already is kept as it is."""
+"""Which checkpoint tensors form the weights of the cpu op set; quantized blocks are copied without a change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 4
 
 
 class Fake:
-    """A checkpoint of one layer, its matrices [n, 64] stored as blocks of `kind`."""
+    """A checkpoint of one layer whose matrices [n, 64] are stored as blocks of `kind`."""
 
     def __init__(self, kind: Kind | None):
         self.kind = kind
@@ -55,7 +55,7 @@ def values(name: str, kind: Kind | None, fmt: str, rows: int) -> np.ndarray:
 def test_matrices_are_the_checkpoints(
     kind: Kind | None, fmt: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exactly, where the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0; in pieces or whole."""
+    """They are exact if the format can hold the source: float32, Q8_0 in int8, Q4_0 in q4_0; in blocks or whole."""
     monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
     attention, mlp, source = f"{LAYER}.self_attn", f"{LAYER}.mlp", Fake(kind)
     qkv = np.concatenate([source.tensor(f"{attention}.{x}_proj.weight") for x in "qkv"])

@@ -1,4 +1,4 @@
-"""The evaluation's formulas against torch and scipy, its windows, and an artifact against its own reference."""
+"""Compares the formulas of the evaluation with torch and scipy, and an artifact with its reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgellama.exporter.proof import evaluate
 
 
 def noisy_logits(rows: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(reference, found, targets): logits with a wide range, their neighbours, and the tokens that follow."""
+    """(reference, found, targets): logits with a wide range, slightly different logits, and the next tokens."""
     rng = np.random.default_rng(3)
     reference = (rng.normal(size=(rows, vocabulary)) * 20).astype(np.float32)
     found = reference + rng.normal(size=reference.shape).astype(np.float32)
@@ -48,7 +48,7 @@ def test_summary_gives_means_quantile_and_standard_errors() -> None:
 
 def test_equal_logits_have_no_divergence() -> None:
     reference, _, targets = noisy_logits(10, 30)
-    scores = evaluate.score(reference, reference + np.float32(2), targets)  # a shift changes no probability
+    scores = evaluate.score(reference, reference + np.float32(2), targets)  # adding a constant changes no probability
     assert np.abs(scores.kl).max() < 1e-5 and scores.agrees.all()
     np.testing.assert_allclose(scores.nll, scores.reference_nll, rtol=1e-5)
 

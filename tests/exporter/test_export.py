@@ -1,4 +1,4 @@
-"""Export end to end: small random checkpoints of every kind against transformers, proof, bad options, bad ends."""
+"""Export end to end: small random checkpoints compared with transformers, verification, bad options, failures."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_prefill_and_decode_agree_with_transformers(
 
 
 def test_the_configs_differ_where_they_should(lite_logits: dict[str, np.ndarray]) -> None:
-    """The same weights under another rope give other logits, so that test above can tell the kinds apart."""
+    """The same weights with another rope give other logits, so the test above can distinguish the kinds."""
     plain = lite_logits["plain"]
-    assert relative_error(lite_logits["dynamic"], plain) > TOLERANCE  # other key/value heads
+    assert relative_error(lite_logits["dynamic"], plain) > TOLERANCE  # it has another number of key/value heads
     for name in ("linear", "yarn-mscale"):
         assert relative_error(lite_logits[name], plain) > 100 * TOLERANCE, name
 
@@ -53,7 +53,7 @@ def test_verify_accepts_what_export_wrote(tiny_artifact: Path) -> None:
 
 
 def test_verify_catches_a_changed_weight(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A changed byte by its hash; a wrong weight whose hashes were made to fit, by its logits."""
+    """The hash shows a changed byte; the logits show a wrong weight whose hashes were updated."""
     copy = Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))
     manifest = Artifact.open(copy).manifest
     graph = manifest.graphs[0]
@@ -79,7 +79,7 @@ def test_verify_refuses_another_checkpoint(
     assert "is another model than" in capsys.readouterr().err
 
 
-# Each runs `main` in one process of its own; what it prints is read back.
+# Runs `main` for each job in one child process and prints the results.
 RUN = """
 import contextlib, io, json, os, shutil, sys
 from pathlib import Path
@@ -110,8 +110,10 @@ print(json.dumps(results))
 
 
 def run_exporter(*jobs: dict[str, Any]) -> list[tuple[int, str]]:
-    """(exit status, standard error) of `edgellama argv` for each job; `prove` replaces the proof, `free` is
-    what the disk has free in bytes."""
+    """Returns (exit status, standard error) of the exporter's command line for each job.
+
+    A job has the keys `argv`, `prove` (replaces the verification) and `free` (free bytes on the disk).
+    """
     done = run_child("-c", RUN, json.dumps(jobs), status=None)
     assert done.returncode in (0, 9), done.stderr
     return [] if done.returncode else [tuple(r) for r in json.loads(done.stdout.splitlines()[-1])]
@@ -140,14 +142,14 @@ def test_bad_options_are_one_line_and_leave_nothing(tiny_checkpoint: Callable[..
     assert list(tmp_path.iterdir()) == []
 
 
-LARGE = {  # of a table, of a cache
+LARGE = {  # in a table, in a cache
     "model.embed_tokens.weight would have 2,293,760,000 elements (uint8)": {"vocab_size": 70_000, "hidden_size": 8192},
     "k_cache.0 would have 2,147,483,680 elements (int16)": {"max_position_embeddings": 1 << 30},
 }
 
 
 def test_tensors_that_mindspore_lite_cannot_count_are_refused(tmp_path: Path) -> None:
-    """With the size that would pass: bfloat16 tables, a shorter context."""
+    """The error names a setting that passes: bfloat16 tables, a shorter context."""
     jobs = []
     for words, change in LARGE.items():
         folder = tmp_path / str(len(jobs))
@@ -201,7 +203,7 @@ def test_the_disk_must_hold_the_weights_in_their_own_format(
 def test_an_old_artifact_stays_until_the_new_one_is_complete(
     tiny_checkpoint: Callable[..., Path], config_artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A killed export leaves nothing that loads, and the next one sweeps it away."""
+    """A killed export leaves nothing that can be loaded, and the next export deletes its files."""
     out = Path(shutil.copytree(config_artifacts["plain"], tmp_path / "x"))
     argv = ["export", str(tiny_checkpoint()), "--out", str(out), *SMALL]
     assert run_exporter({"argv": argv, "prove": "kill"}) == []
@@ -218,7 +220,7 @@ def test_an_old_artifact_stays_until_the_new_one_is_complete(
 def test_same_inputs_same_bytes(
     tiny_checkpoint: Callable[..., Path], config_artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """From two processes, at different times and places."""
+    """Two processes export at different times into different folders."""
     sizes = {"context": CONTEXT, "batch": BATCH, "buckets": ",".join(map(str, BUCKETS[1:]))}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     argv = ["export", str(tiny_checkpoint()), "--target", "portable", "--out", str(tmp_path / "x"), "--no-verify"]
@@ -248,7 +250,7 @@ print(len(model.graph.parameter), re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 
 @pytest.mark.slow
 def test_tracing_llama3_8b_needs_no_weights_in_memory() -> None:
-    """32 GB of float32 weights; the process that traces the largest bucket stays below 1.5 GB."""
+    """The float32 weights would have 32 GB; the process that traces the largest bucket stays below 1.5 GB."""
     parameters, peak_kib = map(int, run_child("-c", TRACE).stdout.split()[-2:])
     assert parameters == 3 + 32 * 9 + 2
     assert peak_kib * 1024 < 1.5e9

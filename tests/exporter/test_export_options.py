@@ -1,4 +1,4 @@
-"""The options of an export are declared once: the command lines, the Makefile and README follow the declarations."""
+"""The options of an export are declared once: the command lines, the Makefile and README use the declarations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_make_run_takes_the_folder_that_export_chooses() -> None:
 
 
 def test_the_readme_has_every_option() -> None:
-    """Help and default word for word; a page may set backticks."""
+    """The page has the exact help and default; it may add backticks."""
     text = (ROOT / "README.md").read_text().replace("`", "")
     table = text.partition("| option | default | meaning |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
     expected = [

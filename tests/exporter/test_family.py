@@ -1,4 +1,4 @@
-"""Mistral and Qwen2: what the graphs of one schedule (checkpoints.CONFIGS) do not say of windows, and generate()."""
+"""Mistral and Qwen2: tests of windows beyond the common schedule (checkpoints.CONFIGS), and generate()."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS = [(family, target) for family in MODELS for target in ("portable", "cpu")]
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_both_references_agree(name: str, tiny_checkpoint: Callable[..., Path]) -> None:
-    """Export is proved against either: transformers, or numpy where torch is not installed."""
+    """Verification uses either: transformers, or numpy if torch is not installed."""
     checkpoint = open_checkpoint(tiny_checkpoint(**CONFIGS[name]))
     tokens, positions = token_rows(checkpoint.config.vocab_size)[0], list(range(CONTEXT))
     expected = _transformers(checkpoint)(tokens, positions)
@@ -44,7 +44,7 @@ def test_both_references_agree(name: str, tiny_checkpoint: Callable[..., Path]) 
 
 @pytest.mark.parametrize("name", ["mistral-window-17", "qwen2-windows-16"])
 def test_a_window_sways_the_logits(name: str, tiny_checkpoint: Callable[..., Path]) -> None:
-    """Of tokens past it, and of no others: so the tests can tell a graph that has it from one that has not."""
+    """It changes the logits of tokens beyond it and no others, so the tests detect a graph without the window."""
     checkpoint = open_checkpoint(tiny_checkpoint(**CONFIGS[name]))
     tokens, positions = token_rows(checkpoint.config.vocab_size)[0], list(range(CONTEXT))
     windowed = _numpy(checkpoint, tokens, positions)
@@ -94,7 +94,7 @@ def test_a_long_window_is_decoded_across(artifacts: dict[tuple[str, str], Path])
 def test_generate_gives_transformers_tokens_across_the_window(
     key: tuple[str, str], artifacts: dict[tuple[str, str], Path], tiny_checkpoint: Callable[..., Path]
 ) -> None:
-    """Prompts around the window, padded on either side, in waves of three rows; greedy and beams."""
+    """Prompts around the size of the window, padded on either side, in batches of three rows; greedy and beams."""
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(**MODELS[key[0]]), dtype=torch.float32).eval()
     rng = np.random.default_rng(3)
     rows = [rng.integers(8, 250, size).tolist() for size in (WINDOW - 1, WINDOW, WINDOW + 1, 3, 33)]
@@ -137,7 +137,7 @@ def test_a_mask_row_per_token_only_where_a_window_is_passed(
 
 @pytest.mark.parametrize("window", [1, 3, 16, 17, 40, 64])
 def test_masks_say_what_the_window_means(window: int, config_artifacts: dict[str, Path]) -> None:
-    """Position i sees j where i - window < j <= i: each position once, in the cache or among the call's tokens."""
+    """Position i attends to j if i - window < j <= i: each j once, in the cache or among the tokens of the call."""
     graph = Artifact.open(config_artifacts["mistral-window-17"]).manifest.graphs[0]
     step = StepInputs(graph, 16, 64, window)
     start, length = np.array([0, 41]), np.array([16, 9])

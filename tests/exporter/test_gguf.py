@@ -138,7 +138,7 @@ def test_qwen2_comes_back_with_its_biases_and_without_a_window(tmp_path: Path, c
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_agrees_with_transformers_own_gguf_reader(tmp_path: Path, arch: str) -> None:
-    """An independent mapping of names and rows, on a quantized file."""
+    """transformers maps names and rows independently; the file is quantized."""
     made = model() if arch == "llama" else qwen2()
     tokens = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": list("abcdefgh")}
     write_model(tmp_path / "m.gguf", made, Kind.Q8_0, metadata=tokens, arch=arch)
@@ -278,7 +278,7 @@ def test_a_damaged_header_never_crashes(tmp_path: Path, whole: bytes, data: st.D
         checkpoint = open_checkpoint(tmp_path / "m.gguf")
     except UserError:
         return
-    for name in checkpoint.names():  # what opens can be read
+    for name in checkpoint.names():  # a file that opens can be read
         assert checkpoint.tensor(name).shape == checkpoint.shape(name)
 
 
@@ -288,7 +288,7 @@ def open_file(folder: Path, content: bytes) -> GGUFFile:
 
 
 def test_reader_agrees_with_the_gguf_packages(smollm2_gguf: Path) -> None:
-    """Fields and tensors of a real file, against the reader that is too slow for large vocabularies."""
+    """Compares fields and tensors of a real file with the gguf package, which is too slow for large vocabularies."""
     theirs, ours = GGUFReader(smollm2_gguf), GGUFFile(smollm2_gguf)
     their_fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
     assert list(their_fields) == list(ours.fields)
@@ -302,7 +302,7 @@ def test_reader_agrees_with_the_gguf_packages(smollm2_gguf: Path) -> None:
 
 
 def test_smollm2_generates_its_published_text_in_transformers(smollm2_gguf: Path) -> None:
-    """Weights, row order and config of the real file: its published greedy continuation."""
+    """With the weights, row order and config of the real file, the model generates its published continuation."""
     checkpoint = open_checkpoint(smollm2_gguf)
     assert checkpoint.config == PRESETS["smollm2-135m-instruct"].config
     assert checkpoint.eos_token_id() == (2,)

@@ -1,4 +1,4 @@
-"""Tokenizers built from GGUF metadata, against published behaviour and against BPE written from its definition."""
+"""Compares tokenizers built from GGUF metadata with published behaviour and with BPE written from its definition."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_smollm2_generation_config(smollm2_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def published_smollm2(smollm2: GGUFFile) -> Tokenizer:
-    """As the published tokenizer.json of SmolLM2 puts it: single digits, then GPT-2's own pre-tokenizer."""
+    """Like the published tokenizer.json of SmolLM2: single digits, then GPT-2's pre-tokenizer."""
     tokens, merges = smollm2.fields["tokenizer.ggml.tokens"], smollm2.fields["tokenizer.ggml.merges"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(m.split(" ")) for m in merges]))
@@ -98,7 +98,7 @@ def published_smollm2(smollm2: GGUFFile) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def loaded_smollm2(smollm2_folder: Path) -> tuple[Tokenizer, list[bool]]:
-    """The tokenizer from its file, and which bytes it has a token for (SmolLM2 lacks 21 of the 256)."""
+    """The tokenizer from its file, and the bytes that have a token (21 of the 256 have none in SmolLM2)."""
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
     return tokenizer, [letter in vocabulary for letter in byte_alphabet()]
@@ -117,7 +117,7 @@ def test_smollm2_like_the_published_tokenizer(published_smollm2: Tokenizer, load
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def kind(request: pytest.FixtureRequest, smollm2: GGUFFile) -> tuple[str, Tokenizer, dict[str, int], list[str]]:
-    """Each way to split, over SmolLM2's vocabulary and merges."""
+    """Each kind of pre-tokenizer, with the vocabulary and merges of SmolLM2."""
     file = GGUFFile(smollm2.path)
     file.fields["tokenizer.ggml.pre"] = request.param
     vocabulary = {token: i for i, token in enumerate(file.fields["tokenizer.ggml.tokens"])}
@@ -184,7 +184,7 @@ def test_special_tokens_and_bos(tmp_path: Path) -> None:
     assert files["chat_template.jinja"] == b"{{ x }}"
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 256, "eos_token_id": [257, 258]}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer("x a").input_ids == [256, ord("x"), 260]  # bos, as Llama 3 does
+    assert tokenizer("x a").input_ids == [256, ord("x"), 260]  # bos, like Llama 3
     assert tokenizer("x", "y").input_ids == [256, ord("x"), 256, ord("y")]
     assert tokenizer("x", add_special_tokens=False).input_ids == [ord("x")]
     ids = tokenizer("<|eot|><tool>", add_special_tokens=False).input_ids
@@ -204,7 +204,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFFile, Tokenizer, dict[str, int], np.ndarray]:
-    """A vocabulary as Llama 2's: marks, bytes, pieces by falling score, then single letters."""
+    """A vocabulary like Llama 2's: special tokens, bytes, pieces by decreasing score, then single letters."""
     trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False)
     trained = Tokenizer(models.BPE())
     texts = [Path(bpe_reference.__file__).read_text(), *CORPUS]

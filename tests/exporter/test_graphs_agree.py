@@ -1,4 +1,4 @@
-"""The same graph through MindSpore Lite, MindSpore itself and the ONNX twin, over the runtime's own engine."""
+"""Runs the same graph in MindSpore Lite, in MindSpore and as the ONNX twin, each with the runtime's engine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from support import step_runs
 from support.checkpoints import CONFIGS, export_all
 from support.step_runs import expected, relative_error, run_schedule
 
-TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, through two or three layers
+TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, in two or three layers
 MINDSPORE = (
     "gqa-3to1",
     "head-size-20",
     "yarn",
     "qwen2-windows-16",
-)  # it compiles each bucket of each, a second or two a time
-# Weights and cache of the cpu target -> how far its logits may be from the definitions': activations have 16 bits with
-# integer weights, 8 where the CPU has AMX and the call enough tokens; a cache entry may round the other way.
+)  # MindSpore compiles each bucket of each config, which takes one or two seconds
+# Weights and cache of the cpu target -> tolerance of its logits. With integer weights, activations have 16 bits, or 8
+# bits with AMX and enough tokens in a call. An entry of the cache may be rounded differently.
 CPU = {
     ("fp32", "float32"): TOLERANCE,
     ("fp32", "float16"): 1e-4,
@@ -90,7 +90,7 @@ def test_mindspore_itself_agrees_with_the_runtime(
 def test_the_twin_is_the_checkpoints_network(
     name: str, config_artifacts: dict[str, Path], tiny_checkpoint: Callable[..., Path]
 ) -> None:
-    """So that agreement is not of three wrong graphs."""
+    """This excludes three graphs that agree but are wrong."""
     twin = run_schedule(twin_engine(Artifact.open(config_artifacts[name])))
     assert relative_error(twin, expected(tiny_checkpoint(**CONFIGS[name]))) < TOLERANCE
 
@@ -102,7 +102,7 @@ def test_cpu_graphs_agree_with_their_kernels_definitions(
     cpu_artifacts: dict[tuple[str, str], Path],
     cpu_logits: dict[tuple[str, str], np.ndarray],
 ) -> None:
-    """MindSpore Lite with our kernels, and the twin with kernels/reference.py: graph, weights and caches in place."""
+    """Compares MindSpore Lite with our kernels and the twin with kernels/reference.py: graph, weights, caches."""
     twin = run_schedule(twin_engine(Artifact.open(cpu_artifacts[weights, cache])))
     assert relative_error(twin, cpu_logits[weights, cache]) < CPU[weights, cache]
 

@@ -58,7 +58,7 @@ def test_the_kind_of_attention(
 
 
 def test_operators_are_counted(printed: str, tiny_artifact: Path) -> None:
-    """7 linear layers in each of 2 layers and the head; 3 products of activations would be wrong: there are 4."""
+    """Each of the 2 layers has 7 linear layers, plus the head. A layer has 4 products of activations, not 3."""
     assert row(printed, "MatMul").split()[-1] == str(7 * 2 + 1)
     assert row(printed, "BatchMatMul").split()[-1] == str(4 * 2)
     assert row(printed, "Softmax").split()[-1] == "2"
@@ -91,7 +91,7 @@ def operation(name: str, operator: str, inputs: tuple[str, ...], elements: int) 
 
 
 def test_peak_of_activations_follows_lifetimes() -> None:
-    """a (100) and b (50) live together; then b's view and c (10) while a is gone; the output d stays to the end."""
+    """a (100) and b (50) are alive together; then b's view and c (10), without a; the output d stays until the end."""
     operations = (
         operation("a", "Square", ("x",), 100),
         operation("b", "ReduceMean", ("a",), 50),
@@ -126,7 +126,7 @@ def test_onnx_is_written_on_demand(tiny_artifact: Path, tmp_path: Path, capsys: 
 
 
 def test_a_converted_graph_is_not_read(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A file that is no MindIR stands for what CANN compiled."""
+    """A file that is not a MindIR replaces the graph that CANN compiles."""
     copy = tmp_path / "converted"
     shutil.copytree(tiny_artifact, copy)
     manifest = read_manifest(copy)

@@ -1,4 +1,4 @@
-"""Lowering: what MindSpore traces, what MindSpore Lite reads, and nothing lost in between."""
+"""Lowering: MindSpore Lite reads the graph that MindSpore traced, and nothing is lost in between."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def inputs_of(model: Any) -> list[TensorSpec]:
-    """Names for the traced model's inputs, which MindSpore numbers."""
+    """Returns names for the inputs of the traced model, which MindSpore only numbers."""
     dtypes = {number: name for name, number in mindir.DTYPES.items()}
     tensors = [(value.tensor[0], i) for i, value in enumerate(model.graph.input)]
     return [TensorSpec(f"input.{i}", dtypes[t.data_type], tuple(t.dims)) for t, i in tensors]
@@ -89,7 +89,7 @@ def test_every_value_is_defined_before_its_use(lowered: Any) -> None:
 
 
 def options(model: Any, operator: str, index: int) -> list[Any]:
-    """The traced nodes' constant input `index`, in execution order."""
+    """Returns the constant input `index` of the traced nodes, in execution order."""
     constants = {n.output[0]: n.attribute[0] for n in model.graph.node if n.op_type == "Constant"}
     nodes = [n for n, p in mindir.operators(model) if p is not None and p.op_type == operator]
     return [attribute_value(constants[n.input[index]]) for n in nodes]
@@ -112,7 +112,7 @@ def options(model: Any, operator: str, index: int) -> list[Any]:
 def test_options_became_attributes(
     traced: Any, graph: MindIRGraph, operator: str, index: int, names: list[str]
 ) -> None:
-    """The same values in the same order, under every name that releases look for; and no longer inputs."""
+    """The values and their order are the same, under every name that a release reads, and they are no inputs."""
     wanted = options(traced, operator, index)
     found = [op for op in graph.operations if op.operator == operator]
     assert wanted
@@ -123,7 +123,7 @@ def test_options_became_attributes(
 
 
 def test_no_operator_is_lost(traced: Any, graph: MindIRGraph) -> None:
-    """All that compute something; tuples and what orders memory may go."""
+    """Every operator that computes something stays; tuples and operators that order memory may disappear."""
     computed = [p.op_type for _, p in mindir.operators(traced) if p is not None and p.op_type in mindir.OPERATORS]
     kept = [op.operator for op in graph.operations]
     for tuples in ("MakeTuple", "TupleGetItem"):
@@ -145,7 +145,7 @@ def test_parameters_are_the_checkpoint_and_the_rotary_tables(config: dict[str, A
 
 
 def test_two_traces_lower_to_the_same_bytes(traced: Any, lowered: Any, tmp_path: Path) -> None:
-    """Though the traces themselves differ from process to process."""
+    """The traces themselves differ from process to process."""
     again = trace_in_child(BIASED, tmp_path)
     data = mindir.lower(again, inputs_of(again)).SerializeToString(deterministic=True)
     assert data == lowered.SerializeToString(deterministic=True)

@@ -28,19 +28,19 @@ from edgellama.kernels import reference
 
 @pytest.fixture(scope="module")
 def artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A copy, whose graphs folder the twin may be written into."""
+    """A copy of the artifact, so that the twin can be written into its graphs folder."""
     copy = shutil.copytree(tiny_artifact, tmp_path_factory.mktemp("twin") / "tiny")
     return Artifact.open(copy)
 
 
 @pytest.fixture(scope="module")
 def path(artifact: Artifact) -> Path:
-    """The twin beside the MindIR."""
+    """The twin in the folder of the MindIR."""
     return onnx_twin.write(artifact, artifact.path / "graphs")[0]
 
 
 def step_inputs(artifact: Artifact, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random token ids, and caches that are half full."""
+    """Returns random token ids and half-filled caches."""
     rng = np.random.default_rng(seed)
     graph, context = artifact.manifest.graphs[0], artifact.manifest.context
     step = StepInputs(graph, tokens, context)
@@ -57,7 +57,7 @@ def test_every_operator_of_the_lowering_has_a_twin() -> None:
 
 
 def test_names_and_operators_are_kept(artifact: Artifact, path: Path) -> None:
-    """One node for each operator, in order, under its name; only transpositions within products are added."""
+    """The twin has one node for each operator, with its name, in order; only transpositions for products are added."""
     mindir_graph = read(artifact.file(artifact.manifest.graphs[0].file))
     model = onnx.load(path, load_external_data=False)
     computing = [op.name for op in mindir_graph.operations if op.operator not in ("MakeTuple", "TupleGetItem")]
@@ -120,7 +120,7 @@ def test_no_room_for_a_copy(artifact: Artifact, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("tokens", [1, 3, 4, 16, 21])
 def test_onnxruntime_and_onnx_reference_agree(artifact: Artifact, path: Path, tokens: int) -> None:
-    """At token counts that are buckets and at others: the axis is really dynamic."""
+    """The axis is really dynamic: the numbers of tokens are buckets and others."""
     feeds = step_inputs(artifact, tokens)
     wanted = onnxruntime.InferenceSession(path).run(None, feeds)
     graph = artifact.manifest.graphs[0]
@@ -160,7 +160,7 @@ def test_options_without_a_twin_are_named(
         onnx_twin.translate(replace(mindir_graph, operations=ops), graph)
 
 
-# A graph with custom operators, as a cpu op set writes them: two attentions, one after the other, over one cache.
+# A graph with custom operators in the form of the cpu op set: two attentions after each other, with one cache.
 ROWS, TOKENS, HEADS, GROUPS, DIM, CAPACITY = 2, 3, 4, 2, 8, 10
 WIDTH = (HEADS + 2 * GROUPS) * DIM
 CACHE = (ROWS, GROUPS, CAPACITY, DIM)
@@ -205,7 +205,7 @@ def custom_inputs() -> dict[str, np.ndarray]:
 
 
 def test_custom_operators_answer_to_their_definition() -> None:
-    """The second attention reads what the first one wrote; the caches come out as further outputs."""
+    """The second attention reads the rows that the first one wrote; the caches are additional outputs."""
     shape = (ROWS, TOKENS, HEADS * DIM)
     add = Operation("sum", "Add", ("first", "second"), {}, (Value("sum", "float32", shape),))
     operations = (attention("first", "start"), attention("second", "later"), add)
@@ -228,7 +228,7 @@ def test_custom_operators_answer_to_their_definition() -> None:
 
 
 def test_a_device_may_return_what_it_writes() -> None:
-    """Where the MindIR node has the caches as results, the next node reads those."""
+    """If the MindIR node has the caches as results, the next node reads these results."""
     items = [
         Operation(f"item.{i}", "TupleGetItem", ("first", "one"), {}, (Value(f"item.{i}", "float16", CACHE),))
         for i in range(1)
@@ -251,7 +251,7 @@ def test_a_device_may_return_what_it_writes() -> None:
 
 
 def test_plain_attributes_an_optional_one_and_half_precision() -> None:
-    """As an Ascend op set writes them: no list of texts, window left out."""
+    """In the form of the Ascend op set: no list of texts, and no window."""
     op = attention("first", "start", attr=(), heads=4, scale=0.25)
     shape = (ROWS, TOKENS, HEADS * DIM)
     model = onnx_twin.translate(*custom_graph(op, output="first", shape=shape))
@@ -277,7 +277,7 @@ def test_custom_operators_that_do_not_fit_are_named(changes: dict[str, Any], wor
 
 
 def test_half_precision_products_are_summed_in_float32() -> None:
-    """4,096 products of 1: float16 alone stops counting at 2,048."""
+    """The sum of 4,096 products of 1 would stay at 2,048 in float16."""
     node = helper.make_node("Gemm", ["a", "b"], ["y"], transB=1)
     tensors = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1, None]) for name in "aby"]
     model = helper.make_model(helper.make_graph([node], "g", tensors[:2], tensors[2:]))

@@ -1,4 +1,4 @@
-"""The cost model: sizes against exported artifacts to the byte, operations against torch's own count."""
+"""The cost model: its sizes equal those of exported artifacts, and its operations equal torch's count."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_sizes_are_the_artifacts(case: str, artifacts: dict[str, Path]) -> None:
     assert plan.buckets == manifest.buckets
     assert plan.weights_file() == sizes.weights_bytes(manifest)
     assert plan.cache_bytes() == sizes.cache_bytes(manifest)
-    if manifest.target == "cpu":  # its kernels keep results of their own beside the graph's
+    if manifest.target == "cpu":  # its kernels keep further results, in addition to those of the graph
         assert plan.step_weight_bytes() == sizes.step_weight_bytes(manifest)
     graphs = {graph.file: mindir_graph.read(artifact.file(graph.file)) for graph in manifest.graphs}
     estimated, found = plan.memory(), run_time_memory(manifest, graphs)
@@ -100,7 +100,7 @@ def test_parameters_are_those_of_the_checkpoint(config: str, tiny_checkpoint: Ca
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_operations_are_those_that_torch_counts(rows: int, tiny_checkpoint: Callable[..., Path]) -> None:
-    """transformers' attention computes every score of a prompt and masks half of them; the difference is added here."""
+    """transformers computes every score of a prompt and masks half of them; this test adds the difference."""
     folder = tiny_checkpoint()
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     config = LlamaConfig.from_dict(json.loads((folder / "config.json").read_text()))
@@ -134,7 +134,9 @@ def test_ascend_holds_half_precision_and_quantized_layers() -> None:
     linear = parameters(config) - 65 * 4096 - tables // 2
     scales = 2 * 32 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
     assert 0 <= quantized.weights_file() - (tables + linear + scales + norms + rope) < 64 * 800
-    assert half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2  # the embedding is looked up
+    assert (
+        half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2
+    )  # the embedding is only read row by row
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
     board = BOARDS["ascend310p"][0]
     assert board.bandwidth and board.flops
     memory, compute = roofline(plan.cost(1, 0), board.bandwidth, board.flops)
-    # 8.0 billion float16 weights less the embedding's half billion, at 204.8 GB/s, and two operations each
+    # 8.0 billion float16 weights without the half billion of the embedding, at 204.8 GB/s, and two operations each
     assert memory == pytest.approx(2 * 7.5e9 / 204.8e9, rel=0.01) and compute == pytest.approx(
         2 * 7.5e9 / 70e12, rel=0.01
     )
@@ -182,7 +184,7 @@ def test_the_records_of_the_op_sets_need_no_mindspore_and_are_those_of_the_cells
 
 
 def documented(found: Any, text: str) -> None:
-    """Every key is in the module's description, but for those of the config."""
+    """Asserts that the module's docstring has every key, except for those of the config."""
     for key, value in found.items():
         assert key in text, key
         for inner in value if isinstance(value, list) else [value]:
@@ -202,7 +204,7 @@ def test_presets_need_no_download(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_the_table_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 310B shares its memory with the host, which holds the file while it is copied: 2 x 16 GB of 8B."""
+    """The 310B shares its memory with the host, which holds the file during the copy: 2 x 16 GB for 8B."""
     monkeypatch.setenv("COLUMNS", "200")
     fits = {}
     for model in ("llama3-8b", "llama3.2-1b"):

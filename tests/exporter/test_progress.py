@@ -1,4 +1,4 @@
-"""The progress line on a terminal (a pseudo-terminal here) and elsewhere."""
+"""The progress line on a terminal (here a pseudo-terminal), and without a terminal."""
 
 from __future__ import annotations
 

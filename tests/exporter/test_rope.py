@@ -1,4 +1,4 @@
-"""Rotary tables against transformers' own LlamaRotaryEmbedding, for every kind and over their parameters."""
+"""Compares rotary tables with transformers' LlamaRotaryEmbedding, for every kind and many parameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(head_dim: int, theta: float, rope: dict[str, Any] | None) -> LlamaCon
 def assert_like_transformers(ours: LlamaConfig) -> None:
     theirs = LlamaRotaryEmbedding(HFLlamaConfig(**ours.to_dict()))
     frequency, factor = rope_frequencies(ours)
-    # theirs is float32 throughout: a few roundings of powers and quotients, and llama3's difference of two of them
+    # transformers computes in float32: a few roundings of powers and quotients, for llama3 a difference of two of them
     their_frequency = theirs.inv_freq.double().numpy()
     np.testing.assert_allclose(frequency, their_frequency, rtol=2e-5)
     assert factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
@@ -41,8 +41,8 @@ def assert_like_transformers(ours: LlamaConfig) -> None:
     cos, sin = rope_tables(ours, CONTEXT)
     assert cos.shape == sin.shape == (CONTEXT, ours.head_dim // 2)
     assert cos.dtype == sin.dtype == np.float32
-    their_cos, their_sin = theirs(torch.zeros(1), torch.arange(CONTEXT)[None])  # [1, C, D]: the half twice
-    # the angle is position * frequency: their frequency's distance from ours, and one rounding to float32
+    their_cos, their_sin = theirs(torch.zeros(1), torch.arange(CONTEXT)[None])  # [1, C, D]: both halves are equal
+    # angle = position * frequency: the error is that of their frequency, and one rounding to float32
     position = np.arange(CONTEXT)[:, None]
     bound = factor * (position * (abs(frequency - their_frequency) + frequency * 6e-8) + 3e-7)
     for mine, other in ((cos, their_cos), (sin, their_sin)):
@@ -60,7 +60,7 @@ ORIGINALS = st.integers(64, 8192)
 def test_default_linear_dynamic(head_dim: int, theta: float, kind: str, factor: float) -> None:
     rope = None if kind == "default" else {"rope_type": kind, "factor": factor}
     if kind == "dynamic" and head_dim == 2:
-        return  # transformers divides by head_dim - 2 there
+        return  # transformers divides by head_dim - 2 in this case
     assert_like_transformers(config(head_dim, theta, rope))
 
 
@@ -92,7 +92,7 @@ def test_yarn(head_dim: int, theta: float, factor: float, original: int, options
 
 
 def test_far_positions_are_computed_in_float64() -> None:
-    """At position 131,071 a float32 angle is off by up to 0.008; the table is right to float32's last place."""
+    """At position 131,071 a float32 angle is wrong by up to 0.008; the table is exact to float32's last digit."""
     cos, sin = rope_tables(config(64, 10000.0, None), 131072)
     for pair in (0, 3, 10):
         angle = 131071 * 10000.0 ** (-2 * pair / 64)

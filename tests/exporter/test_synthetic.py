@@ -1,4 +1,4 @@
-"""Random weights: the same whatever asks for them and how, sane in size, and an artifact that says what it is."""
+"""Random weights: they do not depend on how they are read, have a useful scale, and the artifact names them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_another_seed_or_name_gives_other_weights() -> None:
 def test_any_rows_are_rows_of_the_whole(first: int, count: int) -> None:
     checkpoint = SyntheticCheckpoint(TINY, 3)
     whole = checkpoint.tensor(TABLE)
-    assert whole.size > GRANULE  # or no block would begin inside a granule
+    assert whole.size > GRANULE  # otherwise no block would begin inside a granule
     np.testing.assert_array_equal(checkpoint.rows(TABLE, first, count), whole[first : first + count])
 
 
@@ -59,7 +59,7 @@ def test_every_weight_has_the_spread_it_should() -> None:
         elif name.endswith(".bias"):
             deviation = 0.02
         elif "o_proj" in name or "down_proj" in name:
-            deviation /= 2.0  # two layers, each of which adds twice to the residual stream
+            deviation /= 2.0  # two layers, each with two additions to the residual stream
         assert abs(values.mean() - mean) < 0.5 * deviation
         assert deviation * 0.7 < values.std() < deviation * 1.3
 
@@ -69,11 +69,11 @@ def test_logits_neither_vanish_nor_explode_in_a_deep_narrow_model() -> None:
     logits = _numpy(SyntheticCheckpoint(config, 0), np.arange(30, dtype=np.int32), list(range(30)))
     assert 0.5 < logits.std() < 2
     assert np.isfinite(logits).all()
-    assert len(set(logits.argmax(-1).tolist())) > 20  # what came before matters
+    assert len(set(logits.argmax(-1).tolist())) > 20  # the earlier tokens have an influence
 
 
 def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """SHA-256 of a weights file of int4 matrices and float32 vectors."""
+    """Returns the SHA-256 of a weights file with int4 matrices and float32 vectors."""
     folder.mkdir()
     checkpoint = SyntheticCheckpoint(TINY, 0)
     monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
@@ -97,7 +97,7 @@ def test_block_size_and_threads_change_no_byte(tmp_path: Path, monkeypatch: pyte
 
 
 def config_folder(folder: Path, tokenizer: bool) -> Path:
-    """A config.json without weights."""
+    """Writes a folder with a config.json and without weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama"}))
     if tokenizer:
@@ -107,7 +107,7 @@ def config_folder(folder: Path, tokenizer: bool) -> Path:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of a config.json alone, one of each target; one with a tokenizer; each verified by the export."""
+    """An artifact for each target from a config.json alone, and one with a tokenizer; the export verifies each."""
     scratch = tmp_path_factory.mktemp("synthetic")
     plain, texts = config_folder(scratch / "Plain", False), config_folder(scratch / "texts", True)
     sizes = {"context": 64, "buckets": [8], "synthetic": True, "seed": 5}
@@ -149,7 +149,7 @@ def test_a_folders_tokenizer_is_kept(artifacts: dict[str, Path]) -> None:
 
 
 def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> None:
-    """1.1 GB of int8 cache and scales, of which 100 tokens fill half a megabyte."""
+    """The int8 cache and its scales have 1.1 GB; 100 tokens fill half a megabyte of them."""
     folder = config_folder(tmp_path / "long", False)
     sizes = {"num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 32, "max_position_embeddings": 1 << 20}
     (folder / "config.json").write_text(json.dumps({**DEFAULTS, "model_type": "llama", **sizes}))
@@ -159,7 +159,7 @@ def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> N
     assert cache_bytes(Artifact.open(long).manifest) > 1e9
     peaks = [measure(artifact, threads=1, tokens=100)["peak_bytes"] for artifact in (long, short)]
     assert None not in peaks
-    tables = (1 << 20) * 32 * 4  # rotary, cos and sin; read where they are needed
+    tables = (1 << 20) * 32 * 4  # the rotary tables cos and sin, of which only the used rows are read
     assert peaks[0] - peaks[1] < tables + 20e6, peaks
 
 

@@ -1,4 +1,4 @@
-"""Weights written piece by piece: the file that safetensors reads, in order, with few pieces in memory at once."""
+"""Weights are written piece by piece, in order, with few pieces in memory, into a file that safetensors reads."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_pieces_that_do_not_add_up_to_the_tensor_are_refused(tmp_path: Path, bad
 
 
 def test_pieces_are_made_at_once_and_come_in_order() -> None:
-    """Four at a time, though the first takes longest; never more than a few ahead of the reader."""
+    """Four pieces are made at a time although the first takes longest; never more than a few ahead of the reader."""
     meet = threading.Barrier(4)
     made: list[int] = []
 
     def make(number: int) -> np.ndarray:
         if number < 4:
-            meet.wait(timeout=30)  # passes only where four run at once
+            meet.wait(timeout=30)  # passes only if four run at the same time
         time.sleep(0.05 if number == 0 else 0)
         made.append(number)
         return np.array([number])

@@ -1,4 +1,4 @@
-"""The CPU's FusedAttention against kernels/reference.py: every instruction set of this machine, every cache type."""
+"""Compares the CPU's FusedAttention with kernels/reference.py, for every cache type and every available ISA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgellama.kernels import reference
 from edgellama.kernels.cpu.library import available_isas
 from support.attention_calls import CACHES, Case, bind, call, check, expected, run
 
-# Query heads, key/value heads, head size: groups of 1, 3, 4 and 8 heads, sizes that fill vectors and tiles or do not.
+# Query heads, key/value heads, head size: groups of 1, 3, 4 and 8 heads; sizes that fill vectors and tiles, or not.
 HEADS = [
     *((1, 1, 20), (1, 1, 128), (3, 1, 64), (3, 1, 96), (9, 3, 64), (9, 3, 20), (8, 2, 80), (8, 2, 128)),
     *((8, 1, 20), (8, 1, 64), (8, 1, 128), (4, 4, 96), (4, 4, 80), (6, 1, 18)),
@@ -38,7 +38,7 @@ def test_heads(isa: str, cache: str, heads: int, groups: int, head_dim: int) -> 
 @pytest.mark.parametrize("tokens", [1, 32, 130])
 @pytest.mark.parametrize("start", [0, 1, 63, 64, 129])
 def test_positions(isa: str, cache: str, start: int, tokens: int) -> None:
-    """Lengths 0, 1, bucket - 1 and bucket from every kind of start, as far as the capacity of 130 goes."""
+    """Lengths 0, 1, bucket - 1 and bucket, from every kind of start, within the capacity of 130."""
     lengths = sorted({0, 1, tokens - 1, tokens, 130 - start})
     lengths = [n for n in lengths if n <= tokens and start + n <= 130]
     check(Case([start] * len(lengths), lengths, tokens=tokens, cache=cache, isa=isa))
@@ -67,7 +67,7 @@ def test_result_does_not_depend_on_threads(isa: str, cache: str) -> None:
 
 
 def test_prefill_and_decode_agree(isa: str, cache: str) -> None:
-    """One call for 40 tokens, or 40 calls, over one scratch: the caches are the same, the outputs nearly."""
+    """One call for 40 tokens, or 40 calls, with the same scratch: the caches are equal, the outputs nearly equal."""
     case = Case([9], [40], tokens=40, heads=6, groups=2, capacity=49, cache=cache, isa=isa)
     together, single = run(case), case.arrays()
     one = replace(case, tokens=1)
@@ -84,7 +84,7 @@ def test_prefill_and_decode_agree(isa: str, cache: str) -> None:
 
 
 def test_sharp_scores(isa: str, cache: str) -> None:
-    """Scores of hundreds: one key takes all the weight, and nothing overflows."""
+    """With scores of several hundred, one key has all the weight and nothing overflows."""
     case = Case([0, 66], [64, 1], tokens=64, cache=cache, isa=isa, gain=12.0)
     want, got = expected(case), run(case)
     np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=2e-2 if isa == "amx" else 2e-3)
@@ -92,7 +92,7 @@ def test_sharp_scores(isa: str, cache: str) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_quantized_rows_at_the_edges(isa: str, tokens: int) -> None:
-    """Rows of zeros, below float16's smallest scale, above its largest, and ties."""
+    """Rows of zeros, rows below float16's smallest scale, rows above its largest, and ties."""
     case = Case([0] * 5, [tokens] * 5, tokens=tokens, heads=2, groups=2, capacity=4, cache="int8", isa=isa)
     rows = [0.0, 1e-9, 1e30, 127.0, 3e-7]
     x, y = case.arrays(), case.arrays()
@@ -120,7 +120,7 @@ def test_quantized_rows_at_the_edges(isa: str, tokens: int) -> None:
     ],
 )
 def test_refuses_positions_outside_the_cache(isa: str, start: int, length: int, words: str) -> None:
-    """The message names the row, what was found and the limit, and nothing is written."""
+    """The message names the row, the value found and the limit, and nothing is written."""
     case = Case([0, start], [1, length], tokens=8, isa=isa)
     good = replace(case, start=[0, 0], length=[1, 1])
     x, before = good.arrays(), good.arrays()

@@ -1,4 +1,4 @@
-"""The CPU's Linear, Embedding and packer against their definitions: every instruction set of this machine."""
+"""Compares the CPU's Linear, Embedding and packer with their definitions, for every available ISA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
 
 EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2}
-TILE_ROWS = 12  # from this many rows on, AMX multiplies
+TILE_ROWS = 12  # AMX multiplies from this number of rows on
 
 
 @pytest.fixture(params=available_isas())
@@ -33,7 +33,7 @@ def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
 
 
 def guarded(array: NDArray[Any]) -> NDArray[Any]:
-    """The array between two stretches of 0xff bytes, at an address that is a multiple of 64 as weights are."""
+    """Copies the array between two ranges of 0xff bytes, to an address that is a multiple of 64, as for weights."""
     size = array.nbytes
     raw = np.full(size + 192, 0xFF, np.uint8)
     first = 64 + -(raw.ctypes.data + 64) % 64
@@ -51,7 +51,7 @@ def packed_matrix(rng: np.random.Generator, n: int, k: int, fmt: str) -> NDArray
 
 
 class Linear:
-    """One call: seeded contents for these sizes and options, by the kernel and by the definition."""
+    """One call with random contents for these sizes and options, for the kernel and for the definition."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Linear:
         columns = wf.panel_count(outer) * wf.PANEL * (2 if epilogue == "swiglu" else 1)
         self.length = np.array(length, np.int32)
         self.x = rng.standard_normal((len(length), tokens, inner), dtype=np.float32)
-        self.x[:, :, 0] *= 50  # an outlier, as trained models have
+        self.x[:, :, 0] *= 50  # an outlier, like those of trained models
         self.packed = guarded(packed_matrix(rng, columns, inner, fmt))
         self.gamma = rng.uniform(0.5, 1.5, inner).astype(np.float32) if norm else None
         self.bias = guarded(rng.standard_normal(columns, dtype=np.float32)) if bias else None
@@ -127,7 +127,7 @@ def test_lengths(isa: str, fmt: str, length: list[int]) -> None:
 @pytest.mark.parametrize(("inner", "outer"), [(32, 16), (1, 1), (33, 17), (100, 40), (576, 64), (2080, 33)])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_sizes(isa: str, fmt: str, inner: int, outer: int, tokens: int) -> None:
-    """Sizes that fill groups, panels and pairs of panels, or do not; K beyond what stays in one piece."""
+    """Sizes that fill groups, panels and pairs of panels, or not; K that is computed in several parts."""
     Linear(fmt, [tokens], tokens, inner, outer).check(isa)
 
 
@@ -149,7 +149,7 @@ def test_last_token_only(isa: str, fmt: str, rows: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3, 5])
 def test_threads_give_the_same_bits(isa: str, threads: int) -> None:
-    """A thread computes whole columns, so their number changes nothing; 13 panels share out unevenly."""
+    """A thread computes whole columns, so the number of threads changes nothing; 13 panels cannot be shared evenly."""
     for tokens in (1, 40):
         case = Linear("int8", [tokens], tokens, 320, 208)
         np.testing.assert_array_equal(case.run(isa, threads), case.run(isa, 2))
@@ -157,7 +157,7 @@ def test_threads_give_the_same_bits(isa: str, threads: int) -> None:
 
 @pytest.mark.parametrize("quantized", ["int8", "int4", "q4_0"])
 def test_a_row_has_the_same_bits_among_any_number(isa: str, quantized: str) -> None:
-    """Many rows are multiplied by another kernel than few, in the same steps; AMX alone rounds otherwise there."""
+    """A different kernel multiplies many rows, in the same steps; only AMX rounds differently there."""
     case = Linear(quantized, [1] * 50, 1, 2112, 72, bias=True)
     want, x = case.run(isa), case.x
     for rows in (1, 2, 7, 8, 19, 20, 21, 27):
@@ -193,7 +193,7 @@ def test_embedding(isa: str, fmt: str) -> None:
 
 @pytest.mark.parametrize("fmt", ["f32", "int8"])
 def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
-    """Zeros, which cost no memory until they are written, and a last panel that is not: past 2^31 bytes."""
+    """The table is zero, which needs no memory until it is written, except for a last panel beyond 2^31 bytes."""
     inner, last = 4096, packed_matrix(np.random.default_rng(0), 16, 4096, fmt)
     panels = (1 << 31) // len(last) + 3
     table = np.zeros((panels, len(last)), np.uint8)
@@ -219,7 +219,7 @@ def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
 
 
 def awkward_weights() -> NDArray[np.float32]:
-    """Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge or with one outlier."""
+    """Returns Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge or with one outlier."""
     w = np.random.default_rng(5).standard_normal((37, 100)).astype(np.float32) / 20
     w[0], w[1], w[2, :32], w[3] = 0, np.abs(w[1]), 0.25, -np.abs(w[3])
     w[4] *= 1e-7
@@ -264,7 +264,7 @@ def test_formats_round_as_little_as_they_can() -> None:
 
 
 def test_two_threads_of_python_share_the_pool() -> None:
-    """Models of two threads take turns: every call gives what it gives alone."""
+    """Two threads run models in turn: every call gives the same result as alone."""
     case = Linear("int8", [1], 1, 320, 208)
     want = case.run("portable")
     wrong: list[int] = []

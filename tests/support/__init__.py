@@ -1,1 +1,1 @@
-"""What several test files share: checkpoints, artifacts, servers, stand-ins and child processes."""
+"""Helpers of the tests: checkpoints, artifacts, servers, stand-ins and child processes."""

@@ -1,5 +1,8 @@
-"""What npu-smi, CANN and MindSpore Lite print. RECORDED: as users of boards posted it in public, at most shortened.
-SIMULATED: put together here from the format strings of public sources, as no recording of it was found."""
+"""Output of npu-smi, CANN and MindSpore Lite.
+
+- RECORDED: users of boards posted it in public; at most shortened.
+- SIMULATED: built from the format strings of public sources, because no recording was found.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ SMI_310B = """\
 +===============================+=================+======================================================+
 """
 
-# RECORDED: an Atlas 300I of which the slot is NPU 6, and the only device 0; with a process table.
+# RECORDED: an Atlas 300I. The slot is NPU 6, its only device is 0. With a process table.
 SMI_310P = """\
 +--------------------------------------------------------------------------------------------------------+
 | npu-smi 25.3.rc1                                 Version: 25.3.rc1                                     |
@@ -34,7 +37,7 @@ SMI_310P = """\
 +===============================+=================+======================================================+
 """
 
-# RECORDED: the rows; the head is the one of the same release's other recordings.
+# RECORDED: the rows. The head comes from other recordings of the same release.
 SMI_310P_TWO = """\
 | npu-smi 22.0.2                                   Version: 22.0.2                                       |
 +-------------------+-----------------+------------------------------------------------------+
@@ -49,7 +52,7 @@ SMI_310P_TWO = """\
 +===================+=================+======================================================+
 """
 
-# RECORDED: a server of the first Ascend 910, whose chips have DDR and HBM and no column Device.
+# RECORDED: a server of the first Ascend 910. Its chips have DDR and HBM; the table has no column Device.
 SMI_910 = """\
 +------------------------------------------------------------------------------------------------+
 | npu-smi 24.1.0                   Version: 24.1.0                                               |
@@ -65,7 +68,7 @@ SMI_910 = """\
 +===========================+===============+====================================================+
 """
 
-# RECORDED: a server of the Ascend 910B, one of its eight rows.
+# RECORDED: one of the eight rows of a server with the Ascend 910B.
 SMI_910B4_1 = """\
 +------------------------------------------------------------------------------------------------+
 | npu-smi 25.2.0                   Version: 25.2.0                                               |
@@ -104,7 +107,7 @@ LITE_UNSUPPORTED = """\
 [mindspore/lite/tools/converter/converter.cc:1] RunConverter] CONVERT RESULT FAILED:-300 Failed to find operator.
 """
 
-# SIMULATED: format strings of GE's and MindSpore Lite's sources, and of this project's operator package.
+# SIMULATED: from format strings in the sources of GE, MindSpore Lite and this project's operator package.
 OURS_MISSING = EZ3003.replace("aclnnAddCustom1", "Default/FusedAttention-op0").replace(
     "aclnnAddCustom", "FusedAttention"
 )

@@ -1,4 +1,4 @@
-"""Calls of the CPU's FusedAttention and of its definition, on the same seeded arrays."""
+"""Calls the CPU's FusedAttention and its definition with the same random arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POINTERS = (*READ, "k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")
 
 
 class Args(ctypes.Structure):
-    """struct AttentionArgs of kernels/cpu/attention/attention.h."""
+    """The struct AttentionArgs of kernels/cpu/attention/attention.h."""
 
     _fields_: ClassVar = [
         *((name, ctypes.c_int32) for name in SIZES),
@@ -33,7 +33,7 @@ class Args(ctypes.Structure):
 
 @dataclass
 class Case:
-    """One call: sizes, options and seeded contents."""
+    """One call: sizes, options and the seed of the contents."""
 
     start: list[int]
     length: list[int]
@@ -49,7 +49,7 @@ class Case:
     gain: float = 1.0  # of queries, keys and values
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Inputs, outputs and caches; what no token may read is NaN where the type has one."""
+        """Returns inputs, outputs and caches. Positions that no token may read are NaN, if the type has NaN."""
         rng = np.random.default_rng(7)
         b, g, c, d = len(self.start), self.groups, self.capacity, self.head_dim
         angles = np.arange(c)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2))
@@ -79,7 +79,7 @@ def pointer(array: np.ndarray | None) -> int | None:
 
 
 def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np.ndarray]:
-    """The C arguments over x, and the scratch that they point to."""
+    """Returns the C arguments that point to the arrays of x, and the scratch memory that they point to."""
     sizes = {name: getattr(case, name) for name in ("tokens", "heads", "groups", "head_dim", "capacity", "window")}
     pointers = {name: pointer(x.get(name)) for name in POINTERS}
     args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
@@ -94,7 +94,7 @@ def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np
 
 
 def call(args: Args, isa: str, repeats: int = 1) -> None:
-    """One call of the kernel; ValueError with its message when it is refused."""
+    """Calls the kernel once. Raises ValueError with the kernel's message if it refuses the call."""
     message = ctypes.create_string_buffer(512)
     code = library().edgellama_attention(
         ctypes.byref(args), ISAS.index(isa), repeats, message, ctypes.c_size_t(len(message))
@@ -121,7 +121,7 @@ def expected(case: Case) -> dict[str, np.ndarray]:
 
 
 def check(case: Case) -> None:
-    """Caches bit for bit; outputs to what float32 gives, less where AMX computes with split bf16."""
+    """Compares the caches bit for bit, and the outputs to float32's accuracy (less with AMX, which uses split bf16)."""
     want, got = expected(case), run(case)
     for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
         if name in want:

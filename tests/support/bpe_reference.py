@@ -1,4 +1,4 @@
-"""Byte-level BPE and SentencePiece's BPE from their definitions, slow and plain, to hold tokenizers against."""
+"""Slow and simple byte-level BPE and SentencePiece BPE, written from their definitions; tests compare with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import regex
 
-# The published pre-tokenizers, as their tokenizer.json files say them.
+# The published pre-tokenizers, from their tokenizer.json files.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -20,20 +20,20 @@ PUBLISHED: dict[str, list[str]] = {
     "llama-bpe": [LLAMA3],
     "smaug-bpe": [LLAMA3],
     "qwen2": [LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")],
-    # llama.cpp's: punctuation, then words, then numbers, then ASCII digits by threes
+    # from llama.cpp: punctuation, then words, then numbers, then groups of three ASCII digits
     "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2.removesuffix(r"|\s+"), r"\p{N}+", "[0-9][0-9][0-9]"],
 }
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's letter for each byte: printable bytes stand for themselves, the others for letters from U+0100 on."""
+    """Returns GPT-2's letter for each byte: printable bytes map to themselves, the others to letters from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def split(text: str, patterns: Sequence[str]) -> list[str]:
-    """The pieces of the text: what each pattern matches, and what lies between, pattern after pattern."""
+    """Splits the text by one pattern after the other, into the matches and the text between them."""
     pieces = [text]
     for pattern in patterns:
         cut = []
@@ -55,7 +55,9 @@ def byte_level_bpe(text: str, kind: str, vocabulary: Mapping[str, int], merges: 
         symbols = [alphabet[byte] for byte in piece.encode()]
         if kind == "llama-bpe" and "".join(symbols) in vocabulary:
             symbols = ["".join(symbols)]
-        symbols = [symbol for symbol in symbols if symbol in vocabulary]  # without an unknown token, bytes drop out
+        symbols = [
+            symbol for symbol in symbols if symbol in vocabulary
+        ]  # without an unknown token, unknown bytes are dropped
         while known := [pair for pair in pairwise(symbols) if pair in ranks]:
             best = min(known, key=lambda pair: ranks[pair])
             at = next(i for i, pair in enumerate(pairwise(symbols)) if pair == best)
@@ -65,7 +67,7 @@ def byte_level_bpe(text: str, kind: str, vocabulary: Mapping[str, int], merges: 
 
 
 def sentencepiece_bpe(text: str, vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[int]:
-    """Join the neighbours whose union scores best, the leftmost of equals; what is unknown falls back to bytes."""
+    """Joins the neighbours with the best score, of equal ones the leftmost; unknown characters become bytes."""
     symbols = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
         known = [

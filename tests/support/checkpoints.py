@@ -1,7 +1,7 @@
-"""Small random checkpoints of the Llama family, made by transformers, and artifacts exported from them.
+"""Makes small random checkpoints of the Llama family with transformers, and exports artifacts from them.
 
-Weights are drawn much wider than a fresh model's, and norms and biases at random, so that every tensor sways the
-logits: a graph that drops a bias or rotates by wrong angles is far outside any tolerance used here.
+Weights have a much larger spread than those of a new model, and norms and biases are random. So every tensor changes
+the logits: a graph that drops a bias or rotates by wrong angles exceeds every tolerance of the tests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rope(kind: str, theta: float = 10000.0, **parameters: float) -> dict[str, An
     return {"rope_type": kind, "rope_theta": theta, **parameters}
 
 
-# Every option that LlamaConfig knows. Rope kinds get a context past their original one, so that scaling shows.
+# Every option of LlamaConfig. The context exceeds the original one of each kind of rope, so that scaling has an effect.
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied-1to1": {"tie_word_embeddings": True, "num_key_value_heads": 4},
@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         "tie_word_embeddings": True,
     },
-    # The schedule of step_runs has a row that begins with 17 tokens, goes on with 1, and then with 15.
+    # The schedule of step_runs has a row that begins with 17 tokens, continues with 1, and then with 15.
     "mistral-window-17": {"model_type": "mistral", "sliding_window": 17},
     "mistral-window-3": {"model_type": "mistral", "sliding_window": 3, "head_dim": 20, "num_key_value_heads": 4},
     "mistral": {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 1},
@@ -89,9 +89,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
-    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random model.
+    """Writes a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random model.
 
-    config: keys of transformers' LlamaConfig, or of its config for "model_type", over DEFAULTS.
+    - folder: where the files go.
+    - seed: of the weights.
+    - config: replaces keys of DEFAULTS; the keys of transformers' LlamaConfig, or of its config for "model_type".
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -118,9 +120,9 @@ def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
 
 
 def byte_tokenizer(vocab_size: int) -> Any:
-    """A tokenizers.Tokenizer of single bytes: ids 0..255, then <s>, </s> and as many <extra_i> as the vocabulary has.
+    """Returns a tokenizers.Tokenizer of single bytes: ids 0..255, then <s>, </s> and <extra_i> up to `vocab_size`.
 
-    A vocabulary under 258 has the first vocab_size bytes only.
+    A vocabulary under 258 has only the first `vocab_size` bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

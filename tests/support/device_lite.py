@@ -1,9 +1,14 @@
-"""A stand-in for `mindspore_lite` with device tensors, SIMULATED: written from the public API of release 2.7.
+"""Simulates `mindspore_lite` with device tensors. Written from the public API of release 2.7.
 
-No NPU is here. What it keeps of the real one: a device tensor's data is apart from the host's until it is copied, its
-size is fixed, a failed allocation gives a tensor without one and a line in the log. A thread has no device until it
-allocates, reads, resizes or predicts: what it copies to one before is lost, which the log alone tells. A model with
-gears begins in none of them and refuses shapes of no gear. It computes the toy of tiny.py on the device's memory.
+No NPU is involved. The simulation has these properties of the real module:
+
+- The data of a device tensor is separate from the host's until it is copied, and its size is fixed.
+- A failed allocation gives a tensor without device memory, and a line in the log.
+- A thread has no device until it allocates, reads, resizes or predicts. A copy to the device before that is lost, and
+  only the log shows it.
+- A model with gears starts in no gear and refuses shapes that are not a gear.
+
+It computes the toy of tiny.py in the device's memory.
 """
 
 from __future__ import annotations
@@ -28,14 +33,14 @@ class DataType(enum.Enum):
 
 
 def log(line: str) -> None:
-    """As native code writes: to file descriptor 2, past Python."""
+    """Writes to file descriptor 2 without Python's sys.stderr, as native code does."""
     os.write(2, f"[ERROR] ME(1,7f,python):2025-01-01-00:00:00 {line}\n".encode())
 
 
 def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespace:
-    """The module, for one graph of the toy; `room` is the device's memory in bytes."""
+    """Returns the module for one graph of the toy; `room` is the size of the device's memory in bytes."""
     state = SimpleNamespace(left=room, uploads=0, lost=0, contexts=[])
-    thread = threading.local()  # .device: what aclrtSetDevice was called with on it
+    thread = threading.local()  # .device: the argument of aclrtSetDevice on this thread
 
     class Tensor:
         def __init__(self, tensor: Any = None, shape: Any = None, dtype: Any = None, device: str | None = None) -> None:
@@ -47,7 +52,7 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
                 return
             state.left -= size
             thread.device = device
-            self._data = np.full(shape, 77, dtype.name.lower())  # what was in the memory before
+            self._data = np.full(shape, 77, dtype.name.lower())  # the earlier contents of the memory
 
         @property
         def data_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Writes small GGUF files for the tests, out of a transformers model or of chosen metadata."""
+"""Writes small GGUF files, from a transformers model or with given metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 Kind = GGMLQuantizationType
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
-# Byte offsets of the float16 scales inside a block: random bytes elsewhere are valid, a random scale may be a NaN.
+# Byte offsets of the float16 scales in a block. Other bytes may be random; a random scale could be NaN.
 SCALES = {Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -40,7 +40,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The row order of q and k in a "llama" GGUF file: row i of a head's first half, then row i of its second half."""
+    """Returns the row order of q and k in a "llama" GGUF file: row i of a head's first half, then of its second."""
     out = np.empty_like(rows)
     size = len(rows) // heads
     for head in range(heads):
@@ -51,7 +51,7 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def random_blocks(kind: Kind, shape: tuple[int, int], seed: int) -> np.ndarray:
-    """uint8 [rows, bytes per row] of a K-quant, for which the gguf package has no quantizer."""
+    """Returns random blocks of a K-quant, uint8 [rows, bytes per row]; the gguf package has no quantizer for these."""
     rng = np.random.default_rng(seed)
     block, size = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
@@ -87,9 +87,11 @@ def write_model(
     drop: tuple[str, ...] = (),
     arch: str = "llama",
 ) -> dict[str, np.ndarray]:
-    """Write the model's matrices as `kind` (vectors as F32). Returns what was stored, by Hugging Face name and rows.
+    """Writes the model's matrices as `kind` and its vectors as F32.
 
-    `metadata` is added, or replaces what is there; a None takes a key out.
+    Returns the stored values by Hugging Face name, with the rows in Hugging Face order.
+
+    metadata: keys to add or to replace; None removes a key.
     """
     config = model.config
     writer = GGUFWriter(path, arch)

@@ -1,6 +1,6 @@
 """`python -m support.lite_models FOLDER` writes the small graphs of test_mindspore_lite.py; it needs MindSpore.
 
-The lowering here is apart from the exporter's, on purpose: the binding is tested on graphs the exporter had no part in.
+It lowers the graphs itself: the tests of the binding do not depend on the exporter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mindspore.train import mind_ir_pb2 as pb
 
 FEATURES, WIDTH = 4, 3
 WEIGHT = np.random.default_rng(7).standard_normal((FEATURES, WIDTH), dtype=np.float32)
-# Operator -> names of its trailing constant inputs, which version 1 holds as attributes.
+# Operator -> names of its last constant inputs, which are attributes in version 1.
 OPTIONS = {"MatMul": ("transpose_a", "transpose_b")}
 
 
@@ -44,7 +44,7 @@ class Doubles(nn.Cell):
 
 
 def lower(path: Path) -> None:
-    """Version 3 -> version 1, in place."""
+    """Converts the file from MindIR version 3 to version 1."""
     model = pb.ModelProto()
     model.ParseFromString(path.read_bytes())
     constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}

@@ -1,4 +1,4 @@
-"""The definitions of the Ascend operator package, read from its sources."""
+"""Reads the definitions of the Ascend operators from the sources of the operator package."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def snake(name: str) -> str:
 
 
 def declared(operator: str, kind: str) -> list[str]:
-    """Names of the Inputs, Outputs or Attrs of an operator's definition, in order."""
+    """Returns the names of an operator's Inputs, Outputs or Attrs, in the order of its definition."""
     return re.findall(rf'\b{kind}\("(\w+)"\)', (PACKAGE / f"op_host/{snake(operator)}.cpp").read_text())

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct for the tests: the reference, the prompts, and what counts as the same tokens.
+"""SmolLM2-135M-Instruct for the tests: the reference, the prompts, and the comparison of tokens.
 
-transformers reads the same GGUF file by its own code, so nothing of the exporter is in the reference.
+transformers reads the same GGUF file with its own code, so the reference does not depend on the exporter.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from support.child import REPOSITORY
 
 NEW_TOKENS = 64
-NEAR_TIE = 1e-4  # between the reference's two best logits, in logits
-# 1, and around each of the buckets 1, 32, 128 and 512, and three times two of them.
+NEAR_TIE = 1e-4  # largest difference between the reference's two best logits
+# 1, lengths around each of the buckets 1, 32, 128 and 512, and three times two of the buckets.
 LENGTHS = (1, 2, 31, 32, 33, 96, 127, 128, 129, 200, 384, 511, 512, 513, 700, 1536)
 SENTENCES = (
     "The capital of France is",
@@ -29,7 +29,7 @@ SENTENCES = (
 
 
 def load_reference(gguf: Path) -> LlamaForCausalLM:
-    """The GGUF's weights in float32, read and dequantized by transformers."""
+    """Returns the model of a GGUF file in float32, read and dequantized by transformers."""
     config = load_gguf_checkpoint(gguf)["config"]
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**config))
@@ -42,7 +42,7 @@ def load_reference(gguf: Path) -> LlamaForCausalLM:
 
 
 def make_prompts(artifact: Path, lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
-    """Passages of every length, from different places of a book, and four short texts."""
+    """Returns the ids of passages of the given lengths, from different places of a book, and of four short texts."""
     tokenizer = AutoTokenizer.from_pretrained(artifact)
     book = tokenizer((REPOSITORY / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
     passages = [book[97 * i : 97 * i + length] for i, length in enumerate(lengths)]
@@ -50,13 +50,13 @@ def make_prompts(artifact: Path, lengths: Iterable[int] = LENGTHS) -> list[list[
 
 
 def reference_logits(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> np.ndarray:
-    """[len(found), V]: the logits after the prompt, and after each token of `found` but the last."""
+    """Returns the logits after the prompt and after each token of `found` except the last, [len(found), V]."""
     with torch.no_grad():
         return np.asarray(model(torch.tensor([prompt + found[:-1]])).logits[0, len(prompt) - 1 :].numpy())
 
 
 def near_ties(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> list[str]:
-    """Each token of `found` is the reference's best after the tokens before it, or ties with it: the ties."""
+    """Asserts that each token of `found` is the reference's best one or nearly ties with it; returns the near ties."""
     ties = []
     for step, (token, row) in enumerate(zip(found, reference_logits(model, prompt, found), strict=True)):
         best = int(row.argmax())

@@ -1,4 +1,4 @@
-"""One schedule of calls through the Engine, over whatever computes the graph, and what transformers says.
+"""One schedule of calls through the Engine, for any implementation of the graph, and the logits of transformers.
 
 `python -m support.step_runs lite|mindspore OUT ARTIFACT...` runs the schedule in a child process, because MindSpore and
 MindSpore Lite cannot be loaded by one process.
@@ -16,17 +16,17 @@ import numpy as np
 from support.child import run_support
 
 BATCH, CONTEXT, BUCKETS = 2, 64, (1, 4, 16)
-# Tokens of the two rows in each call: around every bucket's edges, in chunks, idle rows, up to the last position.
+# Tokens of the two rows in each call: around the edges of every bucket, in chunks, idle rows, up to the last position.
 SCHEDULE = [(3, 17), (1, 1), (4, 0), (5, 15), (16, 1), (1, 16), (1, 1), (33, 7)]
 
 
 def token_rows(vocab_size: int) -> np.ndarray:
-    """The rows' texts, [2, CONTEXT]."""
+    """Returns the token ids of the two rows, [2, CONTEXT]."""
     return np.random.default_rng(1).integers(0, vocab_size, (BATCH, CONTEXT), dtype=np.int32)
 
 
 def run_schedule(engine: Any) -> np.ndarray:
-    """Logits [calls, 2, V]; zeros where a row idles."""
+    """Returns logits [calls, 2, V], with zeros for idle rows."""
     texts, start = token_rows(engine.vocab_size), np.zeros(BATCH, np.int32)
     out = []
     for lengths in SCHEDULE:
@@ -40,7 +40,7 @@ def run_schedule(engine: Any) -> np.ndarray:
 
 
 def expected(checkpoint: Path) -> np.ndarray:
-    """The same logits from transformers, each row's text in one pass."""
+    """Returns the same logits from transformers, which computes each row in one pass."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -54,12 +54,12 @@ def expected(checkpoint: Path) -> np.ndarray:
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max |d logits| over the range of the wanted logits; infinite where `found` is not finite."""
+    """Returns max |found - wanted| divided by the range of `wanted`; infinite if `found` is not finite."""
     return float(np.nan_to_num(np.abs(found - wanted), nan=np.inf).max() / np.ptp(wanted))
 
 
 def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np.ndarray]:
-    """run_schedule on each artifact, in one new process."""
+    """Runs `run_schedule` on each artifact, all in one child process."""
     out = scratch / f"{kind}.npy"
     run_support("step_runs", kind, str(out), *map(str, artifacts))
     return [logits for logits in np.load(out)]
@@ -72,7 +72,7 @@ def lite_engine(artifact: Any) -> Any:
 
 
 def mindspore_engine(artifact: Any) -> Any:
-    """The runtime's engine over the traced network itself, run by MindSpore."""
+    """Returns the runtime's engine with the traced network itself, which MindSpore runs."""
     from edgellama.engine.engine import Engine
 
     return Engine(artifact, build=lambda path: MindSporeGraph(artifact))
@@ -104,7 +104,7 @@ class MindSporeGraph:
         self.inputs = [spec.name for spec in graph.inputs]
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
-        """The network takes any token count."""
+        """Does nothing: the network takes any number of tokens."""
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         return list(arrays)

@@ -1,4 +1,4 @@
-"""The logits processors that transformers makes from the same settings."""
+"""Makes the logits processors of transformers from a GenerationConfig."""
 
 from __future__ import annotations
 

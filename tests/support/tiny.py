@@ -1,9 +1,9 @@
-"""A toy decoder in numpy, twice: as a step graph with the runtime's inputs and outputs, and as one pass over a text.
+"""A toy decoder in numpy, implemented twice: as a step graph for the runtime, and as one pass over a text.
 
-The step graph stands where MindSpore Lite would, so the engine's chunks, masks, positions and cache writes can be held
-against the plain pass, which knows of none of them. It comes with the portable op set's interface (NumpyGraph) and with
-the cpu op set's (InPlaceGraph). Attention with grouped-query heads and learned positions is all it computes; the real
-network is the exporter's.
+The step graph replaces MindSpore Lite. The pass over a text has no chunks, masks or cache, so comparing the two tests
+the engine's chunks, masks, positions and cache writes. The step graph has the interface of the portable op set
+(NumpyGraph) or of the cpu op set (InPlaceGraph). The network is attention with grouped-query heads and learned
+positions, and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WIDTH = HEADS * DIM
 
 
 class Weights:
-    """Seeded random weights, large enough that every earlier token sways the next one."""
+    """Seeded random weights, so large that every earlier token influences the next one."""
 
     def __init__(self, context: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ class Weights:
 
 
 def whole_text_logits(weights: Weights, tokens: Sequence[int]) -> np.ndarray:
-    """Logits [n, V] of one text, token by token and head by head, without cache or mask."""
+    """Returns logits [n, V] of one text, computed token by token and head by head, without cache or mask."""
     h = weights.embedding[list(tokens)] + weights.position[: len(tokens)]  # [n, E]
     for layer in range(LAYERS):
         q = (h @ weights.q[layer]).reshape(-1, HEADS, DIM)
@@ -60,7 +60,7 @@ def whole_text_logits(weights: Weights, tokens: Sequence[int]) -> np.ndarray:
 
 
 class NumpyGraph:
-    """The step graph of the toy, with the portable op set's inputs; refuses wrong shapes and unswitched buckets."""
+    """The step graph of the toy with the inputs of the portable op set; refuses shapes that `resize` did not set."""
 
     def __init__(self, weights: Weights, graph: Graph) -> None:
         self.weights = weights
@@ -102,7 +102,7 @@ class NumpyGraph:
 
 
 class InPlaceGraph:
-    """The toy with the cpu op set's interface: one fixed bucket, weights as inputs, caches written where they lie."""
+    """The toy with the interface of the cpu op set: one fixed bucket, weights as inputs, caches written in place."""
 
     def __init__(self, graph: Graph) -> None:
         self.inputs = [spec.name for spec in graph.inputs]
@@ -135,7 +135,7 @@ class InPlaceGraph:
 
 
 def in_place_manifest(folder: Path, batch: int, context: int = 64, buckets: tuple[int, ...] = (1, 4, 16)) -> Manifest:
-    """Write the toy as the cpu op set would lie on disk: a graph file a bucket, weights.safetensors beside them."""
+    """Writes the toy as an artifact of the cpu op set: a graph file for each bucket, and weights.safetensors."""
     weights = Weights(context)
     arrays = {name: np.asarray(getattr(weights, name), np.float32) for name in ("embedding", "position", "q", "k", "v")}
     made = manifest(folder, batch, context, buckets)
@@ -169,7 +169,7 @@ def in_place_manifest(folder: Path, batch: int, context: int = 64, buckets: tupl
 def manifest(
     folder: Path, batch: int = 1, context: int = 64, buckets: tuple[int, ...] = (1, 4, 16), **changes: Any
 ) -> Manifest:
-    """Write an artifact folder of the toy (its graph file is a stand-in) and return its manifest."""
+    """Writes an artifact folder of the toy, with a dummy graph file, and returns its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step.mindir").write_bytes(b"toy")
     size = buckets[-1]
@@ -218,6 +218,6 @@ def manifest(
 
 
 def artifact(folder: Path, **changes: Any) -> Artifact:
-    """The toy as an opened artifact; `changes` are `manifest`'s arguments."""
+    """Returns the toy as an opened artifact; `changes` are arguments of `manifest`."""
     manifest(folder, **changes)
     return Artifact.open(folder)

@@ -29,7 +29,10 @@ TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3_STYLE, "llama2": LLAMA2_LIKE}
 
 
 def tokenizer() -> tokenizers.Tokenizer:
-    """Letters, and merges that text of the toy's rarely comes by the way the tokenizer would write it: ids 0..49."""
+    """Returns a tokenizer of letters and pairs of letters, ids 0..49.
+
+    The toy rarely writes text with the ids that this tokenizer would give it.
+    """
     vocab = {c: i for i, c in enumerate(LETTERS)}
     merges = [(c, c) for c in LETTERS[: VOCAB - len(LETTERS) - len(SPECIAL)]]
     for left, right in merges:

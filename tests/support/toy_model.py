@@ -1,4 +1,4 @@
-"""The toy of tiny.py as a model whose tokens are words (w0 w1 ...), and what its greedy output must be."""
+"""The toy of tiny.py as a model whose tokens are words (w0 w1 ...), and its expected greedy output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(folder: Path, **changes: Any) -> LlamaForCausalLM:
 
 
 def continuation(prompt: list[int], count: int, context: int = 64) -> list[int]:
-    """The greedy continuation by whole passes: no cache, no batch, no engine."""
+    """Returns the greedy continuation, computed by passes over the whole text: no cache, no batch, no engine."""
     weights = Weights(context)
     text = list(prompt)
     for _ in range(count):

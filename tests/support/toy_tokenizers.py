@@ -1,4 +1,4 @@
-"""Small tokenizers of both kinds that Llama models have, and a chat template, for tests of text."""
+"""Small tokenizers of the two kinds that Llama models use, and a chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LLAMA3_STYLE = (
 
 
 def byte_level() -> tokenizers.Tokenizer:
-    """Byte-level BPE, as Llama 3's: every byte, some merges, special tokens, bos added by the post-processor."""
+    """Returns byte-level BPE like Llama 3's: every byte, some merges, special tokens; the post-processor adds bos."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)}
     merges = [("Ġ", "t"), ("h", "e"), ("Ã", "©"), ("ð", "Ł"), ("ðŁ", "Ļ"), ("â", "Ĥ")]
@@ -33,7 +33,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def sentencepiece() -> tokenizers.Tokenizer:
-    """SentencePiece BPE with byte fallback, as Llama 2's: the decoder drops the text's first space."""
+    """Returns SentencePiece BPE with byte fallback like Llama 2's: the decoder drops the first space of a text."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)

@@ -11,7 +11,7 @@ from support.child import run_support
 
 
 def trace_in_child(config: dict[str, Any], folder: Path, tokens: int = 8) -> Any:
-    """The traced model (mind_ir_pb2.ModelProto) of a config, 2 rows, context 32."""
+    """Returns the traced model (mind_ir_pb2.ModelProto) of a config, for 2 rows and context 32."""
     from edgellama.exporter.mindir.schema import pb
 
     (folder / "config.json").write_text(json.dumps(config))
