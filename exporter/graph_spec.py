@@ -1,4 +1,4 @@
-"""What a step graph is fixed to. Its inputs and outputs are described by the runtime's TensorSpec."""
+"""What a step graph is fixed to. TensorSpec (runtime/artifact/manifest.py) describes its inputs and outputs."""
 
 from __future__ import annotations
 

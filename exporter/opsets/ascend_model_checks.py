@@ -1,4 +1,4 @@
-"""Whether a chip, its kernels and the converter can take a model, and whether a graph asks only for what they have.
+"""Checks that a chip, its kernels and the converter support a model, and that a chip has the operators of a graph.
 
 The facts of the chips are in kernels/ascend/chips.py.
 """
@@ -18,7 +18,7 @@ MAX_GEARS = 100  # of ge.dynamicBatchSize
 
 
 def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> None:
-    """Raise UserError for what the chip, its kernels or the converter cannot do."""
+    """Raise UserError if the chip, its kernels or the converter do not support the model."""
     chip = CHIPS[str(shape.chip)]
     heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if shape.weights == "int8" and not chip.has("WeightQuantBatchMatmul"):

@@ -1,4 +1,4 @@
-"""Bytes and operations of every pass, and the memory that an artifact takes: from the config alone."""
+"""Bytes and operations of each pass, and the memory of an artifact, computed from the config alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from edgellama.kernels.ascend.chips import Board
 
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
+from ..opsets.specs import CPU, PORTABLE, OpSetSpec
 from ..targets import TARGETS
 from .memory import LIBRARIES, Memory, load_copies
 from .tensors import Weight, cache_token_bytes, file_bytes, weights
@@ -16,7 +17,13 @@ from .tensors import Weight, cache_token_bytes, file_bytes, weights
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the graph at a bucket, every row behind `start` tokens. bytes: what it must at least read."""
+    """One run of the graph.
+
+    - bucket: the tokens per row.
+    - start: the tokens of each row that the cache has before the run.
+    - weight_bytes, cache_bytes: what the run must read at least.
+    - flops: operations; a multiplication and an addition are two.
+    """
 
     bucket: int
     start: int
@@ -26,33 +33,47 @@ class Pass:
 
     @property
     def bytes(self) -> int:
+        """All bytes that the run must read at least."""
         return self.weight_bytes + self.cache_bytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A model on a target. shape: at the largest bucket."""
+    """A model on a target.
+
+    - target: a key of TARGETS.
+    - shape: the shape at the largest bucket.
+    - buckets: all buckets, 1 (decode) first.
+    """
 
     config: LlamaConfig
     target: str
     shape: Shape
     buckets: tuple[int, ...]
 
+    @property
+    def opset(self) -> OpSetSpec:
+        """The op set of the target."""
+        return TARGETS[self.target].opset
+
     def weights(self) -> list[Weight]:
+        """Return every stored tensor of the weights."""
         return weights(self.config, self.shape, self.target)
 
     def step_weight_bytes(self) -> int:
-        """What a pass of any bucket reads: all but what is looked up by row."""
+        """Return the bytes of weights that a pass of any bucket reads: all tensors except those looked up by row."""
         return sum(weight.spec.nbytes for weight in self.weights() if weight.read_whole)
 
     def weights_file(self) -> int:
-        return file_bytes([weight.spec for weight in self.weights()], TARGETS[self.target].opset.weights_are_inputs)
+        """Return the size of the file with the weights."""
+        return file_bytes([weight.spec for weight in self.weights()], self.opset.weights_are_inputs)
 
     def cache_bytes(self) -> int:
+        """Return the size of the whole KV cache."""
         return self.shape.rows * self.shape.context * cache_token_bytes(self.config, self.shape.cache)
 
     def memory(self) -> Memory:
-        """What exporter.plan.memory reads from an artifact, with its intermediate results estimated."""
+        """Return the memory that memory.py computes from an artifact. The intermediate results are an estimate."""
         size = self.weights_file()
         return Memory(
             weights=size,
@@ -63,24 +84,28 @@ class Plan:
         )
 
     def gears(self) -> int:
-        """Intermediate results of the buckets but the largest. Whether a device shares them between gears is not known
-        before a board is met; here they count."""
-        if not self.target.startswith("ascend"):
+        """Return the bytes of the intermediate results of all buckets but the largest.
+
+        No measurement on a board shows whether the gears of a device share this memory. The plan assumes that they do
+        not.
+        """
+        if self.shape.chip is None:
             return 0
         return sum(self.workspace(bucket) for bucket in self.buckets[:-1])
 
     def total(self) -> int:
+        """Return all memory that the artifact needs at run time, in bytes."""
         return self.memory().total + self.gears()
 
     def workspace(self, bucket: int) -> int:
-        """Bytes of the intermediate results that are alive at once in a layer, or of the logits where they are more."""
+        """Estimate the bytes of intermediate results that are alive at once: in a layer or at the logits."""
         config, tokens = self.config, self.shape.rows * bucket
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         qkv = (heads + 2 * groups) * dim
-        if self.target == "cpu":  # float32; the kernel of a layer keeps all of its parts' results
+        if self.opset is CPU:  # float32; the kernel of a layer keeps the results of all its parts
             layer = 4 * (2 * hidden + qkv + heads * dim + inner)
-        elif self.target == "portable":  # float32; the scores of the cache and of the call's own tokens, twice joined
+        elif self.opset is PORTABLE:  # float32; the joined scores of the cache and the call's own tokens, twice
             scores = 2 * heads * (self.shape.context + bucket)
             layer = 4 * (hidden + max(3 * inner, 2 * qkv + scores))
         else:  # a float32 residual stream, float16 products
@@ -89,31 +114,33 @@ class Plan:
         return max(tokens * layer, logits)
 
     def cost(self, bucket: int, start: int) -> Pass:
-        """Of a pass in which every row feeds `bucket` tokens behind `start`: multiply and add are two operations."""
+        """Return the pass in which every row has `bucket` new tokens after `start` tokens in the cache."""
         config, rows = self.config, self.shape.rows
         tokens = rows * bucket
         flops = sum((rows if weight.last_only else tokens) * weight.flops for weight in self.weights())
-        seen = read = 0  # by each token, summed; cache positions of a row, of all layers
+        seen = 0  # positions that each token of a row attends to, summed over tokens and layers
+        read = 0  # positions of a row's cache that the pass reads, summed over layers
         for window in config.windows:
             limit = window or self.shape.context
             seen += sum(min(position + 1, limit) for position in range(start, start + bucket))
             read += min(start, limit - 1)
-        flops += rows * 4 * seen * config.num_attention_heads * config.head_dim  # q k^T, and its softmax times v
+        flops += rows * 4 * seen * config.num_attention_heads * config.head_dim  # q k^T, and softmax times v
         position = cache_token_bytes(config, self.shape.cache) // config.num_hidden_layers
         return Pass(bucket, start, self.step_weight_bytes(), rows * read * position, flops)
 
     def passes(self) -> list[Pass]:
-        """Decode behind half the context and behind all of it; each prefill bucket on an empty cache."""
+        """Return decode after half the context and after all of it, and each prefill bucket on an empty cache."""
         context = self.shape.context
         decode = sorted({context // 2, context - 1})
         return [self.cost(1, start) for start in decode] + [self.cost(b, 0) for b in self.buckets if b > 1]
 
     def with_context(self, context: int) -> Plan:
+        """Return the plan with another context, without the buckets that exceed it."""
         buckets = tuple(bucket for bucket in self.buckets if bucket <= context)
         return replace(self, shape=replace(self.shape, context=context, tokens=buckets[-1]), buckets=buckets)
 
     def largest_context(self, board: Board) -> int:
-        """The most tokens a row that fit the board, of those that the model was made for; 0 where none fits."""
+        """Return the largest context that fits the board and that the model supports; 0 if none fits."""
         fits, too_many = 0, self.config.max_position_embeddings + 1
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
@@ -125,12 +152,18 @@ class Plan:
 
 
 def roofline(work: Pass, bandwidth: float, flops: float) -> tuple[float, float]:
-    """Seconds that reading and computing take at least: the pass takes no less than the longer."""
+    """Return the minimum seconds for reading and for computing. The pass takes at least the longer of the two.
+
+    bandwidth: bytes per second. flops: operations per second.
+    """
     return work.bytes / bandwidth, work.flops / flops
 
 
 def prompt_passes(plan: Plan, chunks: Sequence[tuple[int, int]]) -> list[Pass]:
-    """The passes of a prompt cut into (bucket, tokens): each computes its bucket, padding too."""
+    """Return the passes of a prompt.
+
+    chunks: (bucket, tokens) of each. A pass computes its whole bucket, with padding.
+    """
     found, start = [], 0
     for bucket, tokens in chunks:
         found.append(plan.cost(bucket, start))
