@@ -1,10 +1,10 @@
-"""The one exception that is the user's to mend, shared by the exporter and the runtime."""
+"""The exception for problems that the user can solve, shared by the exporter and the runtime."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right: the message says what was found, the limit, and the remedy.
+    """A problem that the user can solve: the message gives the value found, the limit, and the remedy.
 
-    The command lines print it as one line and exit with status 2; `--debug` shows the traceback.
+    The command line prints the message and exits with status 2; `--debug` shows the traceback.
     """

@@ -1,11 +1,11 @@
-"""Constrained output: a JSON schema or a regular expression that the new text must match, as a logits processor.
+"""Constrained output: logits processors for a JSON schema or a regular expression that the new text must match.
 
 from edgellama.grammar import JsonSchema, Regex
 model.generate(input_ids, logits_processor=Regex(r"(yes|no)", model), max_new_tokens=8)
 
-The grammars are llguidance's (the `grammar` extra): of the vocabulary, only tokens that the text may go on with keep
-their score, and eos only where the text is whole. A text cut by max_new_tokens (finish_reason "length") is a valid
-beginning and no more.
+The grammars are llguidance's (the `grammar` extra). At each step only tokens that can continue the text keep their
+score, and eos only if the text is complete. A text that max_new_tokens ends (finish_reason "length") is only a valid
+beginning.
 """
 
 from __future__ import annotations
@@ -22,17 +22,28 @@ from .errors import UserError
 from .model import LlamaForCausalLM
 from .text.tokenizer import Tokenizer
 
-# Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write nothing else.
+# Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write only white space.
 JSON_WHITESPACE = r"\n? {0,16}"
 
 
 class GrammarTokenizer:
-    """The tokenizer as the grammar library needs it. Making one takes a second or so: several grammars share it."""
+    """The tokenizer in the form of the grammar library. To make one takes about a second; grammars can share it.
+
+    Attributes:
+        native: llguidance's tokenizer.
+        vocab_size: width of the logits.
+    """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_id: Sequence[int]) -> None:
-        """vocab_size: of the logits. eos_token_id: the ids that may end a text.
+        """Convert a tokenizer.
 
-        Raises UserError where the library is missing, does not know this kind of tokenizer, or nothing ends a text.
+        Args:
+            tokenizer: the artifact's.
+            vocab_size: width of the logits.
+            eos_token_id: the ids that may end a text.
+
+        Raises:
+            UserError: llguidance is missing or does not support this tokenizer, or eos_token_id is empty.
         """
         if not eos_token_id:
             raise UserError(
@@ -50,39 +61,65 @@ class GrammarTokenizer:
 
     @classmethod
     def of(cls, model: LlamaForCausalLM, eos_token_id: Sequence[int] | None = None) -> GrammarTokenizer:
-        """The model's own. eos_token_id: as given to generate(), where that is not the artifact's."""
+        """Convert the tokenizer of a model.
+
+        Args:
+            model: gives the tokenizer.
+            eos_token_id: as given to generate(); None takes the artifact's.
+
+        Raises:
+            UserError: as the constructor.
+        """
         eos = model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         return cls(model.tokenizer, model.engine.vocab_size, eos)
 
 
-class Step(NamedTuple):
-    """A place in a grammar, and which tokens may come there: boolean [V]."""
+class GrammarState(NamedTuple):
+    """A position in a grammar, and which tokens are allowed there: boolean [V]."""
 
     matcher: Any
     allowed: np.ndarray
 
 
-State = Step | None  # None: the text has left the grammar
+State = GrammarState | None  # None: the text has left the grammar
 
 
 class Grammar:
-    """A logits processor: input_ids [rows, n], scores [rows, V] -> the scores, -inf for what the grammar rules out.
+    """A logits processor that sets the scores of tokens that the grammar excludes to -inf; base of the classes below.
 
-    A row that is a row of the last call and one more token goes on from there, so rows may be reordered (beam search)
-    or left out; any other row is a prompt, after which the grammar begins. A row that went on with a token which was
-    ruled out (a beam of probability 0) has left the grammar, and keeps its scores. scores change in place.
+    A row that equals a row of the last call plus one token continues from there, so rows may be reordered (beam search)
+    or left out. Any other row is a prompt, after which the grammar begins. A row that continued with an excluded token
+    (a beam of probability 0) has left the grammar, and keeps its scores.
     """
 
     def __init__(self, what: str, grammar: str, source: LlamaForCausalLM | GrammarTokenizer) -> None:
-        """what: how errors call it. grammar: in llguidance's own form."""
+        """Begin a grammar.
+
+        Args:
+            what: its name in messages.
+            grammar: in llguidance's own form.
+            source: the model, or a GrammarTokenizer.
+
+        Raises:
+            UserError: the grammar is not valid.
+        """
         self._tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         self._start = self._tokenizer.library.LLMatcher(self._tokenizer.native, grammar, log_level=0)
         self._what = what
-        self._states: dict[bytes, State] = {}  # after the last call's rows, by their ids
+        self._states: dict[bytes, State] = {}  # of the last call's rows, by their ids
         if self._start.is_error():
             raise UserError(f"{what}: {self._start.get_error().strip()}")
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the scores, changed in place.
+
+        Args:
+            input_ids: int64 [rows, n].
+            scores: float32 [rows, V].
+
+        Raises:
+            UserError: the grammar cannot be followed further.
+        """
         states: dict[bytes, State] = {}
         for text, row in zip(np.ascontiguousarray(input_ids), scores, strict=True):
             if row.any():  # zeros: the row has ended
@@ -94,7 +131,7 @@ class Grammar:
         return scores
 
     def _after(self, text: np.ndarray) -> State:
-        """The state after this text: one token on from a row of the last call, or at the grammar's beginning."""
+        """Return the state after this text: one token after a row of the last call, or the grammar's beginning."""
         before, token = text[:-1].tobytes(), int(text[-1])
         if before not in self._states:
             return self._step(self._start.deep_copy())
@@ -105,7 +142,7 @@ class Grammar:
         matcher.consume_token(token)
         return self._step(matcher)
 
-    def _step(self, matcher: Any) -> Step:
+    def _step(self, matcher: Any) -> GrammarState:
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0] or matcher.stop_reason()
@@ -113,11 +150,11 @@ class Grammar:
         allowed = np.zeros(self._tokenizer.vocab_size, bool)
         unpacked = np.unpackbits(bits, count=min(8 * bits.size, allowed.size), bitorder="little")
         allowed[: unpacked.size] = unpacked
-        return Step(matcher, allowed)
+        return GrammarState(matcher, allowed)
 
 
 class JsonSchema(Grammar):
-    """The new text is JSON that the schema describes. `True` or {} describe any JSON value."""
+    """Requires the new text to be JSON that fits a schema. `True` and {} fit any JSON value."""
 
     def __init__(
         self,
@@ -125,9 +162,15 @@ class JsonSchema(Grammar):
         source: LlamaForCausalLM | GrammarTokenizer,
         what: str = "JSON schema",
     ) -> None:
-        """schema: the schema, or its JSON text. source: the model, or a GrammarTokenizer.
+        """Compile a schema.
 
-        Raises UserError for what is no schema, contradicts itself, or uses a keyword that cannot be held to.
+        Args:
+            schema: the schema, or its JSON text.
+            source: the model, or a GrammarTokenizer.
+            what: its name in messages.
+
+        Raises:
+            UserError: this is no schema, it contradicts itself, or it uses a keyword that llguidance does not support.
         """
         if isinstance(schema, str):
             try:
@@ -148,13 +191,24 @@ class JsonSchema(Grammar):
 
 
 class Regex(Grammar):
-    """The new text matches the whole expression, as re.fullmatch has it. The syntax is that of Rust's regex crate: that
-    of Python's without look-around, back references and word boundaries."""
+    """Requires the new text to match a whole regular expression, as re.fullmatch does.
+
+    The syntax is that of Rust's regex crate: Python's without look-around, back references and word boundaries.
+    """
 
     def __init__(
         self, pattern: str, source: LlamaForCausalLM | GrammarTokenizer, what: str = "regular expression"
     ) -> None:
-        """source: the model, or a GrammarTokenizer. Raises UserError for an expression outside the syntax."""
+        """Compile an expression.
+
+        Args:
+            pattern: the expression.
+            source: the model, or a GrammarTokenizer.
+            what: its name in messages.
+
+        Raises:
+            UserError: the expression is not valid.
+        """
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         super().__init__(what, tokenizer.library.LLMatcher.grammar_from_regex(pattern), tokenizer)
 

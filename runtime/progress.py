@@ -1,6 +1,6 @@
-"""One line on standard error for work that takes more than a moment: a running clock on a terminal, else plain text.
+"""A progress line on standard error for longer work: a running clock on a terminal, plain text elsewhere.
 
-The runtime's dependencies are kept to four packages, so this stands in for a progress library.
+It is written here, without a progress library, to keep the runtime's dependencies few.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from contextlib import contextmanager
 
 FRAMES = "|/-\\"
 PERIOD = 0.2  # seconds
-DELAY = 0.5  # before the line first shows: what is quicker needs none
+DELAY = 0.5  # seconds before the line first shows, so that quick work shows none
 
 
 @contextmanager
 def progress(what: str, *, plain: bool = True) -> Iterator[None]:
-    """Show `what` and the seconds it has taken until the block ends. `plain`: where standard error is no terminal, say
-    it once."""
+    """Show `what` and the elapsed seconds until the block ends.
+
+    Args:
+        what: the work.
+        plain: if standard error is no terminal, print `what` once.
+    """
     if not sys.stderr.isatty():
         if plain:
             print(f"{what} ...", file=sys.stderr, flush=True)

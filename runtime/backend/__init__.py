@@ -1,1 +1,1 @@
-"""What runs a graph: MindSpore Lite, the native libraries, and Ascend devices."""
+"""The backends that run a graph: MindSpore Lite on the host CPU (`lite_graph.py`) and on Ascend devices (`ascend/`)."""

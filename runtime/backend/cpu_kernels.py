@@ -15,12 +15,15 @@ LITE = "libmsplugin-ge-litert_python.so"  # has MindSpore Lite's registry of cus
 
 
 def kernel_library() -> ctypes.CDLL:
-    """The kernels' shared library.
+    """Return the kernels' shared library.
 
     Raises:
         UserError: the library is not built.
     """
-    from edgellama.kernels.cpu.library import LibraryError, library  # late: `import runtime` stays light
+    from edgellama.kernels.cpu.library import (  # imported late, so that `import edgellama` stays light
+        LibraryError,
+        library,
+    )
 
     try:
         return library()

@@ -1,8 +1,8 @@
-"""Gives back the memory of library pages that only loading needed.
+"""Releases library pages that were needed for loading only.
 
-MindSpore Lite's libraries hold some 200 MB of symbols, relocations and converter code that are read while they load and
-hardly again. They are unmodified pages of files: dropping them from this process costs nothing but a page fault where
-one is needed after all, and the kernel keeps them in its page cache as long as it has room.
+MindSpore Lite's libraries contain about 200 MB of symbols, relocations and converter code, which are read while they
+load and hardly again. They are unmodified pages of files: to drop them from this process costs only a page fault if one
+is needed again, and the operating system keeps them in its page cache as long as it has room.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (....) [0-9a-f]+ \S+ [1-9]\d*\s+
 
 
 def release_library_pages(folder: str = "/mindspore_lite/") -> int:
-    """Drop the unmodified, unwritable pages of shared libraries whose path holds `folder`; bytes that were resident.
+    """Drop the unmodified read-only pages of shared libraries whose path contains `folder`.
 
-    Does nothing, and returns 0, on systems without Linux's smaps.
+    Returns:
+        How many bytes of them were resident; 0 on systems without Linux's smaps.
     """
     if not SMAPS.is_file():
         return 0
@@ -37,8 +38,14 @@ def release_library_pages(folder: str = "/mindspore_lite/") -> int:
 
 
 def unmodified_mappings(smaps: str, folder: str) -> list[tuple[int, int, int]]:
-    """(begin, end, resident bytes) of private read-only mappings of .so files under `folder` without a page of their
-    own: one that was relocated and then write-protected (RELRO) has such pages, and must keep them."""
+    """Return (begin, end, resident bytes) of the private read-only mappings of .so files that can be dropped.
+
+    A mapping with anonymous pages is not among them: it was relocated and then write-protected (RELRO).
+
+    Args:
+        smaps: content of /proc/self/smaps.
+        folder: part of the libraries' path.
+    """
     found = []
     begin = end = resident = 0
     wanted = False

@@ -1,4 +1,4 @@
-"""One graph file in MindSpore Lite: build, switch bucket, run. The only place that touches `mindspore_lite`."""
+"""One graph file in MindSpore Lite: build it, switch its bucket, run it. Only this module imports mindspore_lite."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from .native_log import native_log_on_failure
 
 
 def available_threads() -> int:
-    """Processors this process may run on."""
+    """Return how many processors this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def import_lite() -> ModuleType:
-    """The `mindspore_lite` package. Raises UserError with what to do where it cannot be imported."""
+    """Return the `mindspore_lite` package.
+
+    Raises:
+        UserError: it cannot be imported; the message says what to do.
+    """
     if "mindspore" in sys.modules and "mindspore_lite" not in sys.modules:
         raise UserError(
             "mindspore is imported in this process, and MindSpore Lite's libraries cannot be loaded beside its own. "
-            "Use the runtime in a process without mindspore; numpy arrays stand where its tensors did"
+            "Use the runtime in a process without mindspore, with numpy arrays in place of its tensors"
         )
     try:
         return importlib.import_module("mindspore_lite")
@@ -39,10 +43,23 @@ def import_lite() -> ModuleType:
 
 
 class LiteGraph:
-    """A built model. `inputs` and `outputs` are the tensor names in the model's own order."""
+    """A built model.
+
+    Attributes:
+        inputs: names of the input tensors, in the model's order.
+    """
 
     def __init__(self, path: Path, threads: int, *, show_native_log: bool = False) -> None:
-        """Build the model on the host CPU. Raises UserError, with the end of the native log, where that fails."""
+        """Build the model on the host CPU.
+
+        Args:
+            path: a graph file.
+            threads: CPU threads.
+            show_native_log: print what MindSpore Lite logs.
+
+        Raises:
+            UserError: MindSpore Lite could not load it; the message ends with the last lines of its log.
+        """
         self.path = path
         self._show = show_native_log
         self._native = native_calls(self)
@@ -56,15 +73,26 @@ class LiteGraph:
         self.inputs: list[str] = [tensor.name for tensor in self._own_inputs]
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
-        """Switch every input to these shapes (in the order of `inputs`)."""
+        """Switch the model to these input shapes, in the order of `inputs`.
+
+        Raises:
+            UserError: MindSpore Lite could not switch.
+        """
         what = f"{self.path}: MindSpore Lite could not switch it to {self.inputs[0]} {tuple(shapes[0])}"
         with self._native, native_log_on_failure(what, show=self._show, explain=self._explain):
             self._model.resize(self._own_inputs, [list(shape) for shape in shapes])
 
     def bind(self, arrays: Sequence[np.ndarray]) -> list[Any]:
-        """Input tensors over these C-contiguous arrays (in the order of `inputs`), without a copy: what is written into
-        an array later is what the next run reads, and the other way round for a cache that the graph writes in place.
-        The caller keeps the arrays alive. Raises UserError where shape or type are not the graph's."""
+        """Return input tensors that share the memory of these arrays.
+
+        A run reads what the arrays hold then, and a graph that writes its cache in place writes into them.
+
+        Args:
+            arrays: C-contiguous, in the order of `inputs`; the caller keeps them alive.
+
+        Raises:
+            UserError: an array has another type than the graph's input.
+        """
         tensors = []
         for name, own, array in zip(self.inputs, self._own_inputs, arrays, strict=True):
             dtype = own.dtype.name.lower()
@@ -80,8 +108,8 @@ class LiteGraph:
         return tensors
 
     def run(self, bound: list[Any]) -> list[np.ndarray]:
-        """Run on tensors from `bind`; the arrays returned are views that the next run overwrites."""
-        # not caught as in the other calls: a run that succeeds prints nothing, and this is the hot path
+        """Run on tensors from `bind`, and return the outputs: views that the next run overwrites."""
+        # The native log is not captured here: a successful run prints nothing, and this is the hot path.
         with self._native:
             return [tensor.get_data_to_numpy() for tensor in self._model.predict(bound)]
 
@@ -93,5 +121,5 @@ class LiteGraph:
         return context
 
     def _explain(self, log: str) -> str | None:
-        """What a native log means, in a sentence; None where that is not known."""
+        """Return the meaning of a native log in a sentence; None if it is not known."""
         return None

@@ -1,4 +1,4 @@
-"""What has to hold when Python ends while threads still use a model: daemon threads are left behind."""
+"""A clean end of the process while daemon threads still use a model."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ MAPS = Path("/proc/self/maps")
 
 
 def native_calls(owner: object) -> threading.Lock:
-    """A lock to hold around `owner`'s calls into native code, which one thread makes at a time.
+    """Return a lock to hold around calls of `owner` into native code; one thread at a time makes such calls.
 
-    The interpreter's end waits for the call that runs, and later ones never begin: they would find objects and
-    libraries taken down, and a thread that comes back to an interpreter which is gone ends the process with a crash.
-    A plain lock, for Ctrl-C cannot come between its being taken and the block that releases it.
+    The end of the interpreter waits for the running call, and later calls never begin. They would use objects and
+    libraries that are gone, and a thread that returns to an interpreter that is gone crashes the process.
+
+    It is a plain lock, since Ctrl-C cannot interrupt between taking it and the block that releases it.
     """
     lock = threading.Lock()
-    weakref.finalize(owner, _shut, lock, os.getpid())  # with its owner, at the latest when Python ends
+    weakref.finalize(owner, _shut, lock, os.getpid())  # when the owner is collected, at the latest when Python ends
     return lock
 
 
 def _shut(lock: threading.Lock, process: int) -> None:
-    if os.getpid() == process:  # a forked child has no such thread, and its copy of the lock may never be released
+    if os.getpid() == process:  # a forked child has no such thread, so nothing may ever release its copy of the lock
         lock.acquire()
 
 
 def keep_libraries(folder: str = "/mindspore_lite/") -> None:
-    """Have the loaded libraries whose path holds `folder` stay in memory until the process is gone.
+    """Keep the loaded libraries whose path contains `folder` in memory until the process is gone.
 
-    MindSpore Lite unloads its plugin when the process ends. Workers of a model that still exists then (a daemon thread
-    holds it) look for work for a moment after each pass, in code that is no longer there. Does nothing on systems
-    without Linux's maps.
+    MindSpore Lite unloads its plugin when the process ends. If a daemon thread still holds a model then, the model's
+    workers look for work for a moment after each pass, in code that would be unloaded. Does nothing on systems without
+    Linux's /proc/self/maps.
     """
     if not MAPS.is_file():
         return
     mapped = {line.partition("/")[2] for line in MAPS.read_text(errors="surrogateescape").splitlines() if ".so" in line}
     for path in ("/" + rest for rest in mapped if folder in "/" + rest):
-        with contextlib.suppress(OSError):  # replaced since it was loaded: not to be had by its name
+        with contextlib.suppress(OSError):  # the file was replaced after it was loaded
             ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NODELETE | os.RTLD_LAZY)

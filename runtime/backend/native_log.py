@@ -1,7 +1,7 @@
-"""Keeps the noise of native libraries off the terminal, and gives it back when something fails.
+"""Captures what native libraries print, and shows it only when something fails.
 
-MindSpore Lite prints ERROR lines on standard error while it loads a perfectly good graph. They go to file descriptor 2,
-past Python, so they are caught there.
+MindSpore Lite prints ERROR lines on standard error while it loads a correct graph. They go to file descriptor 2, past
+Python, so they are captured there.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ _lock = threading.RLock()
 def native_log_on_failure(
     what: str, *, show: bool = False, explain: Callable[[str], str | None] = lambda log: None
 ) -> Iterator[None]:
-    """Catch what native code writes to standard error in the block; it is dropped when the block succeeds.
+    """Capture what native code writes to standard error in the block, and drop it if the block succeeds.
 
-    Any RuntimeError of the block becomes a UserError "<what>: <error>" that ends with the last lines caught; with any
-    other exception all of it is written to standard error. Python's own `sys.stderr` keeps reaching the terminal
-    (progress lines). `show` lets everything through as it comes, for looking into a crash of native code. explain:
-    gives the log's meaning in a sentence, to stand before it, or None.
+    Python's own `sys.stderr` still reaches the terminal (progress lines). If the block raises an exception that is no
+    RuntimeError, everything captured is written to standard error.
+
+    Args:
+        what: begins the message of an error.
+        show: capture nothing; useful to look into a crash of native code.
+        explain: returns the meaning of a log in a sentence, or None.
+
+    Raises:
+        UserError: the block raised a RuntimeError. The message is "<what>: <meaning or error>" and the last lines
+            captured.
     """
     if show:
         yield

@@ -1,1 +1,1 @@
-"""Conversations: chats and sessions that keep their context between answers."""
+"""Conversations: chats and sessions, which keep their tokens and their part of the cache between answers."""

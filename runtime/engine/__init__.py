@@ -1,1 +1,1 @@
-"""The step engine: tokens in, logits out; it owns the graphs and the KV cache."""
+"""The step engine: tokens to logits. `engine.py` owns the graphs and the KV cache; `chunks.py` selects the buckets."""

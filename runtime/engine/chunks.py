@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import functools
 
-# What a pass costs beside its tokens, in tokens: it reads every weight once. Measured on host CPUs it is about 10;
-# where memory is slower against arithmetic it is more.
+# The cost of a pass besides its tokens, in tokens: a pass reads every weight once. Host CPUs measure about 10; it is
+# more where memory is slower in relation to arithmetic.
 PASS_COST = 32
-# The cpu op set's kernels skip padding; what is left of its cost is measured. Elsewhere it costs what a token does.
+# The cost of a padding token on the cpu op set, whose kernels skip most of its work (measured). Elsewhere it is 1.
 CPU_PADDING = 0.125
 
 
 def plan_chunks(tokens: int, buckets: tuple[int, ...], padding: float = 1.0) -> list[tuple[int, int]]:
-    """Split a call into (bucket, tokens in it), the cheapest way, counting a pass as its tokens + PASS_COST.
+    """Split a call into chunks, the cheapest way; a pass costs its tokens + PASS_COST.
 
-    padding: what a place without a token costs, in tokens. So one token over a bucket's edge does not cost the next
-    bucket, unless padding is cheap. Only the last chunk holds padding.
+    One token more than a bucket therefore does not cost the whole next bucket, unless padding is cheap.
+
+    Args:
+        tokens: of the longest row.
+        buckets: ascending.
+        padding: the cost of a padding token, in tokens.
+
+    Returns:
+        (bucket, tokens in it) per chunk; only the last chunk contains padding.
 
     >>> plan_chunks(1100, (1, 32, 128, 512)), plan_chunks(129, (1, 32, 128, 512))
     ([(512, 512), (512, 512), (128, 76)], [(128, 128), (1, 1)])
@@ -33,11 +40,11 @@ def plan_chunks(tokens: int, buckets: tuple[int, ...], padding: float = 1.0) -> 
 
 @functools.cache
 def _first_buckets(buckets: tuple[int, ...], padding: float) -> list[int]:
-    """For 0 .. largest bucket tokens, the bucket to begin with: by the cheapest cover of each smaller count."""
+    """Return the first bucket of the cheapest cover, for 0 .. largest bucket tokens (dynamic programming)."""
     first, cost = [0], [0.0]
     for tokens in range(1, buckets[-1] + 1):
         ways = []
-        for bucket in reversed(buckets):  # of equal ways the first counts: the larger bucket, so fewer passes
+        for bucket in reversed(buckets):  # of equal costs the first wins: the larger bucket, so fewer passes
             rest = cost[tokens - bucket] if bucket <= tokens else 0
             held = min(bucket, tokens)
             ways.append((held + padding * (bucket - held) + PASS_COST + rest, bucket))

@@ -1,6 +1,6 @@
-"""The step engine: tokens in, logits of each row's last token out; owns the graphs and the KV cache.
+"""The step engine: takes tokens, returns the logits of each row's last token; owns the graphs and the KV cache.
 
-Prefill and decode are the same call at different token counts; a call runs as one or more chunks, each in a bucket.
+Prefill and decode are the same call with different token counts. A call runs as one or more chunks, each in a bucket.
 Rows are independent: each has its own start and length.
 """
 
@@ -33,7 +33,7 @@ OPSETS = ("portable", "cpu", "ascend")
 
 
 class BuiltGraph(Protocol):
-    """What the engine needs of a graph in memory; LiteGraph is the real one."""
+    """The interface of a loaded graph; LiteGraph implements it."""
 
     inputs: list[str]
 
@@ -44,7 +44,14 @@ class BuiltGraph(Protocol):
 
 @dataclass
 class EngineTimings:
-    """Seconds spent so far: loading the graphs, switching buckets, running graphs, writing returned cache rows."""
+    """Seconds spent so far.
+
+    Attributes:
+        load: loading the graphs.
+        switch: switching buckets.
+        run: running graphs.
+        cache: writing returned keys and values, and reordering rows.
+    """
 
     load: float = 0.0
     switch: float = 0.0
@@ -54,7 +61,7 @@ class EngineTimings:
 
 @dataclass
 class _Bucket:
-    """One bucket, ready to run: its graph, its inputs bound to arrays, and the shapes to switch to."""
+    """One bucket, ready to run: its graph, its inputs bound to arrays, and its input shapes."""
 
     graph: Graph
     built: BuiltGraph
@@ -64,8 +71,19 @@ class _Bucket:
 
 
 class Engine:
-    """Runs an artifact's step graphs. The caches are its state: `turn` says whose they are, and `prefixes` which tokens
-    they hold. Several threads may use one engine, each within `with engine.engine_lock.take():`."""
+    """Runs an artifact's step graphs, and holds the KV cache.
+
+    Several threads may use one engine, each within `with engine.engine_lock.take():`.
+
+    Attributes:
+        batch: rows.
+        context: capacity of the cache, in tokens.
+        buckets: token counts of the graphs, ascending.
+        vocab_size: width of the logits.
+        engine_lock: who may use the cache.
+        prefixes: which tokens the cache holds.
+        timings: seconds spent so far.
+    """
 
     def __init__(
         self,
@@ -78,10 +96,15 @@ class Engine:
     ) -> None:
         """Load every graph and allocate the KV cache.
 
-        threads: for the host CPU; all processors that this process may use when None. device_id: the NPU, for an
-        artifact of an Ascend target; the first when None.
-        build: how a graph file is loaded; MindSpore Lite unless a test says otherwise.
-        Raises UserError for an artifact that this runtime cannot run.
+        Args:
+            artifact: the artifact.
+            threads: of the host CPU; None takes all processors that this process may use.
+            device_id: the NPU, for an artifact of an Ascend target; None takes the first.
+            show_native_log: print what MindSpore Lite logs while loading.
+            build: loads a graph file; None takes MindSpore Lite.
+
+        Raises:
+            UserError: this runtime cannot run the artifact.
         """
         manifest = artifact.manifest
         if manifest.opset not in OPSETS:
@@ -119,7 +142,7 @@ class Engine:
         self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
         for graph in manifest.graphs:
             built = build(artifact.file(graph.file))
-            # a model with gears begins in none of them
+            # a converted model (gears) is in no bucket at first
             self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
             for bucket in graph.buckets:
                 self._ready[bucket] = self._prepare(graph, built, bucket)
@@ -134,18 +157,28 @@ class Engine:
         length: np.ndarray,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> np.ndarray:
-        """Feed `length[b]` tokens of each row at positions `start[b]` on, and return logits [B, V] float32.
+        """Feed `length[b]` tokens of each row b at positions `start[b]` on.
 
-        tokens [B, n] integers, n >= 1, row b valid up to length[b]; start [B], length [B] (0..n). Row b of the result
-        belongs to its last valid token; a row of length 0 takes no part and keeps zeros. K/V of the valid tokens are in
-        the cache afterwards. The result may be the graph's own memory, which the next call overwrites. Raises UserError
-        where a row would leave the cache; nothing has run then. cancelled is asked before each chunk: where it says so,
-        Cancelled is raised, and the cache holds the chunks before.
+        The cache holds keys and values of the valid tokens afterwards.
+
+        Args:
+            tokens: int [B, n], n >= 1; row b is valid up to length[b].
+            start: int [B].
+            length: int [B], 0..n; a row of length 0 takes no part.
+            cancelled: asked before each chunk.
+
+        Returns:
+            Logits float32 [B, V] of each row's last valid token; zeros for a row of length 0. They may be the graph's
+            own memory, which the next call overwrites.
+
+        Raises:
+            UserError: a row would exceed the cache, or an argument does not fit; nothing has run.
+            Cancelled: `cancelled` returned true; the cache holds the chunks before.
         """
         tokens, starts, lengths = self._checked(tokens, start, length)
         chunks = plan_chunks(max(lengths), self.buckets, self.padding)
         self.prefixes.overwrite(starts, lengths)
-        if len(chunks) == 1:  # every decode step: kept short, as its code comes out of memory behind all the weights
+        if len(chunks) == 1:  # every decode step: kept short, as its code comes from memory after all the weights
             if cancelled():
                 raise Cancelled
             logits = self._run(chunks[0][0], tokens, starts, lengths)
@@ -171,7 +204,7 @@ class Engine:
         return logits
 
     def reorder(self, source: np.ndarray, tokens: int) -> None:
-        """Give row b what row source[b] has in the cache, its first `tokens` positions. Beam search needs it."""
+        """Replace the first `tokens` cache positions of each row b by those of row source[b]; source: int [B]."""
         began = time.perf_counter()
         self.prefixes.reorder(source, tokens)
         self.timings.cache += time.perf_counter() - began
@@ -181,7 +214,7 @@ class Engine:
         ready.step.fill(tokens, start, length)
         began = time.perf_counter()
         if self._current[ready.graph.file] != bucket:
-            self._current[ready.graph.file] = 0  # none, should the switch be interrupted
+            self._current[ready.graph.file] = 0  # no bucket, in case the switch is interrupted
             ready.built.resize(ready.shapes)
             self._current[ready.graph.file] = bucket
         switched = time.perf_counter()
@@ -213,7 +246,7 @@ class Engine:
         return _Bucket(graph, built, step, shapes, built.bind(arrays))
 
     def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray | DeviceTensor:
-        """What a graph input is bound to: this call's inputs, a cache, or a weight."""
+        """Return the array that a graph input is bound to: a per-call input, a cache, or a weight."""
         if spec.name in STEP_INPUTS:
             return step.arrays[spec.name]
         if spec.name.startswith(CACHE_PREFIXES):
@@ -231,7 +264,7 @@ class Engine:
             raise UserError(f"tokens have shape {tokens.shape}; this artifact takes ({self.batch}, n >= 1)")
         if start.shape != (self.batch,) or length.shape != (self.batch,):
             raise UserError(f"start and length have shapes {start.shape} and {length.shape}; needed: ({self.batch},)")
-        # Of a few numbers Python's own minimum is cheaper than numpy's, in a decode step above all.
+        # For a few numbers Python's own minimum is cheaper than numpy's, above all in a decode step.
         starts, lengths = start.tolist(), length.tolist()
         if min(lengths) < 0 or max(lengths) > tokens.shape[1] or min(starts) < 0:
             raise UserError(f"start {start}, length {length}: needed start >= 0 and length in 0..{tokens.shape[1]}")
@@ -247,7 +280,7 @@ class Engine:
 def _on_device(
     artifact: Artifact, device_id: int, show_native_log: bool
 ) -> tuple[DeviceCache, Callable[[Path], BuiltGraph]]:
-    """The cache on an NPU, and how a graph is loaded there."""
+    """Return the cache on an NPU, and the function that loads a graph there."""
     from ..backend.ascend.graph import AscendGraph, open_device
 
     _, cache = open_device(artifact, device_id)

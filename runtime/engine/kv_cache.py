@@ -1,4 +1,4 @@
-"""The KV cache: arrays that the graphs read, and write in place or have written by the runtime."""
+"""The KV cache in host memory: the graphs read it, and either they or the runtime write it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALIGNMENT = 64  # bytes: a vector load of a kernel then touches one cache line
 
 
 def aligned_zeros(shape: Sequence[int], dtype: str) -> np.ndarray:
-    """Zeros that begin at a multiple of ALIGNMENT. A page costs memory once it is written, not before (calloc)."""
+    """Return zeros that begin at a multiple of ALIGNMENT. A page takes memory only when it is written (calloc)."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     first = -raw.ctypes.data % ALIGNMENT
@@ -21,10 +21,11 @@ def aligned_zeros(shape: Sequence[int], dtype: str) -> np.ndarray:
 
 
 class KVCache:
-    """Every cache array of an artifact, by the name of the graph input it is bound to.
+    """Every cache array of an artifact, by the name of its graph input.
 
-    k_cache.{l} and v_cache.{l} are [B, G, C, D]; k_scale.{l} and v_scale.{l} [B, G, C] beside an int8 cache.
-    worth_copying: from how many tokens on copying them from one row to another costs less than computing them.
+    Attributes:
+        arrays: k_cache.{l} and v_cache.{l} [B, G, C, D]; with an int8 cache also k_scale.{l} and v_scale.{l} [B, G, C].
+        worth_copying: from this many tokens on, copying them to another row is cheaper than computing them.
     """
 
     worth_copying = 1
@@ -34,20 +35,27 @@ class KVCache:
         self.arrays: dict[str, np.ndarray] = {}
 
     def bind(self, wanted: TensorSpec) -> np.ndarray:
-        """The array for this graph input, made when first asked for. Its type is the graph's: MindSpore Lite would
-        turn a float16 input into float32, so such a cache passes for int16."""
+        """Return the array of this graph input, allocated at the first call.
+
+        It has the graph's type. That is int16 for float16 values, as MindSpore Lite would convert a float16 input to
+        float32.
+        """
         if wanted.name not in self.arrays:
             self.arrays[wanted.name] = aligned_zeros(wanted.shape, wanted.dtype)
         return self.arrays[wanted.name]
 
     @property
     def nbytes(self) -> int:
+        """Size of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def write(self, rows: Sequence[np.ndarray], start: np.ndarray, length: np.ndarray) -> None:
-        """Put what a graph returned in its place (policy "returned").
+        """Write the keys and values that a graph returned (cache policy "returned").
 
-        rows: k_new.0, v_new.0, k_new.1, ... each [B, G, S, D]; row b's first length[b] tokens go to start[b] on.
+        Args:
+            rows: k_new.0, v_new.0, k_new.1, ..., each [B, G, S, D].
+            start: position of the first token of each row, [B].
+            length: valid tokens of each row, [B].
         """
         for row in np.flatnonzero(length):
             first, count = int(start[row]), int(length[row])
@@ -57,17 +65,17 @@ class KVCache:
                 cache[row, :, first : first + count] = new[row, :, :count]
 
     def reorder(self, source: np.ndarray, tokens: int) -> None:
-        """Row b becomes what row source[b] was, in its first `tokens` positions. source: [B] row numbers."""
+        """Replace the first `tokens` positions of each row b by those of row source[b]; source: int [B]."""
         moved = np.flatnonzero(source != np.arange(len(source)))
         if moved.size:
             for array in self.arrays.values():
                 array[moved, :, :tokens] = array[source[moved], :, :tokens]
 
     def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
-        """Views of the first `tokens` positions of `row`, by the arrays' names."""
+        """Return views of the first `tokens` positions of `row`, by array name."""
         return {name: array[row, :, :tokens] for name, array in self.arrays.items()}
 
     def fill(self, row: int, tokens: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Give `row` the first `tokens` positions that `held` gave."""
+        """Write the first `tokens` positions of `row`, with arrays as `held` returns them."""
         for name, mine in self.arrays.items():
             mine[row, :, :tokens] = arrays[name]

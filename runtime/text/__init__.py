@@ -1,1 +1,1 @@
-"""Text: the tokenizer, detokenization of a stream of tokens, chat templates."""
+"""Text to token ids and back: the tokenizer, chat templates, and text that arrives token by token."""

@@ -1,9 +1,9 @@
-"""Text in whole graphemes: what a reader takes for one character may be several, and they may come in several pieces.
+"""Text in whole graphemes: a reader's one character may be several code points, which may arrive in several pieces.
 
-Boundaries are those of Unicode's text segmentation (UAX #29, extended grapheme clusters), or fewer. Whether the last
-cluster of a text is complete is known only from what follows it. It is held back where more of it is to be expected:
-behind emoji and their parts, in scripts that write vowels as marks, behind digits (keycaps). Elsewhere it is given at
-once; text that spells accents as marks of their own (NFD) therefore gives such a mark apart from its letter.
+Boundaries are those of Unicode's text segmentation (UAX #29, extended grapheme clusters), or fewer. Only the text that
+follows shows whether the last cluster is complete. The last cluster is held back where more of it is likely: after
+emoji and their parts, in scripts that write vowels as marks, after digits (keycaps). Elsewhere it is returned at once.
+So in text that writes accents as separate marks (NFD), a mark may arrive after its letter.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import unicodedata
 
 ZWJ = "\u200d"
-LONGEST = 128  # characters held back at most; clusters of real text are far shorter
-GOING_ON = (  # blocks of characters that marks, joiners or further parts commonly follow
+LONGEST = 128  # most characters held back; clusters of real text are far shorter
+CONTINUING = (  # blocks of characters that marks, joiners or further parts often follow
     (0x0590, 0x109F),  # Hebrew, Arabic, the scripts of India, Thai, Lao, Tibetan, Myanmar
     (0x1100, 0x11FF),  # Hangul jamo
     (0x1700, 0x18AF),  # Philippine scripts, Khmer, Mongolian
@@ -27,27 +27,27 @@ GOING_ON = (  # blocks of characters that marks, joiners or further parts common
 
 
 class Graphemes:
-    """Takes text in pieces, and gives it in pieces that end with a grapheme."""
+    """Takes text in pieces, and returns it in pieces that end with a complete grapheme."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What is complete now, of the text so far; often less or more than `text`."""
+        """Add text and return what is complete now; often less or more than `text`."""
         text = self._held + text
         end = complete(text)
         self._held = text[end:]
         return text[:end]
 
     def flush(self) -> str:
-        """What is still held back, at the end of the text."""
+        """End the text and return what is still held back."""
         held, self._held = self._held, ""
         return held
 
 
 def complete(text: str) -> int:
-    """How many characters of `text` are whole graphemes, as far as can be told."""
-    if not text or not may_go_on(text[-1]):
+    """Return how many characters of `text` surely are whole graphemes."""
+    if not text or not may_continue(text[-1]):
         return len(text)
     first = len(text) - 1
     while first > 0 and len(text) - first < LONGEST and not boundary(text, first):
@@ -55,12 +55,12 @@ def complete(text: str) -> int:
     return first
 
 
-def may_go_on(char: str) -> bool:
-    """Whether more of the same grapheme is to be expected behind this character."""
+def may_continue(char: str) -> bool:
+    """Whether more of the same grapheme is likely after this character."""
     if char.isascii():
         return char in "0123456789#*\r"
     code = ord(char)
-    return any(low <= code <= high for low, high in GOING_ON) or unicodedata.category(char) in (
+    return any(low <= code <= high for low, high in CONTINUING) or unicodedata.category(char) in (
         *("Mn", "Mc", "Me", "Cf", "So", "Sk"),
     )
 
@@ -83,7 +83,7 @@ def boundary(text: str, index: int) -> bool:
 
 
 def extends(char: str) -> bool:
-    """Whether this character belongs to the one before: marks, joiners, skin tones, tags."""
+    """Whether this character belongs to the one before it: marks, joiners, skin tones, tags."""
     return (
         unicodedata.category(char) in ("Mn", "Mc", "Me")
         or char in "\u200c\u200d\uff9e\uff9f"
@@ -103,5 +103,5 @@ def _jamo(char: str) -> bool:
 
 
 def _prepends(char: str) -> bool:
-    """Characters that belong to the next one: signs before numbers, and letters written above the next."""
+    """Whether this character belongs to the next one: signs before numbers, letters written above the next."""
     return (unicodedata.category(char) == "Cf" and char != "\u200b") or char in "\u0d4e\U000111c2\U000111c3"
