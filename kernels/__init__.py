@@ -1,4 +1,4 @@
-"""The custom operators: what they mean (reference.py), on a host CPU (cpu/), on Ascend (ascend/)."""
+"""The custom operators: their definition (reference.py), and kernels for host CPUs (cpu/) and Ascend (ascend/)."""
 
 if __name__ == "kernels":  # imported from a checkout by the folder's name: runtime/checkout.py
     import runpy

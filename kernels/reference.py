@@ -1,12 +1,20 @@
-"""What every custom operator means, in numpy: the single definition.
+"""The definition of every custom operator, in numpy.
 
-The CPU kernel, the Ascend kernel, the trace-time primitive and the ONNX
-evaluation of an operator all answer to the function here, and one parametrised
-test holds them all against it. Everything is computed in float32, or in
-float64 where asked for.
+The CPU kernel, the Ascend kernel, the trace-time primitive and the ONNX evaluation of an operator must agree with its
+function here, and tests compare them with it. The functions compute in float32, `linear` in float64.
 
-Letters: B rows, S tokens per row in this call, H query heads, G key/value
-heads, D head size, C cache capacity.
+Letters in shapes:
+
+B  rows
+S  tokens per row in this call
+H  query heads
+G  key/value heads
+D  head size
+C  cache capacity
+P  positions in the rotary tables
+E  hidden size
+V  vocabulary size
+K, N  input features and output columns of a matrix
 """
 
 from __future__ import annotations
@@ -20,20 +28,22 @@ Array = NDArray[Any]
 
 
 def rotate_half_split(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding in the half-split layout of the Hugging Face checkpoints (arXiv:2104.09864).
+    """Apply the rotary embedding (arXiv:2104.09864) in the half-split layout of the Hugging Face checkpoints.
 
-    x [..., D]; cos, sin [..., D/2], broadcast against x without its last axis.
-    Element i pairs with element i + D/2.
+    x         [..., D]
+    cos, sin  [..., D/2], broadcast against x without its last axis
+
+    Element i pairs with element i + D/2. Returns [..., D].
     """
     lo, hi = np.split(x, 2, axis=-1)
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
 
 
 def quantize_rows(x: Array) -> tuple[Array, Array]:
-    """Rows of the int8 cache: x [..., D] -> (int8 [..., D], float16 scale [...]) with x ~ int8 * scale.
+    """Quantize rows for the int8 cache: x [..., D] -> (int8 [..., D], float16 scale [...]) with x ~ int8 * scale.
 
-    scale is the row's largest magnitude / 127 rounded to float16 (at most 65504); elements are x / scale in float32,
-    rounded to the nearest integer, ties to even, and clipped to -127 .. 127. A row whose scale is 0 is all zeros.
+    scale is the row's largest magnitude / 127, rounded to float16 (at most 65504). Elements are x / scale in float32,
+    rounded to the nearest integer (ties to even) and clipped to -127..127. A row whose scale is 0 becomes all zeros.
     """
     x = x.astype(np.float32)
     scale = np.minimum(np.abs(x).max(axis=-1) / np.float32(127), np.float32(65504)).astype(np.float16)
@@ -57,21 +67,25 @@ def fused_attention(
     k_scale: Array | None = None,
     v_scale: Array | None = None,
 ) -> Array:
-    """FusedAttention: RoPE on q and k, cache write in place, causal grouped-query attention.
+    """FusedAttention: rotary embedding of q and k, cache write in place, causal grouped-query attention.
 
     qkv      [B, S, (H + 2G) * D] float: the query heads, then the key heads, then the value heads
     cos, sin [P, D/2] float32, P >= C: the rotary tables by position
-    start    [B] int32: tokens of row b already in the cache
-    length   [B] int32: valid tokens of row b in this call, 0..S; start + length <= C
-    k_cache, v_cache [B, G, C, D] float: one layer's caches. MUTATED: positions start .. start+length-1 of
-             row b receive the rotated keys and the values, rounded to the cache's dtype; no other byte changes.
-    heads    H; scale: multiplies q.k, 1/sqrt(D) in Llama; window: 0, or how many of the latest positions
-             (itself included) a token sees (sliding-window attention).
-    k_scale, v_scale [B, G, C] float16, for int8 caches only. MUTATED like the caches: each written position's scale,
-             as quantize_rows defines it. A cached element reads back as int8 * scale.
+    start    [B] int32: the number of tokens of row b in the cache before this call
+    length   [B] int32: the valid tokens of row b in this call, 0..S; start + length <= C
+    k_cache, v_cache [B, G, C, D] float: the caches of one layer. MUTATED: positions start .. start+length-1 of row b
+             receive the rotated keys and the values, rounded to the cache's dtype. No other byte changes.
+    heads    H
+    scale    multiplies q.k; 1/sqrt(D) in Llama
+    window   the number of latest positions that a token sees, its own included (sliding-window attention); 0: all
+    k_scale, v_scale [B, G, C] float16, only for int8 caches. MUTATED like the caches: they receive the scale of each
+             written position, as quantize_rows defines it. A cached element has the value int8 * scale.
 
-    Returns [B, S, H * D] of qkv's dtype. Token i of row b attends to cache positions 0 .. start+i, as they read
-    back from the cache. Rows are independent. Output at i >= length[b] is zero.
+    Returns [B, S, H * D] of qkv's dtype. Token i of row b attends to cache positions 0 .. start+i, with the values that
+    are in the cache after rounding. Rows are independent. The output at i >= length[b] is zero.
+
+    Raises:
+        ValueError: the sizes do not fit each other, or start + length is outside the cache.
     """
     rows, tokens, _ = qkv.shape
     _, groups, capacity, head_dim = k_cache.shape
@@ -115,13 +129,13 @@ def fused_attention(
 
 
 def embedding(ids: Array, weight: Array, length: Array) -> Array:
-    """Embedding: rows of a matrix.
+    """Embedding: one row of a matrix for each token id.
 
-    ids      [B, S] int32: row b is valid up to length[b], each valid id 0..V-1
+    ids      [B, S] int32: row b is valid up to length[b]; valid ids are in 0..V-1
     weight   [V, K] float32: the values of the packed matrix (kernels.weight_format.unpack)
-    length   [B] int32, each 0..S
+    length   [B] int32, each in 0..S
 
-    Returns [B, S, K] float32, exactly the matrix's rows. Rows at and past length[b] are unspecified: NaN here.
+    Returns [B, S, K] float32, exactly the rows of the matrix. Positions from length[b] on are unspecified: NaN here.
     """
     out = np.full((*ids.shape, weight.shape[1]), np.nan, np.float32)
     for b, n in enumerate(length):
@@ -143,21 +157,23 @@ def linear(
 ) -> Array:
     """Linear: y = epilogue(norm(x) W^T + bias), computed in float64.
 
-    x        [B, S, K] float32, row b valid up to length[b]
-    weight   [N, K] float32: the values of the packed matrix; with swiglu [2N', K], panels of 16 gate columns and the
-             same 16 of up in turn (kernels.weight_format.interleave_gate_up)
-    length   [B] int32, each 0..S
-    gamma    [K]: norm(x) = x / sqrt(mean(x^2) + eps) * gamma (arXiv:1910.07467); None: x itself
-    bias     [N] in the weight's order
+    x        [B, S, K] float32, row b is valid up to length[b]
+    weight   [N, K] float32: the values of the packed matrix; with swiglu [2N', K], alternating panels of 16 gate
+             columns and the same 16 up columns (kernels.weight_format.interleave_gate_up)
+    length   [B] int32, each in 0..S
+    gamma    [K]: RMSNorm, norm(x) = x / sqrt(mean(x^2) + eps) * gamma (arXiv:1910.07467); None: norm(x) = x
+    eps      of RMSNorm
+    bias     [N], in the order of the weight's columns
     residual [B, S, N]: added to the result
     swiglu   the result is silu(gate) * up (arXiv:2002.05202), N' columns
-    last_only   the result holds each row's last valid token alone
+    last_only   the result has only the last valid token of each row
 
-    Returns [B, S, N] float32, or [B, N] with last_only. Rows at and past length[b] are unspecified: NaN here. With
+    Returns [B, S, N] float32, or [B, N] with last_only. Positions from length[b] on are unspecified: NaN here. With
     last_only, a row of length 0 is zero.
 
-    Tolerance, relative to the largest of a row's results before the residual: 1e-5 with float32 and bfloat16 weights
-    and 2e-4 with integer ones (16-bit activations); 2e-2 where AMX takes activations and unpacked weights in bfloat16.
+    Tolerance, relative to the largest magnitude in a row of the result without the residual: 1e-5 with float32 and
+    bfloat16 weights, 2e-4 with integer weights (16-bit activations), 2e-2 with AMX, which rounds activations and
+    unpacked weights to bfloat16.
     """
     h = x.astype(np.float64)
     if gamma is not None:
@@ -179,20 +195,21 @@ def linear(
 
 
 def lm_head(x: Array, weight: Array) -> Array:
-    """LmHead: logits of the last tokens' normed hidden states, summed and given in float32.
+    """LmHead: the logits of the last tokens, computed and returned in float32.
 
-    x        [B, E] float16
-    weight   [V, E] float16: the head's matrix, or the embedding's where they are tied
+    x        [B, E] float16: the hidden states after the last norm
+    weight   [V, E] float16: the matrix of the LM head; if it is tied, that of the embedding
 
-    Returns [B, V] float32, x W^T. In float16 a logit of 16 would be known to 1/64, and the best two are often closer.
+    Returns x W^T, [B, V] float32. float16 is not enough: at 16 its step is 1/64, and the two largest logits are often
+    closer than that.
 
-    Tolerance: 1e-5 of the sum of a logit's absolute products, for the order of float32 sums.
+    Tolerance: 1e-5 of the sum of a logit's absolute products, because the order of float32 sums may differ.
     """
     return x.astype(np.float32) @ weight.astype(np.float32).T
 
 
 class LinearWeights(NamedTuple):
-    """What one linear layer of decoder_layer multiplies with; shapes as in `linear`."""
+    """The weights of one linear layer of decoder_layer. Shapes as in `linear`."""
 
     weight: Array
     gamma: Array | None = None
@@ -219,19 +236,21 @@ def decoder_layer(
     k_scale: Array | None = None,
     v_scale: Array | None = None,
 ) -> Array:
-    """DecoderLayer: one pre-norm block (arXiv:2302.13971) of the operators above.
+    """DecoderLayer: one pre-norm block (arXiv:2302.13971), made of the operators above.
 
-    h        [B, S, E] float32, row b valid up to length[b]
-    qkv, gate_up: with the norm before them; gate_up in the interleaved order that `linear` takes for swiglu
-    the rest as in fused_attention, which MUTATES the caches
+    h        [B, S, E] float32, row b is valid up to length[b]
+    qkv, o, gate_up, down: the linear layers. qkv and gate_up have the gamma of the norm before them. gate_up has the
+             interleaved columns that `linear` needs for swiglu
+    eps      of RMSNorm
+    the other parameters as in fused_attention, which MUTATES the caches
 
-    Returns [B, S, E] float32. Rows at and past length[b] are unspecified: NaN here.
+    Returns [B, S, E] float32. Positions from length[b] on are unspecified: NaN here.
 
-    Tolerance: that of `linear`, relative to the largest of a row of the result less h.
+    Tolerance: as in `linear`, relative to the largest magnitude in a row of the result minus h.
     """
 
     def apply(x: Array, part: LinearWeights, **epilogue: Any) -> Array:
-        x = np.where(np.isnan(x), np.float32(0), x)  # padding: unspecified before, and again after
+        x = np.where(np.isnan(x), np.float32(0), x)  # padding is unspecified; `linear` returns NaN there again
         return linear(x, part.weight, length, gamma=part.gamma, eps=eps, bias=part.bias, **epilogue)
 
     attended = fused_attention(

@@ -1,12 +1,13 @@
-"""The packed weight formats in numpy: the definition that the C++ packer and the kernels answer to.
+"""The packed weight formats in numpy: the definition of what the C++ packer writes and the kernels read.
 
-A matrix [N, K] is cut into panels of 16 output columns, each contiguous. N is padded to a multiple of 16 and K to a
+A matrix [N, K] is divided into panels of 16 output columns, each contiguous. N is padded to a multiple of 16 and K to a
 multiple of 32 with zeros. kernels/cpu/linear/weight_format.h gives the byte layout of a panel. In the integer formats
 32 weights along K share a scale:
 
-int8   value d * q, q in -127..127, float16 d = largest / 127: GGUF's Q8_0                    8.5 bits a weight
-int4   value d * (q - z / 4), q in 0..15, z in 0..63, d a float16 whose lower 5 bits are zero  4.5
-q4_0   value d * (q - 8), q in 0..15, float16 d: GGUF's Q4_0, only repacked, never made here   4.5
+format  value of a weight                                                                  bits per weight
+int8    d * q, q in -127..127, d = largest / 127 in float16: GGUF's Q8_0                               8.5
+int4    d * (q - z / 4), q in 0..15, z in 0..63, d a float16 whose lower 5 bits are zero               4.5
+q4_0    d * (q - 8), q in 0..15, d in float16: GGUF's Q4_0, repacked only; nothing quantizes to it     4.5
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-FORMATS = ("f32", "bf16", "int8", "int4", "q4_0")  # the order of enum class Format
-PANEL = 16
-GROUP = 32
+FORMATS = ("f32", "bf16", "int8", "int4", "q4_0")  # the order of enum class Format in weight_format.h
+PANEL = 16  # columns of a panel
+GROUP = 32  # weights along K that share a scale
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -30,6 +31,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def panel_count(n: int) -> int:
+    """Panels of a matrix with n output columns."""
     return -(-n // PANEL)
 
 
@@ -47,19 +49,20 @@ def packed_bytes(fmt: str, n: int, k: int) -> int:
 
 
 def to_bf16(x: Floats) -> NDArray[np.uint16]:
-    """Round float32 to bfloat16 bits, to nearest, ties to even."""
+    """Round float32 to the nearest bfloat16, ties to even. Returns the bits."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _fill_up(w: Floats) -> Floats:
+def _pad(w: Floats) -> Floats:
+    """Pad [N, K] with zeros to whole panels and whole groups."""
     n, k = w.shape
     return np.pad(np.asarray(w, np.float32), ((0, -n % PANEL), (0, -k % GROUP)))
 
 
 def pack_float(w: Floats, fmt: str) -> Bytes:
     """Pack [N, K] as f32 or bf16."""
-    w = _fill_up(w)
+    w = _pad(w)
     n, k = w.shape
     if fmt == "f32":
         panels = w.reshape(n // PANEL, PANEL, k).transpose(0, 2, 1)  # [panel, K, 16]
@@ -69,7 +72,11 @@ def pack_float(w: Floats, fmt: str) -> Bytes:
 
 
 def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes) -> Bytes:
-    """Lay out an integer format: scales [N, K/32] as 16-bit cells, q [N, K] uint8 (int8 stored + 128, int4 0..15)."""
+    """Pack quantized weights into the layout of an integer format.
+
+    scales  [N, K/32] 16-bit cells
+    q       [N, K] uint8: q + 128 for int8, 0..15 for int4 and q4_0
+    """
     n, k = q.shape
     panels, groups = n // PANEL, k // GROUP
     head = np.zeros((panels, round_up(groups * PANEL * 2, 64)), np.uint8)
@@ -82,7 +89,10 @@ def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes) -> Bytes:
 
 
 def quantize_int8(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
-    """Scales and q + 128 of [N, K], K a multiple of 32: d = float16(largest / 127), q = round(w / d), ties to even."""
+    """Quantize [N, K], K a multiple of 32, to int8: d = float16(largest / 127), q = round(w / d), ties to even.
+
+    Returns the scales [N, K/32] as float16 bits, and q + 128 [N, K].
+    """
     groups = np.asarray(w, np.float32).reshape(w.shape[0], -1, GROUP)
     d = (np.abs(groups).max(axis=2) / np.float32(127)).astype(np.float16)
     wide = d.astype(np.float32)[..., None]
@@ -91,14 +101,14 @@ def quantize_int8(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
     return d.view(np.uint16), (q + 128).astype(np.uint8).reshape(w.shape)
 
 
-LEAST_CODE, MOST_CODE = 32, 991  # the normal ones among the ten upper bits of a positive float16
+LEAST_CODE, MOST_CODE = 32, 991  # the normal numbers among the ten upper bits of a positive float16
 
 
 def quantize_int4(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
-    """Scale cells and q of [N, K], K a multiple of 32.
+    """Quantize [N, K], K a multiple of 32, to int4. Returns the scale cells [N, K/32] and q [N, K].
 
-    For each group, of twelve scales (from the one that spans its range downwards) and four alignments of the zero
-    point for each, the pair with the least squared error; the first such. Sums run over the group in order, in float32.
+    Tries for each group twelve scales, from the one that spans its range downwards, and four zero points for each.
+    Keeps the first pair with the least squared error. Sums run over the group in order, in float32.
     """
     groups = np.asarray(w, np.float32).reshape(-1, GROUP)
     low, high = np.minimum(groups.min(axis=1), 0), np.maximum(groups.max(axis=1), 0)
@@ -131,15 +141,15 @@ def quantize_int4(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
 
 
 def pack(w: Floats, fmt: str) -> Bytes:
-    """Pack [N, K] floats as f32, bf16, int8 or int4."""
+    """Quantize and pack [N, K] floats in the format f32, bf16, int8 or int4."""
     if fmt in ("f32", "bf16"):
         return pack_float(w, fmt)
-    w = _fill_up(w)
+    w = _pad(w)
     return pack_groups(fmt, *(quantize_int8(w) if fmt == "int8" else quantize_int4(w)))
 
 
 def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
-    """The values of a packed [n, k] matrix, as float32."""
+    """The values of a packed matrix, as float32 [n, k]."""
     groups = -(-k // GROUP)
     panels, depth = panel_count(n), groups * GROUP
     data = np.asarray(packed, np.uint8).reshape(panels, -1)
@@ -166,7 +176,7 @@ def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
 
 
 def interleave_gate_up(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """[N, K] gate and up as one [2N', K] matrix of alternating panels, N' = N filled up to a multiple of 16."""
+    """Merge gate and up, both [N, K], into one [2N', K] matrix of alternating panels. N' is N padded to 16."""
     gate, up = (np.pad(m, ((0, -m.shape[0] % PANEL), (0, 0))) for m in (gate, up))
     both = np.stack([gate.reshape(-1, PANEL, gate.shape[1]), up.reshape(-1, PANEL, up.shape[1])], axis=1)
     return both.reshape(-1, gate.shape[1])

@@ -1,1 +1,1 @@
-"""The CPU kernels, as one shared library that MindSpore Lite loads (see load.py)."""
+"""The CPU kernels: C++ sources, and the Python side of the shared library that they are compiled into."""

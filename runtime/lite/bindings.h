@@ -1,4 +1,4 @@
-// What the binding's source files share: the tensor that Python holds and one registration function a topic.
+// Shared by the binding's source files: the tensor that Python holds, and one registration function for each topic.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -14,23 +14,23 @@ namespace edgellama {
 
 namespace py = pybind11;
 
-// Who owns the bytes that a tensor points at.
+// The owner of the bytes that a tensor points to.
 enum class Storage {
-  kNumpy,    // a numpy array, held in TensorBind::array (allocated on first use when the caller gave none)
-  kRuntime,  // MindSpore Lite: an output of predict
+  kNumpy,    // the numpy array TensorBind::array; allocated on first use if the caller did not set one
+  kRuntime,  // MindSpore Lite; the tensor is an output of predict
 };
 
-// A tensor as Python holds it. Data of inputs always lives in a numpy array, so no view of it can dangle.
+// A tensor as Python holds it. The data of an input is always in a numpy array, so a view of it stays valid.
 struct TensorBind {
   mindspore::MSTensor tensor;
   Storage storage = Storage::kNumpy;
-  py::object array;             // none until data is set
-  std::shared_ptr<void> model;  // what the tensor's implementation points into; empty for a tensor of the caller's
+  py::object array;             // None until data is set
+  std::shared_ptr<void> model;  // the model that the tensor points into, kept alive; empty for a tensor of CreateTensor
 
   TensorBind(mindspore::MSTensor t, Storage s, std::shared_ptr<void> m)
       : tensor(std::move(t)), storage(s), array(py::none()), model(std::move(m)) {}
 
-  // True when there are exactly as many bytes as the tensor's present shape asks for.
+  // True if the data has exactly as many bytes as the tensor's current shape needs.
   bool HasData() const;
 
   // Makes the tensor use the array's memory, and keeps the array.

@@ -1,4 +1,4 @@
-// Context: thread and device settings, one class a device as mindspore_lite/context.py asks for them.
+// Context: thread and device settings. mindspore_lite/context.py needs one class for each kind of device.
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,7 +16,7 @@ using mindspore::DeviceInfoContext;
 using mindspore::DeviceType;
 using mindspore::GPUDeviceInfo;
 
-// mindspore_lite/context.py takes and gives the core list and the mode by two names; the C++ call is overloaded.
+// mindspore_lite/context.py sets the core list and the mode under two names; in C++ it is one overloaded function.
 void SetAffinityMode(Context *self, int mode) { self->SetThreadAffinity(mode); }
 void SetAffinityCores(Context *self, const std::vector<int> &cores) { self->SetThreadAffinity(cores); }
 

@@ -1,4 +1,4 @@
-// Model: build, resize and predict, without the interpreter lock while MindSpore Lite works.
+// Model: builds, resizes and runs a graph. Releases Python's interpreter lock while MindSpore Lite works.
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -45,7 +45,7 @@ class ModelBind {
     return model_->Build(path, type, context);
   }
 
-  // The same objects each time, so that the array given to one of them stays alive as long as the model may read it.
+  // Returns the same objects each time. Each keeps its array alive as long as the model may read it.
   const Tensors &GetInputs() {
     const std::vector<MSTensor> now = model_->GetInputs();
     bool same = now.size() == inputs_.size();
@@ -61,13 +61,13 @@ class ModelBind {
   Tensors GetOutputs() { return Wrap(model_->GetOutputs(), Storage::kRuntime); }
 
   Tensors Predict(const Tensors &inputs) {
-    std::vector<py::object> arrays;  // stay alive for this call, whatever another thread sets meanwhile
+    std::vector<py::object> arrays;  // keeps the arrays alive during this call, even if another thread sets new ones
     arrays.reserve(inputs.size());
     for (const auto &input : inputs) {
       if (!input->HasData()) {
         throw std::runtime_error("predict: input '" + input->tensor.Name() + "' needs " +
                                  std::to_string(input->tensor.DataSize()) +
-                                 " bytes and holds none of that size: call set_data_from_numpy (again after resize)");
+                                 " bytes and has no data of that size: call set_data_from_numpy (again after resize)");
       }
       arrays.push_back(input->array);
     }
@@ -83,13 +83,13 @@ class ModelBind {
   Status Resize(const Tensors &inputs, const std::vector<std::vector<int64_t>> &dims) {
     const std::vector<MSTensor> handles = Handles(inputs);
     for (size_t i = 0; i < handles.size() && i < dims.size(); ++i) {
-      if (handles[i].Shape().size() != dims[i].size()) {  // accepted by MindSpore Lite, whose kernels then crash
+      if (handles[i].Shape().size() != dims[i].size()) {  // MindSpore Lite accepts this, and then its kernels crash
         throw std::runtime_error("resize: input '" + handles[i].Name() + "' is " + Text(handles[i].Shape()) +
                                  " and cannot take another number of dimensions, as in " + Text(dims[i]));
       }
     }
     const Status status = Run([&] { return model_->Resize(handles, dims); });
-    for (const auto &input : inputs) {  // resize forgets the data; what still fits is given back
+    for (const auto &input : inputs) {  // resize drops the data: attach the arrays that still fit
       if (input->storage == Storage::kNumpy && input->HasData()) {
         input->Attach(py::reinterpret_borrow<py::array>(input->array));
       }
@@ -101,11 +101,11 @@ class ModelBind {
   template <typename F>
   Status Run(F &&work) {
     py::gil_scoped_release release;
-    std::lock_guard<std::mutex> lock(mutex_);  // MindSpore Lite runs one call of a model at a time
+    std::lock_guard<std::mutex> lock(mutex_);  // MindSpore Lite can run only one call of a model at a time
     return work();
   }
 
-  // What is wrong with the inputs of a predict that failed: MindSpore Lite's own status does not say.
+  // Why a predict failed, if an input is wrong: MindSpore Lite's status does not say it. Otherwise an empty text.
   std::string Mismatch(const std::vector<MSTensor> &given) {
     const std::vector<MSTensor> wanted = model_->GetInputs();
     if (given.size() != wanted.size()) {

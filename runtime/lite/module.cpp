@@ -1,8 +1,8 @@
-// _c_lite_wrapper: the native half of the mindspore_lite package, for the Python that runs.
+// _c_lite_wrapper: the native half of the mindspore_lite package, compiled for the running Python.
 //
-// The names registered here are those that mindspore_lite's own Python files look up. Left out on purpose, because
-// the runtime has no use for them: the converter (Converter() says so) and ModelParallelRunner (its Python class
-// checks for the name and says so itself).
+// It registers the names that mindspore_lite's own Python files look up. Two are left out, because the runtime does not
+// use them: the converter (ConverterBind raises an error) and ModelParallelRunner (its Python class checks for the name
+// and raises an error).
 #include <stdexcept>
 
 #include "bindings.h"

@@ -1,4 +1,4 @@
-// Tensor: numpy arrays and MindSpore Lite tensors over the same bytes, in both directions.
+// Tensor: lets numpy arrays and MindSpore Lite tensors share the same bytes, in both directions.
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -13,7 +13,7 @@ namespace {
 using mindspore::DataType;
 using mindspore::MSTensor;
 
-constexpr int kNumpyHalf = 23;  // NPY_HALF; C++17 has no type that dtype::of could take
+constexpr int kNumpyHalf = 23;  // NPY_HALF; C++17 has no 16-bit float type for dtype::of
 
 py::dtype NumpyType(const MSTensor &tensor) {
   switch (tensor.DataType()) {
@@ -47,7 +47,7 @@ py::dtype NumpyType(const MSTensor &tensor) {
   }
 }
 
-// Bytes of the tensor's present shape. Throws where a dimension is still unknown.
+// Bytes of the tensor's current shape. Throws if a dimension is still unknown.
 size_t ByteSize(const MSTensor &tensor, const py::dtype &dtype) {
   size_t bytes = static_cast<size_t>(dtype.itemsize());
   for (int64_t dim : tensor.Shape()) {
@@ -77,7 +77,7 @@ void SetDataFromNumpy(TensorBind *self, const py::array &array) {
   }
   constexpr int kNeeded = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & kNeeded) != kNeeded) {
-    fail("the array must be C-contiguous and aligned, since its memory is used as it is (numpy.ascontiguousarray)");
+    fail("the array must be C-contiguous and aligned, because the tensor uses its memory (numpy.ascontiguousarray)");
   }
   self->Attach(array);
 }
@@ -118,7 +118,8 @@ bool TensorBind::HasData() const {
   if (storage == Storage::kRuntime) {
     return true;
   }
-  return !array.is_none() && static_cast<size_t>(py::reinterpret_borrow<py::array>(array).nbytes()) == tensor.DataSize();
+  return !array.is_none() &&
+         static_cast<size_t>(py::reinterpret_borrow<py::array>(array).nbytes()) == tensor.DataSize();
 }
 
 void TensorBind::Attach(const py::array &data) {
