@@ -189,12 +189,12 @@ def decode_entry(
 ) -> dict[str, Any]:
     """One entry of the report's `decode`.
 
-    Parameters:
-    - depth: tokens in the cache before the steps
-    - rows: rows that decode together
-    - samples: (seconds per step, seconds of that in the graph)
-    - size: bytes that a step reads
-    - bandwidth: bytes per second
+    Args:
+        depth: tokens in the cache before the steps
+        rows: rows that decode together
+        samples: (seconds per step, seconds of that in the graph)
+        size: bytes that a step reads
+        bandwidth: bytes per second
     """
     seconds = statistic([step for step, _ in samples])
     rate = size / seconds["median"]

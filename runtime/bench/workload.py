@@ -25,13 +25,13 @@ TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody 
 class Settings:
     """What to measure. `fitted` clips lengths and depths to what the artifact holds.
 
-    Fields:
-    - threads: CPU threads; None takes all available
-    - prompt_lengths: tokens of the prefill measurements
-    - depths: tokens in the cache before the decode measurements
-    - batches: rows; None takes 1, 2, 4, ... and all
-    - repeats: rounds, in addition to the one that warms up
-    - steps: decode steps per sample
+    Attributes:
+        threads: CPU threads; None takes all available
+        prompt_lengths: tokens of the prefill measurements
+        depths: tokens in the cache before the decode measurements
+        batches: rows; None takes 1, 2, 4, ... and all
+        repeats: rounds, in addition to the one that warms up
+        steps: decode steps per sample
     """
 
     threads: int | None

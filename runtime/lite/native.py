@@ -70,12 +70,12 @@ def compile_binding(
 ) -> Path:
     """Compile and link the binding. Returns the module's path.
 
-    Parameters:
-    - compiler: the C++ compiler's command
-    - package: an unpacked mindspore_lite folder; the module goes into its lib/
-    - work: folder for object files
-    - python_include: folder of Python.h; default: this Python's. A cross compiler needs the target's
-    - suffix: of the module, for example ".cpython-311-aarch64-linux-gnu.so"; default: this Python's
+    Args:
+        compiler: the C++ compiler's command
+        package: an unpacked mindspore_lite folder; the module goes into its lib/
+        work: folder for object files
+        python_include: folder of Python.h; default: this Python's. A cross compiler needs the target's
+        suffix: of the module, for example ".cpython-311-aarch64-linux-gnu.so"; default: this Python's
 
     Raises UserError with the compiler's output if it fails.
     """

@@ -18,11 +18,11 @@ LOCAL_VERSION = f"{VERSION}+{LABEL}"
 class Release:
     """One wheel of the registry.
 
-    Fields:
-    - machine: platform.machine() of the wheel's architecture
-    - pip_platform: the value of pip's --platform that selects it
-    - sha256: of the file
-    - download_mb, installed_mb: sizes in megabytes (10^6 bytes)
+    Attributes:
+        machine: platform.machine() of the wheel's architecture
+        pip_platform: the value of pip's --platform that selects it
+        sha256: of the file
+        download_mb, installed_mb: sizes in megabytes (10^6 bytes)
     """
 
     machine: str

@@ -100,13 +100,13 @@ def pack(tree: Path, out: Path, release: Release, *, compress: bool) -> Path:
 def build(release: Release, official: Path | None, work: Path, out: Path, say: Say, *, compress: bool = False) -> Path:
     """Build the wheel. Returns its path.
 
-    Parameters:
-    - release: the registry's wheel
-    - official: that wheel, already downloaded; None downloads it
-    - work: folder for temporary files
-    - out: folder for the new wheel
-    - say: called with progress lines
-    - compress: whether to compress the wheel
+    Args:
+        release: the registry's wheel
+        official: that wheel, already downloaded; None downloads it
+        work: folder for temporary files
+        out: folder for the new wheel
+        say: called with progress lines
+        compress: whether to compress the wheel
 
     Raises UserError if a tool, disk space or the download is missing, or if compiling fails.
     """

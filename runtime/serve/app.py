@@ -45,10 +45,10 @@ class Service:
     """A model as an ASGI application.
 
     Attributes:
-    - app: the application, for an ASGI server
-    - scheduler: runs the sequences; close it to shut down
-    - name: the model's name in requests and responses
-    - metrics: what /metrics shows
+        app: the application, for an ASGI server
+        scheduler: runs the sequences; close it to shut down
+        name: the model's name in requests and responses
+        metrics: what /metrics shows
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Service:
         hosts: Collection[str] | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
-        """Parameters:
-        - model: a loaded model; the service runs its engine
-        - queue: answers that may wait for a row
-        - api_key: the bearer token that requests must have; None accepts every request
-        - hosts: accepted names in the Host header; None accepts every name. A list protects a server on loopback from
-          pages of other sites, which can make their name resolve to loopback (DNS rebinding)
-        - max_body: largest request body, in bytes
+        """Args:
+        model: a loaded model; the service runs its engine
+        queue: answers that may wait for a row
+        api_key: the bearer token that requests must have; None accepts every request
+        hosts: accepted names in the Host header; None accepts every name. A list protects a server on loopback from
+            pages of other sites, which can make their name resolve to loopback (DNS rebinding)
+        max_body: largest request body, in bytes
         """
         self.model = model
         self.name = model.artifact.manifest.name

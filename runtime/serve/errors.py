@@ -20,12 +20,12 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Parameters:
-        - status: the HTTP status
-        - message: what is wrong and how to fix it
-        - param: the field of the request that is wrong
-        - code: OpenAI's error code, for example "context_length_exceeded"
-        - headers: additional headers of the response
+        """Args:
+        status: the HTTP status
+        message: what is wrong and how to fix it
+        param: the field of the request that is wrong
+        code: OpenAI's error code, for example "context_length_exceeded"
+        headers: additional headers of the response
         """
         super().__init__(message)
         self.status = status

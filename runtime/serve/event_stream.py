@@ -78,13 +78,13 @@ class ActiveRequest:
         metrics: Metrics,
         start: float,
     ) -> None:
-        """Parameters:
-        - sequences: one per choice
-        - queue: where the Outbox puts their events
-        - writer: writes the response's JSON
-        - release: frees the rows of the sequences
-        - metrics: observes the times
-        - start: time.perf_counter() when the request arrived
+        """Args:
+        sequences: one per choice
+        queue: where the Outbox puts their events
+        writer: writes the response's JSON
+        release: frees the rows of the sequences
+        metrics: observes the times
+        start: time.perf_counter() when the request arrived
         """
         self.sequences = sequences
         self.writer = writer

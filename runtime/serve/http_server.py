@@ -52,11 +52,11 @@ class SignalledServer(uvicorn.Server):
 def run_until_signal(service: Service, listening: socket.socket, grace: float, started_message: str) -> None:
     """Serve until a signal ends it.
 
-    Parameters:
-    - service: the application
-    - listening: an open socket
-    - grace: seconds that running answers may take to end after the first signal
-    - started_message: printed to standard error when the server accepts requests
+    Args:
+        service: the application
+        listening: an open socket
+        grace: seconds that running answers may take to end after the first signal
+        started_message: printed to standard error when the server accepts requests
     """
     # uvicorn raises the signals again at its end. These handlers ignore them.
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

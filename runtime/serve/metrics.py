@@ -17,9 +17,9 @@ class Metrics:
     """The server's metrics. HTTP requests are counted as they end; the scheduler's counters are read on demand.
 
     Attributes:
-    - requests: counter by endpoint and status
-    - first_token: histogram of the seconds to the first token
-    - duration: histogram of the seconds to the last token
+        requests: counter by endpoint and status
+        first_token: histogram of the seconds to the first token
+        duration: histogram of the seconds to the last token
     """
 
     def __init__(self, scheduler: Scheduler) -> None:

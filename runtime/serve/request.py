@@ -34,9 +34,9 @@ MAX_STOP_STRINGS = 16
 class RequestLimits:
     """The limits of this server; passed to pydantic as the context of a validation.
 
-    Fields:
-    - context: tokens of a prompt and its answer together
-    - sequences: prompts times n of one request
+    Attributes:
+        context: tokens of a prompt and its answer together
+        sequences: prompts times n of one request
     """
 
     context: int

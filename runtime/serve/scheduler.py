@@ -73,10 +73,10 @@ class Scheduler:
         chunk: int = CHUNK,
         after_pass: Callable[[], None] = lambda: None,
     ) -> None:
-        """Parameters:
-        - queue: sequences that may wait in addition to those that run
-        - chunk: most prompt tokens of a sequence in one pass
-        - after_pass: called in the engine's thread when a pass has sent its events
+        """Args:
+        queue: sequences that may wait in addition to those that run
+        chunk: most prompt tokens of a sequence in one pass
+        after_pass: called in the engine's thread when a pass has sent its events
         """
         self.engine = engine
         self.queue = queue

@@ -18,11 +18,11 @@ from ..text.tokenizer import Tokenizer
 class TokenLogprobs(NamedTuple):
     """Log-probabilities at one position, from the model's logits before any processing.
 
-    Fields:
-    - token: the selected token
-    - logprob: its natural log-probability
-    - top: (token, log-probability) of the most likely tokens, the most likely first
-    - offset: where the token's text begins in the sequence's text, in characters
+    Attributes:
+        token: the selected token
+        logprob: its natural log-probability
+        top: (token, log-probability) of the most likely tokens, the most likely first
+        offset: where the token's text begins in the sequence's text, in characters
     """
 
     token: int
@@ -34,13 +34,13 @@ class TokenLogprobs(NamedTuple):
 class SequenceEvent(NamedTuple):
     """What one step adds to a sequence.
 
-    Fields:
-    - token: the new token; None in an event with an error
-    - text: the text to send. May be empty, and may include text that earlier events held back
-    - logprobs: of the tokens whose text begins in `text`
-    - finish_reason: "eos", "stop_string" or "length" in the last event, otherwise None
-    - error: what ended the sequence; such an event is the last one
-    - first: whether this is the first new token
+    Attributes:
+        token: the new token; None in an event with an error
+        text: the text to send. May be empty, and may include text that earlier events held back
+        logprobs: of the tokens whose text begins in `text`
+        finish_reason: "eos", "stop_string" or "length" in the last event, otherwise None
+        error: what ended the sequence; such an event is the last one
+        first: whether this is the first new token
     """
 
     token: int | None
@@ -55,12 +55,12 @@ class ServedSequence:
     """A prompt and its new tokens in one row of the engine. Only the scheduler changes it, in the engine's thread.
 
     Attributes:
-    - row: the engine's row; -1 before the scheduler assigns one
-    - cached_tokens: prompt tokens that were in the cache before the prefill
-    - computed_tokens: tokens of the sequence that are in the cache
-    - last_token: the newest token, which the next decode pass reads
-    - cancelled: the client has gone; the scheduler frees the row
-    - finished: the last event has been sent
+        row: the engine's row; -1 before the scheduler assigns one
+        cached_tokens: prompt tokens that were in the cache before the prefill
+        computed_tokens: tokens of the sequence that are in the cache
+        last_token: the newest token, which the next decode pass reads
+        cancelled: the client has gone; the scheduler frees the row
+        finished: the last event has been sent
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class ServedSequence:
         reuse_prefix: bool = True,
         continues_prompt: bool = False,
     ) -> None:
-        """Parameters:
-        - prompt: token ids [n], n > 0
-        - max_new_tokens: limit, including a final eos
-        - config: sampling settings, eos ids and stop strings. The text ends before a stop string
-        - send: receives each SequenceEvent, in the engine's thread
-        - seed: of the sequence's random generator
-        - processors: logits processors in addition to those of `config`
-        - top_logprobs: how many alternatives per token; None turns log-probabilities off
-        - reuse_prefix: whether a prefix of the prompt may be taken from the cache. Its last digits may differ from
-          those of a fresh prefill, because decode steps of another sequence may have written it
-        - continues_prompt: whether the text continues the prompt's text; if false it is a separate message
+        """Args:
+        prompt: token ids [n], n > 0
+        max_new_tokens: limit, including a final eos
+        config: sampling settings, eos ids and stop strings. The text ends before a stop string
+        send: receives each SequenceEvent, in the engine's thread
+        seed: of the sequence's random generator
+        processors: logits processors in addition to those of `config`
+        top_logprobs: how many alternatives per token; None turns log-probabilities off
+        reuse_prefix: whether a prefix of the prompt may be taken from the cache. Its last digits may differ from
+            those of a fresh prefill, because decode steps of another sequence may have written it
+        continues_prompt: whether the text continues the prompt's text; if false it is a separate message
         """
         self.tokens = Sequences([np.asarray(prompt, np.int64)], [max_new_tokens])
         self.send = send
@@ -170,8 +170,8 @@ class VisibleText:
     """The decoded text up to the first stop string. Holds back characters that may be the start of a stop string.
 
     Attributes:
-    - stopped: whether a stop string was found
-    - visible_length: characters returned so far
+        stopped: whether a stop string was found
+        visible_length: characters returned so far
     """
 
     def __init__(self, stream: TextStream, stop_strings: Sequence[str]) -> None:

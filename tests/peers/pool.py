@@ -104,13 +104,13 @@ def measure(
     Prefill gets two new prompts per round: the first warms up, the second is measured. Decode keeps its prompt, so that
     an engine may return to its end; the first WARM_UP steps are not measured.
 
-    Parameters:
-    - workers: name -> engine
-    - vocabulary: number of token ids
-    - prompts: prompt lengths of the prefill figures
-    - depths: prompt lengths of the decode figures
-    - steps: measured decode steps per round
-    - rounds: measured rounds
+    Args:
+        workers: name -> engine
+        vocabulary: number of token ids
+        prompts: prompt lengths of the prefill figures
+        depths: prompt lengths of the decode figures
+        steps: measured decode steps per round
+        rounds: measured rounds
     """
     rng = np.random.default_rng(0)
 

@@ -27,11 +27,11 @@ sys.exit(C.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), opti
 class Peer:
     """One engine with one weight format.
 
-    Fields:
-    - engine: a key of worker.ENGINES
-    - format: words that describe the weights and settings
-    - model: the worker's MODEL argument
-    - files: the files that hold the weights
+    Attributes:
+        engine: a key of worker.ENGINES
+        format: words that describe the weights and settings
+        model: the worker's MODEL argument
+        files: the files that hold the weights
     """
 
     engine: str
