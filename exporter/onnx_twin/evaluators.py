@@ -78,7 +78,8 @@ class EdgeHead(OpRun):
 class EdgeDecoderLayer(OpRun):
     """(h, start, length, cos, sin, weights, caches ...) -> (h, the caches after the call).
 
-    weights: uint8, the layer's tensors in the order of exporter.opsets.cpu.layer_tensors, each padded to ALIGNMENT.
+    weights: uint8, the layer's tensors in the order of exporter.opsets.cpu_weights.layer_tensors, each padded to
+        ALIGNMENT.
     """
 
     op_domain = DOMAIN
