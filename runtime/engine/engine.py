@@ -37,9 +37,14 @@ class BuiltGraph(Protocol):
 
     inputs: list[str]
 
-    def resize(self, shapes: Sequence[Sequence[int]]) -> None: ...
-    def bind(self, arrays: Sequence[Any]) -> list[Any]: ...
-    def run(self, bound: list[Any]) -> list[np.ndarray]: ...
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Switch to these input shapes, in the order of `inputs`."""
+
+    def bind(self, arrays: Sequence[Any]) -> list[Any]:
+        """Return input tensors that share the memory of these arrays, in the order of `inputs`."""
+
+    def run(self, bound: list[Any]) -> list[np.ndarray]:
+        """Run on tensors from `bind`, and return the outputs, which the next run may overwrite."""
 
 
 @dataclass

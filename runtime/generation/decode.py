@@ -30,7 +30,8 @@ class Steps(Protocol):
 
     batch: int
 
-    def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray: ...
+    def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Run a pass, as Engine.forward does."""
 
 
 @dataclass

@@ -61,6 +61,7 @@ class SequenceBias:
         self.longer = [(np.array(ids[:-1]), ids[-1], np.float32(bias)) for ids, bias in biases if len(ids) > 1]
 
     def __call__(self, rows: TokenRows, scores: np.ndarray) -> np.ndarray:
+        """Return the scores [rows, V], changed in place. rows: token ids [n] of each row."""
         scores[:, self.ids] += self.biases
         for ids, row in zip(rows, scores, strict=True):
             for prefix, last, bias in self.longer:
@@ -82,6 +83,7 @@ class RepetitionPenalties:
         self._penalise = _native()
 
     def __call__(self, rows: TokenRows, scores: np.ndarray) -> np.ndarray:
+        """Return the scores [rows, V], changed in place. rows: token ids [n] of each row."""
         pointer, size = float_pointer(scores), scores.shape[1]
         for row, ids in enumerate(rows):
             self._penalise(pointer, row, size, _byref(_ids_pointer(ids)), len(ids), *self.settings)

@@ -89,10 +89,13 @@ class GenerateOutput:
 
 
 class Streamer(Protocol):
-    """The interface of transformers' TextStreamer: `put` gets the prompts, then each step's tokens; `end` follows."""
+    """The interface of transformers' TextStreamer."""
 
-    def put(self, value: Any) -> Any: ...
-    def end(self) -> Any: ...
+    def put(self, value: Any) -> Any:
+        """Take the prompts [B, n], then each step's tokens [B]."""
+
+    def end(self) -> Any:
+        """Take note that no more tokens follow."""
 
 
 def join_steps(parts: Sequence[Sequence[np.ndarray]], rows: Sequence[int], steps: int) -> tuple[np.ndarray, ...]:

@@ -54,6 +54,7 @@ class StopStrings:
         self.tails = [""] * rows
 
     def __call__(self, sequences: Sequences) -> list[bool]:
+        """Return which rows end with their last token, [rows]."""
         found = [False] * len(sequences)
         last = sequences.newest()
         for row in [row for row, live in enumerate(sequences.live) if live]:

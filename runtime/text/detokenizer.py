@@ -18,7 +18,8 @@ class Decoder(Protocol):
     model: tokenizers.Tokenizer
 
     @property
-    def alone(self) -> Callable[[int, bool], str]: ...
+    def alone(self) -> Callable[[int, bool], str]:
+        """(token, skip_special_tokens) -> the text of this token by itself."""
 
 
 class TextStream:
