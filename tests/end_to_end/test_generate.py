@@ -249,8 +249,8 @@ def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
     )
     for prompt, options in ((chat, []), (tokenizer("Hi").input_ids, ["--raw"])):
         arguments = ["generate", str(export_tiny(chat=True)), "--prompt", "Hi", "--max-new-tokens", "20", *options]
-        told = run_cli(*arguments, "--json")
-        report = json.loads(told.stdout)
+        done = run_cli(*arguments, "--json")
+        report = json.loads(done.stdout)
         answer = expected(input_ids=np.array([prompt]), max_new_tokens=20)[0, len(prompt) :].tolist()
         assert (report["prompt_ids"], report["ids"]) == (prompt, answer)
         assert report["text"] == tokenizer.decode(answer, skip_special_tokens=True)
@@ -263,10 +263,10 @@ def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
 
 def test_the_remedy_for_a_long_prompt_works() -> None:
     prompt = "x" * 150
-    told = run_cli("generate", str(export_tiny(chat=True)), "--prompt", prompt, "--raw")
-    assert told.returncode == 2 and told.stdout == ""
+    done = run_cli("generate", str(export_tiny(chat=True)), "--prompt", prompt, "--raw")
+    assert done.returncode == 2 and done.stdout == ""
     found = re.search(
-        r"prompt has 151 tokens; this artifact holds 64 \(context\).*MODEL=(\S+) CONTEXT=(\d+)", told.stderr
+        r"prompt has 151 tokens; this artifact holds 64 \(context\).*MODEL=(\S+) CONTEXT=(\d+)", done.stderr
     )
     assert found and Path(found[1]) == chat_checkpoint()
     longer = export("longer", "--context", found[2])
@@ -284,8 +284,8 @@ def test_a_graph_that_does_not_load_shows_the_native_log(tmp_path: Path) -> None
     path = folder / graph["file"]
     path.write_bytes(b"\x00" * path.stat().st_size)
     rewrite(folder, graphs=[{**graph, "sha256": sha256_file(path)}])
-    told = run_cli("generate", str(folder), "--prompt", "Hi")
-    lines = told.stderr.splitlines()
-    assert told.returncode == 2 and "Traceback" not in told.stderr
+    done = run_cli("generate", str(folder), "--prompt", "Hi")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "MindSpore Lite could not load it" in lines[1]
-    assert lines[2] == "The native log ends:" and "ERROR" in told.stderr
+    assert lines[2] == "The native log ends:" and "ERROR" in done.stderr

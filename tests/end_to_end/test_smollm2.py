@@ -62,7 +62,7 @@ def test_greedy_tokens_are_those_of_transformers(
     assert len(prompts) == 20
     assert {len(found) for found in continuations} == {NEW_TOKENS}
     for prompt, found in zip(prompts, continuations, strict=True):
-        smollm2.tell(smollm2.near_ties(reference, prompt, found))
+        smollm2.warn_of(smollm2.near_ties(reference, prompt, found))
 
 
 def test_the_cpu_target_in_float32_gives_the_same_tokens(

@@ -98,7 +98,7 @@ def hold_greedy(
     for prompt, new in zip(prompts, found, strict=True):
         assert len(new) == NEW_TOKENS
         if (*prompt, *new) not in held:
-            smollm2.tell(smollm2.near_ties(reference, prompt, new))
+            smollm2.warn_of(smollm2.near_ties(reference, prompt, new))
             held.add((*prompt, *new))
 
 
@@ -150,6 +150,6 @@ def test_beam_search(
         ours = whole(new)
         if ours != theirs:
             gap = score(reference, prompt, theirs) - score(reference, prompt, ours)
-            told = f"prompt of {len(prompt)}: another text, {gap:.1e} below transformers' in mean log-probability"
-            assert abs(gap) <= NEAR_TIE, told
-            smollm2.tell([told])
+            message = f"prompt of {len(prompt)}: another text, {gap:.1e} below transformers' in mean log-probability"
+            assert abs(gap) <= NEAR_TIE, message
+            smollm2.warn_of([message])

@@ -121,10 +121,10 @@ def test_missing_surplus_and_misshapen_tensors_are_one_error(tmp_path: Path) -> 
     save_file(tensors, path)
     with pytest.raises(UserError) as error:
         open_checkpoint(tmp_path)
-    told = str(error.value)
-    assert "2 missing: model.layers.1.mlp.up_proj.weight, lm_head.weight" in told
-    assert "1 surplus: model.layers.7.mlp.up_proj.weight" in told
-    assert "model.norm.weight [49], not [48]" in told
+    message = str(error.value)
+    assert "2 missing: model.layers.1.mlp.up_proj.weight, lm_head.weight" in message
+    assert "1 surplus: model.layers.7.mlp.up_proj.weight" in message
+    assert "model.norm.weight [49], not [48]" in message
 
 
 def test_a_long_list_is_shortened(tmp_path: Path) -> None:

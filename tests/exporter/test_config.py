@@ -207,7 +207,7 @@ def test_windows_are_those_of_transformers_layers(hf: dict[str, Any], windows: t
 
 
 @pytest.mark.parametrize(
-    ("hf", "told"),
+    ("hf", "message"),
     [
         ({**MISTRAL, "sliding_window": 0}, "sliding_window = 0"),
         ({**MISTRAL, "sliding_window": "wide"}, "sliding_window = 'wide'"),
@@ -225,8 +225,8 @@ def test_windows_are_those_of_transformers_layers(hf: dict[str, Any], windows: t
         ({**QWEN2, "model_type": ["qwen2"]}, "'llama', 'mistral', 'qwen2'"),
     ],
 )
-def test_unsupported_keys_of_mistral_and_qwen2_are_refused(hf: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_unsupported_keys_of_mistral_and_qwen2_are_refused(hf: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         LlamaConfig.from_dict(hf)
 
 
@@ -319,9 +319,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), REFUSED, ids=[str(sorted(c)) for c, _ in REFUSED])
-def test_unsupported_config_keys_are_refused_by_name(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(sorted(c)) for c, _ in REFUSED])
+def test_unsupported_config_keys_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         LlamaConfig.from_dict({**SMALL, **change})
 
 

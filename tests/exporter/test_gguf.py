@@ -206,12 +206,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("metadata", "told"), REFUSED, ids=[told for _, told in REFUSED])
+@pytest.mark.parametrize(("metadata", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_metadata_that_changes_the_mathematics_is_refused(
-    tmp_path: Path, small: LlamaForCausalLM, metadata: dict[str, Any], told: str
+    tmp_path: Path, small: LlamaForCausalLM, metadata: dict[str, Any], message: str
 ) -> None:
     write_model(tmp_path / "m.gguf", small, metadata=metadata)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         open_checkpoint(tmp_path / "m.gguf")
 
 

@@ -267,10 +267,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), REFUSED, ids=[next(iter(c)) + str(i) for i, (c, _) in enumerate(REFUSED)])
-def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED, ids=[next(iter(c)) + str(i) for i, (c, _) in enumerate(REFUSED)]
+)
+def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     fields = {**byte_tokens(), **change}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         gguf_tokenizer_files(write_tokenizer(tmp_path / "t.gguf", **fields))
 
 

@@ -42,7 +42,7 @@ def test_tables_say_what_the_manifest_says(printed: str, tiny_artifact: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("plain", "llama, every token sees all earlier tokens"),
         ("mistral", "mistral, every token sees all earlier tokens"),
@@ -51,10 +51,10 @@ def test_tables_say_what_the_manifest_says(printed: str, tiny_artifact: Path) ->
     ],
 )
 def test_the_kind_of_attention(
-    name: str, told: str, config_artifacts: dict[str, Path], capsys: pytest.CaptureFixture
+    name: str, message: str, config_artifacts: dict[str, Path], capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["inspect", str(config_artifacts[name])]) == 0
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 def test_operators_are_counted(printed: str, tiny_artifact: Path) -> None:
@@ -151,6 +151,6 @@ def test_an_invalid_artifact_is_a_one_line_error(
     (graph,) = (copy / "graphs").glob("*.mindir")
     graph.write_bytes(graph.read_bytes()[:-1])
     assert main(["inspect", str(copy)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1
-    assert str(graph) in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    assert str(graph) in message

@@ -52,10 +52,10 @@ def test_an_operator_outside_the_table_is_named_with_its_place(traced: Any) -> N
     primitive.op_type = "Erf"
     with pytest.raises(UserError) as error:
         mindir.lower(changed, inputs_of(changed))
-    told = str(error.value)
-    assert "operator Erf cannot be lowered to MindIR version 1" in told
-    assert "node layers/0/norm_swiglu/Erf" in told
-    assert "created in Default/layers-CellList/0-DecoderLayer/norm_swiglu-NormSwiGLU/" in told
+    message = str(error.value)
+    assert "operator Erf cannot be lowered to MindIR version 1" in message
+    assert "node layers/0/norm_swiglu/Erf" in message
+    assert "created in Default/layers-CellList/0-DecoderLayer/norm_swiglu-NormSwiGLU/" in message
 
 
 def test_an_option_that_is_computed_is_refused(traced: Any) -> None:

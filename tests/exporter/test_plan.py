@@ -260,13 +260,13 @@ def test_impossible_options_are_refused(settings: dict[str, Any], message: str) 
 
 
 def test_a_file_that_is_not_a_measurement_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text, told in (
+    for text, message in (
         ("", "cannot be read as JSON"),
         ("{}", "schema_version is None"),
         ("[1]", "schema_version is None"),
     ):
         (tmp_path / "x.json").write_text(text)
         assert main(["plan", "llama3-8b", "--measured", str(tmp_path / "x.json")]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main(["plan", "llama3-9b"]) == 2
     assert "neither a preset" in capsys.readouterr().err

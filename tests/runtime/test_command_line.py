@@ -129,9 +129,9 @@ def test_stop_ends_the_answer(toy: Path, capfd: pytest.CaptureFixture[str]) -> N
     free = json.loads(out)
     letter = next(c for c in free["text"] if c.isalpha())
     _, out, _ = run_main(capfd, *arguments, "--stop", "never", "--stop", letter)
-    told = json.loads(out)
-    assert told["finish_reason"] == "stop_string"
-    assert told["text"] == free["text"][: free["text"].index(letter) + 1]
+    report = json.loads(out)
+    assert report["finish_reason"] == "stop_string"
+    assert report["text"] == free["text"][: free["text"].index(letter) + 1]
 
 
 def newer(folder: Path) -> None:

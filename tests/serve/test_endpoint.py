@@ -208,7 +208,7 @@ def test_logprobs_cover_the_visible_text(
     asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
     asked |= {"max_tokens": 9, "temperature": 2.0, "seed": 3, "logit_bias": {str(letter): 60 for letter in letters}}
 
-    def told(**more: Any) -> tuple[str, list[str]]:
+    def completion(**more: Any) -> tuple[str, list[str]]:
         if not streaming:
             choice = api.chat.completions.create(**{**asked, **more}).choices[0]
             assert choice.logprobs is not None
@@ -221,11 +221,11 @@ def test_logprobs_cover_the_visible_text(
             assert text.startswith("".join(tokens))
         return text, tokens
 
-    free, tokens = told()
+    free, tokens = completion()
     assert len(free) == 9 and tokens == list(free)
-    stopped, tokens = told(stop=free[4:6])
+    stopped, tokens = completion(stop=free[4:6])
     assert stopped == free[: free.index(free[4:6])] and tokens == list(stopped)
-    ended, tokens = told(extra_body={"min_tokens": 3}, logit_bias={**asked["logit_bias"], str(eos): 100})
+    ended, tokens = completion(extra_body={"min_tokens": 3}, logit_bias={**asked["logit_bias"], str(eos): 100})
     assert ended == free[:3] and tokens == list(ended)
 
 

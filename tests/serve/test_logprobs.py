@@ -105,8 +105,8 @@ def test_special_tokens_have_no_logprobs(chat: bool) -> None:
 def test_the_space_that_a_decoder_drops_is_dropped_from_the_first_token() -> None:
     """In a chat, where the tokens join to the text. A completion keeps the space, because its entries are keys."""
     ids = [SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a", "b")]
-    for told in (whole, streamed):
-        text, logprobs = told(SENTENCEPIECE, answered(SENTENCEPIECE, ids), True)
+    for read in (whole, streamed):
+        text, logprobs = read(SENTENCEPIECE, answered(SENTENCEPIECE, ids), True)
         assert [entry["token"] for entry in logprobs["content"]] == ["the", " a", "b"] and text == "the ab"
     assert whole(SENTENCEPIECE, answered(SENTENCEPIECE, ids), False)[1]["tokens"] == [" the", " a", "b"]
 

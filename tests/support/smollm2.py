@@ -61,12 +61,12 @@ def near_ties(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> l
     for step, (token, row) in enumerate(zip(found, reference_logits(model, prompt, found), strict=True)):
         best = int(row.argmax())
         if token != best:
-            told = f"prompt of {len(prompt)}, step {step}: {token}, reference {best} by {row[best] - row[token]:.1e}"
-            assert row[best] - row[token] <= NEAR_TIE, told
-            ties.append(told)
+            message = f"prompt of {len(prompt)}, step {step}: {token}, reference {best} by {row[best] - row[token]:.1e}"
+            assert row[best] - row[token] <= NEAR_TIE, message
+            ties.append(message)
     return ties
 
 
-def tell(ties: Iterable[str]) -> None:
-    for told in ties:
-        warnings.warn(f"near tie: {told}", stacklevel=2)
+def warn_of(ties: Iterable[str]) -> None:
+    for message in ties:
+        warnings.warn(f"near tie: {message}", stacklevel=2)
