@@ -1,4 +1,4 @@
-"""The Ascend kernels, run from their own source on the stand-in of each chip, against kernels.reference."""
+"""Compiles the Ascend kernels from their sources for the stand-in of each chip; compares with kernels.reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgellama.kernels.ascend import standin
 from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
 
 CHIPS = tuple(CHIP_TABLE)
-TOLERANCE = 2e-3  # of float16 results of size 1
+TOLERANCE = 2e-3  # of float16 results near 1
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,20 +31,20 @@ def libraries() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes of one call; one row for each start."""
+    """Sizes of one call; it has one row for each start."""
 
     start: tuple[int, ...]
     length: tuple[int, ...]
     tokens: int
     capacity: int
     groups: int = 2
-    ratio: int = 3  # query heads of a key/value head
+    ratio: int = 3  # query heads per key/value head
     head_dim: int = 64
     window: int = 0
     size: float = 1.0  # standard deviation of the data
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """Random inputs. Cache positions that no token has filled are NaN: nothing may depend on them."""
+        """Returns random inputs. Cache positions without a token are NaN, because no result may depend on them."""
         random = np.random.default_rng(abs(hash((self.start, self.length, self.tokens, self.ratio, self.head_dim))))
         rows, half = len(self.start), self.head_dim // 2
         width = self.groups * (self.ratio + 2) * self.head_dim
@@ -68,7 +68,7 @@ class Case:
 
 
 def check(case: Case, chip: str, chip_limits: list[int] | None = None) -> None:
-    """The kernel's output, its cache writes, and every other byte of the caches, against the definition."""
+    """Compares the kernel's output, its cache writes, and every other byte of the caches with the definition."""
     expected, got = case.inputs(), case.inputs()
     want = reference.fused_attention(**expected, **case.attributes)
     out = standin.fused_attention(**got, **case.attributes, chip=chip, chip_limits=chip_limits)
@@ -84,7 +84,7 @@ def check(case: Case, chip: str, chip_limits: list[int] | None = None) -> None:
 
 
 def matrix_case(bucket: int, head_dim: int, ratio: int) -> Case:
-    """One call whose rows start at 0, 1, 63, 64 and capacity - 1, full, partly full and empty."""
+    """Returns one call whose rows start at 0, 1, 63, 64 and capacity - 1 and are full, partly full or empty."""
     capacity = bucket + 130
     start = (0, 1, 63, 64, capacity - 1, 7)
     length = (bucket, max(1, bucket - 1), bucket, min(bucket, bucket // 2 + 1), 1, 0)
@@ -156,7 +156,7 @@ def test_a_long_cache_is_not_split_where_the_partial_results_have_no_room() -> N
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
-    """With less unified buffer the tiling takes smaller tiles, and the results stay."""
+    """With a smaller unified buffer the tiling uses smaller tiles, and the results are the same."""
     real = standin.limits(chip)
     small = [90 * 1024, *real[1:]]
     prefill, decode = Case((9, 70), (50, 33), 50, 128, head_dim=128), Case((9, 100), (1, 1), 1, 128, head_dim=128)
@@ -165,7 +165,7 @@ def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
         tight, wide = (standin.plan(chip, "fused_attention", shape, 0.1, limits) for limits in (small, real))
         assert tight.ub_bytes <= small[0] < wide.ub_bytes
         check(case, chip, chip_limits=small)
-    for l0c in (24 * 1024, 40 * 1024):  # shared by the two products, whichever is wider
+    for l0c in (24 * 1024, 40 * 1024):  # both products share it; the wider one decides
         for head_dim in (64, 192):
             shape = [1, 512, 6 * head_dim, 4, 1, head_dim, 4096, 4096, 0]
             keys, queries = standin.plan(chip, "fused_attention", shape, 0.1, [*real[:4], l0c, *real[5:]]).details[:2]
@@ -175,7 +175,7 @@ def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("tokens", [1, 24])
 def test_rows_that_leave_the_cache_are_left_alone(chip: str, tokens: int) -> None:
-    """start and length come from device memory; out of range they must not reach another row's memory."""
+    """start and length come from device memory. Values out of range must not change another row's memory."""
     case = Case((0, 3, 2, 9), (tokens,) * 4, tokens, 32)
     got = case.inputs()
     before = case.inputs()
@@ -268,7 +268,7 @@ def refused_at_export(chip: str, ratio: int, head_dim: int) -> bool:
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_export_refuses_the_heads_that_the_tiling_refuses(chip: str) -> None:
-    """Every head size and number of query heads; what Matmul's own tiling would refuse is refused by the plan."""
+    """Checks every head size and number of query heads. The plan refuses what Matmul's tiling would refuse."""
     limits = standin.limits(chip)
     for head_dim in range(16, 257, 16):
         for ratio in range(1, 33):
@@ -294,7 +294,7 @@ def test_export_names_a_target_that_takes_the_heads() -> None:
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("tokens", [1, 32, 128, 512])
 def test_plans_for_real_models_fill_the_chip(chip: str, tokens: int) -> None:
-    """Llama 3 8B, TinyLlama, SmolLM2-135M: every core that can have work has some, and local memory suffices."""
+    """For Llama 3 8B, TinyLlama and SmolLM2-135M, every core that can have work has some, and local memory suffices."""
     ub, _, _, _, _, cube, vector, _ = standin.limits(chip)
     for heads, groups, dim in ((32, 8, 128), (32, 4, 64), (9, 3, 64)):
         width = (heads + 2 * groups) * dim

@@ -1,5 +1,5 @@
-"""board-check: the probe really made and run on this host's CPU, the answers on SIMULATED measurements, and the whole
-command on a host without a board."""
+"""board-check: the tiny model really runs on this host's CPU, the results use SIMULATED measurements, and the command
+runs on a host without a board."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_probe_s_logits_and_caches_are_right_where_they_are_known_to_be(cpu_
 def test_the_probe_for_a_board_would_pass_on_a_board_that_computes_as_defined(
     probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The graph that a board converts, through its ONNX twin: the operators as kernels/reference.py defines them."""
+    """Runs the graph that a board converts as its ONNX twin, with the operators of kernels/reference.py."""
     monkeypatch.setattr(measure, "Engine", lambda artifact, device_id: twin_engine(artifact))
     measure.run(probes / "ascend310b", None)
     stages = {stage.pop("stage"): stage for stage in map(json.loads, capsys.readouterr().out.splitlines())}
@@ -97,7 +97,7 @@ KERNEL, MINDIR, IN_PLACE, GEARS, NUMBERS, MEMORY = range(6)
 
 
 def changed(**stages: Any) -> dict[str, Any]:
-    """WELL with some values of some stages replaced; None takes a stage away."""
+    """Returns WELL with some values of some stages replaced; None removes a stage."""
     found = copy.deepcopy(WELL)
     for name, values in stages.items():
         if values is None:
@@ -169,7 +169,7 @@ def test_fused_operators_are_needed_only_where_they_are_used() -> None:
 
 
 def test_cann_s_operator_lists_are_read_for_the_chip(tmp_path: Path) -> None:
-    """SIMULATED files where CANN's lie, which hold one object by operator."""
+    """SIMULATED files at the paths of CANN's, with one object per operator."""
     chip = B310
     folder = tmp_path / "opp/built-in/op_impl/ai_core/tbe/config/ascend310b"
     folder.mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_cann_s_operator_lists_are_read_for_the_chip(tmp_path: Path) -> None:
 
 
 def test_a_board_that_cannot_convert_still_gets_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIMULATED device; the rest is this host: no CANN, so the conversion is refused, and the report says by what."""
+    """The device is SIMULATED. This host has no CANN, so the conversion is refused, and the report has the reason."""
     monkeypatch.setattr(command, "find", lambda _: Device(0, "Ascend310B4", 4 << 30, 8 << 30, "npu-smi"))
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     ascend_manifest(tmp_path / "probe", converted=None)
@@ -206,7 +206,7 @@ def test_a_chip_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_on_this_host_without_a_board_board_check_reports_it(tmp_path: Path) -> None:
-    """The real command on this host; exit status 2, and a report all the same."""
+    """The real command on this host ends with exit status 2, and still writes a report."""
     report = tmp_path / "report.json"
     done = run_child("-m", "edgellama", "board-check", "--json", str(report), status=None)
     if done.returncode == 0:
@@ -230,7 +230,7 @@ def test_convert_and_board_check_need_none_of_the_exporter_s_packages() -> None:
 
 
 def run_without(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The exporter's command line where its packages are missing."""
+    """Runs the exporter's command line without the packages that it needs."""
     script = f"{WITHOUT}from edgellama.__main__ import main\nsys.exit(main({arguments!r}))"
     return run_child("-c", script, status=None)
 

@@ -1,4 +1,4 @@
-"""What is made of CANN's and MindSpore Lite's logs: recorded texts, and simulated ones marked as such."""
+"""The errors made from logs of CANN and MindSpore Lite. The logs are recorded; simulated ones are marked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_our_operator_s_own_refusal_is_passed_on() -> None:
 
 @pytest.mark.parametrize(
     ("line", "cause", "remedy"),
-    [  # SIMULATED: MindSpore Lite's own texts, from its sources
+    [  # SIMULATED: texts from the sources of MindSpore Lite
         ("Acl open device 3 failed.", "device 3 cannot be opened", "npu-smi"),
         ("Malloc device buffer failed , buffer size 4096", "no memory for 4096 bytes", "CONTEXT"),
         ("Call aclrtMalloc failed, err_code = 207001", "no memory left", "CONTEXT"),

@@ -1,4 +1,4 @@
-"""The one table of chips: consistent in itself, and the only place that lists SoC versions and buffer sizes."""
+"""The table of chips is consistent, and is the only place that lists SoC versions and buffer sizes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_stand_in_is_given_every_fact_that_it_asks_for() -> None:
 
 
 def strings(path: Path) -> Iterator[str]:
-    """Every string of a Python file but docstrings; all of another file but C++ comments."""
+    """Returns the strings of a Python file without docstrings, or another file without C++ comments."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield re.sub(r"//.*", "", text)

@@ -1,6 +1,6 @@
-"""Conversion for Ascend: what is asked of the host, and what is made of the converter's success and failure.
+"""Conversion for Ascend: the checks of the host, and the results of a converter that succeeds or fails.
 
-CANN and its converter are SIMULATED: a folder tree and a script of the converter's name and options.
+CANN and its converter are SIMULATED by a folder tree and a script with the converter's name and options.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ge.dynamicBatchSize="1,4,16"
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """The toy as exported for ascend310b, not converted, with a tokenizer."""
+    """The toy as an artifact for ascend310b with a tokenizer, not converted."""
     folder = tmp_path / "toy-ascend310b-fp16"
     ascend_manifest(folder, converted=None)
     (folder / "convert.ini").write_text(INI)
@@ -53,7 +53,7 @@ def exported(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cann(tmp_path: Path) -> Path:
-    """CANN's folders as the toolkit lays them out, with our operator package for the 310B."""
+    """CANN's folders as the toolkit installs them, with our operator package for the 310B."""
     folder = tmp_path / "cann"
     (folder / "compiler").mkdir(parents=True)
     (folder / "compiler/version.info").write_text("Version=8.2.0.1.220\nversion_dir=8.2.RC1\n")
@@ -62,7 +62,7 @@ def cann(tmp_path: Path) -> Path:
 
 
 def converter_that(folder: Path, script: str) -> str:
-    """A converter_lite that runs `script` with $out as the output's name and $ini as the configuration."""
+    """Writes a converter_lite that runs `script`; $out is the name of the output, $ini the configuration."""
     tool = folder / "converter_lite"
     tool.write_text(
         "#!/bin/sh\n"
@@ -75,8 +75,10 @@ def converter_that(folder: Path, script: str) -> str:
 
 @pytest.fixture
 def converting(exported: Path, cann: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """run(script, **options) converts `exported` with a simulated converter on a host without an NPU; what is printed
-    is in the file `said`."""
+    """run(script, **options) converts `exported` with a simulated converter on a host without an NPU.
+
+    The file `said` has the printed text.
+    """
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: None)
 
     def run(script: str, **options: Any) -> Path:
@@ -100,12 +102,12 @@ def test_a_converted_artifact_names_its_chip_and_the_versions_used(converting: A
     assert opened.manifest.graphs[0].file == "graphs/step.mindir"
     assert sorted(path.name for path in out.iterdir()) == ["graphs", "manifest.json", "tokenizer.json"]
     assert exported.with_name(f"{out.name}.convert.log").read_text().endswith("all is well\n")
-    # the export is as it was, and can be converted for another chip
+    # the export is unchanged and can be converted for another chip
     assert Artifact.open(exported).manifest.converted is None
 
 
 def test_large_weights_lie_beside_the_graph_and_are_listed(converting: Any) -> None:
-    """Above 2 GB the converter writes <name>_variables/data_0."""
+    """For more than 2 GB the converter writes <name>_variables/data_0."""
     out = converting(WRITES + '; mkdir "${out}_variables"; printf weights > "${out}_variables/data_0"')
     data = Artifact.open(out, check_data=True).manifest.graphs[0].data
     assert [(entry.file, entry.bytes) for entry in data] == [("graphs/step_variables/data_0", 7)]
@@ -121,7 +123,7 @@ def test_soc_is_the_given_one_or_the_one_of_this_host(
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(texts.SMI_310B))
     assert converting(WRITES, soc=None).name.endswith("-310b4")
     assert "Converting for Ascend310B4: npu-smi lists it on this host" in said.read_text()
-    assert converting(WRITES, soc="Ascend310B1").name.endswith("-310b1")  # SOC is stronger
+    assert converting(WRITES, soc="Ascend310B1").name.endswith("-310b1")  # SOC has priority
     with pytest.raises(
         UserError, match=r"chip to convert for is 'Ascend310P3' \(SOC\); this artifact is for ascend310b"
     ):
@@ -142,7 +144,7 @@ def test_soc_is_the_given_one_or_the_one_of_this_host(
 def test_no_soc_is_chosen_silently(
     converting: Any, exported: Path, monkeypatch: pytest.MonkeyPatch, npus: str | None, found: str
 ) -> None:
-    """An older export's configuration names one; that is not a choice."""
+    """The configuration of an older export names a version; this is not a choice."""
     (exported / "convert.ini").write_text(INI + "\n[acl_init_options]\nge.socVersion=Ascend310B1\n")
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(npus) if npus else None)
     with pytest.raises(UserError, match=f"^SOC is needed: .*{found}.* Set SOC .--soc. to one of: Ascend310B1 "):
@@ -301,7 +303,7 @@ def test_disk_and_memory_are_checked_before_anything_is_written(tmp_path: Path) 
 
 
 def test_on_this_host_without_cann_convert_names_what_is_missing(exported: Path) -> None:
-    """The real command on this host; exit status 2."""
+    """The real command on this host ends with exit status 2."""
     if "ASCEND_HOME_PATH" in os.environ or "ASCEND_TOOLKIT_HOME" in os.environ:
         pytest.skip("this host has CANN")
     done = run_child("-m", "edgellama", "convert", str(exported), "--soc", "Ascend310B4", status=2)

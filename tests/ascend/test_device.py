@@ -1,4 +1,4 @@
-"""Which device there is, what it has free, and what is refused before anything is loaded."""
+"""Finds the device and its free memory; refuses an artifact that does not fit before it is loaded."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_no_device_at_all_names_what_to_install() -> None:
 
 
 def test_on_this_host_without_a_board_generate_reports_it(tmp_path: Path) -> None:
-    """The real thing on this host: no driver, no CANN; exit status 2."""
+    """The real command on this host, without driver and CANN, ends with exit status 2."""
     if npu_smi.read() is not None or device.ask_acl(0) is not None:
         pytest.skip("this host has an NPU")
     ascend_manifest(tmp_path)
@@ -167,7 +167,7 @@ def test_chips_by_socversion(soc: str, target: str | None) -> None:
 
 
 def test_the_device_check_accepts_what_the_table_says(tmp_path: Path) -> None:
-    """Every pair of a version that was converted for and a version that is there."""
+    """Checks every pair of the version of a conversion and the version of the device."""
     socs = [soc for chip in CHIPS.values() for soc in chip.soc_versions] + ["Ascend910B", "Ascend310"]
     for target, chip in CHIPS.items():
         for made in chip.soc_versions:
@@ -210,7 +210,7 @@ def test_an_unconverted_artifact_names_the_command(tmp_path: Path) -> None:
 
 
 def test_memory_that_does_not_suffice_is_counted_out(tmp_path: Path) -> None:
-    """Two caches on the device; a board that shares its memory also holds the file being read and one more cache."""
+    """The device holds two caches. A board with shared memory also holds the file that is read and one more cache."""
     artifact = opened(tmp_path)
     cache, weights = artifact.manifest.cache.nbytes, 3  # b"toy"
     wants = needed(artifact.manifest)
@@ -225,11 +225,11 @@ def test_memory_that_does_not_suffice_is_counted_out(tmp_path: Path) -> None:
     check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=weights + 2 * cache))
     with pytest.raises(UserError, match=r"needs at least"):
         check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=weights + 2 * cache - 1))
-    check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=0, total=0))  # nobody could say
+    check_device(card, dataclasses.replace(BOARD, soc="Ascend310P3", free=0, total=0))  # the free memory is unknown
 
 
 def test_features_are_looked_for_not_the_version() -> None:
-    """SIMULATED signatures of a later release under an old version number, and the other way round."""
+    """SIMULATED signatures of a later release with an old version number, and the reverse."""
 
     class Tensor:
         def __init__(self, tensor: Any = None, shape: Any = None, dtype: Any = None, device: Any = None) -> None: ...

@@ -1,5 +1,5 @@
-"""Graphs for Ascend: what is in them, against kernels/ascend and transformers, with the kernels' definitions and with
-their own sources on the stand-in."""
+"""Graphs for Ascend: compares their contents with kernels/ascend and their logits with transformers; the operators are
+the kernels' definitions, or the kernels' sources on the stand-in."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from support.child import run_child
 from support.operator_package import declared
 from support.step_runs import expected, relative_error, run_schedule
 
-# Of checkpoints.CONFIGS, those whose head size is a multiple of 16: biases and a tied matrix among them.
-# Their vocabulary of 264, which LmHead does not take, is left to one.
+# The configs of checkpoints.CONFIGS whose head size is a multiple of 16, including biases and a tied matrix.
+# Only one keeps the vocabulary of 264, which LmHead does not take.
 BLOCKS = {"vocab_size": 272}
 JOBS = {
     "310p": ("gqa-8to1-bias", "ascend310p", "fp16", {"head_dim": 16, **BLOCKS}),
@@ -43,16 +43,16 @@ JOBS = {
     "windows": ("qwen2-windows-16", "ascend910b", "fp16", BLOCKS),
     "no-blocks": ("llama3", "ascend310p", "fp16", {}),
 }
-# How far logits may be from transformers' in float32, of their range: what rounding to float16 and to int8 costs.
+# Tolerance of the logits against transformers in float32, as a fraction of their range: rounding to float16 and int8.
 TOLERANCE = {"fp16": 4e-3, "int8": 5e-2}
-SAME = 2e-3  # two orders of float32 sums, each rounded to float16
+SAME = 2e-3  # float32 sums in two different orders, each rounded to float16
 
 
 @pytest.fixture(scope="module")
 def artifacts(
     tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Artifact, Path]]:
-    """Artifact and checkpoint of each of JOBS, of the sizes in step_runs."""
+    """The artifact and the checkpoint of each of JOBS, with the sizes of step_runs."""
     folder = tmp_path_factory.mktemp("ascend")
     sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
     models = {key: tiny_checkpoint(**CONFIGS[config], **changes) for key, (config, _, _, changes) in JOBS.items()}
@@ -67,7 +67,7 @@ def operations(artifact: Artifact) -> tuple[Operation, ...]:
     return mindir_graph.read(artifact.file(artifact.manifest.graphs[0].file)).operations
 
 
-# --- what it computes ---
+# --- results ---
 
 
 @pytest.mark.parametrize("key", JOBS)
@@ -80,12 +80,14 @@ def test_the_twin_is_the_checkpoints_network(key: str, artifacts: dict[str, tupl
 
 @pytest.mark.parametrize("key", ["310p", "310b", "910b", "windows"])
 def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
-    """The sources of kernels/ascend, on the stand-in of the chip, in place of their definition: logits and caches."""
+    """The sources of kernels/ascend, on the stand-in of the chip, replace their definition: logits and caches."""
     artifact, model = artifacts[key]
     chip = artifact.manifest.target
     own = SimpleNamespace(
         fused_attention=functools.partial(standin.fused_attention, chip=chip),
-        lm_head=lambda x, weight: standin.lm_head(x, weight.astype(np.float16), chip=chip),  # the twin has widened it
+        lm_head=lambda x, weight: standin.lm_head(
+            x, weight.astype(np.float16), chip=chip
+        ),  # the twin has converted it to float32
     )
     kernels, definition = twin_engine(artifact, own), twin_engine(artifact)
     found, wanted = run_schedule(kernels), run_schedule(definition)
@@ -98,19 +100,19 @@ def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tupl
 
 
 def test_310p_and_910b_share_one_graph(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
-    """So what is shown for one of them holds for both."""
+    """So the results for one of them are valid for both."""
     one, other = (artifacts[key][0] for key in ("310p", "910b"))
     assert [f.sha256 for f in one.manifest.files()] == [f.sha256 for f in other.manifest.files()]
 
 
-# --- what is in it ---
+# --- contents ---
 
 
 @pytest.mark.parametrize("key", JOBS)
 def test_custom_nodes_are_what_the_operator_package_defines(
     key: str, artifacts: dict[str, tuple[Artifact, Path]]
 ) -> None:
-    """Names and order, from op_host's sources: the graph engine finds inputs, outputs and attributes by them."""
+    """Compares names and order with op_host's sources; the graph engine finds inputs, outputs, attributes by them."""
     artifact, _ = artifacts[key]
     custom = [op for op in operations(artifact) if op.operator == "Custom"]
     kinds = [str(op.attributes["reg_op_name"]) for op in custom]
@@ -138,7 +140,7 @@ def test_shapes_and_dtypes(key: str, artifacts: dict[str, tuple[Artifact, Path]]
     assert (read.inputs[0].name, read.inputs[0].shape) == ("tokens_by_step", (-1, step_runs.BATCH))
     assert not any(-1 in value.shape for value in read.inputs[1:])
     assert [v.name for v in read.inputs] == [s.name for s in graph.inputs]
-    # one copy of the weights: each constant once, and the file holds nothing else but a header and padding
+    # one copy of the weights: each constant once, and otherwise only a header and padding
     places = [(p.offset, p.length) for p in read.parameters]
     assert len(set(places)) == len(places)
     assert sum(-(-length // 64) * 64 for _, length in places) + 64 == graph.data[0].bytes
@@ -170,7 +172,7 @@ def test_a_graph_of_one_bucket_has_no_gears() -> None:
     assert 'input_shape="tokens_by_step:-1,2;start:2"' in config and 'ge.dynamicBatchSize="1,32"' in config
 
 
-# --- what is refused ---
+# --- refused models ---
 
 
 def test_an_operator_that_the_chip_lacks_is_named(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
@@ -243,7 +245,7 @@ def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], t
 
 
 def test_a_large_artifact_is_proved_at_one_bucket(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
-    """A run of the twin takes as long as its weights are large."""
+    """The time for a run of the twin is proportional to the size of its weights."""
     manifest = artifacts["310p"][0].manifest
     graph = manifest.graphs[0]
     data = (replace(graph.data[0], bytes=verify.TWIN_BYTES + 1),)

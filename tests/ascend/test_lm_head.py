@@ -1,4 +1,4 @@
-"""LmHead of kernels/ascend, run from its own source on the stand-in of each chip, against kernels.reference."""
+"""Compiles LmHead of kernels/ascend from its source for the stand-in of each chip; compares with kernels.reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHIPS = tuple(CHIP_TABLE)
 
 
 def check(chip: str, rows: int, hidden: int, vocabulary: int, chip_limits: list[int] | None = None) -> None:
-    """Every logit to the tolerance of the definition."""
+    """Compares every logit with the definition."""
     random = np.random.default_rng((rows, hidden, vocabulary))
     x = (random.standard_normal((rows, hidden)) * 4).astype(np.float16)
     weight = random.standard_normal((vocabulary, hidden)).astype(np.float16)
@@ -45,7 +45,7 @@ def test_any_shape(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_logits_that_float16_cannot_separate(chip: str) -> None:
-    """Two logits near 20 that differ by 1/1024: sixteen times less than float16's step there."""
+    """Two logits near 20 differ by 1/1024, a sixteenth of float16's step at 20."""
     x = np.zeros((1, 32), np.float16)
     x[0, :2] = 1
     weight = np.zeros((16, 32), np.float16)
@@ -58,7 +58,7 @@ def test_logits_that_float16_cannot_separate(chip: str) -> None:
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize(("rows", "hidden", "vocabulary"), [(1, 4096, 128256), (8, 576, 49152), (1, 3584, 152064)])
 def test_plans_for_real_models_fill_the_chip(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
-    """Llama 3 8B, SmolLM2-135M, Qwen2.5-7B: every vector core has columns, none twice as many as another needs."""
+    """For Llama 3 8B, SmolLM2-135M and Qwen2.5-7B, every vector core has columns, and none has twice as many."""
     ub, _, _, _, _, cube, vector, _ = standin.limits(chip)
     plan = standin.plan(chip, "lm_head", [rows, hidden, vocabulary])
     columns = plan.details[0]
@@ -70,7 +70,7 @@ def test_plans_for_real_models_fill_the_chip(chip: str, rows: int, hidden: int, 
 def test_blocks_follow_the_chip_s_memory(chip: str) -> None:
     ub, l1, l0a, l0b, l0c, *cores = standin.limits(chip)
     check(chip, 20, 256, 1024, [ub, l1, l0a // 4, l0b // 4, l0c, *cores])
-    if chip == "ascend310p":  # the unified buffer that Matmul needs is twice its largest block, here 128 columns of K
+    if chip == "ascend310p":  # Matmul needs unified buffer for twice its largest block, here 128 columns of K
         with pytest.raises(standin.TilingError, match="a block of 16 x 128 does not fit the chip's local memory"):
             standin.plan(chip, "lm_head", [1, 256, 49152], chip_limits=[72 * 1024, l1, l0a, l0b, l0c, *cores])
         standin.plan(chip, "lm_head", [1, 256, 49152], chip_limits=[80 * 1024, l1, l0a, l0b, l0c, *cores])

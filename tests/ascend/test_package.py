@@ -1,4 +1,4 @@
-"""The Ascend operator package: its definitions against kernels.reference, its files against each other, its build."""
+"""The Ascend operator package: its definitions match kernels.reference, its files match each other; its build."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATORS = {
 
 
 def reference_names(operator: str, kind: inspect._ParameterKind) -> list[str]:
-    """Parameters of the definition; the scales of int8 caches, which Ascend does not have, are tensors by keyword."""
+    """Returns parameters of the definition, without the scales of int8 caches, tensors by keyword that Ascend lacks."""
     parameters = inspect.signature(OPERATORS[operator][0]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [p.name for p in parameters if p.kind is kind and not (kind is keyword and "Array" in str(p.annotation))]
@@ -35,8 +35,8 @@ def test_definition_has_the_reference_s_names_in_its_order(operator: str) -> Non
     inputs = declared(operator, "Input")
     assert inputs == reference_names(operator, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     assert declared(operator, "Attr") == reference_names(operator, inspect.Parameter.KEYWORD_ONLY)
-    assert "type" not in declared(operator, "Attr")  # the converter would take it for the name of a built-in operator
-    # What the reference mutates is an output of the same name: written in place.
+    assert "type" not in declared(operator, "Attr")  # the converter would treat it as the name of a built-in operator
+    # An array that the reference writes in place is an output of the same name.
     mutated = [name for name in inputs if name in ("k_cache", "v_cache")]
     assert declared(operator, "Output") == [*OPERATORS[operator][1], *mutated]
 
@@ -56,8 +56,7 @@ def test_each_operator_uses_the_definition_and_has_its_kernel(operator: str) -> 
 
 
 def test_the_folder_that_is_copied_holds_all_that_the_kernels_include() -> None:
-    """CANN compiles from a copy of SRC_BASE, of files with these suffixes; with npu_op_kernel_sources, of what that
-    names alone."""
+    """CANN compiles a copy of the files in SRC_BASE with these suffixes, or only those of npu_op_kernel_sources."""
     cmake = (PACKAGE / "op_kernel/CMakeLists.txt").read_text()
     commands = re.sub(r"(?m)#.*$", "", cmake)
     assert "npu_op_kernel_sources" not in commands and "SRC_BASE ${CMAKE_CURRENT_SOURCE_DIR}/" in commands
@@ -73,7 +72,7 @@ def test_the_folder_that_is_copied_holds_all_that_the_kernels_include() -> None:
 
 
 def test_matmul_s_tiling_gets_the_template_of_the_kernels() -> None:
-    """The kernels take Matmul's template as it comes, which is Norm (0); its tiling assumes MDL unless it is told."""
+    """The kernels use Matmul's default template, Norm (0); its tiling assumes MDL unless it gets another one."""
     assert "SetMatmulConfigParams(0)" in (PACKAGE / "op_host/host.h").read_text()
     kernels = "".join(path.read_text() for path in (PACKAGE / "op_kernel").glob("*.h"))
     assert len(re.findall(r"\bAscendC::Matmul<(?:\w+, ){3}\w+>", kernels)) == kernels.count("AscendC::Matmul<") == 3
@@ -97,7 +96,7 @@ def test_kernels_know_the_chip_in_one_place() -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with nothing but what the script itself calls."""
+    """A PATH with only the programs that the script calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "sed", "dirname", "find", "head", "nproc", "rm", "mkdir", "make"):
@@ -156,7 +155,7 @@ def test_build_refuses_a_cann_that_is_not_there_or_not_whole(tools: Path, tmp_pa
     ],
 )
 def test_build_reports_a_cann_that_is_too_old(tools: Path, tmp_path: Path, file: str, text: str, version: str) -> None:
-    """Its folder of CMake modules is there, without the one that find_package(ASC) looks for."""
+    """Its folder of CMake modules exists, but without the one for find_package(ASC)."""
     add_tool(tools, "cmake", "echo cmake version 3.28.1")
     add_tool(tools, "g++", "true")
     (tmp_path / "cann" / MODULES).mkdir(parents=True)
@@ -174,7 +173,7 @@ def test_build_knows_its_chips(tools: Path, chips: str) -> None:
 
 
 def test_build_installs_the_package_it_built(tools: Path, tmp_path: Path) -> None:
-    """With a CANN and a cmake that only pretend: what is run, in what order, with what arguments."""
+    """With a fake CANN and a fake cmake: checks the commands, their order and their arguments."""
     cann, log, out = tmp_path / "cann", tmp_path / "log", tmp_path / "mine/edgellama-package"
     (cann / MODULES).mkdir(parents=True)
     (cann / MODULES / "asc-config.cmake").write_text("")

@@ -1,6 +1,6 @@
-"""The runtime on an NPU: engine, graph and cache against a SIMULATED MindSpore Lite (device_lite.py), and its refusals.
+"""The runtime on an NPU: engine, graph and cache with a SIMULATED MindSpore Lite (device_lite.py), and its errors.
 
-The gear switch is LiteGraph.resize, which test_graphs_agree and test_end_to_end run on the real MindSpore Lite.
+LiteGraph.resize switches gears; exporter/test_graphs_agree.py and end_to_end/ run it on the real MindSpore Lite.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_prefill_in_chunks_and_decode_equal_one_pass_per_row(simulated: Any) -> None:
-    """Rows of their own length over every gear; the caches stay on the device between the calls."""
+    """Rows of different lengths use every gear; the caches stay on the device between the calls."""
     engine, lite = simulated()
     weights, rng = Weights(CONTEXT), np.random.default_rng(0)
     texts = [rng.integers(0, VOCAB, 37), rng.integers(0, VOCAB, 21)]
@@ -95,7 +95,7 @@ def test_beam_search_moves_rows_of_the_device_s_cache(simulated: Any) -> None:
 
 
 def test_a_row_of_the_device_s_cache_is_kept_and_given_back(simulated: Any) -> None:
-    """What sessions on disk do."""
+    """Sessions on disk need this."""
     engine, _ = simulated()
     engine.forward(np.array([[1, 2, 3], [4, 5, 6]]), np.zeros(BATCH), np.array([3, 3]))
     kept = engine.prefixes.held(0, 3)
@@ -111,7 +111,7 @@ def on_a_new_thread(work: Callable[[], Any]) -> Any:
 
 
 def test_a_thread_that_is_new_to_the_device_copies_to_it(simulated: Any) -> None:
-    """A server's threads: nothing is resized between the calls, so each begins with copies to the device."""
+    """Nothing is resized between the calls of a server's threads, so each thread begins with copies to the device."""
     engine, lite = simulated()
     expected, _ = simulated()
     start, length = np.zeros(BATCH), np.ones(BATCH)
@@ -141,11 +141,11 @@ def test_a_tensor_reads_before_its_first_write_on_a_thread() -> None:
         first.tensor.set_data_from_numpy(np.array([5, 6], np.int32))
 
     on_a_new_thread(past_the_tensor)
-    assert lite.state.lost == 1  # the simulation does lose it
+    assert lite.state.lost == 1  # the simulation loses the copy
 
 
 def test_gears_are_switched_by_the_code_that_switches_buckets_on_the_host() -> None:
-    """Which the tests of the portable target run on the real MindSpore Lite."""
+    """The tests of the portable target run this code on the real MindSpore Lite."""
     assert AscendGraph.resize is LiteGraph.resize
 
 
@@ -155,7 +155,7 @@ def test_a_device_without_room_for_a_cache_is_reported(simulated: Any) -> None:
 
 
 def test_a_gear_that_is_not_in_the_model_is_named(simulated: Any) -> None:
-    """The manifest says gear 16, the model on the device does not have it."""
+    """The manifest lists gear 16, but the model on the device does not have it."""
     engine, _ = simulated()
     graph = engine._ready[16].built
     engine._ready[16].shapes[0] = (17, BATCH)
@@ -166,7 +166,7 @@ def test_a_gear_that_is_not_in_the_model_is_named(simulated: Any) -> None:
 
 def test_a_run_that_fails_names_graph_gear_and_device(simulated: Any, capfd: pytest.CaptureFixture[str]) -> None:
     engine, _ = simulated()
-    engine._current["step.mindir"] = 4  # as if it were switched already: the model is in no gear
+    engine._current["step.mindir"] = 4  # as if the gear were switched: the model is in no gear
     with pytest.raises(UserError, match=r"step.mindir: running it on device 1 failed in the gear with tokens_by_step"):
         engine.forward(np.ones((BATCH, 4), np.int32), np.zeros(BATCH), np.full(BATCH, 4))
     assert "Byte size of input 0" in capfd.readouterr().err
@@ -185,7 +185,7 @@ def test_device_tensor_keeps_what_was_copied_not_the_array() -> None:
 def test_a_failed_copy_from_the_device_is_reported() -> None:
     lite = make_lite(SimpleNamespace(), 1)  # type: ignore[arg-type]
     tensor = DeviceTensor(lite, (2,), "float16", 1)
-    tensor.tensor.get_data_to_numpy = lambda: np.zeros(0, np.float16)  # what MindSpore Lite gives then
+    tensor.tensor.get_data_to_numpy = lambda: np.zeros(0, np.float16)  # the result of MindSpore Lite in this case
     with pytest.raises(UserError, match=r"copying 4 bytes from the device failed"):
         tensor.read()
 
@@ -198,7 +198,7 @@ def test_cache_of_a_float16_graph_is_float16() -> None:
 
 
 def test_the_installed_mindspore_lite_is_refused_for_what_it_lacks(tmp_path: Path, monkeypatch: Any) -> None:
-    """Release 2.0, the real one, has no device tensors."""
+    """The real release 2.0 has no device tensors."""
     ascend_manifest(tmp_path)
     monkeypatch.setattr(ascend_graph, "find", lambda device_id: DEVICE)
     lite = import_lite()
@@ -211,7 +211,7 @@ def test_the_installed_mindspore_lite_is_refused_for_what_it_lacks(tmp_path: Pat
 
 
 def test_the_real_mindspore_lite_without_cann_is_translated(tmp_path: Path) -> None:
-    """No simulation: its Ascend plugin is asked for here, and cannot be loaded."""
+    """Without simulation: MindSpore Lite's Ascend plugin is needed here, and cannot be loaded."""
     made = ascend_manifest(tmp_path)
     if "ASCEND_HOME_PATH" in os.environ:
         pytest.skip("this host has CANN")

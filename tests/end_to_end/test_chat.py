@@ -23,7 +23,7 @@ OPTIONS = ["--max-new-tokens", "8", "--do-sample", "--seed", "1", "--temperature
 
 @pytest.fixture(scope="module", params=["portable", "float16", "int8"])
 def artifact(request: pytest.FixtureRequest) -> Path:
-    """The portable op set, and the cpu one with the caches that only it has."""
+    """The portable op set, and the cpu op set with the caches that only it has."""
     sizes = ["--context", "512", "--buckets", "8,32"]
     if request.param == "portable":
         return export("chat-portable", "--target", "portable", "--weights", "fp32", *sizes)
@@ -41,17 +41,17 @@ def test_a_conversation_goes_on_in_another_process(artifact: Path, tmp_path: Pat
     whole, err = chat(artifact, f"hi\nwhy\n/save {saved}\nno\n", *OPTIONS)
     figures = re.findall(r"prefill (\d+) tokens", err)
     assert len(figures) == 3 and whole.startswith(begun)
-    assert int(figures[1]) < int(figures[0]) + 4  # the second message, not the first again
+    assert int(figures[1]) < int(figures[0]) + 4  # the second message, without the first
     later, err = chat(artifact, f"/load {saved}\nno\n", *OPTIONS)
     assert begun + later == whole
     assert re.findall(r"prefill (\d+) tokens", err) == figures[2:]
     cache = Artifact.open(artifact).manifest.cache
-    bytes_per_token = cache.nbytes // (cache.shape[0] * cache.shape[2]) * 3 // 2  # an int8 cache has scales as well
+    bytes_per_token = cache.nbytes // (cache.shape[0] * cache.shape[2]) * 3 // 2  # an int8 cache also has scales
     assert saved.stat().st_size < 96 * bytes_per_token + 8192
 
 
 def test_reused_tokens_give_the_logits_of_a_fresh_start(artifact: Path) -> None:
-    """Cut anywhere, a prompt ends in nearly the same logits; of the whole cache nothing else counts."""
+    """Split at any position, a prompt gives nearly the same logits; the rest of the cache has no influence."""
     code = (
         "import json, sys, numpy as np\n"
         "from edgellama import LlamaForCausalLM\n"
@@ -77,7 +77,7 @@ def test_reused_tokens_give_the_logits_of_a_fresh_start(artifact: Path) -> None:
 
 
 def test_ctrl_c_in_a_terminal_ends_the_answer_only() -> None:
-    """A real terminal and a real signal, in an answer that takes its time."""
+    """Sends a real signal in a real terminal, during a slow answer."""
     code = (
         "import sys, time\n"
         "from edgellama.__main__ import main\n"

@@ -1,4 +1,4 @@
-"""An exported artifact in MindSpore Lite against transformers with the same weights: generate, stream, command line."""
+"""Compares an artifact in MindSpore Lite with transformers on the same weights: generate, stream, command line."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from support.manifest_edits import rewrite
 
 VOCAB = 265
 TARGETS = pytest.mark.parametrize("target", ["portable", "cpu"])
-PAD = 7  # a byte token, so no eos: Hugging Face can infer the mask from it
+PAD = 7  # a byte token and therefore no eos, so Hugging Face infers the mask from it
 
 
 def expected(**call: Any) -> np.ndarray:
-    """transformers' generate on the same arguments."""
+    """Returns the result of transformers' generate for the same arguments."""
     tensors = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in call.items()}
     with torch.no_grad():
         return reference().generate(**tensors, do_sample=False).numpy()
@@ -61,7 +61,7 @@ def test_greedy_tokens_at_every_bucket_edge(target: str) -> None:
 
 @TARGETS
 def test_padded_batches_as_transformers_pads_and_stops_them(target: str) -> None:
-    """Mask given and inferred, one eos and several, more rows than the artifact has."""
+    """The mask is given or inferred, there are one or several eos ids, and more prompts than rows in the artifact."""
     rows = prompts(5, 11, 1, 33, 8)
     ids, mask = left_padded(rows)
     free = expected(input_ids=ids, attention_mask=mask, max_new_tokens=16, eos_token_id=-1, pad_token_id=PAD)
@@ -91,8 +91,10 @@ def test_right_padding_gives_what_left_padding_gives() -> None:
 
 
 def test_processors_give_transformers_tokens() -> None:
-    """Each setting that greedy decoding heeds, alone and together; transformers penalises padding too, so no padding
-    here: prompts of one length."""
+    """Each setting that changes greedy decoding, alone and all together.
+
+    The prompts have the same length, because transformers also penalises padding.
+    """
     ids = np.array(prompts(9, 9))
     free = expected(input_ids=ids, max_new_tokens=24, eos_token_id=-1, pad_token_id=PAD)[:, 9:]
     words = [[int(free[0, 2])], free[1, 3:5].tolist(), free[0, 5:8].tolist()]
@@ -112,12 +114,12 @@ def test_processors_give_transformers_tokens() -> None:
     ]
     for call, got in zip(calls, generate(export_tiny(chat=True), *calls), strict=True):
         np.testing.assert_array_equal(got, expected(**call))
-        assert not np.array_equal(got[:, 9:], free)  # each changes something
+        assert not np.array_equal(got[:, 9:], free)  # each setting changes something
 
 
 @TARGETS
 def test_beam_search_gives_transformers_tokens(target: str) -> None:
-    """More prompts than go at once, beams that end at different steps, and every rule for when to stop."""
+    """More prompts than fit in one batch, beams that end at different steps, and every rule for early stopping."""
     sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
     wide = export(f"wide-{target}", "--target", target, "--weights", "fp32", "--cache", "float32", *sizes)
     ids, mask = left_padded(prompts(5, 11, 1, 8))
@@ -139,7 +141,7 @@ def test_beam_search_gives_transformers_tokens(target: str) -> None:
     for call, got in zip(calls, generate(wide, *calls), strict=True):
         np.testing.assert_array_equal(got, expected(**call))
         lengths.update((got[:, ids.shape[1] :] != PAD).sum(axis=1).tolist())
-    assert len(lengths) > 4  # texts that end early are among them
+    assert len(lengths) > 4  # including texts that end early
 
 
 BEAMS = """
@@ -157,7 +159,7 @@ print(json.dumps({
 
 
 def test_beam_search_reports_what_transformers_reports() -> None:
-    """Scores, logits and indices of every step; texts that end by eos, by a stop string, and by the length."""
+    """Scores, logits and indices of every step; texts that end by eos, by a stop string, or by the length."""
     sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
     artifact = export("wide-beams", "--target", "portable", "--weights", "fp32", *sizes)
     tokenizer = AutoTokenizer.from_pretrained(artifact)
@@ -180,7 +182,7 @@ def test_beam_search_reports_what_transformers_reports() -> None:
     for name in ("scores", "logits"):
         assert len(found[name]) == len(wanted[name])
         for step, (ours, theirs) in enumerate(zip(found[name], wanted[name], strict=True)):
-            runs = np.ptp(found["logits"][step], axis=1) > 0  # a prompt that is done costs nothing here
+            runs = np.ptp(found["logits"][step], axis=1) > 0  # this runtime does not compute a finished prompt
             assert runs[:3].any() or runs[3:].any() if step else runs.all()
             np.testing.assert_allclose(np.array(ours)[runs], theirs[runs], atol=1e-3)
     assert {"eos", "stop_string"} <= set(found["finish_reasons"])
@@ -257,7 +259,7 @@ def test_the_command_line_answers_through_the_chat_template_and_raw() -> None:
         assert report["finish_reason"] == ("eos" if answer[-1] == tokenizer.eos_token_id else "length")
         streamed = run_cli(*arguments)
         assert streamed.stdout == report["text"] + "\n"
-        # nothing but our own two lines: the native libraries' noise is kept back
+        # only our two lines; the output of native libraries is hidden
         assert [line.split()[0] for line in streamed.stderr.splitlines()] == ["Loading", f"[{report['finish_reason']};"]
 
 
@@ -276,7 +278,7 @@ def test_the_remedy_for_a_long_prompt_works() -> None:
 
 
 def test_a_graph_that_does_not_load_shows_the_native_log(tmp_path: Path) -> None:
-    """The file is damaged and the manifest signed anew, so that only MindSpore Lite can tell."""
+    """The file is damaged and the manifest has a matching digest, so only MindSpore Lite detects the damage."""
     folder = tmp_path / "damaged"
     shutil.copytree(export_tiny(chat=True), folder)
     values = json.loads((folder / MANIFEST).read_text())

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, exported for the portable target: token for token what transformers says in float32."""
+"""SmolLM2-135M-Instruct, exported for the portable target, generates the same tokens as transformers in float32."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def continuations(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def continued(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """What the runtime generates, greedily and past any end of sequence."""
+    """The greedy tokens of the runtime, which does not stop at an end of sequence."""
     calls = [
         {"input_ids": [prompt], "max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": -1}
         for prompt in prompts
@@ -77,7 +77,7 @@ def test_the_cpu_target_in_float32_gives_the_same_tokens(
 
 
 def test_the_onnx_twin_gives_the_same_logits(artifact: Path, reference: LlamaForCausalLM) -> None:
-    """One prompt across a bucket's edge and one decode step."""
+    """One prompt longer than a bucket, and one decode step."""
     tokens = np.random.default_rng(0).integers(0, 49152, (1, 34), dtype=np.int32)
     engine = twin_engine(Artifact.open(artifact))
     found = [engine.forward(tokens[:, :33], np.array([0]), np.array([33]))[0].copy()]

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct for Ascend, its graphs through the ONNX twin: greedy tokens as transformers has them.
+"""SmolLM2-135M-Instruct for Ascend: its graphs, run as the ONNX twin, give the greedy tokens of transformers.
 
-transformers reads the same GGUF file by its own code, rounds the weights to float16 as the graph has them, and computes
-in float32. Its own arithmetic in float16 is no yardstick: of these 20 prompts it gives the same 64 tokens for 16, and
-with its two implementations of attention 17 agree, for its logits tie. The prompts are the rows of one artifact, so 64
-steps are 64 runs of each graph: a minute a graph.
+transformers reads the same GGUF file with its own code, rounds the weights to float16 like the graph, and computes in
+float32. Its float16 arithmetic is not a useful reference: it gives the same 64 tokens for only 16 of these 20 prompts,
+and its two implementations of attention agree for 17, because logits tie. The prompts are the rows of one artifact, so
+64 steps are 64 runs of each graph, which take one minute per graph.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 NEW_TOKENS = 64
 LENGTHS = (1, 2, 5, 8, 13, 21, 31, 32, 33, 40, 48, 56, 64, 96, 127, 129)  # with the sentences, 20 prompts
-# What is left of rounding is float16's of the products within the layers. When this was written, one prompt of the 20
-# left on the 310P's graph, where 0.0048 lie between the reference's two best logits, and two on the 310B's (0.0082,
-# 0.0037).
+# The remaining rounding is that of products in the layers to float16. When this was written, one of the 20 prompts got
+# another token with the 310P's graph, where the reference's two best logits differ by 0.0048, and two with the 310B's
+# graph (0.0082, 0.0037).
 ALIKE = 18
 TARGETS = ("ascend310p", "ascend310b", "ascend910b")
 RUN = TARGETS[:2]  # the 910B's graph is the 310P's
@@ -52,7 +52,7 @@ def prompts(artifacts: dict[str, Artifact]) -> list[list[int]]:
 
 
 def greedy(artifact: Artifact, prompts: list[list[int]]) -> np.ndarray:
-    """[prompts, NEW_TOKENS]: every prompt a row, past any end of sequence."""
+    """Returns tokens [prompts, NEW_TOKENS], one row per prompt, without stopping at an end of sequence."""
     engine = twin_engine(artifact)
     length = np.array([len(prompt) for prompt in prompts])
     call = np.zeros((len(prompts), length.max()), np.int32)
@@ -75,7 +75,7 @@ def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
 def test_greedy_tokens_are_those_of_float16_weights(
     target: str, artifacts: dict[str, Artifact], prompts: list[list[int]], reference: LlamaForCausalLM
 ) -> None:
-    """Most prompts are alike for 64 tokens; where one leaves, the reference's best logits differ by a rounding."""
+    """Most prompts agree for 64 tokens. If one differs, the reference's best logits differ only by rounding."""
     found = greedy(artifacts[target], prompts)
     leaving = []
     for prompt, tokens in zip(prompts, found.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in padded batches: greedy and beam search token for token as transformers one by one.
+"""SmolLM2-135M-Instruct in padded batches: greedy and beam search give the tokens of transformers for single prompts.
 
 20 prompts of mixed lengths, 64 tokens each, in batches of 1, 3 and 8, padded on the left and on the right.
 """
@@ -21,11 +21,11 @@ from support.smollm2 import NEAR_TIE, NEW_TOKENS
 
 pytestmark = pytest.mark.slow
 
-PAD = 2  # the model's pad and end of text; the mask says where it is padding
+PAD = 2  # the model's pad token and end of text; the mask marks the padding
 BEAMS = 4
-# For what takes a pass of several rows for each token, or of a graph of built-in operators.
+# For cases with a pass of several rows for each token, or with a graph of built-in operators.
 SHORT_LENGTHS = (1, 2, 3, 5, 9, 17, 31, 32, 33, 40, 64, 80, 96, 127, 128, 129)
-RUNS = [(1, "left"), *((size, side) for size in (3, 8) for side in ("left", "right"))]  # one alone has no padding
+RUNS = [(1, "left"), *((size, side) for size in (3, 8) for side in ("left", "right"))]  # a single prompt has no padding
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def held() -> set[tuple[int, ...]]:
-    """The texts that the reference has been asked about: it says the same of each again."""
+    """Caches the reference's results by text."""
     return set()
 
 
 def mixed(prompts: list[list[int]]) -> list[list[int]]:
-    """In an order that puts long and short ones side by side."""
+    """The prompts in an order that puts long and short ones next to each other."""
     return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
 
 
@@ -64,7 +64,7 @@ def padded(prompts: Sequence[list[int]], side: str) -> dict[str, np.ndarray]:
 
 
 def continue_all(artifact: Path, prompts: list[list[int]], size: int, side: str, **settings: Any) -> list[list[int]]:
-    """Each prompt's new tokens, generated in batches of `size`."""
+    """Returns the new tokens of each prompt, generated in batches of `size`."""
     batches = [padded(prompts[at : at + size], side) for at in range(0, len(prompts), size)]
     found = generate(artifact, *({**batch, "max_new_tokens": NEW_TOKENS, **settings} for batch in batches))
     return [
@@ -104,7 +104,7 @@ def hold_greedy(
 
 @pytest.fixture(scope="module")
 def best(artifacts: dict[str, Path], reference: LlamaForCausalLM) -> list[tuple[list[int], list[int]]]:
-    """Each prompt, and the continuation that transformers' beam search finds for it alone; it may end early."""
+    """Each prompt and the continuation that transformers' beam search finds for it alone; it may end early."""
     prompts = mixed(smollm2.make_prompts(artifacts["cpu"], SHORT_LENGTHS))
     assert len(prompts) == 20
     found = []
@@ -124,12 +124,12 @@ def best(artifacts: dict[str, Path], reference: LlamaForCausalLM) -> list[tuple[
 
 
 def whole(new: list[int]) -> list[int]:
-    """Up to the end of text, without the padding behind it."""
+    """Returns the tokens up to the end of text, without padding."""
     return new[: new.index(PAD) + 1] if PAD in new else new
 
 
 def score(model: LlamaForCausalLM, prompt: list[int], new: list[int]) -> float:
-    """What beam search ranks a text by: the mean log-probability of its tokens."""
+    """Returns the score of a text in beam search: the mean log-probability of its tokens."""
     logits = torch.from_numpy(smollm2.reference_logits(model, prompt, new)).double()
     return float(torch.log_softmax(logits, -1)[torch.arange(len(new)), torch.tensor(new)].mean())
 
@@ -142,7 +142,7 @@ def test_beam_search(
     reference: LlamaForCausalLM,
     best: list[tuple[list[int], list[int]]],
 ) -> None:
-    """The same texts, or others whose score by the reference differs by less than a near tie: those are listed."""
+    """The texts are the same, or the reference's score differs by less than a near tie, which gives a warning."""
     prompts = [prompt for prompt, _ in best]
     settings = {"num_beams": BEAMS, "do_sample": False, "eos_token_id": PAD, "pad_token_id": PAD}
     found = continue_all(artifacts["cpu"], prompts, size, side, **settings)

@@ -1,4 +1,4 @@
-"""manifest.json: the schema, the digest, and what each kind of damage is answered with."""
+"""manifest.json: the schema, the digest, and the error for each kind of damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.manifest_edits import rewrite
 
 
 def make(folder: Path) -> Manifest:
-    """A manifest with one graph file and one weight file (their bytes are arbitrary) in `folder`."""
+    """Writes a manifest with one graph file and one weight file, both with arbitrary bytes, into `folder`."""
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "step.mindir").write_bytes(b"graph" * 100)
     (folder / "weights.safetensors").write_bytes(b"weights" * 100)
@@ -137,7 +137,7 @@ def test_a_cut_or_missing_file_is_found_by_its_size(folder: Path, name: str) -> 
 def test_changed_bytes_are_found_by_their_hash(folder: Path) -> None:
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
-    Artifact.open(folder)  # bulk data is hashed on request only
+    Artifact.open(folder)  # large files are hashed only on request
     with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
         Artifact.open(folder, check_data=True)
     graph = folder / "graphs/step.mindir"

@@ -1,4 +1,4 @@
-"""Beam search over the toy of tiny.py: against a plain search by whole passes, and what it refuses."""
+"""Compares beam search over the toy of tiny.py with a simple search by whole passes; checks refused settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log_probs(text: list[int]) -> np.ndarray:
 
 
 def plain_search(prompt: list[int], beams: int, steps: int) -> list[list[int]]:
-    """The `beams` likeliest of the continuations of the likeliest, step by step, without an eos."""
+    """Returns the `beams` likeliest texts after each step extended the likeliest texts so far, without an eos."""
     texts: list[tuple[float, list[int]]] = [(0.0, [])]
     for _ in range(steps):
         grown = []
@@ -44,7 +44,7 @@ def test_beams_without_eos_are_the_likeliest_texts(model: LlamaForCausalLM, beam
     got = model.generate(ids, mask, **settings)[:, ids.shape[1] :]
     expected = [text for prompt in PROMPTS for text in plain_search(prompt, beams, 6)]
     assert got.tolist() == expected
-    assert [continuation(prompt, 6) for prompt in PROMPTS] != got[::beams].tolist()  # and not what greedy finds
+    assert [continuation(prompt, 6) for prompt in PROMPTS] != got[::beams].tolist()  # greedy finds other texts
 
 
 def test_the_dictionary_holds_scores_and_reasons(model: LlamaForCausalLM) -> None:
@@ -56,7 +56,7 @@ def test_the_dictionary_holds_scores_and_reasons(model: LlamaForCausalLM) -> Non
     for row, score in zip(out.sequences.tolist(), out.sequences_scores, strict=True):
         total = sum(log_probs(row[:n])[row[n]] for n in range(2, 6))
         np.testing.assert_allclose(score, total / 4**0.5, atol=1e-5, rtol=1e-5)
-    assert out.timings.prompt_tokens == 2  # prefilled once, not once a beam
+    assert out.timings.prompt_tokens == 2  # prefilled once, not once per beam
 
 
 def test_scores_and_log_probabilities_lead_from_beam_to_beam(model: LlamaForCausalLM) -> None:
@@ -95,7 +95,9 @@ def test_a_stop_string_or_a_criterion_ends_a_text(model: LlamaForCausalLM) -> No
     settings: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "return_dict_in_generate": True}
     free = model.generate([5, 6], num_return_sequences=2, **settings).sequences[:, 2:].tolist()
     word = f"w{free[0][2]}"
-    out = model.generate([5, 6], stop_strings=word, length_penalty=-5.0, **settings)  # so that short texts win
+    out = model.generate(
+        [5, 6], stop_strings=word, length_penalty=-5.0, **settings
+    )  # so that short texts have the best score
     assert out.finish_reasons == ("stop_string",) and out.sequences[0, -1] == free[0][2]
     seen = []
 
@@ -110,7 +112,7 @@ def test_a_stop_string_or_a_criterion_ends_a_text(model: LlamaForCausalLM) -> No
 
 
 def test_sampled_beams_are_draws_without_replacement(model: LlamaForCausalLM) -> None:
-    """With one step and two beams the result is the likelier one of two draws, in either order."""
+    """With one step and two beams, the result is the likelier one of two draws, in either order."""
     settings: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 1, "do_sample": True, "temperature": 4.0, "top_k": 0}
     p = softmax(whole_text_logits(Weights(64), [5, 6])[-1] / 4.0)
     pair = p[:, None] * p[None, :] / (1 - p[:, None])

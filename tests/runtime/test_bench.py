@@ -1,4 +1,4 @@
-"""The benchmark: its report against its schema and against arithmetic on its own samples, on tiny artifacts."""
+"""The benchmark on tiny artifacts: its report matches its schema, and its figures follow from its samples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def found(tiny_artifact: Path) -> dict[str, Any]:
-    """A report on the tiny artifact (2 rows, context 64): 2 repeats instead of 5."""
+    """A report on the tiny artifact (2 rows, context 64), with 2 repeats instead of 5."""
     return command.bench(tiny_artifact, Settings(threads=1, prompt_lengths=(5, 500), depths=(8, 4096), repeats=2))
 
 
@@ -121,7 +121,7 @@ def test_load_and_memory_are_those_of_a_fresh_process(found: dict[str, Any]) -> 
     assert len(load["process"]["samples"]) == 2
     assert 0 < load["engine"]["median"] < load["process"]["median"] < 60
     assert artifact["weights_bytes"] + artifact["cache_bytes"] < memory["after_load_bytes"] <= memory["peak_bytes"]
-    assert memory["filled_cache_bytes"] == artifact["cache_bytes"] * 49 // 64  # a step behind the deepest of 48
+    assert memory["filled_cache_bytes"] == artifact["cache_bytes"] * 49 // 64  # one step after the deepest depth, 48
     held = artifact["weights_bytes"] + memory["filled_cache_bytes"]
     assert memory["overhead_bytes"] == memory["peak_bytes"] - held
     assert artifact["cache_bytes"] == 2 * 2 * (2 * 2 * 64 * 16) * 4  # layers, k and v, [B, G, C, D], float32
@@ -132,7 +132,7 @@ def test_the_table_says_what_the_report_holds(found: dict[str, Any]) -> None:
     step = found["decode"][1]["seconds"]["median"] * 1e3
     assert f"{step:.2f}" in text and found["output"]["sha256"][:16] in text and found["machine"]["cpu"] in text
     lines = [line for line in text.splitlines() if line.startswith(("decode at", "8 tokens", "48 tokens"))]
-    assert len(lines) == 4 and len({len(line) for line in lines}) == 1  # columns line up
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1  # the columns are aligned
 
 
 def test_the_command_prints_json_alone(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,11 +204,13 @@ def cpu_manifest(tied: bool) -> Manifest:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_step_reads_its_weights_and_the_filled_cache(tied: bool) -> None:
     manifest = cpu_manifest(tied)
-    # the tied embedding is the head and read whole; an untied one is only looked up in
+    # a tied embedding is the head, which is read whole; of an untied one only single rows are read
     assert sizes.step_weight_bytes(manifest) == 4000 + 600 + 32
-    assert sizes.cache_bytes_per_token(manifest) == 2 * (8 + 2)  # k and v: 8 cells of a byte and a scale of two
+    assert sizes.cache_bytes_per_token(manifest) == 2 * (
+        8 + 2
+    )  # k and v: 8 values of one byte and a scale of two bytes
     assert sizes.cache_bytes(manifest) == 2 * 10 * 20
-    # the middle of 4 steps behind 5 tokens sees 7
+    # in the middle of 4 steps after 5 tokens, a step reads 7
     assert sizes.bytes_per_step(manifest, depth=5, rows=2, steps=4) == 4632 + 2 * 7 * 20
     assert sizes.weights_bytes(manifest) == 9999
 
@@ -216,7 +218,7 @@ def test_a_step_reads_its_weights_and_the_filled_cache(tied: bool) -> None:
 def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SMALLEST_BUFFER", 1 << 16)
     small = machine.ReadBandwidth(1000, threads=3)
-    assert small.buffer_bytes == 1 << 16  # too small a buffer would measure the first-level cache
+    assert small.buffer_bytes == 1 << 16  # a smaller buffer would measure the first-level cache
     large = machine.ReadBandwidth(1 << 20, threads=3)
     assert large.buffer_bytes == 1 << 20 == sum(part.nbytes for part in large._parts)
     assert len(large._parts) == 3 and large.measure() > 0

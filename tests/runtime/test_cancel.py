@@ -1,4 +1,4 @@
-"""Cancelling: from another thread, before the start, inside a long prompt, and by Ctrl-C; the model stays usable."""
+"""Cancelling from another thread, before the start, in a long prompt, and by Ctrl-C; the model stays usable."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_stream_that_waits_its_turn_ends_at_once_and_the_next_moves_up(model: 
         assert (piece.id, piece.text, piece.logprob, piece.finish_reason) == (None, "", None, "cancelled")
         assert piece.timings == GenerationTimings()
     assert model.engine.engine_lock.waiting == 2 and ends == [2, 0]
-    pieces += list(running)  # which nobody disturbed
+    pieces += list(running)  # which nothing disturbed
     assert [piece.id for piece in pieces] == continuation([5, 6], 4)
     for index in (1, 3):
         threads[index].join(30)
@@ -99,7 +99,7 @@ def test_a_long_prompt_is_left_between_its_chunks(model: LlamaForCausalLM) -> No
     del model.engine._run
     assert chunks == [16] and piece.finish_reason == "cancelled"
     assert piece.timings is not None and piece.timings.prefill > 0
-    # and what was computed is of use
+    # the computed part is reused
     out = model.generate(prompt, max_new_tokens=3, return_dict_in_generate=True, reuse_prefix=True)
     assert out.timings.cached_tokens == 16
     assert out.sequences[0, 46:].tolist() == continuation(prompt, 3)
@@ -189,7 +189,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_that_leaves_the_model_usable(model: Llam
         calls.append(1)
         logits = run(*arguments)
         if len(calls) == 2:
-            _thread.interrupt_main()  # as the signal handler does; raised once Python code runs on
+            _thread.interrupt_main()  # like the signal handler; Python raises it when it runs the next code
             time.sleep(1)
         return logits
 
@@ -200,14 +200,14 @@ def test_ctrl_c_is_a_keyboard_interrupt_that_leaves_the_model_usable(model: Llam
         else:
             model.generate(prompt, max_new_tokens=3)
     del model.engine._run
-    assert model.engine.prefixes.row(0).tolist() == prompt[:16]  # the second chunk never came to an end
+    assert model.engine.prefixes.row(0).tolist() == prompt[:16]  # the second chunk was not completed
     assert model.generate(prompt, max_new_tokens=3)[0, 46:].tolist() == continuation(prompt, 3)
 
 
 def test_a_pools_thread_waits_for_the_stream_that_it_began_and_another_ends(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As web frameworks do: each piece is asked for by whichever thread is free."""
+    """Web frameworks do this: any free thread requests the next piece."""
     stream = model.stream([5, 6], max_new_tokens=4)
     pieces, got, begun = [], [], threading.Event()
 

@@ -1,4 +1,4 @@
-"""Conversations: each token computed once, whatever the template does; what does not fit; and files."""
+"""Conversations: each token is computed once with any template; the context fills up; files."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_ten_turns_compute_each_token_once(tmp_path: Path, template: str, ending
     total = sum(sum(row) for row in counts)
     turn = chat._turn
     assert turn is not None
-    assert total == len(turn.ids) - 1  # all but the last, which nothing followed yet
+    assert total == len(turn.ids) - 1  # all except the last one, which the engine has not read yet
     assert model.engine.prefixes.row(0).tolist() == turn.ids[:-1]
-    # the conversation encoded as a text is another: taking that would compute much of it again
+    # the conversation encoded as one text has other ids, so much of it would be computed again
     text = model.tokenizer.encode_chat(chat.messages, add_generation_prompt=False)
     same = next(i for i, (a, b) in enumerate(zip(text, turn.ids, strict=False)) if a != b)
     assert same < len(turn.ids) / 2
@@ -91,7 +91,7 @@ def test_a_template_that_changes_the_answer_falls_back_to_the_whole_text(tmp_pat
     prompt = model.tokenizer.encode_chat([*chat.messages[:2], {"role": "user", "content": "why"}])
     assert chat._turn is not None and chat._turn.ids[:-1] == prompt
     first = len(model.tokenizer.encode("<|start|>hello there", add_special_tokens=False))
-    assert counts == [[len(prompt) - first]]  # what is the same up to there is not computed again
+    assert counts == [[len(prompt) - first]]  # the common prefix is not computed again
 
 
 def test_stateless_messages_continue_the_earlier_answers(model: LlamaForCausalLM) -> None:
@@ -99,12 +99,12 @@ def test_stateless_messages_continue_the_earlier_answers(model: LlamaForCausalLM
     answer = model.chat(messages, max_new_tokens=6)
     assert str(answer) == answer.content and answer.finish_reason == "length"
     other = model.chat([{"role": "user", "content": "another talk"}], max_new_tokens=3)
-    assert other.timings.cached_tokens > 0  # the beginning that the template writes
+    assert other.timings.cached_tokens > 0  # the prefix that the template writes
     messages += [answer.message, {"role": "user", "content": "why"}]
     prompt = model.turn(messages).ids
     answer = model.chat(messages, max_new_tokens=6)
     assert answer.content == model.tokenizer.decode(continuation(prompt, 6, CONTEXT))
-    # the last message edited: the turn before is found again
+    # with the last message edited, the turn before it is reused
     edited = [*messages[:-1], {"role": "user", "content": "who"}]
     counts = computed(model, lambda: model.chat(edited, max_new_tokens=1))
     same = next(i for i, (a, b) in enumerate(zip(prompt, model.turn(edited).ids, strict=False)) if a != b)
@@ -175,7 +175,7 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> 
     stream = chat.ask("so")
     stream.cancel()
     assert [piece.id for piece in stream] == [None]
-    assert chat.messages == before  # as if it had not been asked
+    assert chat.messages == before  # as if it had not been sent
 
 
 def test_an_answer_that_nobody_reads_leaves_the_chat_unchanged(model: LlamaForCausalLM) -> None:
@@ -200,7 +200,7 @@ def test_a_chat_goes_on_from_a_file(model: LlamaForCausalLM, tmp_path: Path) -> 
     counts = computed(again.model, lambda: got.extend(piece.id for piece in said(again, "and then", max_new_tokens=6)))
     assert got == expected
     new = len(again.model.turn([{"role": "user", "content": "and then"}]).ids)
-    assert counts[0][0] <= new + 2  # the new message, and what ends the last answer
+    assert counts[0][0] <= new + 2  # the new message, and the end of the last answer
     again.reset()
     assert again.messages == [{"role": "system", "content": "be kind"}]
 

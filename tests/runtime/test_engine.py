@@ -1,4 +1,4 @@
-"""The engine against a plain pass over the whole text: chunks, buckets, masks, cache rows, rows of their own length."""
+"""Compares the engine with one pass over the whole text: chunks, buckets, masks, cache, rows of different length."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_chunks_hold_the_call_and_pad_the_last_only(tokens: int, others: set[int
 
 @given(st.integers(1, 100))
 def test_chunks_are_the_cheapest_cover(tokens: int) -> None:
-    """Against every multiset of buckets that could cover the call."""
+    """No other multiset of buckets that covers the call is cheaper."""
     buckets = (1, 8, 40, 100)
     covers = (
         (40,) * a + (8,) * b + (1,) * max(0, tokens - 40 * a - 8 * b) for a, b in itertools.product(range(4), range(14))
@@ -82,7 +82,7 @@ def test_prefill_at_every_bucket_edge(shared: tuple[Engine, Weights], length: in
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Weights], data: st.DataObject) -> None:
-    """Rows grow by different amounts, some by nothing, in calls of any width, with rubbish as padding."""
+    """Rows grow by different numbers of tokens, also by none, in calls of any width, with arbitrary padding."""
     engine, weights = shared
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
     texts: list[list[int]] = [[], [], []]
@@ -102,7 +102,7 @@ def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Wei
 
 
 def test_a_row_can_be_shortened_and_written_again(shared: tuple[Engine, Weights]) -> None:
-    """What lies in the cache behind `start` is not seen: a prefix can be kept and another end given to it."""
+    """The engine ignores cache entries from `start` on, so a prefix can be kept and continued differently."""
     engine, weights = shared
     first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]
     engine.forward(np.array([first] * 3), np.zeros(3), np.full(3, 6))

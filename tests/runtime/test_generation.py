@@ -1,4 +1,4 @@
-"""generate() and stream() over the toy of tiny.py: the conventions of Hugging Face's generate, one by one."""
+"""generate() and stream() over the toy of tiny.py follow each convention of Hugging Face's generate."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_any_eos_of_the_list_ends_its_row_and_padding_follows(model: LlamaForCau
     eos = [free[0][2], free[1][5]]
     ids, mask = padded(prompts, "left", 0)
     ends = [next((i + 1 for i, token in enumerate(row) if token in eos), 10) for row in free]
-    assert len(set(ends)) > 1  # or the test would say little
+    assert len(set(ends)) > 1  # otherwise the test would show little
     width = max(ends)
     for pad, filler in ((None, eos[0]), (44, 44)):
         got = model.generate(ids, mask, max_new_tokens=10, eos_token_id=eos, pad_token_id=pad)
@@ -94,7 +94,7 @@ def test_one_eos_id_may_be_a_plain_int_and_an_empty_list_turns_the_default_off(t
 
 
 def test_a_row_is_as_long_as_it_would_be_alone(model: LlamaForCausalLM) -> None:
-    """A row that fills the context ends there, and none beside it: in one wave, in another, and with beams."""
+    """A row that fills the context ends, and the other rows continue: in the same batch, in another, and with beams."""
     long, short = [5] * 60, [6, 7]  # of a context of 64
     alone = [model.generate([row], max_new_tokens=9)[0, len(row) :].tolist() for row in (long, short)]
     assert [len(row) for row in alone] == [4, 9]
@@ -114,7 +114,7 @@ def test_a_row_is_as_long_as_it_would_be_alone(model: LlamaForCausalLM) -> None:
 
 
 def test_beams_that_fill_the_context_leave_those_beside_them_going_on(tmp_path: Path) -> None:
-    """In one wave: the search of the long prompt closes five steps before the other's."""
+    """In one batch, the search for the long prompt ends five steps before the other one."""
     model = load(tmp_path, batch=4, eos_token_id=())
     long, short = [5] * 60, [6, 7]  # of a context of 64
     settings = {"max_new_tokens": 9, "num_beams": 2}
@@ -166,7 +166,7 @@ def test_a_generation_config_replaces_the_artifacts_own(tmp_path: Path) -> None:
     assert model.generate([5, 6], generation_config=config)[0, 2:].tolist() == free[:6]
     assert model.generate([5, 6], generation_config=config, max_new_tokens=3)[0, 2:].tolist() == free[:3]
     assert [piece.id for piece in model.stream([5, 6], generation_config=config)] == free[:6]
-    long = GenerationConfig(max_new_tokens=15)  # eos ids that it leaves open are the artifact's
+    long = GenerationConfig(max_new_tokens=15)  # eos ids that it does not set come from the artifact
     assert model.generate([5, 6], generation_config=long)[0, 2:].tolist() == free[: free.index(free[9]) + 1]
 
 

@@ -1,4 +1,4 @@
-"""What sampling and the other settings do to generate() and stream(), over the toy of tiny.py."""
+"""The effect of sampling and the other settings on generate() and stream(), over the toy of tiny.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_generation_config_keeps_given_values_and_takes_the_rest_from_the_arti
     assert GenerationConfig(pad_token_id=None).completed(stored) == stored
     assert GenerationConfig(max_length=7).completed(stored).max_new_tokens is None
     assert GenerationConfig(max_new_tokens=None, max_length=7).completed(stored).max_length == 7
-    whole = dataclasses.replace(stored, top_k=4)  # made with everything
+    whole = dataclasses.replace(stored, top_k=4)  # every field is given
     assert whole.completed(GenerationConfig(top_p=0.5)) == whole
 
 
@@ -71,7 +71,7 @@ def test_a_temperature_of_zero_means_greedy(model: LlamaForCausalLM) -> None:
 
 def test_a_row_draws_alike_whatever_runs_beside_it(model: LlamaForCausalLM, single: LlamaForCausalLM) -> None:
     ids, mask = padded(PROMPTS, "left", 0)
-    together = model.generate(ids, mask, **SAMPLED, seed=7)  # two waves of three rows
+    together = model.generate(ids, mask, **SAMPLED, seed=7)  # two batches of three rows
     waves_of_one = single.generate(ids, mask, **SAMPLED, seed=7)
     np.testing.assert_array_equal(together, waves_of_one)
     ended = model.generate(ids, mask, **SAMPLED, seed=7, eos_token_id=int(together[0, ids.shape[1]]), pad_token_id=0)
@@ -132,7 +132,7 @@ def test_min_new_tokens_holds_eos_back(single: LlamaForCausalLM) -> None:
 
 def test_stop_strings_end_a_row_where_its_text_holds_one(model: LlamaForCausalLM) -> None:
     free = [continuation(prompt, 8) for prompt in PROMPTS[:3]]
-    wanted = f"{free[0][1]}w{free[0][2]}"  # from within one token's text to the end of the next
+    wanted = f"{free[0][1]}w{free[0][2]}"  # it begins inside the text of one token and ends with the next
     ids, mask = padded(PROMPTS[:3], "left", 0)
     out = model.generate(
         ids, mask, max_new_tokens=8, stop_strings=["no such", wanted], pad_token_id=0, return_dict_in_generate=True

@@ -1,6 +1,6 @@
-"""Constrained output of a random toy under sampling: always what the schema or the expression describes.
+"""Constrained output: a random toy that samples always writes text that matches the schema or the expression.
 
-Validity is judged by the jsonschema library and by re.fullmatch.
+The jsonschema library and re.fullmatch check the text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ PATTERNS = [
 
 
 def tokenizer() -> Tokenizer:
-    """A token a character of LETTERS (byte-level: \u0120 is the space, \u010a the line break), then two eos ids."""
+    """Returns a tokenizer with one token per character of LETTERS, and then two eos ids.
+
+    It is byte-level: \u0120 is the space, \u010a the line break.
+    """
     names = LETTERS.replace(" ", "\u0120").replace("\n", "\u010a")
     made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -80,7 +83,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
 
 
 def texts(model: LlamaForCausalLM, grammar: Grammar, **settings: Any) -> list[str]:
-    """What the model writes after three prompts of different length (left padding); each ended by an eos id."""
+    """Returns the texts after three prompts of different length (left padding), each of which an eos id ended."""
     ids = np.array([[0, 0, 5], [0, 3, 4], [1, 2, 3]])
     mask = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 1]])
     out = model.generate(
@@ -96,7 +99,7 @@ def sampled(seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_sampled_json_always_fits_its_schema(model: LlamaForCausalLM, seed: int) -> None:
-    written = texts(model, JsonSchema(PERSON, model), num_return_sequences=2, **sampled(seed))  # six rows: two waves
+    written = texts(model, JsonSchema(PERSON, model), num_return_sequences=2, **sampled(seed))  # six rows: two batches
     for text in written:
         jsonschema.validate(json.loads(text), PERSON)
     assert len(set(written)) == len(written) == 6
@@ -115,7 +118,7 @@ def test_greedy_and_beam_search_keep_to_the_grammar(model: LlamaForCausalLM) -> 
     assert all(re.fullmatch(pattern, text) for text in texts(model, Regex(pattern, model)))
     beams = texts(model, Regex(pattern, model), num_beams=2)
     assert all(re.fullmatch(pattern, text) for text in beams)
-    assert texts(model, Regex("yes", model), num_beams=2) == ["yes"] * 3  # where most beams have nowhere to go
+    assert texts(model, Regex("yes", model), num_beams=2) == ["yes"] * 3  # most beams have no allowed continuation
 
 
 def test_a_grammar_keeps_the_distribution_over_the_allowed_tokens(model: LlamaForCausalLM) -> None:
@@ -175,11 +178,13 @@ def test_any_json_value(model: LlamaForCausalLM) -> None:
     for text in ('{"a": [1.5, null, {}]}', "[]", '"a"', "true", '{\n  "a":0\n}'):
         for schema in (True, {}, "true"):
             assert accepts(JsonSchema(schema, tokens), tokens, text), text
-    assert not accepts(JsonSchema(True, tokens), tokens, '{"a":' + "\n" * 2 + "0}")  # whitespace has an end
+    assert not accepts(
+        JsonSchema(True, tokens), tokens, '{"a":' + "\n" * 2 + "0}"
+    )  # the amount of whitespace is limited
 
 
 def accepts(grammar: Grammar, tokens: GrammarTokenizer, text: str) -> bool:
-    """Whether the processor lets every character of the text pass, and then an eos."""
+    """Returns whether the processor allows every character of the text, and then an eos."""
     ids = [9]
     for letter in [LETTERS.index(c) if c in LETTERS else None for c in text] + [EOS[0]]:
         allowed = np.isfinite(grammar(np.array([ids]), np.ones((1, tokens.vocab_size), np.float32))[0])
@@ -238,7 +243,7 @@ def test_without_the_library_the_error_names_the_extra() -> None:
 
 
 def test_a_real_artifact_writes_what_fits(tiny_artifact: Path) -> None:
-    """Bytes as tokens, in MindSpore Lite; a vocabulary padded past what the tokenizer knows."""
+    """MindSpore Lite, with bytes as tokens and a vocabulary that is larger than the tokenizer's."""
     model = LlamaForCausalLM.from_pretrained(tiny_artifact)
     pattern = r"(é|\d{1,3}|[^\x00-\x7f]{2}) [a-z]{0,9}"
     for seed in range(4):

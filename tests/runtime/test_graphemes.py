@@ -1,4 +1,4 @@
-"""Text in whole graphemes, against the boundaries of the regex library (UAX #29)."""
+"""Text comes in whole graphemes; the regex library gives the expected boundaries (UAX #29)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLUSTERS = [
 
 
 def ends(text: str) -> set[int]:
-    """Where graphemes end."""
+    """Returns the positions where graphemes end."""
     return {found.end() for found in regex.finditer(r"\X", text)}
 
 
@@ -68,7 +68,7 @@ def test_an_endless_cluster_is_not_held_back_for_ever() -> None:
 
 
 def test_streams_yield_whole_graphemes(tmp_path: Path) -> None:
-    """A processor makes the model say a text of four-byte characters, byte by byte."""
+    """A processor makes the model write a text of four-byte characters, byte by byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     text = "hi 👩🏿‍🚀🇫🇷!"

@@ -1,4 +1,4 @@
-"""Library pages given back after loading: which mappings qualify, and that everything still runs."""
+"""Releasing library pages after loading: which mappings are released, and that everything still runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_only_unmodified_read_only_library_pages_qualify() -> None:
         [
             mapping("1000-2000", "r--p", library),
             mapping("2000-4000", "r-xp", library),
-            mapping("4000-5000", "r--p", library, anonymous=4),  # RELRO: relocated, then protected
+            mapping(
+                "4000-5000", "r--p", library, anonymous=4
+            ),  # RELRO: the loader relocated the pages, then protected them
             mapping("5000-6000", "rw-p", library),
             mapping("6000-7000", "r--s", library),
             mapping("7000-8000", "r-xp", "/usr/lib/libc.so.6"),

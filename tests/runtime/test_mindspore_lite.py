@@ -1,4 +1,4 @@
-"""The mindspore_lite package as the runtime uses it: tensors over numpy's memory, models, contexts, errors."""
+"""The mindspore_lite package in the way the runtime uses it: tensors in numpy's memory, models, contexts, errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the graphs of lite_models.py, which needs MindSpore and so a process of its own."""
+    """A folder with the graphs of lite_models.py, which needs MindSpore and therefore runs in a child process."""
     folder = tmp_path_factory.mktemp("graphs")
     run_support("lite_models", str(folder))
     return folder
@@ -136,7 +136,7 @@ def test_predict_equals_numpy_and_reads_the_array_each_time(graphs: Path) -> Non
     model = load(graphs / "affine.mindir")
     x, y = affine_inputs(8)
     np.testing.assert_allclose(run_affine(model, x, y), x @ weight + y, rtol=1e-5, atol=1e-6)
-    x *= 2  # in place: no second set_data_from_numpy
+    x *= 2  # changed in place, without a second set_data_from_numpy
     result = model.predict(model.get_inputs())[0].get_data_to_numpy()
     np.testing.assert_allclose(result, x @ weight + y, rtol=1e-5, atol=1e-6)
 
@@ -169,7 +169,7 @@ def test_outputs_may_be_inputs_of_another_model(graphs: Path) -> None:
 def test_inputs_keep_arrays_that_nobody_else_holds(graphs: Path) -> None:
     weight = np.load(graphs / "weight.npy")
     model = load(graphs / "affine.mindir")
-    for index, given in enumerate(model.get_inputs()):  # the tensors, too, are gone after the loop
+    for index, given in enumerate(model.get_inputs()):  # after the loop the tensors do not exist either
         given.set_data_from_numpy(affine_inputs(8)[index])
     gc.collect()
     _ = [np.full((8, 4), np.nan, np.float32) for _ in range(100)]  # would reuse freed memory
@@ -279,9 +279,9 @@ def test_model_that_was_not_built() -> None:
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="MindSpore Lite starts no more threads than there are processors")
 def test_context_sets_the_number_of_threads(graphs: Path) -> None:
-    """In a process of its own: the threads of earlier tests' models are kept and shared."""
+    """Runs in a child process, because threads of models from earlier tests are kept and shared."""
     done = run_support("affine_model", str(graphs / "affine.mindir"))
-    assert done.stdout.strip() == "[0, 1]"  # the caller's side is the other
+    assert done.stdout.strip() == "[0, 1]"  # the caller's thread is the other one
 
 
 def test_context_reads_back_what_was_set() -> None:
@@ -296,11 +296,11 @@ def test_context_reads_back_what_was_set() -> None:
     assert context.cpu.precision_mode == "preferred_fp16"
     assert (context.ascend.device_id, context.ascend.precision_mode) == (2, "preferred_optimal")
     context.target = ["ascend"]
-    assert len(context._context.get_target()) == 2  # the CPU stands behind it
+    assert len(context._context.get_target()) == 2  # the CPU is the second one
 
 
 def test_threads_may_call_one_model_at_once(graphs: Path) -> None:
-    """Without a lock of their own. The data are the same in each, since outputs share the model's memory."""
+    """No lock is needed. All threads use the same data, because outputs share the model's memory."""
     weight = np.load(graphs / "weight.npy")
     model = load(graphs / "affine.mindir")
     x, y = affine_inputs(8)

@@ -1,4 +1,4 @@
-"""Native noise: kept from the terminal when all is well, given back when it is not."""
+"""Native output: hidden from the terminal after success, and shown after a failure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_process(code: str, **options: object) -> subprocess.CompletedProcess[str]
 
 
 def test_pythons_own_stderr_still_reaches_the_terminal() -> None:
-    """Progress lines are written while native code is at work; nested captures restore in order."""
+    """Progress lines appear while native code runs; nested captures are restored in order."""
     code = """
 with caught("a"):
     print("progress", file=sys.stderr)

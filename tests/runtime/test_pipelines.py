@@ -1,4 +1,4 @@
-"""pipeline("text-generation") against transformers' own on the same weights, and over the toy of tiny.py."""
+"""Compares pipeline("text-generation") with transformers' pipeline on the same weights; uses the toy of tiny.py."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def words(text: str) -> list[str]:
 
 def test_defaults_are_hugging_faces_where_the_model_says_nothing(tmp_path: Path, toy: TextGenerationPipeline) -> None:
     (sampled,) = toy("w5", return_full_text=False)
-    assert len(words(sampled["generated_text"])) == 63  # 256, as far as the context goes
+    assert len(words(sampled["generated_text"])) == 63  # the limit is 256, but the context is full
     assert toy("w5", seed=2) != toy("w5", seed=1)
     assert toy("w5", seed=1, temperature=0.7, do_sample=True, max_new_tokens=256) == toy("w5", seed=1)
     said = load(tmp_path, batch=3, eos_token_id=())
@@ -119,7 +119,7 @@ def test_defaults_are_hugging_faces_where_the_model_says_nothing(tmp_path: Path,
 
 
 def test_beams_are_sampled_by_default(toy: TextGenerationPipeline) -> None:
-    """As Hugging Face's, whose default is to sample."""
+    """Hugging Face's pipeline samples by default, too."""
     texts = {
         toy("w5", num_beams=2, max_new_tokens=8, temperature=5.0, seed=seed)[0]["generated_text"] for seed in range(4)
     }
@@ -154,7 +154,7 @@ def test_a_prompt_beside_a_long_one_is_answered_as_alone(toy: TextGenerationPipe
 
 
 def test_the_space_behind_a_prompt_stays(toy: TextGenerationPipeline) -> None:
-    """Llama 2's decoder drops the first one of a text."""
+    """Llama 2's decoder drops the first space of a text."""
     the, a = (SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a"))
     assert pipeline(model=toy.model, tokenizer=SENTENCEPIECE)._new_text([the], [a], True) == " a"
 
@@ -175,7 +175,7 @@ def test_a_stop_sequence_ends_the_text_and_leaves_no_padding(toy: TextGeneration
 
 
 def test_a_row_that_ends_early_has_no_padding_in_its_text(tmp_path: Path) -> None:
-    """A pad id that is no special token would show in the text."""
+    """A pad id that is not a special token would appear in the text."""
     model = load(tmp_path, batch=2, eos_token_id=())
     free = model.generate([[5], [9]], max_new_tokens=8, do_sample=False)[:, 1:]
     eos = int(next(token for token in free[0] if token not in free[1]))

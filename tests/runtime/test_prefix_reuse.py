@@ -1,4 +1,4 @@
-"""What the cache already holds is not computed again, and the result is that of a fresh start."""
+"""Tokens in the cache are not computed again, and the result equals that of a new model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def new(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
 def test_the_next_turn_of_a_text_is_all_that_is_computed(single: LlamaForCausalLM) -> None:
     first = new(single, LONG, 4)
     longer = [*LONG, *first, 20, 21]
-    # 13 tokens lie in the cache: the prompt, and the new ones but the last, which nothing followed
+    # the cache holds 13 tokens: the prompt and the new ones, except the last, which the engine has not read
     counts = computed(single, lambda: new(single, longer, 3))
     assert counts == [[3], [1], [1]]
     assert new(single, longer, 3) == continuation(longer, 3)
@@ -51,8 +51,7 @@ def test_another_text_is_computed_whole_and_a_forgotten_one_too(single: LlamaFor
 
 
 def test_the_same_call_computes_the_same_again(three: LlamaForCausalLM) -> None:
-    """Where a prompt is cut decides how floats round, so the whole of it is computed as the first time, unless asked
-    otherwise."""
+    """The rounding of floats depends on the chunks of a prompt, so by default the whole prompt is computed again."""
     for call in ({"max_new_tokens": 3}, {"max_new_tokens": 2, "num_beams": 2}):
         counts = [computed(three, lambda call=call: three.generate([LONG], **call)) for _ in range(2)]
         assert counts[0] == counts[1] and sum(counts[0][0]) == 10
@@ -81,7 +80,7 @@ def test_each_row_reuses_its_own(three: LlamaForCausalLM) -> None:
     ids, mask = padded(PROMPTS[:3], "left", 0)
     before = three.generate(ids, mask, max_new_tokens=5)[:, ids.shape[1] :]
     turns = [[*prompt, *row, 40 + i] for i, (prompt, row) in enumerate(zip(PROMPTS[:3], before.tolist(), strict=True))]
-    ids, mask = padded(turns[::-1], "right", 0)  # in another order: rows are found by what they hold
+    ids, mask = padded(turns[::-1], "right", 0)  # in another order: rows are found by their contents
     got: list[np.ndarray] = []
     counts = computed(three, lambda: got.append(three.generate(ids, mask, max_new_tokens=4, reuse_prefix=True)))
     got = [whole[:, ids.shape[1] :] for whole in got]
@@ -126,7 +125,7 @@ def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> No
     assert three.generate([LONG], **again).tolist() == fresh
     three.forget()
     new(three, [1, 2, 3], 1)
-    new(three, LONG, 1)  # in the second row: the beams' first one gets a copy
+    new(three, LONG, 1)  # in the second row: the first row of the beams gets a copy
     out = three.generate([LONG], **again, return_dict_in_generate=True)
     assert out.sequences.tolist() == fresh and out.timings.cached_tokens == 9
     longer = fresh[0] + [7]
@@ -136,7 +135,7 @@ def test_beams_reuse_and_leave_what_can_be_reused(three: LlamaForCausalLM) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_sequence_of_calls_gives_fresh_results(data: st.DataObject) -> None:
-    """Texts over few ids, so that they often begin alike, on one model throughout."""
+    """The texts have few different ids, so they often have a common prefix; one model computes them all."""
     model = data.draw(st.sampled_from(MODELS))
     texts = st.lists(st.integers(3, 4), min_size=1, max_size=12)
     for _ in range(data.draw(st.integers(1, 5))):
@@ -164,15 +163,15 @@ def test_cache_rows_of_unknown_content_are_not_reused(single: LlamaForCausalLM) 
         prefixes.written(np.array([tokens]), begin, count)
 
     write([1, 2, 3], 0)
-    write([4], 5)  # behind a gap
+    write([4], 5)  # after a gap
     assert prefixes.row(0).tolist() == [1, 2, 3]
     write([9], 1)
     assert prefixes.row(0).tolist() == [1, 9]
     write([7, 7], 0)
     assert prefixes.row(0).tolist() == [7, 7]
-    prefixes.overwrite(np.array([1]), np.array([1]))  # and the pass that was to write it failed
+    prefixes.overwrite(np.array([1]), np.array([1]))  # the pass that writes it failed
     assert prefixes.row(0).tolist() == [7]
-    assert prefixes.shared(np.array([7])).tolist() == [0]  # a text's last token has to be computed
+    assert prefixes.shared(np.array([7])).tolist() == [0]  # the last token of a text must be computed
     assert prefixes.shared(np.array([7, 7])).tolist() == [1]
 
 
@@ -182,7 +181,9 @@ def test_several_answers_to_a_prompt_compute_it_once(single: LlamaForCausalLM, t
     counts = computed(three, lambda: found.append(three.generate([LONG], **call)))
     assert sorted(counts[0]) == [0, 0, 10]
     assert counts[1:] == [[1, 1, 1], [1, 1, 1]]
-    assert found[0].tolist() == single.generate([LONG], **call).tolist()  # a row at a time, each of its own computing
+    assert (
+        found[0].tolist() == single.generate([LONG], **call).tolist()
+    )  # one row at a time, each with its computed tokens
 
 
 def test_equal_prompts_of_a_batch_are_computed_once(three: LlamaForCausalLM) -> None:

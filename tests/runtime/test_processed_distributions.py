@@ -1,5 +1,5 @@
-"""What generate() draws from, step by step, is what transformers' own generate() draws from: each setting alone, every
-pair of them, and the usual combinations.
+"""At each step, generate() draws from the same distribution as transformers' generate(): each setting alone, every pair
+of settings, and the usual combinations.
 
 transformers runs a tiny random model with output_logits and output_scores; TokenSelector gets its logits and token ids.
 So the order in which settings act is transformers' word too, not only what each does.
@@ -61,7 +61,7 @@ def network() -> LlamaForCausalLM:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        initializer_range=0.5,  # logits that spread over several units
+        initializer_range=0.5,  # logits with a range of several units
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=EOS,
@@ -70,11 +70,11 @@ def network() -> LlamaForCausalLM:
 
 
 def steps(names: tuple[str, ...], sample: bool) -> int:
-    """Hold every step of every live row to transformers; returns how many rows of scores differ from the logits."""
+    """Compares every step of every active row with transformers; returns how many rows of scores are not the logits."""
     settings = {key: value for name in names for key, value in SETTINGS[name].items()}
     if "top_k" not in settings and sample:
-        settings["top_k"] = 0  # its default is 50, here as there
-    ids = np.random.default_rng(len(names)).integers(0, 8, (ROWS, PROMPT))  # few words, so that they repeat
+        settings["top_k"] = 0  # the default is 50 in both libraries
+    ids = np.random.default_rng(len(names)).integers(0, 8, (ROWS, PROMPT))  # few ids, so that they repeat
     torch.manual_seed(1)
     out = network().generate(
         torch.tensor(ids),
@@ -109,5 +109,5 @@ def test_sampling(names: tuple[str, ...]) -> None:
     "names", [names for names in NAMES if set(names) <= set(PROCESSORS)] + [PROCESSORS], ids="+".join
 )
 def test_greedy(names: tuple[str, ...]) -> None:
-    """Which the processors sway as well."""
+    """The processors change greedy decoding as well."""
     assert steps(names, sample=False) > 0

@@ -1,4 +1,4 @@
-"""Logits processors and warpers against transformers' on random scores, and the draw against the distribution."""
+"""Compares logits processors and warpers with transformers' on random scores, and draws with the distribution."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from support.their_processors import their_processors, their_warpers
 
 ROWS = 3
 PLAIN = GenerationConfig(do_sample=True, top_k=0)
-EDGE = float(np.nextafter(1.0, 0.0))  # the highest number that is drawn
+EDGE = float(np.nextafter(1.0, 0.0))  # the largest random number
 EOS = (1, 5)
-# Flat and peaked rows, small and large vocabularies: nuclei of one token up to nearly all.
+# Flat and peaked rows, small and large vocabularies: nuclei from one token to nearly all tokens.
 SHAPES = [(7, 1.0), (300, 2.0), (5000, 0.3), (49152, 3.0), (20000, 8.0)]
 
 WARPERS: dict[str, dict[str, Any]] = {
@@ -81,11 +81,11 @@ def test_warpers_take_banned_tokens_and_equal_scores(settings: dict[str, Any]) -
     config = GenerationConfig(do_sample=True, **settings)
     rng = np.random.default_rng(0)
     for size in (9, 6000):
-        rows = rng.integers(-4, 5, (ROWS, size)).astype(np.float32)  # whole numbers: many are equal
+        rows = rng.integers(-4, 5, (ROWS, size)).astype(np.float32)  # integers, so that many are equal
         rows[:, rng.permutation(size)[: size // 3]] = -np.inf
         expected = their_warpers(config)(torch.zeros((ROWS, 1), dtype=torch.long), torch.tensor(rows)).numpy()
         ours = np.stack([warped(config, row) for row in rows])
-        # where equal scores meet a limit of probability, rounding decides how many of them stay
+        # if equal scores are at a probability limit, rounding decides how many of them stay
         if config.top_p == 1.0:
             np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(expected))
         np.testing.assert_allclose(np.sort(softmax(ours)), np.sort(softmax(expected)), atol=2e-3, rtol=0)
@@ -172,7 +172,7 @@ def test_draws_follow_the_distribution(size: int, count: int) -> None:
     counts = drawn(PLAIN, scores, rng.random(count))
     assert chi_square(counts, softmax(scores)) < 4
     skewed = softmax(scores * 0.9)
-    assert chi_square(counts, skewed) > 4  # the test can tell
+    assert chi_square(counts, skewed) > 4  # the test detects a wrong distribution
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_draw_never_gives_a_banned_token(isa: str) -> None:
 @pytest.mark.parametrize("isa", available_isas())
 def test_each_token_has_its_share_of_the_numbers(isa: str) -> None:
     scores = np.random.default_rng(3).normal(size=40).astype(np.float32)
-    scores[20:] = scores[:20]  # equal ones
+    scores[20:] = scores[:20]  # equal scores
     uniforms = (np.arange(20_000) + 0.5) / 20_000
     for settings in (
         {},

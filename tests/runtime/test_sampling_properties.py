@@ -1,4 +1,4 @@
-"""What sampling leaves of scores, of any size and with any ties: transformers' word, and the definitions themselves."""
+"""Compares sampling with transformers and with the definitions, for scores of any number and with any ties."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_same_tokens_stay_as_in_transformers(
     whole = scores / np.float32(temperature)
     relative = np.exp(whole.astype(np.float64) - whole.max())
     near_limit = np.abs(relative - (min_p or 0)) < 1e-6 * (min_p or 0)
-    assume(min_p in (None, 0.0, 1.0) or not near_limit.any())  # there rounding decides
+    assume(min_p in (None, 0.0, 1.0) or not near_limit.any())  # rounding decides near the limit
     expected = their_warpers(config)(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None])).numpy()[0]
     assert_same_scores(Sampler(config).warped(scores), expected)
 
@@ -64,7 +64,7 @@ def test_the_same_tokens_stay_as_in_transformers(
 )
 @settings(max_examples=300, deadline=None)
 def test_a_nucleus_is_the_least_that_weighs_enough(scores: np.ndarray, p: float, keep: int) -> None:
-    """The definition itself: no token outside is likelier than one inside; and without the last one it is too light."""
+    """By definition no token outside is likelier than one inside, and without its last token the sum is too small."""
     assume(np.isfinite(scores).any())
     probability = softmax(scores)
     for name in ("top_p", "typical_p"):

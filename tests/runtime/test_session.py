@@ -1,4 +1,4 @@
-"""Sessions: texts that grow, and the files that they are put away in."""
+"""Sessions: texts that grow, and the files that store them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_the_file_is_safetensors_with_the_positions_in_use_only(model: LlamaForC
     tensors = load_file(tmp_path / "s")
     assert tensors.pop("tokens").tolist() == session.ids
     assert {array.shape for array in tensors.values()} == {(GROUPS, 11, DIM)} and len(tensors) == 2 * LAYERS
-    assert all(array.any(axis=(0, 2)).all() for array in tensors.values())  # the last token's too, which is not fed
+    assert all(
+        array.any(axis=(0, 2)).all() for array in tensors.values()
+    )  # including the last token, which the engine had not read
     with safe_open(tmp_path / "s", "np") as file:
         assert file.metadata()["title"] == "Fox"
         assert file.metadata()["artifact"] == model.artifact.manifest.to_dict()["digest"]
@@ -143,7 +145,7 @@ def test_in_place_caches_with_half_precision_go_through_a_file(tmp_path: Path) -
     session.ids.pop()
     session.save(tmp_path / "s")
     assert fresh().session(tmp_path / "s").generate([3], max_new_tokens=6).tolist() == expected[9:].tolist()
-    # float16, which MindSpore Lite is shown as int16, is float16 to whoever else opens the file
+    # MindSpore Lite gets float16 as int16; the file says float16
     engine = model.engine
     engine.cache.arrays = {name: a.astype(np.float16).view(np.int16) for name, a in engine.cache.arrays.items()}
     engine.prefixes.forget()

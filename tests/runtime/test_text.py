@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and incremental text, against tokenizers and transformers themselves."""
+"""Compares the tokenizer, the chat template and incremental text with tokenizers and transformers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_random_byte_tokens_stream_to_their_text(ids: list[int]) -> None:
 @settings(max_examples=300)
 @given(st.text(max_size=30), st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]))
 def test_text_streams_in_whole_characters(text: str, tokenizer: Tokenizer) -> None:
-    """Valid text never shows a replacement character, and arrives complete before flush is asked for the rest."""
+    """Valid text never has a replacement character, and is complete before `flush` returns the rest."""
     ids = tokenizer.model.encode(text.replace("\ufffd", ""), add_special_tokens=False).ids
     pieces = streamed(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids)
@@ -165,7 +165,7 @@ def test_other_threads_run_while_a_long_text_is_encoded() -> None:
     ticking.start()
     try:
         before = ticks[0]
-        BYTE_LEVEL.encode("the é " * 100_000)  # hundreds of milliseconds
+        BYTE_LEVEL.encode("the é " * 100_000)  # it takes hundreds of milliseconds
         assert ticks[0] - before > 5
     finally:
         done.set()
@@ -179,7 +179,7 @@ def variant(model: tokenizers.Tokenizer, /, **parts: Any) -> Tokenizer:
 
 
 def without_letters(**options: Any) -> Tokenizer:
-    """Byte-level, of a vocabulary that lacks bytes, as SmolLM2's does: their part of a text becomes no token."""
+    """Byte-level BPE without tokens for some bytes, like SmolLM2's: these bytes of a text become no token."""
     described = json.loads(byte_level().to_str())
     vocabulary = described["model"]["vocab"]
     for letter in "xĊĠÃ":
@@ -200,7 +200,9 @@ BOUNDED = [
     ),
     variant(sentencepiece(), pre_tokenizer=pre_tokenizers.Metaspace()),
 ]
-COMBINING = st.text("ΑΙ\u0313\u0301\u0345a\u0328\u0308\n x", max_size=40)  # four of these may become one character
+COMBINING = st.text(
+    "ΑΙ\u0313\u0301\u0345a\u0328\u0308\n x", max_size=40
+)  # four of these tokens may become one character
 
 
 @settings(max_examples=500)
@@ -270,7 +272,7 @@ def test_the_bytes_of_tokens() -> None:
     assert found(BYTE_LEVEL, "Ġt", "ðŁĻ", "Ċ", "</s>") == [b" t", b"\xf0\x9f\x99", b"\n", b"</s>"]
     assert found(SENTENCEPIECE, "▁the", "▁", "<0xF0>", "<0x0A>", "€") == [b" the", b" ", b"\xf0", b"\n", "€".encode()]
     model = byte_level()
-    model.add_tokens(["<｜>"])  # letters that stand for no byte
+    model.add_tokens(["<｜>"])  # letters that represent no byte
     assert found(Tokenizer(model, {}, None), "<｜>") == ["<｜>".encode()]
     assert BYTE_LEVEL.token_bytes(9999) == b""
 

@@ -1,4 +1,4 @@
-"""The memory-mapped weights against the safetensors library, and against damage."""
+"""Compares the memory-mapped weights with the safetensors library; damaged files are refused."""
 
 from __future__ import annotations
 
