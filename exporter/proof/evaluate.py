@@ -30,7 +30,7 @@ from .float_reference import reference_model
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
-TEXT = Path(__file__).parent.parent / "tests" / "data" / "alice.txt"
+TEXT = Path(__file__).parents[2] / "tests" / "data" / "alice.txt"
 WINDOW = 512
 
 
