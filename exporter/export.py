@@ -103,8 +103,9 @@ def export(options: ExportOptions, progress: Progress) -> Path:
 class _Writer:
     """Writes the graphs and weights of one checkpoint.
 
-    shape: at the largest bucket
-    ops: the op set's module of cells
+    Attributes:
+        shape: at the largest bucket
+        ops: the op set's module of cells
     """
 
     checkpoint: Checkpoint
@@ -123,7 +124,8 @@ class _Writer:
     def _write_graph(self, served: tuple[int, ...], stored: dict[str, TensorSpec]) -> Graph:
         """Trace and write the graph that serves these buckets.
 
-        stored: receives the tensors that the graph takes from the weights file
+        Args:
+            stored: receives the tensors that the graph takes from the weights file
         """
         from . import trace
         from .mindir import lower as mindir

@@ -50,11 +50,12 @@ def _check_batch(batch: int) -> None:
 class Declaration:
     """What an option is, beside the name, type and default of its field.
 
-    help: one phrase, for the command line and README
-    shown: the default as documentation shows it; None: the default of the field
-    parse: converts the text of the command line
-    check: raises UserError for a value that no model and no target allows
-    planned: whether `plan` takes the option too
+    Attributes:
+        help: one phrase, for the command line and README
+        shown: the default as documentation shows it; None: the default of the field
+        parse: converts the text of the command line
+        check: raises UserError for a value that no model and no target allows
+        planned: whether `plan` takes the option too
     """
 
     help: str

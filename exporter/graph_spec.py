@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class Shape:
     """What a graph is fixed to.
 
-    - rows: B, the rows of the batch.
-    - tokens: S, the tokens per row in one call: the bucket.
-    - context: C, the capacity of the cache in tokens per row.
-    - weights: the weight format, as WEIGHTS names it.
-    - cache: the dtype of the KV cache, as CACHE names it.
-    - chip: the chip of an Ascend target, a key of kernels.ascend.chips.CHIPS; None for other targets.
+    Attributes:
+        rows: B, the rows of the batch.
+        tokens: S, the tokens per row in one call: the bucket.
+        context: C, the capacity of the cache in tokens per row.
+        weights: the weight format, as WEIGHTS names it.
+        cache: the dtype of the KV cache, as CACHE names it.
+        chip: the chip of an Ascend target, a key of kernels.ascend.chips.CHIPS; None for other targets.
     """
 
     rows: int

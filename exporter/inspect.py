@@ -42,7 +42,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
     """Print the tables on standard output.
 
-    onnx_dir: write each graph into this folder as ONNX too
+    Args:
+        onnx_dir: write each graph into this folder as ONNX too
 
     A graph that CANN has compiled is no longer MindIR: for it, only the tables of the manifest are printed. Raises
     UserError if the folder is not a complete artifact, and for onnx_dir with a compiled graph.

@@ -21,9 +21,10 @@ def size(count: float) -> str:
 def new_table(title: str, *columns: str, numbers: Sequence[int] = (), header: bool = True) -> Table:
     """Return an empty table.
 
-    columns: the headings
-    numbers: the indices of the columns that hold numbers; they are aligned right
-    header: False hides the headings
+    Args:
+        columns: the headings
+        numbers: the indices of the columns that hold numbers; they are aligned right
+        header: False hides the headings
     """
     table = Table(
         title=title,

@@ -13,8 +13,9 @@ from .opsets.specs import ASCEND, CPU, PORTABLE, OpSetSpec
 class Target:
     """A target.
 
-    - opset: the op set of its graphs.
-    - chip: the chip that they are written for, a key of kernels.ascend.chips.CHIPS; None for a host CPU.
+    Attributes:
+        opset: the op set of its graphs.
+        chip: the chip that they are written for, a key of kernels.ascend.chips.CHIPS; None for a host CPU.
     """
 
     opset: OpSetSpec

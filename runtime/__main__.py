@@ -27,8 +27,9 @@ OURS = ("edgellama", "exporter", "kernels", "runtime")
 class Command:
     """A command. Its module is imported only if the command runs: a board lacks the packages of the exporter.
 
-    module: the module whose `function` declares the arguments, and sets `run` to the function that runs the command
-    help: one line; None hides the command
+    Attributes:
+        module: the module whose `function` declares the arguments, and sets `run` to the function that runs the command
+        help: one line; None hides the command
     """
 
     module: str

@@ -34,9 +34,10 @@ KEPT_LINES = 4000  # of the end of the log, in which the cause of a failure is s
 class ConvertOptions:
     """What the command takes.
 
-    - artifact: the folder that export wrote
-    - soc: CANN's name of the SoC version to compile for; None takes the one of this host's NPU (choose_soc)
-    - out: the folder to write; None is the artifact's name and the SoC version
+    Attributes:
+        artifact: the folder that export wrote
+        soc: CANN's name of the SoC version to compile for; None takes the one of this host's NPU (choose_soc)
+        out: the folder to write; None is the artifact's name and the SoC version
     """
 
     artifact: Path

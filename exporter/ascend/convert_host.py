@@ -31,9 +31,10 @@ WEIGHT_COPIES = 3
 class Host:
     """A host that can convert.
 
-    - cann, cann_version: CANN's folder and version
-    - converter: "python", or the path of converter_lite
-    - lite: the version of the MindSpore Lite that the converter belongs to
+    Attributes:
+        cann, cann_version: CANN's folder and version
+        converter: "python", or the path of converter_lite
+        lite: the version of the MindSpore Lite that the converter belongs to
     """
 
     cann: Path
@@ -45,7 +46,8 @@ class Host:
 def inspect_host(chip: Chip, environment: Mapping[str, str] | None = None) -> Host:
     """Return what this host has. Raises UserError with everything that is missing and how to get it.
 
-    environment: variables; None is those of this process.
+    Args:
+        environment: variables; None is those of this process.
     """
     environment = os.environ if environment is None else environment
     missing: list[str] = []
@@ -86,9 +88,10 @@ def package_chips(package: Path) -> list[str]:
 def check_room(folder: Path, weights: int, meminfo: Path = Path("/proc/meminfo")) -> None:
     """Raise UserError if disk or memory cannot hold a conversion.
 
-    - folder: where the result goes
-    - weights: bytes of the exported weights
-    - meminfo: the kernel's file; a host without it is not checked for memory
+    Args:
+        folder: where the result goes
+        weights: bytes of the exported weights
+        meminfo: the kernel's file; a host without it is not checked for memory
     """
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free, wanted = shutil.disk_usage(parent).free, 2 * weights  # the compiled model, and the copy that is written of it

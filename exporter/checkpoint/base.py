@@ -28,8 +28,9 @@ LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in 
 class RawBlocks(NamedTuple):
     """A quantized tensor as the file stores it.
 
-    - kind: GGUF's name of the quantization, such as "Q4_0".
-    - blocks: uint8 [rows, bytes per row].
+    Attributes:
+        kind: GGUF's name of the quantization, such as "Q4_0".
+        blocks: uint8 [rows, bytes per row].
     """
 
     kind: str
@@ -128,8 +129,9 @@ def account(where: Path, found: Mapping[str, tuple[int, ...]], config: LlamaConf
 
     Raises UserError, which lists the tensors that are missing, surplus or of a wrong shape.
 
-    where: the checkpoint, for the message.
-    found: name -> shape of each of its tensors.
+    Args:
+        where: the checkpoint, for the message.
+        found: name -> shape of each of its tensors.
     """
     if config.num_hidden_layers > len(found):  # a layer has nine tensors: do not list millions
         raise UserError(

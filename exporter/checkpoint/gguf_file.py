@@ -58,8 +58,9 @@ class GGUFTensor:
 class GGUFFile:
     """A memory-mapped GGUF file.
 
-    - fields: metadata by key: numbers, strings, lists of strings, numpy arrays.
-    - tensors: the tensor table by name.
+    Attributes:
+        fields: metadata by key: numbers, strings, lists of strings, numpy arrays.
+        tensors: the tensor table by name.
 
     Raises UserError if the file is not GGUF, has another version, is damaged, or is shorter than its header states.
     """

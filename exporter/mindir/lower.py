@@ -30,11 +30,12 @@ DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 class Lowering:
     """How `lower` rewrites the node of one operator.
 
-    - inputs: the number of leading inputs that stay inputs (None: all).
-    - options: the attributes that replace the remaining inputs, which must be constants. One entry per input: every
-      name that a MindSpore Lite release reads for it; an empty entry drops the input.
-    - op_type: the operator's name in the lowered graph (None: unchanged).
-    - custom: the operator is one of this project's kernels. MindSpore Lite calls its node Custom.
+    Attributes:
+        inputs: the number of leading inputs that stay inputs (None: all).
+        options: the attributes that replace the remaining inputs, which must be constants. One entry per input: every
+            name that a MindSpore Lite release reads for it; an empty entry drops the input.
+        op_type: the operator's name in the lowered graph (None: unchanged).
+        custom: the operator is one of this project's kernels. MindSpore Lite calls its node Custom.
     """
 
     inputs: int | None = None

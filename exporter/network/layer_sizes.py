@@ -8,7 +8,9 @@ from .config import LlamaConfig
 def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:
     """Return (out_features, in_features, has_bias) of a linear layer.
 
-    name: the checkpoint's name of the layer, for example model.layers.0.self_attn.q_proj; only its last part counts.
+    Args:
+        name: the checkpoint's name of the layer, for example model.layers.0.self_attn.q_proj; only its last part
+            counts.
     """
     heads, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size

@@ -28,10 +28,11 @@ END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
 class CustomOperator:
     """The interface of a custom operator, which kernels/reference.py defines. It has one result besides `mutates`.
 
-    - inputs: the names of the inputs, including optional ones at the end.
-    - attributes: the attributes that change the result, with their types.
-    - mutates: the inputs that it writes in place.
-    - defaults: values of attributes that a node may omit.
+    Attributes:
+        inputs: the names of the inputs, including optional ones at the end.
+        attributes: the attributes that change the result, with their types.
+        mutates: the inputs that it writes in place.
+        defaults: values of attributes that a node may omit.
     """
 
     inputs: tuple[str, ...]
@@ -67,9 +68,10 @@ CUSTOM: dict[str, CustomOperator] = {
 class Translation:
     """The ONNX nodes created so far.
 
-    - values: MindIR value -> its ONNX name, or a tuple of names.
-    - shapes: MindIR value -> its type and shape.
-    - mutated: in-place writes of custom operators: ONNX name of the new value -> name of the graph input.
+    Attributes:
+        values: MindIR value -> its ONNX name, or a tuple of names.
+        shapes: MindIR value -> its type and shape.
+        mutated: in-place writes of custom operators: ONNX name of the new value -> name of the graph input.
     """
 
     graph: MindIRGraph

@@ -26,7 +26,9 @@ from .translate import WRITTEN, translate
 def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
     """Return the runtime's engine (buckets, chunks, masks, caches) over the twins of an artifact's graphs.
 
-    kernels: computes the operators of kernels/ascend; its functions have the names and signatures of kernels.reference.
+    Args:
+        kernels: computes the operators of kernels/ascend; its functions have the names and signatures of
+            kernels.reference.
     """
     graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
     return Engine(artifact, build=lambda path: TwinGraph(path, graphs[path], kernels))

@@ -58,9 +58,10 @@ def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
 def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
     """Return the custom operator `op`, whose result is float32.
 
-    - name: its name in the graph and in error messages.
-    - infer_shape: the shape of the result, given the shapes of the inputs.
-    - attributes: the kernel's attributes; they become text, as the kernels read them.
+    Args:
+        name: its name in the graph and in error messages.
+        infer_shape: the shape of the result, given the shapes of the inputs.
+        attributes: the kernel's attributes; they become text, as the kernels read them.
     """
     kind = type(
         op,

@@ -140,7 +140,8 @@ class Merged:
     def read(self, read: Read, first: int, count: int) -> NDArray[Any]:
         """Return rows first .. first + count - 1, [count, ...].
 
-        read: reads rows of a part. If panels alternate, first and count must be multiples of 2 * PANEL.
+        Args:
+            read: reads rows of a part. If panels alternate, first and count must be multiples of 2 * PANEL.
         """
         if self.alternating:
             first, count = first // 2, min(count // 2, self.sizes[0] - first // 2)
@@ -157,9 +158,10 @@ class Merged:
 class Place(NamedTuple):
     """The place of a checkpoint's matrix in a packed matrix.
 
-    - name: the packed matrix.
-    - first_panel, panel_step: the panels to look at: first_panel, first_panel + panel_step, ...
-    - first_row: the matrix begins at this row of these panels.
+    Attributes:
+        name: the packed matrix.
+        first_panel, panel_step: the panels to look at: first_panel, first_panel + panel_step, ...
+        first_row: the matrix begins at this row of these panels.
     """
 
     name: str

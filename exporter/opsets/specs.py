@@ -28,23 +28,24 @@ Matrix = Callable[[str, int, int, Shape], list[TensorSpec]]
 class OpSetSpec:
     """One op set.
 
-    - name: its name in the manifest, and of the module in this folder that has its cells.
-    - weights: the weight formats that WEIGHTS may name; the first is the default.
-    - caches: the cache dtypes that CACHE may name; the first is the default.
-    - cache_policy: "in_place" or "returned", as runtime.artifact.manifest.CacheSpec defines them.
-    - weights_are_inputs: the weights are inputs of the graphs, in weights.safetensors. If not, they are constants of
-      the graph, in its data file.
-    - one_graph: one graph file serves all buckets. If not, each bucket has its own file.
-    - dynamic_tokens: the graph declares its token axis as -1. If not, as the bucket that it is traced at.
-    - fused_layer: a decoder layer is one operator, the cell DecoderLayer. If not, it is made of the cells NormQKV,
-      Attention, LinearAdd and NormSwiGLU.
-    - joined_qkv: q, k and v are one matrix.
-    - kernel_abi: the version of the kernel library that the graphs need; None if they need none.
-    - step_inputs: the graph's inputs before the caches.
-    - cache_inputs: the graph's caches, layer by layer.
-    - outputs: the graph's outputs.
-    - matrix: the stored tensors of a matrix [outer, inner] without its bias, given its name, outer, inner and shape.
-    - bias_dtype: the dtype of a linear layer's bias.
+    Attributes:
+        name: its name in the manifest, and of the module in this folder that has its cells.
+        weights: the weight formats that WEIGHTS may name; the first is the default.
+        caches: the cache dtypes that CACHE may name; the first is the default.
+        cache_policy: "in_place" or "returned", as runtime.artifact.manifest.CacheSpec defines them.
+        weights_are_inputs: the weights are inputs of the graphs, in weights.safetensors. If not, they are constants of
+            the graph, in its data file.
+        one_graph: one graph file serves all buckets. If not, each bucket has its own file.
+        dynamic_tokens: the graph declares its token axis as -1. If not, as the bucket that it is traced at.
+        fused_layer: a decoder layer is one operator, the cell DecoderLayer. If not, it is made of the cells NormQKV,
+            Attention, LinearAdd and NormSwiGLU.
+        joined_qkv: q, k and v are one matrix.
+        kernel_abi: the version of the kernel library that the graphs need; None if they need none.
+        step_inputs: the graph's inputs before the caches.
+        cache_inputs: the graph's caches, layer by layer.
+        outputs: the graph's outputs.
+        matrix: the stored tensors of a matrix [outer, inner] without its bias, given its name, outer, inner and shape.
+        bias_dtype: the dtype of a linear layer's bias.
     """
 
     name: str

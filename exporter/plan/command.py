@@ -29,9 +29,10 @@ SCHEMA_VERSION = 1
 class PlanOptions:
     """The options of `edgellama plan`.
 
-    model: as for export; nothing is downloaded for a preset or a folder with a config.json
-    given: the other options of export that the user gave, by name
-    measured: a report of `edgellama bench --json`
+    Attributes:
+        model: as for export; nothing is downloaded for a preset or a folder with a config.json
+        given: the other options of export that the user gave, by name
+        measured: a report of `edgellama bench --json`
     """
 
     model: str
@@ -109,7 +110,8 @@ def describe(options: PlanOptions) -> dict[str, Any]:
 def make(config: LlamaConfig, **given: Any) -> Plan:
     """Return the plan of a model.
 
-    given: fields of ExportOptions; the others have export's defaults
+    Args:
+        given: fields of ExportOptions; the others have export's defaults
 
     Raises UserError for options that export refuses.
     """

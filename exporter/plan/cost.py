@@ -19,10 +19,11 @@ from .tensors import Weight, cache_token_bytes, file_bytes, weights
 class Pass:
     """One run of the graph.
 
-    - bucket: the tokens per row.
-    - start: the tokens of each row that the cache has before the run.
-    - weight_bytes, cache_bytes: what the run must read at least.
-    - flops: operations; a multiplication and an addition are two.
+    Attributes:
+        bucket: the tokens per row.
+        start: the tokens of each row that the cache has before the run.
+        weight_bytes, cache_bytes: what the run must read at least.
+        flops: operations; a multiplication and an addition are two.
     """
 
     bucket: int
@@ -41,9 +42,10 @@ class Pass:
 class Plan:
     """A model on a target.
 
-    - target: a key of TARGETS.
-    - shape: the shape at the largest bucket.
-    - buckets: all buckets, 1 (decode) first.
+    Attributes:
+        target: a key of TARGETS.
+        shape: the shape at the largest bucket.
+        buckets: all buckets, 1 (decode) first.
     """
 
     config: LlamaConfig
@@ -154,7 +156,9 @@ class Plan:
 def roofline(work: Pass, bandwidth: float, flops: float) -> tuple[float, float]:
     """Return the minimum seconds for reading and for computing. The pass takes at least the longer of the two.
 
-    bandwidth: bytes per second. flops: operations per second.
+    Args:
+        bandwidth: bytes per second.
+        flops: operations per second.
     """
     return work.bytes / bandwidth, work.flops / flops
 
@@ -162,7 +166,8 @@ def roofline(work: Pass, bandwidth: float, flops: float) -> tuple[float, float]:
 def prompt_passes(plan: Plan, chunks: Sequence[tuple[int, int]]) -> list[Pass]:
     """Return the passes of a prompt.
 
-    chunks: (bucket, tokens) of each. A pass computes its whole bucket, with padding.
+    Args:
+        chunks: (bucket, tokens) of each. A pass computes its whole bucket, with padding.
     """
     found, start = [], 0
     for bucket, tokens in chunks:

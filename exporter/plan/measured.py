@@ -34,7 +34,10 @@ def read(path: Path) -> dict[str, Any]:
 def settings(report: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the measured artifact, as fields of ExportOptions.
 
-    given: the options that the user gave. Raises UserError if one of them differs from the artifact.
+    Args:
+        given: the options that the user gave
+
+    Raises UserError if one of them differs from the artifact.
     """
     artifact = report["artifact"]
     taken = {name: artifact[name] for name in SETTINGS}

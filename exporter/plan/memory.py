@@ -24,8 +24,9 @@ VIEWS = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")  # their results shar
 class Memory:
     """Bytes of each kind of memory.
 
-    weights: as stored
-    copies: added by loading (load_copies)
+    Attributes:
+        weights: as stored
+        copies: added by loading (load_copies)
     """
 
     weights: int
@@ -42,7 +43,8 @@ class Memory:
 def run_time_memory(manifest: Manifest, graphs: Mapping[str, MindIRGraph]) -> Memory:
     """Return the peak memory of a process with this artifact, within about 10 % of measurements on a host CPU.
 
-    graphs: the graphs of the manifest, by file name
+    Args:
+        graphs: the graphs of the manifest, by file name
     """
     constants = sum(entry.bytes for graph in manifest.graphs for entry in graph.data)
     outside = manifest.weights.bytes if manifest.weights else 0
@@ -70,7 +72,8 @@ def peak_activations(graph: MindIRGraph, rows: int = 1, tokens: int = 1) -> int:
 
     The operations run in the graph's order, at its traced bucket.
 
-    rows, tokens: the size of a dynamic token axis
+    Args:
+        rows, tokens: the size of a dynamic token axis
     """
     home: dict[str, set[str]] = {}  # a value -> the operations whose memory it uses
     last_use: dict[str, int] = {}

@@ -24,10 +24,11 @@ JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pro
 class Weight:
     """One stored tensor of the weights.
 
-    - spec: the tensor as stored.
-    - flops: the operations of multiplying one token with it.
-    - last_only: the multiplication is done for the last token of each row only.
-    - looked_up: a token reads one row of it. If it is multiplied with as well, it is read whole.
+    Attributes:
+        spec: the tensor as stored.
+        flops: the operations of multiplying one token with it.
+        last_only: the multiplication is done for the last token of each row only.
+        looked_up: a token reads one row of it. If it is multiplied with as well, it is read whole.
     """
 
     spec: TensorSpec
@@ -100,7 +101,8 @@ def _flops(config: LlamaConfig, parts: Sequence[str]) -> int:
 def file_bytes(specs: Sequence[TensorSpec], are_inputs: bool) -> int:
     """Return the size of the file that export writes these tensors to.
 
-    are_inputs: the file is weights.safetensors. If not, it is the data file of a graph.
+    Args:
+        are_inputs: the file is weights.safetensors. If not, it is the data file of a graph.
     """
     padded = sum(round_up(spec.nbytes, ALIGNMENT) for spec in specs)
     return padded + len(encode_header(specs, alignment=ALIGNMENT) if are_inputs else HEADER)

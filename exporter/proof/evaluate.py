@@ -38,9 +38,10 @@ WINDOW = 512
 class TokenScores:
     """One value per scored token, each [n] float64.
 
-    - nll, reference_nll: negative log-likelihood of the next token, in nats.
-    - kl: KL(reference || artifact), in nats.
-    - agrees: 1 if both give the highest probability to the same token, else 0.
+    Attributes:
+        nll, reference_nll: negative log-likelihood of the next token, in nats.
+        kl: KL(reference || artifact), in nats.
+        agrees: 1 if both give the highest probability to the same token, else 0.
     """
 
     nll: NDArray[np.float64]

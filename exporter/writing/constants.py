@@ -30,7 +30,8 @@ def write_constants(
 ) -> FileEntry:
     """Write every parameter of `model` to folder/location, and make the model refer to it there.
 
-    pieces, done: as in `write_tensors`.
+    Args:
+        pieces, done: as in `write_tensors`.
 
     Returns the entry of the file, with its path relative to `folder`.
     """

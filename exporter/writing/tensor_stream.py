@@ -90,9 +90,10 @@ def write_tensors(
 ) -> dict[str, tuple[int, int]]:
     """Write tensors in order, each padded with zeros to a multiple of `alignment` bytes.
 
-    - specs: the tensors.
-    - pieces: called with a tensor's name; returns the pieces that compute its rows, in order.
-    - done: called with the size of each piece after it is written.
+    Args:
+        specs: the tensors.
+        pieces: called with a tensor's name; returns the pieces that compute its rows, in order.
+        done: called with the size of each piece after it is written.
 
     Returns name -> (offset, bytes) of each tensor. Raises ValueError if the pieces of a tensor do not have its dtype
     and shape.

@@ -25,7 +25,8 @@ def write_weights(
 ) -> FileEntry:
     """Write folder/name with the tensors of `specs`, in order. Return its entry.
 
-    specs, pieces, done: as in `write_tensors`.
+    Args:
+        specs, pieces, done: as in `write_tensors`.
     """
     with HashedFile(folder / name) as file:
         file.write(encode_header(specs, alignment=ALIGNMENT))

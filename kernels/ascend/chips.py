@@ -87,12 +87,13 @@ LIKE_PRO = "the system keeps the share that it keeps on the Atlas 300I Pro"
 class Board:
     """A board, or one chip of a card with several.
 
-    - memory, available: bytes of the chip's memory, and those that a process may use
-    - bandwidth: peak bytes a second; None if unknown
-    - flops: peak float16 operations a second, a multiply and an add being two; None if unknown
-    - soc: its SoC version; None if no public post shows it
-    - sources: addresses of the pages that state the figures
-    - assumed: what no public page states, in words
+    Attributes:
+        memory, available: bytes of the chip's memory, and those that a process may use
+        bandwidth: peak bytes a second; None if unknown
+        flops: peak float16 operations a second, a multiply and an add being two; None if unknown
+        soc: its SoC version; None if no public post shows it
+        sources: addresses of the pages that state the figures
+        assumed: what no public page states, in words
     """
 
     name: str
@@ -120,23 +121,25 @@ class Buffers:
 class Chip:
     """One chip, which is one target.
 
-    - target: as TARGET=, and CANN's name of the compute unit
-    - name: as people write it
-    - soc_versions: CANN's names of its versions (ge.socVersion): "Ascend" and the name that `npu-smi info` prints
-    - products: product lines with the chip
-    - shares_memory: whether the NPU uses the host's memory instead of its own
-    - arch: the device compiler's __NPU_ARCH__
-    - split_cores: whether cube and vector instructions run on different cores
-    - cube_cores, vector_cores: their numbers; equal if the cores are not split
-    - buffers: local memory of a core
-    - reserved: bytes of unified buffer, and of L1, that CANN keeps for itself in a kernel that uses both kinds of core
-    - matmul_needs_unified_buffer: whether the high-level Matmul needs a part of the unified buffer
-    - dtypes: numpy's names of the floating-point and quantized types that vector or cube instructions take
-    - missing_operators: of OPERATORS, those that CANN or MindSpore do not offer for it
-    - missing_instructions: of INSTRUCTIONS, those that Ascend C does not offer on it
-    - narrowed: head size -> the most query heads a key/value head, where that is fewer than MAX_QUERY_HEADS because the
-      buffers have no room for more (op_host/attention_tiling.h computes it)
-    - boards: boards with the chip
+    Attributes:
+        target: as TARGET=, and CANN's name of the compute unit
+        name: as people write it
+        soc_versions: CANN's names of its versions (ge.socVersion): "Ascend" and the name that `npu-smi info` prints
+        products: product lines with the chip
+        shares_memory: whether the NPU uses the host's memory instead of its own
+        arch: the device compiler's __NPU_ARCH__
+        split_cores: whether cube and vector instructions run on different cores
+        cube_cores, vector_cores: their numbers; equal if the cores are not split
+        buffers: local memory of a core
+        reserved: bytes of unified buffer, and of L1, that CANN keeps for itself in a kernel that uses both kinds of
+            core
+        matmul_needs_unified_buffer: whether the high-level Matmul needs a part of the unified buffer
+        dtypes: numpy's names of the floating-point and quantized types that vector or cube instructions take
+        missing_operators: of OPERATORS, those that CANN or MindSpore do not offer for it
+        missing_instructions: of INSTRUCTIONS, those that Ascend C does not offer on it
+        narrowed: head size -> the most query heads a key/value head, where that is fewer than MAX_QUERY_HEADS because
+            the buffers have no room for more (op_host/attention_tiling.h computes it)
+        boards: boards with the chip
     """
 
     target: str

@@ -79,7 +79,8 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
 def chip_table(name: str) -> str:
     """Return the header chip_table.h, which defines standin::kChip (standin/standin/chip.h) from the table of chips.
 
-    name: the target.
+    Args:
+        name: the target.
     """
     chip = CHIPS[name]
     buffers = chip.buffers
@@ -120,10 +121,11 @@ def load(
 class Argument:
     """One pointer argument of a kernel.
 
-    - name: for messages
-    - array: its memory; None is a null pointer
-    - writable: whether the kernel may write it
-    - fresh: whether it is uninitialised memory, which the kernel must write before it reads it
+    Attributes:
+        name: for messages
+        array: its memory; None is a null pointer
+        writable: whether the kernel may write it
+        fresh: whether it is uninitialised memory, which the kernel must write before it reads it
     """
 
     name: str
@@ -143,12 +145,13 @@ def launch(
 ) -> int:
     """Run a kernel and return the most bytes of unified buffer that one core used.
 
-    - library: what `load` returned
-    - kernel: name of the entry point
-    - arguments: in the kernel's order
-    - blocks: what the kernel sees as the number of blocks
-    - workers: number of cores to run it on; None is `blocks`
-    - key: the tiling key
+    Args:
+        library: what `load` returned
+        kernel: name of the entry point
+        arguments: in the kernel's order
+        blocks: what the kernel sees as the number of blocks
+        workers: number of cores to run it on; None is `blocks`
+        key: the tiling key
 
     Raises StandInError.
     """
@@ -190,12 +193,13 @@ class _Summary(ctypes.Structure):
 class TilingPlan:
     """What the tiling function of an operator decides.
 
-    - key: the tiling key, which selects the kernel
-    - blocks, workers: as for `launch`
-    - workspace_bytes: global memory that the kernel needs besides its arguments
-    - ub_bytes: unified buffer that the kernel takes on each core
-    - details: for attention at one token the keys of a tile and the splits; for others see standin/tiling.cpp
-    - tiling: the structure that the kernel reads, uint8
+    Attributes:
+        key: the tiling key, which selects the kernel
+        blocks, workers: as for `launch`
+        workspace_bytes: global memory that the kernel needs besides its arguments
+        ub_bytes: unified buffer that the kernel takes on each core
+        details: for attention at one token the keys of a tile and the splits; for others see standin/tiling.cpp
+        tiling: the structure that the kernel reads, uint8
     """
 
     key: int

@@ -22,7 +22,8 @@ def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Supports str, int, float, bool, X | None, tuple[X, ...], dict[str, X] and nested dataclasses. A field with a default
     may be absent. Raises UserError with the field, the value found and the value needed.
 
-    where: the path of the object in the file, such as "cache.", for messages
+    Args:
+        where: the path of the object in the file, such as "cache.", for messages
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]

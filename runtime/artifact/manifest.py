@@ -30,10 +30,11 @@ DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int3
 class Source:
     """Where the weights came from.
 
-    model: the name that the user gave (MODEL)
-    origin: the place where that model was found
-    revision, licence: of the checkpoint; None if unknown
-    seed: the seed of random weights; None for the weights of a checkpoint
+    Attributes:
+        model: the name that the user gave (MODEL)
+        origin: the place where that model was found
+        revision, licence: of the checkpoint; None if unknown
+        seed: the seed of random weights; None for the weights of a checkpoint
     """
 
     model: str
@@ -47,8 +48,9 @@ class Source:
 class TensorSpec:
     """One tensor: an input, an output or a weight of a graph.
 
-    shape: in a manifest, the traced shape, at the graph's `bucket`; in a declaration for the converter, -1 is an axis
-        that changes with the bucket
+    Attributes:
+        shape: in a manifest, the traced shape, at the graph's `bucket`; in a declaration for the converter, -1 is an
+            axis that changes with the bucket
     """
 
     name: str
@@ -69,9 +71,10 @@ class TensorSpec:
 class FileEntry:
     """A file of the artifact.
 
-    file: path relative to the folder
-    sha256: hash in hex
-    bytes: size
+    Attributes:
+        file: path relative to the folder
+        sha256: hash in hex
+        bytes: size
     """
 
     file: str
@@ -86,9 +89,10 @@ class FileEntry:
 class Graph:
     """One MindIR file.
 
-    bucket: the number of tokens that the graph was traced at
-    buckets: the numbers of tokens that it serves; the runtime calls Model.resize to switch between several
-    data: the external data files of the graph; empty when the graph file contains its constants
+    Attributes:
+        bucket: the number of tokens that the graph was traced at
+        buckets: the numbers of tokens that it serves; the runtime calls Model.resize to switch between several
+        data: the external data files of the graph; empty when the graph file contains its constants
     """
 
     file: str
@@ -111,9 +115,10 @@ class Graph:
 class CacheSpec:
     """The KV cache: one k and one v per layer.
 
-    shape: [B, G, C, D] of each
-    policy: "in_place": the graph writes the rows of a call into the cache; "returned": the graph returns the rows and
-        the runtime writes them
+    Attributes:
+        shape: [B, G, C, D] of each
+        policy: "in_place": the graph writes the rows of a call into the cache; "returned": the graph returns the rows
+            and the runtime writes them
     """
 
     dtype: str
@@ -137,11 +142,12 @@ class CacheSpec:
 class Parity:
     """The comparison of the artifact's logits with a reference at export.
 
-    max_abs_logit_error: max |d logits|
-    relative: the same, divided by the range of the reference's logits
-    top1_agreement: the share of rows with the same argmax
-    steps: the number of rows of logits that were compared
-    reference: the name of the reference
+    Attributes:
+        max_abs_logit_error: max |d logits|
+        relative: the same, divided by the range of the reference's logits
+        top1_agreement: the share of rows with the same argmax
+        steps: the number of rows of logits that were compared
+        reference: the name of the reference
     """
 
     max_abs_logit_error: float
@@ -155,9 +161,10 @@ class Parity:
 class Conversion:
     """The compilation by CANN, for artifacts of Ascend targets.
 
-    soc: the chip version (socVersion) that the graph was compiled for
-    buckets: the gears that it was compiled with
-    cann, mindspore_lite: versions of the tools
+    Attributes:
+        soc: the chip version (socVersion) that the graph was compiled for
+        buckets: the gears that it was compiled with
+        cann, mindspore_lite: versions of the tools
     """
 
     soc: str

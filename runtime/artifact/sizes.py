@@ -50,7 +50,8 @@ def step_weight_bytes(manifest: Manifest) -> int:
 def bytes_per_step(manifest: Manifest, depth: int, rows: int, steps: int) -> int:
     """Return the bytes that the middle one of `steps` decode steps has to read: weights once, and each row's cache.
 
-    depth: tokens in the cache before the first of the steps
+    Args:
+        depth: tokens in the cache before the first of the steps
     """
     filled = depth + math.ceil(steps / 2)
     return step_weight_bytes(manifest) + rows * filled * cache_bytes_per_token(manifest)

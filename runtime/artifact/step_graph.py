@@ -19,7 +19,8 @@ STRETCH = ".*"
 def shape_at(spec: TensorSpec, traced: int, bucket: int) -> tuple[int, ...]:
     """Return the shape of a graph input at `bucket` tokens.
 
-    spec: the input, with its shape at `traced` tokens
+    Args:
+        spec: the input, with its shape at `traced` tokens
     """
     if spec.name in ("tokens", "positions"):  # [B, S]
         return (spec.shape[0], bucket)

@@ -18,7 +18,8 @@ from ..errors import UserError
 def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int | None]:
     """Run the child process. Returns process_seconds, engine_seconds, after_load_bytes and peak_bytes.
 
-    tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
+    Args:
+        tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
     """
     command = [sys.executable, "-m", "edgellama.bench.fresh", repr(time.monotonic()), str(artifact)]
     done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)

@@ -82,7 +82,8 @@ class BeamBatch:
     def _steps(self, timings: GenerationTimings, source: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield each step's log-probabilities (processed, and the model's own) [rows, V], while a search is open.
 
-        source: int [B]; before the next step, each cache row takes the content of this row.
+        Args:
+            source: int [B]; before the next step, each cache row takes the content of this row.
         """
         engine, sequences = self.engine, self.sequences
         beams, rows = self.call.config.num_beams, len(sequences)
@@ -114,7 +115,8 @@ class BeamBatch:
     def _ended(self, prompt: np.ndarray, candidates: Beams, step: int, last: bool) -> np.ndarray:
         """Return why each candidate ends with its last token, as an index of REASONS; 0 if it does not end.
 
-        last: the candidates have reached their limit of new tokens.
+        Args:
+            last: the candidates have reached their limit of new tokens.
         """
         config, new = self.call.config, candidates.tokens[:, : step + 1]
         found = [("eos", np.isin(new[:, -1], config.eos_token_id))]

@@ -35,12 +35,13 @@ class GenerationConfig:
 
     Length and end:
 
-    - max_new_tokens: most new tokens; takes precedence over max_length. 20 if neither is given.
-    - max_length: most tokens, prompt included.
-    - min_new_tokens: no eos before this many new tokens.
-    - eos_token_id: any of these ids ends its row.
-    - pad_token_id: fills rows that have ended; None takes the first eos id.
-    - stop_strings: a row ends when its new text contains one of them.
+    Attributes:
+        max_new_tokens: most new tokens; takes precedence over max_length. 20 if neither is given.
+        max_length: most tokens, prompt included.
+        min_new_tokens: no eos before this many new tokens.
+        eos_token_id: any of these ids ends its row.
+        pad_token_id: fills rows that have ended; None takes the first eos id.
+        stop_strings: a row ends when its new text contains one of them.
 
     Sampling:
 
@@ -52,22 +53,25 @@ class GenerationConfig:
 
     Beam search:
 
-    - num_beams: above 1, search for the sequences of highest total log-probability divided by
-      length ** length_penalty, and return the best num_return_sequences; with do_sample continuations are drawn.
-    - length_penalty: see num_beams.
-    - early_stopping: True ends the search when num_beams sequences have ended, False when a better one is unlikely,
-      "never" when none can come.
+    Attributes:
+        num_beams: above 1, search for the sequences of highest total log-probability divided by
+            length ** length_penalty, and return the best num_return_sequences; with do_sample continuations are drawn.
+        length_penalty: see num_beams.
+        early_stopping: True ends the search when num_beams sequences have ended, False when a better one is unlikely,
+            "never" when none can come.
 
     Scores, with and without sampling:
 
-    - sequence_bias: {(id, ...): bias}; the bias is added to the last id's score after the other ids.
-    - repetition_penalty, no_repeat_ngram_size: as in transformers.
-    - bad_words_ids: sequences of ids that must not be generated.
+    Attributes:
+        sequence_bias: {(id, ...): bias}; the bias is added to the last id's score after the other ids.
+        repetition_penalty, no_repeat_ngram_size: as in transformers.
+        bad_words_ids: sequences of ids that must not be generated.
 
     Output:
 
-    - return_dict_in_generate: return a GenerateOutput.
-    - output_scores, output_logits, output_logprobs: what it contains besides the sequences.
+    Attributes:
+        return_dict_in_generate: return a GenerateOutput.
+        output_scores, output_logits, output_logprobs: what it contains besides the sequences.
 
     Raises UserError for a value out of range, TypeError for an unknown name.
     """

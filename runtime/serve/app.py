@@ -106,7 +106,8 @@ class Service:
     def _guarded(self, name: str, endpoint: Endpoint, public: bool = False) -> Endpoint:
         """The endpoint with access checks. Turns exceptions into responses and counts the request.
 
-        public: whether the endpoint needs no API key.
+        Args:
+            public: whether the endpoint needs no API key.
         """
 
         async def guarded(request: Request) -> Response:

@@ -30,10 +30,11 @@ def probe_results(
 ) -> list[ProbeResult]:
     """Return every question with its answer and evidence.
 
-    - chip: the device's chip; None without a device, or if no target is for it
-    - kernels: the operators that CANN lists for the chip; None if its lists were not found
-    - conversion: of the probe: ok and seconds, or if it failed ok, cause and operator; None if it was not tried
-    - stages: what measure.py printed, by the name of the stage
+    Args:
+        chip: the device's chip; None without a device, or if no target is for it
+        kernels: the operators that CANN lists for the chip; None if its lists were not found
+        conversion: of the probe: ok and seconds, or if it failed ok, cause and operator; None if it was not tried
+        stages: what measure.py printed, by the name of the stage
     """
     return [
         kernels_exist(chip, kernels),

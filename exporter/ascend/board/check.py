@@ -50,9 +50,10 @@ def run_check(arguments: argparse.Namespace) -> None:
 def check(device_id: int, probe: Path | None, report: Path, progress: Progress) -> None:
     """Print the answers as a table, and write them with every measurement to `report` (JSON).
 
-    - device_id: number of the NPU
-    - probe: the folder that board-probe wrote; None makes it here, which needs the exporter's packages
-    - report: the file to write; it is written in any case
+    Args:
+        device_id: number of the NPU
+        probe: the folder that board-probe wrote; None makes it here, which needs the exporter's packages
+        report: the file to write; it is written in any case
 
     Raises UserError if there is no device, or if no target is for it.
     """
@@ -164,7 +165,8 @@ def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
 def run_probe(folder: Path, device: int | None) -> dict[str, Any]:
     """Run measure.py in a separate process. Return its stages by name, with a stage "stopped" if it did not finish.
 
-    device: number of the NPU; None runs a probe for a host, which the tests do.
+    Args:
+        device: number of the NPU; None runs a probe for a host, which the tests do.
     """
     command = [
         sys.executable,

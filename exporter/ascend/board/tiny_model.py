@@ -62,7 +62,8 @@ def run_probe(arguments: argparse.Namespace) -> None:
 def make(target: str, out: Path, progress: Progress, weights: str | None = None) -> Path:
     """Export the probe for `target` into the folder `out`, and return the folder.
 
-    weights: the weight format; None is the target's default. Raises UserError as export does.
+    Args:
+        weights: the weight format; None is the target's default. Raises UserError as export does.
     """
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = write_checkpoint(Path(scratch) / "board-probe")

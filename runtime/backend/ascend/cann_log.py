@@ -91,10 +91,11 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
 class Finding:
     """What a log says went wrong.
 
-    - cause: what failed, with the operator and CANN's error code if the log has them
-    - remedy: what to do about it
-    - operator: type of the operator that failed, if one did
-    - code: CANN's error code, if the log has one
+    Attributes:
+        cause: what failed, with the operator and CANN's error code if the log has them
+        remedy: what to do about it
+        operator: type of the operator that failed, if one did
+        code: CANN's error code, if the log has one
     """
 
     cause: str

@@ -21,10 +21,11 @@ TAIL_LINES = 6  # of the output of a process that died
 class Device:
     """A device of this host.
 
-    - id: the number that programs use
-    - soc: its SoC version, as CANN names it
-    - free, total: bytes of memory; 0 if unknown
-    - source: who reported it, "acl" or "npu-smi"
+    Attributes:
+        id: the number that programs use
+        soc: its SoC version, as CANN names it
+        free, total: bytes of memory; 0 if unknown
+        source: who reported it, "acl" or "npu-smi"
     """
 
     id: int
@@ -61,7 +62,8 @@ def find(
 ) -> Device:
     """Return the device with this number. Raises UserError if there is none; it lists the devices, or what to install.
 
-    ask, read: the sources of the answers; tests replace them.
+    Args:
+        ask, read: the sources of the answers; tests replace them.
     """
     acl = ask(device)
     if acl is not None and "error" not in acl and device < acl["count"]:
