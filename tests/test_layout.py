@@ -57,7 +57,7 @@ def test_there_is_one_tiny_artifact() -> None:
 
 def test_each_test_file_lies_in_a_folder_that_says_what_it_tests() -> None:
     outside = {path.name for path in FILES if path.parent == TESTS}
-    assert outside == {"conftest.py", "test_import_rules.py", "test_layout.py"}
+    assert outside == {"conftest.py", "test_import_rules.py", "test_layout.py", "test_package.py"}
     assert {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"} == FOLDERS
     assert not list((TESTS / "support").glob("test_*.py"))
 
