@@ -1,4 +1,4 @@
-"""The rules for the files below tests/: what is shared has its module in tests/support, and one definition."""
+"""The rules for the files below tests/: shared code is in tests/support, and is defined once."""
 
 from __future__ import annotations
 
@@ -55,10 +55,17 @@ def test_there_is_one_tiny_artifact() -> None:
     assert sorted(defined) == [("export_tiny", "support/exported.py"), ("tiny_artifact", "conftest.py")]
 
 
-def test_each_test_file_lies_in_a_folder_that_says_what_it_tests() -> None:
-    outside = {path.name for path in FILES if path.parent == TESTS}
-    assert outside == {"conftest.py", "test_import_rules.py", "test_layout.py", "test_package.py"}
+def test_files_are_in_their_folders() -> None:
+    """At the top are tests of the whole repository; helpers are in support, and nowhere else."""
     assert {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"} == FOLDERS
+    misplaced = [
+        str(path.relative_to(TESTS))
+        for path in FILES
+        if path.relative_to(TESTS).parts[0] not in ("support", "peers")
+        and path.name != "conftest.py"
+        and not path.name.startswith("test_")
+    ]
+    assert misplaced == []
     assert not list((TESTS / "support").glob("test_*.py"))
 
 
