@@ -73,7 +73,7 @@ class OpSetSpec:
         return [tuple(buckets)] if self.one_graph else [(bucket,) for bucket in buckets]
 
     def inputs(self, config: LlamaConfig, shape: Shape) -> list[TensorSpec]:
-        """Return the graph's inputs but the weights, in order, at the bucket shape.tokens."""
+        """Return the graph's inputs except the weights, in order, at the bucket shape.tokens."""
         return self.step_inputs(config, shape) + self.cache_inputs(config, shape)
 
     def declared_inputs(self, config: LlamaConfig, shape: Shape) -> list[TensorSpec]:
