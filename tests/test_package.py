@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import configparser
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +11,10 @@ import pytest
 import edgellama
 from edgellama import checkout
 from edgellama.__main__ import COMMANDS
+from support.child import REPOSITORY, run_child
 
-ROOT = Path(__file__).parents[1]
 CONFIG = configparser.ConfigParser()
-CONFIG.read(ROOT / "setup.cfg")
+CONFIG.read(REPOSITORY / "setup.cfg")
 
 
 ONCE = """
@@ -29,18 +26,9 @@ for name, module in sorted(sys.modules.items()):
 """
 
 
-def run(code: str, cwd: Path = ROOT, **environment: str) -> str:
-    """What Python code prints, run in a new process."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def run(code: str) -> str:
+    """Returns the text that `code` prints in a child process."""
+    return run_child("-c", code).stdout.strip()
 
 
 def test_the_version_is_that_of_setup_cfg() -> None:
@@ -70,20 +58,15 @@ def test_nothing_is_loaded_twice(code: str) -> None:
 
 def test_the_checkout_works_without_an_installation(tmp_path: Path) -> None:
     """On a board the checkout is used with the Python that has MindSpore Lite."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import exporter, edgellama; print(edgellama.__file__)"
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import exporter, edgellama; print(edgellama.__file__)"
     # -S -E leave out site-packages, and with them the editable installation.
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == str(ROOT / "runtime" / "__init__.py"), done.stderr
+    done = run_child("-S", "-E", "-c", code, cwd=tmp_path)
+    assert done.stdout.strip() == str(REPOSITORY / "runtime" / "__init__.py")
 
 
 @pytest.mark.parametrize("module", ["exporter", "runtime", "edgellama"])
 def test_the_command_runs_under_each_name(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_child("-m", module, "--help")
     listed = set(re.findall(r"^    ([a-z][a-z-]+)(?: |$)", done.stdout, re.MULTILINE))
     assert listed == {name for name, command in COMMANDS.items() if command.help}
     assert {"export", "plan", "inspect", "verify", "evaluate", "convert", "generate", "chat", "serve"} < listed

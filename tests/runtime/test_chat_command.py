@@ -14,7 +14,7 @@ import pytest
 from edgellama.artifact.manifest import Artifact
 from edgellama.conversation.chat import Chat
 from support.command_line import run_main
-from support.tiny import NumpyGraph, Weights, artifact
+from support.tiny import NumpyGraph, artifact, numpy_graphs
 from support.toy_chat import CONTEXT, tokenizer, write_files
 
 SHORT = ("--max-new-tokens", "6")
@@ -24,10 +24,7 @@ SHORT = ("--max-new-tokens", "6")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = artifact(tmp_path / "toy", context=CONTEXT, eos_token_id=())
     write_files(opened.path)
-    weights = Weights(CONTEXT)
-    monkeypatch.setattr(
-        "edgellama.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0])
-    )
+    monkeypatch.setattr("edgellama.engine.engine.LiteGraph", numpy_graphs(opened))
     monkeypatch.chdir(tmp_path)
     return opened.path
 

@@ -14,7 +14,7 @@ from edgellama.__main__ import main
 from edgellama.artifact.manifest import MANIFEST
 from support.child import REPOSITORY, run_child, run_cli
 from support.command_line import run_main
-from support.tiny import VOCAB, NumpyGraph, Weights, artifact
+from support.tiny import VOCAB, artifact, numpy_graphs
 from support.toy_tokenizers import byte_level, save
 
 
@@ -22,12 +22,7 @@ from support.toy_tokenizers import byte_level, save
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An artifact folder with a tokenizer and a chat template. The toy computes its graph instead of MindSpore Lite."""
     opened = artifact(tmp_path, context=512, eos_token_id=())
-    weights = Weights(512)
-    monkeypatch.setattr(
-        "edgellama.engine.engine.LiteGraph",
-        lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0]),
-        raising=True,
-    )
+    monkeypatch.setattr("edgellama.engine.engine.LiteGraph", numpy_graphs(opened))
     model = byte_level()
     save(tmp_path, model)
     vocab = json.loads((tmp_path / "tokenizer.json").read_text())

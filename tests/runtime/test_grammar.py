@@ -16,12 +16,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edgellama.__main__ import main
-from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
 from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
 from edgellama.model import LlamaForCausalLM
 from support.child import run_child
-from support.tiny import VOCAB, NumpyGraph, Weights, artifact
+from support.tiny import VOCAB, artifact, numpy_graphs
+from support.toy_model import model_of
 
 LETTERS = 'abcdefghilmnorstuxy0123456789{}[]":,.-+\\/ \nE'
 EOS = (len(LETTERS), len(LETTERS) + 1)
@@ -78,8 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     folder = tmp_path_factory.mktemp("toy")
     opened = artifact(folder, context=CONTEXT, batch=4, eos_token_id=EOS)
     tokenizer().save(str(folder / "tokenizer.json"))
-    weights = Weights(CONTEXT)
-    return LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
+    return model_of(opened)
 
 
 def texts(model: LlamaForCausalLM, grammar: Grammar, **settings: Any) -> list[str]:
@@ -208,9 +207,8 @@ def test_without_eos_nothing_could_end(model: LlamaForCausalLM) -> None:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     save(tmp_path, batch=1)
-    weights = Weights(CONTEXT)
-    graph = artifact(tmp_path, context=CONTEXT, eos_token_id=EOS).manifest.graphs[0]
-    monkeypatch.setattr("edgellama.engine.engine.LiteGraph", lambda *_, **__: NumpyGraph(weights, graph))
+    opened = artifact(tmp_path, context=CONTEXT, eos_token_id=EOS)
+    monkeypatch.setattr("edgellama.engine.engine.LiteGraph", numpy_graphs(opened))
     return ["generate", str(tmp_path), "--prompt", "abc", "--temperature", "2", "--seed", "1"]
 
 

@@ -9,10 +9,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellama.engine.engine import Engine
-from edgellama.model import LlamaForCausalLM
 from edgellama.text.graphemes import Graphemes
-from support.tiny import NumpyGraph, Weights, artifact
+from support.tiny import artifact
+from support.toy_model import model_of
 from support.toy_tokenizers import byte_level
 
 CLUSTERS = [
@@ -77,8 +76,7 @@ def test_streams_yield_whole_graphemes(tmp_path: Path) -> None:
     words.pre_tokenizer, words.decoder = byte_level().pre_tokenizer, decoders.ByteLevel()
     opened = artifact(tmp_path, eos_token_id=())
     words.save(str(tmp_path / "tokenizer.json"))
-    weights = Weights(64)
-    model = LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
+    model = model_of(opened)
     ids = model.tokenizer.encode(text)
 
     def says(input_ids, scores):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ positions, and nothing else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +221,9 @@ def artifact(folder: Path, **changes: Any) -> Artifact:
     """Returns the toy as an opened artifact; `changes` are arguments of `manifest`."""
     manifest(folder, **changes)
     return Artifact.open(folder)
+
+
+def numpy_graphs(opened: Artifact) -> Callable[..., NumpyGraph]:
+    """Returns the toy's replacement for LiteGraph, which is also the `build` argument of Engine."""
+    weights = Weights(opened.manifest.context)
+    return lambda *_, **__: NumpyGraph(weights, opened.manifest.graphs[0])

@@ -9,9 +9,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from edgellama.engine.engine import Engine
 from edgellama.model import LlamaForCausalLM
-from support.tiny import VOCAB, NumpyGraph, Weights, artifact
+from support.tiny import VOCAB, artifact
+from support.toy_model import model_of
 from support.toy_tokenizers import LLAMA3_STYLE
 
 CONTEXT = 512
@@ -54,5 +54,4 @@ def write_files(folder: Path, template: str | None = CHATML) -> None:
 def toy(folder: Path, template: str | None = CHATML, **changes: Any) -> LlamaForCausalLM:
     opened = artifact(folder, **{"context": CONTEXT, "eos_token_id": (), **changes})
     write_files(folder, template)
-    weights = Weights(opened.manifest.context)
-    return LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
+    return model_of(opened)

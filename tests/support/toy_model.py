@@ -9,21 +9,26 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
+from edgellama.artifact.manifest import Artifact
 from edgellama.engine.engine import Engine
 from edgellama.model import LlamaForCausalLM
-from support.tiny import VOCAB, NumpyGraph, Weights, artifact, whole_text_logits
+from support.tiny import VOCAB, Weights, artifact, numpy_graphs, whole_text_logits
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
+
+
+def model_of(opened: Artifact) -> LlamaForCausalLM:
+    """Returns the model of an artifact of the toy, which numpy computes instead of MindSpore Lite."""
+    return LlamaForCausalLM(opened, Engine(opened, build=numpy_graphs(opened)))
 
 
 def load(folder: Path, **changes: Any) -> LlamaForCausalLM:
     """Writes the toy's artifact into `folder` and loads it; `changes` are the arguments of `tiny.manifest`."""
     opened = artifact(folder, **changes)
-    weights = Weights(opened.manifest.context)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     words.decoder = decoders.Fuse()
     words.save(str(folder / "tokenizer.json"))
-    return LlamaForCausalLM(opened, Engine(opened, build=lambda _: NumpyGraph(weights, opened.manifest.graphs[0])))
+    return model_of(opened)
 
 
 def continuation(prompt: list[int], count: int, context: int = 64) -> list[int]:
