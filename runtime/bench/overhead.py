@@ -85,9 +85,9 @@ class Overhead:
         run = decode(engine, sequences, GenerationTimings(), selector, ends, placement)
         for _ in range(min(WARM_UP, self.steps - 1)):
             next(run)
-        in_graph, began = engine.timings.run, time.perf_counter()
+        in_graph, start_time = engine.timings.run, time.perf_counter()
         count = sum(1 for _ in run)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         return (seconds - (engine.timings.run - in_graph)) / count, seconds / count
 
     def large(self, name: str, samples: int = 3) -> float:
@@ -98,9 +98,9 @@ class Overhead:
         for _ in range(samples):
             scores = self.large_scores.copy()
             self.reading.measure(passes=1)
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             picked = selector(sequences, scores)
-            spent += time.perf_counter() - began
+            spent += time.perf_counter() - start_time
             sequences.push(picked)
         return spent / samples
 

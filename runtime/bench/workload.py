@@ -79,9 +79,9 @@ class Workload:
 
     def prefill(self, tokens: int, rows: int) -> float:
         """Seconds from an empty cache to the first new token of each of `rows` rows."""
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         greedy(self._forward(self.tokens[:, :tokens], 0, rows))
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def decode(self, depth: int, rows: int, steps: int) -> tuple[float, float]:
         """Run `steps` greedy steps after `depth` tokens. Returns (seconds per step, seconds of that in the graph).
@@ -90,10 +90,10 @@ class Workload:
         """
         picked = self.tokens[:, depth - 1]
         in_graph = self.engine.timings.run
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for position in range(depth, depth + steps):
             picked = greedy(self._forward(picked[:, None], position, rows))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         return seconds / steps, (self.engine.timings.run - in_graph) / steps
 
     def output(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Workload:
 
 def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:
     """The `loop` object of the report."""
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     ids = tokenizer.encode(TEXT)
     encoded = time.perf_counter()
     stream = tokenizer.text_stream()
@@ -129,7 +129,7 @@ def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:
     picked = time.perf_counter()
     count = len(ids)
     return {
-        "encode": (encoded - began) / count,
+        "encode": (encoded - start_time) / count,
         "detokenize": (streamed - encoded) / count,
         "greedy": (picked - picking) / count,
     }

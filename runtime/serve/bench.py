@@ -80,12 +80,12 @@ async def measure(url: str, clients: int, tokens: int, rounds: int) -> dict[str,
     one, together, first = [], [], []
     equal = True
     for _ in range(rounds):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         single = await stream_answer(url, model, prompts[0], tokens)
-        one.append(single[1] / (time.perf_counter() - began))
-        began = time.perf_counter()
+        one.append(single[1] / (time.perf_counter() - start_time))
+        start_time = time.perf_counter()
         answers = await asyncio.gather(*(stream_answer(url, model, prompt, tokens) for prompt in prompts))
-        together.append(sum(count for _, count, _ in answers) / (time.perf_counter() - began))
+        together.append(sum(count for _, count, _ in answers) / (time.perf_counter() - start_time))
         first.append(statistics.median(seconds for _, _, seconds in answers))
         equal = equal and [answer[0] for answer in answers] == [answer[0] for answer in alone]
     return {
@@ -118,11 +118,11 @@ async def stream_answer(url: str, model: str, prompt: str, tokens: int) -> tuple
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     raw, times = await request(url, "POST", "/v1/chat/completions", json.dumps(body).encode())
     chunks = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: {")]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
-    return text, chunks[-1]["usage"]["completion_tokens"], times[1] - began
+    return text, chunks[-1]["usage"]["completion_tokens"], times[1] - start_time
 
 
 async def request(url: str, method: str, path: str, body: bytes) -> tuple[bytes, list[float]]:

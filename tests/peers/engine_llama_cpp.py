@@ -41,10 +41,10 @@ class Engine:
         """Seconds from an empty cache to the first new token."""
         C.llama_memory_clear(self.memory, True)
         self.filled = []
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._feed(tokens)
         self._last().argmax()
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
         """Seconds of each of `steps` greedy steps after the prompt."""
@@ -54,10 +54,10 @@ class Engine:
             self.filled = tokens
         token, seconds = tokens[-1], []
         for _ in range(steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             self._feed([token])
             token = int(self._last().argmax())
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
         C.llama_memory_seq_rm(self.memory, 0, len(tokens), -1)
         return seconds
 

@@ -28,10 +28,10 @@ class Engine:
     def prefill(self, tokens: list[int]) -> float:
         """Seconds from an empty cache to the first new token."""
         self._start()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self.generator.append_tokens(np.array(tokens, np.int32))
         self.generator.generate_next_token()
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
         """Seconds of each of `steps` greedy steps after the prompt."""
@@ -45,9 +45,9 @@ class Engine:
         self.generator.generate_next_token()  # selects from the prompt's logits without running the model
         seconds = []
         for _ in range(steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             self.generator.generate_next_token()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
         return seconds
 
     def _start(self) -> None:

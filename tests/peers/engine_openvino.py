@@ -60,6 +60,6 @@ class Engine:
         mask = ov.Tensor(np.ones((1, len(tokens)), np.int64))
         config = genai.GenerationConfig(max_new_tokens=new, ignore_eos=True, do_sample=False)
         arrivals = Arrivals()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self.pipeline.generate(genai.TokenizedInputs(ids, mask), config, arrivals)
-        return [arrived - began for arrived in arrivals.times]
+        return [arrived - start_time for arrived in arrivals.times]

@@ -25,9 +25,9 @@ class Engine:
     def prefill(self, tokens: list[int]) -> float:
         """Seconds from an empty cache to the first new token."""
         self.filled = []
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._forward(tokens, 0).argmax()
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
         """Seconds of each of `steps` greedy steps after the prompt."""
@@ -36,9 +36,9 @@ class Engine:
             self.filled = tokens
         token, seconds = tokens[-1], []
         for position in range(len(tokens), len(tokens) + steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             token = int(self._forward([token], position).argmax())
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
         return seconds
 
     def logits(self, tokens: list[int], first: int) -> np.ndarray:

@@ -23,9 +23,9 @@ class Engine:
     def prefill(self, tokens: list[int]) -> float:
         """Seconds from an empty cache to the first new token."""
         self.filled, self.cache = [], transformers.DynamicCache()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._forward(tokens)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def decode(self, tokens: list[int], steps: int) -> list[float]:
         """Seconds of each of `steps` greedy steps after the prompt."""
@@ -35,9 +35,9 @@ class Engine:
             self.filled = tokens
         token, seconds = tokens[-1], []
         for _ in range(steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             token = self._forward([token])
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
         self.cache.crop(len(tokens))
         return seconds
 
