@@ -302,8 +302,8 @@ class LlamaForCausalLM:
             turn: what `turn` returned.
             settings: as in `stream_chat`.
         """
-        limits = ("max_new_tokens", "max_length")
-        if all(settings.get(name) is None and getattr(self.generation_config, name) is None for name in limits):
+        bases = (self.generation_config, settings.get("generation_config"), SimpleNamespace(**settings))
+        if all(getattr(base, name, None) is None for base in bases for name in ("max_new_tokens", "max_length")):
             settings["max_new_tokens"] = self.engine.context
         stream = self.stream(turn.ids, **{"reuse_prefix": True, **settings})
         stream.behind = ()  # an answer does not continue the text of the messages

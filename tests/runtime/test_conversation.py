@@ -12,6 +12,7 @@ from safetensors import safe_open
 from edgellama.conversation.chat import Chat
 from edgellama.conversation.transcript import Transcript
 from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
 from edgellama.generation.output import Piece
 from edgellama.model import LlamaForCausalLM
 from edgellama.text.tokenizer import Tokenizer
@@ -279,3 +280,11 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
 def test_added_tokens_are_known(model: LlamaForCausalLM) -> None:
     tokenizer: Tokenizer = model.tokenizer
     assert [tokenizer.is_added_token(i) for i in (0, 45, 46, 49)] == [False, False, True, True]
+
+
+def test_a_limit_in_a_generation_config_holds_in_a_chat(model: LlamaForCausalLM) -> None:
+    """An answer without a limit may fill the context; a limit counts wherever it is given."""
+    config = GenerationConfig(max_new_tokens=3)
+    assert len(list(model.stream_chat("hello", generation_config=config))) == 3
+    assert len(list(model.stream_chat("hello", generation_config=config, max_new_tokens=4))) == 4
+    assert len(list(model.stream_chat("hello", generation_config=GenerationConfig(do_sample=True)))) > 20
