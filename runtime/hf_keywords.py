@@ -8,6 +8,7 @@ from typing import Any
 from .artifact.manifest import Manifest
 from .errors import UserError
 
+PLACEMENT = ("device", "device_map", "dtype", "torch_dtype")
 WEIGHTS_OF_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # Hugging Face's name -> weights format
 
 
@@ -23,10 +24,10 @@ def check_placement(caller: str, given: Mapping[str, Any], manifest: Manifest) -
 
     Raises:
         UserError: another device or type.
-        TypeError: a keyword that is none of these.
+        TypeError: another keyword.
     """
     for name, value in given.items():
-        if name not in ("device", "device_map", "dtype", "torch_dtype"):
+        if name not in PLACEMENT:
             raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
         if value is None or value == "auto":
             continue
