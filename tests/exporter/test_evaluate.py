@@ -83,7 +83,7 @@ def test_a_float32_artifact_is_its_reference(
     arguments = ["evaluate", str(tiny_artifact), "--checkpoint", str(tiny_checkpoint()), "--text", str(text)]
     assert main([*arguments, "--tokens", "200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["windows"], found["window"], found["scored_tokens"]) == (3, 64, 96)  # 2 rows: waves of 2 and 1
+    assert (found["windows"], found["window"], found["scored_tokens"]) == (3, 64, 96)  # 2 rows: batches of 2 and 1
     assert found["prefill_share"] == pytest.approx(32 / 63)
     assert 0 <= found["kl_mean"] < 1e-6 and found["top1_agreement"] == 1
     assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=1e-4)

@@ -60,7 +60,7 @@ def test_the_dictionary_holds_scores_and_reasons(model: LlamaForCausalLM) -> Non
 
 
 def test_scores_and_log_probabilities_lead_from_beam_to_beam(model: LlamaForCausalLM) -> None:
-    """Waves of two prompts; each token's score stands in the row that beam_indices names."""
+    """Batches of two prompts; each token's score stands in the row that beam_indices names."""
     ids, mask = padded(PROMPTS[:3], "left", 0)
     out = model.generate(
         ids,

@@ -290,11 +290,11 @@ def test_ended_rows_take_no_part_and_the_last_token_is_not_fed(single: LlamaForC
             logits[[0, 1, 2], [3, 7 if len(calls) == 2 else 4, 5]] = 1
             return logits
 
-    texts = Sequences([np.array([1, 2]), np.array([1])], [4, 4])
-    ends = [("seven", lambda texts: texts.last() == 7)]
-    steps = list(decode(Recorder(), texts, GenerationTimings(), stops=ends))
-    assert texts.finish_reasons == ["length", "seven"]
-    assert texts.left_padded(9).tolist() == [[1, 2, 3, 3, 3, 3], [9, 1, 4, 7, 9, 9]]
+    sequences = Sequences([np.array([1, 2]), np.array([1])], [4, 4])
+    ends = [("seven", lambda sequences: sequences.last() == 7)]
+    steps = list(decode(Recorder(), sequences, GenerationTimings(), stops=ends))
+    assert sequences.finish_reasons == ["length", "seven"]
+    assert sequences.left_padded(9).tolist() == [[1, 2, 3, 3, 3, 3], [9, 1, 4, 7, 9, 9]]
     assert steps == [[3, 4], [3, 7], [3, -1], [3, -1]]
     assert calls == [([0, 0, 0], [2, 1, 0]), ([2, 1, 0], [1, 1, 0]), ([3, 2, 0], [1, 0, 0]), ([4, 2, 0], [1, 0, 0])]
 

@@ -72,8 +72,8 @@ def test_a_temperature_of_zero_means_greedy(model: LlamaForCausalLM) -> None:
 def test_a_row_draws_alike_whatever_runs_beside_it(model: LlamaForCausalLM, single: LlamaForCausalLM) -> None:
     ids, mask = padded(PROMPTS, "left", 0)
     together = model.generate(ids, mask, **SAMPLED, seed=7)  # two batches of three rows
-    waves_of_one = single.generate(ids, mask, **SAMPLED, seed=7)
-    np.testing.assert_array_equal(together, waves_of_one)
+    batches_of_one = single.generate(ids, mask, **SAMPLED, seed=7)
+    np.testing.assert_array_equal(together, batches_of_one)
     ended = model.generate(ids, mask, **SAMPLED, seed=7, eos_token_id=int(together[0, ids.shape[1]]), pad_token_id=0)
     assert ended[1, ids.shape[1]] == together[1, ids.shape[1]]
 

@@ -88,15 +88,15 @@ def steps(names: tuple[str, ...], sample: bool) -> int:
     )
     config = GenerationConfig(do_sample=sample, eos_token_id=EOS, output_scores=True, **settings)
     generators = [np.random.default_rng(row) for row in range(ROWS)]
-    chooser, texts = TokenSelector(config, VOCAB, generators), Sequences(list(ids), [STEPS] * len(ids))
+    selector, sequences = TokenSelector(config, VOCAB, generators), Sequences(list(ids), [STEPS] * len(ids))
     changed = 0
     for step, (logits, expected) in enumerate(zip(out.logits, out.scores, strict=True)):
-        chooser(texts, logits.numpy().copy())
-        live = texts.live.copy()
-        assert_same_scores(chooser.scores[-1][live], expected.numpy()[live])
-        changed += int((chooser.scores[-1][live] != logits.numpy()[live]).any(axis=1).sum())
-        texts.push(out.sequences[:, PROMPT + step].numpy())
-        texts.finish(np.isin(texts.last(), EOS), "eos")
+        selector(sequences, logits.numpy().copy())
+        live = sequences.live.copy()
+        assert_same_scores(selector.scores[-1][live], expected.numpy()[live])
+        changed += int((selector.scores[-1][live] != logits.numpy()[live]).any(axis=1).sum())
+        sequences.push(out.sequences[:, PROMPT + step].numpy())
+        sequences.finish(np.isin(sequences.last(), EOS), "eos")
     return changed
 
 
