@@ -285,8 +285,8 @@ def test_export_refuses_the_heads_that_the_tiling_refuses(chip: str) -> None:
 def test_export_names_a_target_that_takes_the_heads() -> None:
     config = SimpleNamespace(num_attention_heads=32, num_key_value_heads=1, head_dim=256)
     shape = Shape(1, 32, 64, "fp16", "float16", "ascend910b")
-    said = r"at head size 256 .* Ascend 910B take up to 26. Export with TARGET=ascend310b$"
-    with pytest.raises(UserError, match=said):
+    message = r"at head size 256 .* Ascend 910B take up to 26. Export with TARGET=ascend310b$"
+    with pytest.raises(UserError, match=message):
         check_model(config, shape, (1, 32))  # type: ignore[arg-type]
     check_model(config, replace(shape, chip="ascend310b"), (1, 32))  # type: ignore[arg-type]
 

@@ -77,16 +77,16 @@ def converter_that(folder: Path, script: str) -> str:
 def converting(exported: Path, cann: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """run(script, **options) converts `exported` with a simulated converter on a host without an NPU.
 
-    The file `said` has the printed text.
+    The file `printed` has the printed text.
     """
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: None)
 
     def run(script: str, **options: Any) -> Path:
         host = Host(cann, "8.2.0", converter_that(exported.parent, script), "2.7.0")
         monkeypatch.setattr(conversion, "inspect_host", lambda chip: host)
-        with (exported.parent / "said").open("w") as said:
+        with (exported.parent / "printed").open("w") as printed:
             options = {"soc": "Ascend310B1", **options}
-            return convert(ConvertOptions(exported, **options), Progress(Console(file=said, width=200)))
+            return convert(ConvertOptions(exported, **options), Progress(Console(file=printed, width=200)))
 
     return run
 
@@ -116,13 +116,13 @@ def test_large_weights_lie_beside_the_graph_and_are_listed(converting: Any) -> N
 def test_soc_is_the_given_one_or_the_one_of_this_host(
     converting: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used, said = exported.parent / "used.ini", exported.parent / "said"
+    used, printed = exported.parent / "used.ini", exported.parent / "printed"
     converting(WRITES, soc="Ascend310B4")
     assert "ge.socVersion=Ascend310B4" in used.read_text()
-    assert "Converting for Ascend310B4: SOC names it" in said.read_text()
+    assert "Converting for Ascend310B4: SOC names it" in printed.read_text()
     monkeypatch.setattr(conversion.npu_smi, "read", lambda: parse(texts.SMI_310B))
     assert converting(WRITES, soc=None).name.endswith("-310b4")
-    assert "Converting for Ascend310B4: npu-smi lists it on this host" in said.read_text()
+    assert "Converting for Ascend310B4: npu-smi lists it on this host" in printed.read_text()
     assert converting(WRITES, soc="Ascend310B1").name.endswith("-310b1")  # SOC has priority
     with pytest.raises(
         UserError, match=r"chip to convert for is 'Ascend310P3' \(SOC\); this artifact is for ascend310b"
@@ -178,7 +178,7 @@ def test_the_rest_of_the_configuration_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         (
             "cat <<'E'\n" + texts.EZ3002 + "E\nexit 1",
@@ -191,15 +191,15 @@ def test_the_rest_of_the_configuration_is_kept(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_names_the_cause_and_leaves_nothing_but_the_log(
-    converting: Any, exported: Path, script: str, said: str
+    converting: Any, exported: Path, script: str, message: str
 ) -> None:
     before = sorted(exported.parent.iterdir())
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         converting(script)
     log = exported.with_name("toy-ascend310b-fp16-310b1.convert.log")
     assert f"The whole log is {log}" in str(caught.value)
     left = [path for path in sorted(exported.parent.iterdir()) if path not in before]
-    assert {path.name for path in left} == {log.name, "converter_lite", "said"}
+    assert {path.name for path in left} == {log.name, "converter_lite", "printed"}
 
 
 def test_an_earlier_result_survives_a_failure(converting: Any) -> None:

@@ -215,11 +215,11 @@ def test_the_real_mindspore_lite_without_cann_is_translated(tmp_path: Path) -> N
     made = ascend_manifest(tmp_path)
     if "ASCEND_HOME_PATH" in os.environ:
         pytest.skip("this host has CANN")
-    said = (
+    message = (
         r"could not load it: CANN's libraries are not found. Run `source /usr/local/Ascend.*set_env.sh` "
         r"\(converted for Ascend310B4 by CANN 8.2 and MindSpore Lite 2.7.0\)(?s:.)*libgraph.so: cannot open shared"
     )
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         AscendGraph(Artifact.open(tmp_path), made.graphs[0], 0)
 
 

@@ -209,16 +209,16 @@ def checks() -> dict[str, set[str]]:
 
 
 def test_every_check_has_a_wrong_kernel(wrong_kernels) -> None:
-    said = set()
+    reported = set()
     for library in wrong_kernels.values():
         for kernel in (*FOUND, *ELSEWHERE):
             try:
                 run(library, kernel, 2 if kernel in (*ON_TWO_CORES, *ELSEWHERE) else 1)
             except standin.StandInError as error:
-                said.add(error.check)
+                reported.add(error.check)
     with pytest.raises(standin.StandInError, match=r"\[range\] a kernel with 1 arguments") as caught:
         standin.launch(wrong_kernels[P310], "right", [standin.Argument("in", np.zeros(8, np.float32))])
-    said.add(caught.value.check)
+    reported.add(caught.value.check)
     found = checks()
-    assert len(found) > 80 and said <= set().union(*found.values())
-    assert not [text for text, lines in found.items() if not lines & said]
+    assert len(found) > 80 and reported <= set().union(*found.values())
+    assert not [text for text, lines in found.items() if not lines & reported]

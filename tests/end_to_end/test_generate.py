@@ -26,6 +26,7 @@ from support.exported import (
     reference,
 )
 from support.manifest_edits import rewrite
+from support.toy_model import padded
 
 VOCAB = 265
 TARGETS = pytest.mark.parametrize("target", ["portable", "cpu"])
@@ -44,12 +45,6 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [(rng.integers(8, VOCAB - 3, n)).tolist() for n in lengths]
 
 
-def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    width = max(map(len, rows))
-    ids = np.array([[PAD] * (width - len(row)) + row for row in rows])
-    return ids, (ids != PAD).astype(int)
-
-
 @TARGETS
 def test_greedy_tokens_at_every_bucket_edge(target: str) -> None:
     lengths = sorted({max(1, n + d) for n in (*BUCKETS, 3 * BUCKETS[-1] - 4) for d in (-1, 0, 1)})
@@ -63,7 +58,7 @@ def test_greedy_tokens_at_every_bucket_edge(target: str) -> None:
 def test_padded_batches_as_transformers_pads_and_stops_them(target: str) -> None:
     """The mask is given or inferred, there are one or several eos ids, and more prompts than rows in the artifact."""
     rows = prompts(5, 11, 1, 33, 8)
-    ids, mask = left_padded(rows)
+    ids, mask = padded(rows, "left", PAD)
     free = expected(input_ids=ids, attention_mask=mask, max_new_tokens=16, eos_token_id=-1, pad_token_id=PAD)
     eos = [int(free[0, ids.shape[1] + 3]), int(free[3, ids.shape[1] + 6])]
     calls = [
@@ -80,8 +75,8 @@ def test_padded_batches_as_transformers_pads_and_stops_them(target: str) -> None
 
 def test_right_padding_gives_what_left_padding_gives() -> None:
     rows = prompts(4, 9)
-    ids, mask = left_padded(rows)
-    right = np.array([row + [PAD] * (9 - len(row)) for row in rows])
+    ids, mask = padded(rows, "left", PAD)
+    right, _ = padded(rows, "right", PAD)
     a, b = generate(
         export_tiny(chat=True),
         {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8},
@@ -122,7 +117,7 @@ def test_beam_search_gives_transformers_tokens(target: str) -> None:
     """More prompts than fit in one batch, beams that end at different steps, and every rule for early stopping."""
     sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
     wide = export(f"wide-{target}", "--target", target, "--weights", "fp32", "--cache", "float32", *sizes)
-    ids, mask = left_padded(prompts(5, 11, 1, 8))
+    ids, mask = padded(prompts(5, 11, 1, 8), "left", PAD)
     base = {"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD, "max_new_tokens": 14}
     free = expected(**base, num_beams=3, num_return_sequences=3, eos_token_id=-1)[:, ids.shape[1] :]
     eos = [int(free[0, 4]), int(free[4, 7]), int(free[7, 2])]
@@ -163,7 +158,7 @@ def test_beam_search_reports_what_transformers_reports() -> None:
     sizes = ["--batch", "6", "--context", "64", "--buckets", "16"]
     artifact = export("wide-beams", "--target", "portable", "--weights", "fp32", *sizes)
     tokenizer = AutoTokenizer.from_pretrained(artifact)
-    ids, mask = left_padded(prompts(5, 11))
+    ids, mask = padded(prompts(5, 11), "left", PAD)
     call: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD, "max_new_tokens": 10}
     call |= {"num_beams": 3, "num_return_sequences": 3, "length_penalty": -1.0, "repetition_penalty": 1.2}
     free = expected(**call, eos_token_id=-1)[:, ids.shape[1] :]

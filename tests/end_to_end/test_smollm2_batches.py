@@ -18,6 +18,7 @@ from support import smollm2
 from support.checkpoints import export_all
 from support.exported import generate
 from support.smollm2 import NEAR_TIE, NEW_TOKENS
+from support.toy_model import padded
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +44,8 @@ def reference(smollm2_gguf: Path) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def held() -> set[tuple[int, ...]]:
-    """Caches the reference's results by text."""
+def compared() -> set[tuple[int, ...]]:
+    """The texts that are already compared with the reference; some of the runs produce the same texts."""
     return set()
 
 
@@ -53,53 +54,42 @@ def mixed(prompts: list[list[int]]) -> list[list[int]]:
     return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
 
 
-def padded(prompts: Sequence[list[int]], side: str) -> dict[str, np.ndarray]:
-    width = max(map(len, prompts))
-    ids = np.full((len(prompts), width), PAD)
-    mask = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), None) if side == "left" else slice(len(prompt))
-        ids[row, place], mask[row, place] = prompt, 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 def continue_all(artifact: Path, prompts: list[list[int]], size: int, side: str, **settings: Any) -> list[list[int]]:
     """Returns the new tokens of each prompt, generated in batches of `size`."""
-    batches = [padded(prompts[at : at + size], side) for at in range(0, len(prompts), size)]
-    found = generate(artifact, *({**batch, "max_new_tokens": NEW_TOKENS, **settings} for batch in batches))
-    return [
-        row[batch["input_ids"].shape[1] :].tolist() for batch, ids in zip(batches, found, strict=True) for row in ids
-    ]
+    batches = [padded(prompts[at : at + size], side, PAD) for at in range(0, len(prompts), size)]
+    settings = {"max_new_tokens": NEW_TOKENS, **settings}
+    found = generate(artifact, *({"input_ids": ids, "attention_mask": mask, **settings} for ids, mask in batches))
+    return [row[ids.shape[1] :].tolist() for (ids, _), rows in zip(batches, found, strict=True) for row in rows]
 
 
 @pytest.mark.parametrize(("size", "side"), RUNS)
-def test_greedy(size: int, side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, held: set) -> None:
-    hold_greedy(artifacts["cpu"], smollm2.LENGTHS, size, side, reference, held)
+def test_greedy(size: int, side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, compared: set) -> None:
+    check_greedy(artifacts["cpu"], smollm2.LENGTHS, size, side, reference, compared)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_of_the_portable_graph(
-    side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, held: set
+    side: str, artifacts: dict[str, Path], reference: LlamaForCausalLM, compared: set
 ) -> None:
-    hold_greedy(artifacts["portable"], SHORT_LENGTHS, 3, side, reference, held)
+    check_greedy(artifacts["portable"], SHORT_LENGTHS, 3, side, reference, compared)
 
 
-def hold_greedy(
+def check_greedy(
     artifact: Path,
     lengths: Sequence[int],
     size: int,
     side: str,
     reference: LlamaForCausalLM,
-    held: set[tuple[int, ...]],
+    compared: set[tuple[int, ...]],
 ) -> None:
     prompts = mixed(smollm2.make_prompts(artifact, lengths))
     assert len(prompts) == 20
     found = continue_all(artifact, prompts, size, side, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
     for prompt, new in zip(prompts, found, strict=True):
         assert len(new) == NEW_TOKENS
-        if (*prompt, *new) not in held:
+        if (*prompt, *new) not in compared:
             smollm2.warn_of(smollm2.near_ties(reference, prompt, new))
-            held.add((*prompt, *new))
+            compared.add((*prompt, *new))
 
 
 @pytest.fixture(scope="module")

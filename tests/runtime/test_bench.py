@@ -89,8 +89,8 @@ def test_overhead_is_what_a_step_takes_beside_the_graph(found: dict[str, Any]) -
     for name, entry in entries.items():
         assert entry["settings"] == overhead.SETTINGS[name] and all(key in documented for key in entry)
         assert len(entry["seconds"]["samples"]) == 2 and len(entry["large_vocabulary_seconds"]["samples"]) == 2
-        for beside, step in zip(entry["seconds"]["samples"], entry["step_seconds"]["samples"], strict=True):
-            assert 0 < beside < step
+        for added, step in zip(entry["seconds"]["samples"], entry["step_seconds"]["samples"], strict=True):
+            assert 0 < added < step
         assert entry["share"] == entry["seconds"]["median"] / entry["step_seconds"]["median"]
         assert entry["large_vocabulary_seconds"]["min"] > 0
 
@@ -112,8 +112,8 @@ def test_overhead_counts_what_the_loop_adds_and_not_the_graph(tmp_path: Path, mo
 
     monkeypatch.setattr(graph, "run", passing(run, 0.1))
     monkeypatch.setattr(overhead.TokenSelector, "__call__", passing(choose, 0.01))
-    beside, step = overhead.Overhead(Workload(engine), np.arange(8), steps=6).step("top_p")
-    assert (beside, step) == pytest.approx((0.01, 0.11))
+    added, step = overhead.Overhead(Workload(engine), np.arange(8), steps=6).step("top_p")
+    assert (added, step) == pytest.approx((0.01, 0.11))
 
 
 def test_load_and_memory_are_those_of_a_fresh_process(found: dict[str, Any]) -> None:

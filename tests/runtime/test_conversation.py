@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> LlamaForCausalLM:
     return toy(tmp_path)
 
 
-def said(chat: Chat, text: str, **settings: Any) -> list[Piece]:
+def ask(chat: Chat, text: str, **settings: Any) -> list[Piece]:
     return list(chat.ask(text, **settings))
 
 
@@ -53,7 +53,7 @@ def test_ten_turns_compute_each_token_once(tmp_path: Path, template: str, ending
     settings: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": eos, "logits_processor": ends}
     reasons = []
     counts = computed(
-        model, lambda: [reasons.append(said(chat, text, **settings)[-1].finish_reason) for text in QUESTIONS]
+        model, lambda: [reasons.append(ask(chat, text, **settings)[-1].finish_reason) for text in QUESTIONS]
     )
     assert reasons == [ending] * 10 and len(chat.messages) == 20
     total = sum(sum(row) for row in counts)
@@ -70,7 +70,7 @@ def test_ten_turns_compute_each_token_once(tmp_path: Path, template: str, ending
 def test_an_answer_of_the_tenth_turn_is_that_of_a_fresh_start(model: LlamaForCausalLM) -> None:
     chat = Chat(model, system="be kind")
     for text in QUESTIONS[:4]:
-        pieces = said(chat, text, max_new_tokens=6)
+        pieces = ask(chat, text, max_new_tokens=6)
     assert chat._turn is not None
     ids = chat._turn.ids
     assert ids[-6:] == [piece.id for piece in pieces] == continuation(ids[:-6], 6, CONTEXT)
@@ -78,8 +78,8 @@ def test_an_answer_of_the_tenth_turn_is_that_of_a_fresh_start(model: LlamaForCau
 
 def test_a_seed_does_not_make_a_chat_compute_more(model: LlamaForCausalLM) -> None:
     chat = Chat(model)
-    said(chat, "hello", max_new_tokens=4, do_sample=True, seed=1)
-    *_, last = said(chat, "why", max_new_tokens=4, do_sample=True, seed=1)
+    ask(chat, "hello", max_new_tokens=4, do_sample=True, seed=1)
+    *_, last = ask(chat, "why", max_new_tokens=4, do_sample=True, seed=1)
     assert last.timings is not None and last.timings.cached_tokens > 20
 
 
@@ -87,8 +87,8 @@ def test_a_template_that_changes_the_answer_falls_back_to_the_whole_text(tmp_pat
     upper = "{% for m in messages %}{{ '<|start|>' + (m.content if m.role == 'user' else 'xyz') }}{% endfor %}<|end|>"
     model = toy(tmp_path, upper)
     chat = Chat(model)
-    said(chat, "hello there", max_new_tokens=5)
-    counts = computed(model, lambda: said(chat, "why", max_new_tokens=1))
+    ask(chat, "hello there", max_new_tokens=5)
+    counts = computed(model, lambda: ask(chat, "why", max_new_tokens=1))
     prompt = model.tokenizer.encode_chat([*chat.messages[:2], {"role": "user", "content": "why"}])
     assert chat._turn is not None and chat._turn.ids[:-1] == prompt
     first = len(model.tokenizer.encode("<|start|>hello there", add_special_tokens=False))
@@ -139,7 +139,7 @@ def test_a_full_context_drops_the_oldest_turns_but_not_the_system_message(tmp_pa
     chat = Chat(model, system="be kind")
     dropped, longest = [], 0
     for index in range(12):
-        said(chat, f"{'abcdefghijkl'[index]} tell", max_new_tokens=8)
+        ask(chat, f"{'abcdefghijkl'[index]} tell", max_new_tokens=8)
         dropped.append(chat.dropped)
         assert chat._turn is not None
         longest = max(longest, len(chat._turn.ids))
@@ -150,7 +150,7 @@ def test_a_full_context_drops_the_oldest_turns_but_not_the_system_message(tmp_pa
     with pytest.raises(UserError, match=r"this artifact holds 128 \(context\)"):
         chat.ask("x" * 50 + "yz" * 50)
     assert chat.messages == before
-    said(chat, "so", max_new_tokens=2)
+    ask(chat, "so", max_new_tokens=2)
 
 
 def test_an_answer_may_fill_the_context_where_nothing_limits_it(tmp_path: Path) -> None:
@@ -163,14 +163,14 @@ def test_an_answer_may_fill_the_context_where_nothing_limits_it(tmp_path: Path) 
 
 def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> None:
     chat = Chat(model)
-    said(chat, "hello", max_new_tokens=3)
+    ask(chat, "hello", max_new_tokens=3)
     stream = chat.ask("why", max_new_tokens=50)
     pieces = [next(stream) for _ in range(4)]
     stream.cancel()
     pieces += list(stream)
     assert pieces[-1].finish_reason == "cancelled"
     assert chat.messages[-1] == {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
-    counts = computed(model, lambda: said(chat, "no", max_new_tokens=1))
+    counts = computed(model, lambda: ask(chat, "no", max_new_tokens=1))
     assert chat._turn is not None and sum(map(sum, counts)) < len(chat._turn.ids) / 2
     before = list(chat.messages)
     stream = chat.ask("so")
@@ -182,7 +182,7 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(model: LlamaForCausalLM) -> 
 def test_an_answer_that_nobody_reads_leaves_the_chat_unchanged(model: LlamaForCausalLM) -> None:
     chat = Chat(model, system="be kind")
     chat.ask("hello").close()
-    said(chat, "why", max_new_tokens=3)
+    ask(chat, "why", max_new_tokens=3)
     assert [message["content"] for message in chat.messages[:-1]] == ["be kind", "why"] and chat.dropped == 0
 
 
@@ -190,15 +190,15 @@ def test_a_chat_goes_on_from_a_file(model: LlamaForCausalLM, tmp_path: Path) -> 
     chat = Chat(model, system="be kind")
     with pytest.raises(UserError, match="nothing has been said"):
         chat.save(tmp_path / "chat")
-    said(chat, "hello", max_new_tokens=6)
-    said(chat, "why", max_new_tokens=6)
+    ask(chat, "hello", max_new_tokens=6)
+    ask(chat, "why", max_new_tokens=6)
     chat.save(tmp_path / "chat")
-    expected = [piece.id for piece in said(chat, "and then", max_new_tokens=6)]
+    expected = [piece.id for piece in ask(chat, "and then", max_new_tokens=6)]
     again = Chat(toy(tmp_path / "other"))
     again.load(tmp_path / "chat")
     assert again.messages == chat.messages[:5]
     got: list[int | None] = []
-    counts = computed(again.model, lambda: got.extend(piece.id for piece in said(again, "and then", max_new_tokens=6)))
+    counts = computed(again.model, lambda: got.extend(piece.id for piece in ask(again, "and then", max_new_tokens=6)))
     assert got == expected
     new = len(again.model.turn([{"role": "user", "content": "and then"}]).ids)
     assert counts[0][0] <= new + 2  # the new message, and the end of the last answer
@@ -213,7 +213,7 @@ def test_a_session_that_is_not_a_chat_is_refused(model: LlamaForCausalLM, tmp_pa
     session.save(tmp_path / "bad", {"chat": "{"})
     session.save(tmp_path / "odd", {"chat": '{"messages": [], "turn": {"when": 1}}'})
     chat = Chat(model)
-    said(chat, "hello", max_new_tokens=2)
+    ask(chat, "hello", max_new_tokens=2)
     before = list(chat.messages)
     for name in ("text", "bad", "odd"):
         with pytest.raises(UserError, match="a session, but not of a chat"):

@@ -71,10 +71,10 @@ def test_the_installed_build_is_current_and_a_second_install_does_nothing() -> N
 @pytest.mark.parametrize("compress", [False, True])
 def test_new_wheel_is_one_that_pip_installs(official: tuple[Path, Release], tmp_path: Path, compress: bool) -> None:
     path, release = official
-    said: list[str] = []
-    built = wheel.build(release, path, tmp_path, tmp_path, said.append, compress=compress)
+    messages: list[str] = []
+    built = wheel.build(release, path, tmp_path, tmp_path, messages.append, compress=compress)
     assert built.name == f"mindspore_lite-{LOCAL_VERSION}-{PYTHON}-{PYTHON}-linux_{release.machine}.whl"
-    assert said == [
+    assert messages == [
         "unpacking it",
         "compiling its binding for this Python (half a minute on two cores)",
         "packing the new wheel",

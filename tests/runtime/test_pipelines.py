@@ -109,10 +109,10 @@ def test_defaults_are_hugging_faces_where_the_model_says_nothing(tmp_path: Path,
     assert len(words(sampled["generated_text"])) == 63  # the limit is 256, but the context is full
     assert toy("w5", seed=2) != toy("w5", seed=1)
     assert toy("w5", seed=1, temperature=0.7, do_sample=True, max_new_tokens=256) == toy("w5", seed=1)
-    said = load(tmp_path, batch=3, eos_token_id=())
+    loaded = load(tmp_path, batch=3, eos_token_id=())
     stored = {"temperature": 5.0, "max_new_tokens": 4}
     (tmp_path / "generation_config.json").write_text(json.dumps(stored))
-    model = type(said)(said.artifact, said.engine)  # reads it
+    model = type(loaded)(loaded.artifact, loaded.engine)  # reads it
     (other,) = pipeline(model=model)("w5", seed=1, return_full_text=False)
     assert len(words(other["generated_text"])) == 4
     assert other == toy("w5", seed=1, temperature=5.0, max_new_tokens=4, return_full_text=False)[0]
