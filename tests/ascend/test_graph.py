@@ -85,9 +85,8 @@ def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tupl
     chip = artifact.manifest.target
     own = SimpleNamespace(
         fused_attention=functools.partial(standin.fused_attention, chip=chip),
-        lm_head=lambda x, weight: standin.lm_head(
-            x, weight.astype(np.float16), chip=chip
-        ),  # the twin has converted it to float32
+        # the twin has converted it to float32
+        lm_head=lambda x, weight: standin.lm_head(x, weight.astype(np.float16), chip=chip),
     )
     kernels, definition = twin_engine(artifact, own), twin_engine(artifact)
     found, wanted = run_schedule(kernels), run_schedule(definition)

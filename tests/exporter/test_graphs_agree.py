@@ -15,12 +15,13 @@ from support.checkpoints import CONFIGS, export_all
 from support.step_runs import expected, relative_error, run_schedule
 
 TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, in two or three layers
+# MindSpore compiles each bucket of each config, which takes one or two seconds
 MINDSPORE = (
     "gqa-3to1",
     "head-size-20",
     "yarn",
     "qwen2-windows-16",
-)  # MindSpore compiles each bucket of each config, which takes one or two seconds
+)
 # Weights and cache of the cpu target -> tolerance of its logits. With integer weights, activations have 16 bits, or 8
 # bits with AMX and enough tokens in a call. An entry of the cache may be rounded differently.
 CPU = {

@@ -134,9 +134,8 @@ def test_ascend_holds_half_precision_and_quantized_layers() -> None:
     linear = parameters(config) - 65 * 4096 - tables // 2
     scales = 2 * 32 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
     assert 0 <= quantized.weights_file() - (tables + linear + scales + norms + rope) < 64 * 800
-    assert (
-        half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2
-    )  # the embedding is only read row by row
+    # the embedding is only read row by row
+    assert half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,8 @@ def test_a_stop_string_or_a_criterion_ends_a_text(model: LlamaForCausalLM) -> No
     settings: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "return_dict_in_generate": True}
     free = model.generate([5, 6], num_return_sequences=2, **settings).sequences[:, 2:].tolist()
     word = f"w{free[0][2]}"
-    out = model.generate(
-        [5, 6], stop_strings=word, length_penalty=-5.0, **settings
-    )  # so that short texts have the best score
+    # so that short texts have the best score
+    out = model.generate([5, 6], stop_strings=word, length_penalty=-5.0, **settings)
     assert out.finish_reasons == ("stop_string",) and out.sequences[0, -1] == free[0][2]
     seen = []
 

@@ -206,9 +206,8 @@ def test_a_step_reads_its_weights_and_the_filled_cache(tied: bool) -> None:
     manifest = cpu_manifest(tied)
     # a tied embedding is the head, which is read whole; of an untied one only single rows are read
     assert sizes.step_weight_bytes(manifest) == 4000 + 600 + 32
-    assert sizes.cache_bytes_per_token(manifest) == 2 * (
-        8 + 2
-    )  # k and v: 8 values of one byte and a scale of two bytes
+    # k and v: 8 values of one byte and a scale of two bytes
+    assert sizes.cache_bytes_per_token(manifest) == 2 * (8 + 2)
     assert sizes.cache_bytes(manifest) == 2 * 10 * 20
     # in the middle of 4 steps after 5 tokens, a step reads 7
     assert sizes.bytes_per_step(manifest, depth=5, rows=2, steps=4) == 4632 + 2 * 7 * 20

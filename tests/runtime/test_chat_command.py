@@ -194,9 +194,8 @@ def test_ctrl_c_ends_the_answer_and_the_chat_goes_on(
 def test_a_second_ctrl_c_ends_the_program(
     folder: Path, pipe: Any, ctrl_c: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "edgellama.generation.stream.Stream.cancel", lambda self: None
-    )  # so that the first Ctrl-C has no effect
+    # so that the first Ctrl-C has no effect
+    monkeypatch.setattr("edgellama.generation.stream.Stream.cancel", lambda self: None)
     ctrl_c(4, 5)
     pipe("hello\n")
     status, _, err = run_main(capfd, "chat", str(folder), *SHORT)

@@ -177,9 +177,8 @@ def test_any_json_value(model: LlamaForCausalLM) -> None:
     for text in ('{"a": [1.5, null, {}]}', "[]", '"a"', "true", '{\n  "a":0\n}'):
         for schema in (True, {}, "true"):
             assert accepts(JsonSchema(schema, tokens), tokens, text), text
-    assert not accepts(
-        JsonSchema(True, tokens), tokens, '{"a":' + "\n" * 2 + "0}"
-    )  # the amount of whitespace is limited
+    # the amount of whitespace is limited
+    assert not accepts(JsonSchema(True, tokens), tokens, '{"a":' + "\n" * 2 + "0}")
 
 
 def accepts(grammar: Grammar, tokens: GrammarTokenizer, text: str) -> bool:

@@ -20,9 +20,8 @@ def test_only_unmodified_read_only_library_pages_qualify() -> None:
         [
             mapping("1000-2000", "r--p", library),
             mapping("2000-4000", "r-xp", library),
-            mapping(
-                "4000-5000", "r--p", library, anonymous=4
-            ),  # RELRO: the loader relocated the pages, then protected them
+            # RELRO: the loader relocated the pages, then protected them
+            mapping("4000-5000", "r--p", library, anonymous=4),
             mapping("5000-6000", "rw-p", library),
             mapping("6000-7000", "r--s", library),
             mapping("7000-8000", "r-xp", "/usr/lib/libc.so.6"),

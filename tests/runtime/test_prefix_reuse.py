@@ -104,9 +104,8 @@ def test_a_common_prefix_is_copied_to_another_row(three: LlamaForCausalLM) -> No
     new(three, one, 1)
     assert [sum(row) for row in computed(three, lambda: new(three, two, 1))] == [2]
     assert new(three, two, 6) == continuation(two, 6)
-    assert [sum(row) for row in computed(three, lambda: new(three, [*one, 4], 1))] == [
-        1
-    ]  # the first text is still there
+    # the first text is still there
+    assert [sum(row) for row in computed(three, lambda: new(three, [*one, 4], 1))] == [1]
     assert new(three, [*one, 4], 6) == continuation([*one, 4], 6)
 
 
@@ -181,9 +180,8 @@ def test_several_answers_to_a_prompt_compute_it_once(single: LlamaForCausalLM, t
     counts = computed(three, lambda: found.append(three.generate([LONG], **call)))
     assert sorted(counts[0]) == [0, 0, 10]
     assert counts[1:] == [[1, 1, 1], [1, 1, 1]]
-    assert (
-        found[0].tolist() == single.generate([LONG], **call).tolist()
-    )  # one row at a time, each with its computed tokens
+    # one row at a time, each with its computed tokens
+    assert found[0].tolist() == single.generate([LONG], **call).tolist()
 
 
 def test_equal_prompts_of_a_batch_are_computed_once(three: LlamaForCausalLM) -> None:

@@ -90,9 +90,8 @@ def test_the_file_is_safetensors_with_the_positions_in_use_only(model: LlamaForC
     tensors = load_file(tmp_path / "s")
     assert tensors.pop("tokens").tolist() == session.ids
     assert {array.shape for array in tensors.values()} == {(GROUPS, 11, DIM)} and len(tensors) == 2 * LAYERS
-    assert all(
-        array.any(axis=(0, 2)).all() for array in tensors.values()
-    )  # including the last token, which the engine had not read
+    # including the last token, which the engine had not read
+    assert all(array.any(axis=(0, 2)).all() for array in tensors.values())
     with safe_open(tmp_path / "s", "np") as file:
         assert file.metadata()["title"] == "Fox"
         assert file.metadata()["artifact"] == model.artifact.manifest.to_dict()["digest"]

@@ -200,9 +200,8 @@ BOUNDED = [
     ),
     variant(sentencepiece(), pre_tokenizer=pre_tokenizers.Metaspace()),
 ]
-COMBINING = st.text(
-    "ΑΙ\u0313\u0301\u0345a\u0328\u0308\n x", max_size=40
-)  # four of these tokens may become one character
+# four of these tokens may become one character
+COMBINING = st.text("ΑΙ\u0313\u0301\u0345a\u0328\u0308\n x", max_size=40)
 
 
 @settings(max_examples=500)

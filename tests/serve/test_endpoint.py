@@ -82,11 +82,12 @@ def test_a_chat_goes_through_the_template(api: openai.OpenAI, name: str, model: 
     answer = first.choices[0].message
     assert answer.role == "assistant"
     assert answer.content == continuation(model, chat_prompt(model, "s:be", "u:hi"), 12)
+    # the history has the answer unchanged, with its null fields
     history = [
         *messages,
         answer.model_dump(),
         {"role": "user", "content": "so"},
-    ]  # the answer unchanged, with its null fields
+    ]
     second = api.chat.completions.create(model=name, messages=history, temperature=0, max_completion_tokens=3)
     expected = continuation(model, chat_prompt(model, "s:be", "u:hi", f"a:{answer.content}", "u:so"), 3)
     assert second.choices[0].message.content == expected

@@ -13,6 +13,7 @@ import numpy as np
 
 
 def load(path: Path, threads: int = 1) -> mslite.Model:
+    """Loads a graph file with `threads` threads."""
     context = mslite.Context()
     context.cpu.thread_num = threads
     model = mslite.Model()
@@ -21,11 +22,13 @@ def load(path: Path, threads: int = 1) -> mslite.Model:
 
 
 def affine_inputs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random inputs of the graph: x float32 [rows, 4], y float32 [rows, 3]."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal((rows, 4), dtype=np.float32), rng.standard_normal((rows, 3), dtype=np.float32)
 
 
 def run_affine(model: mslite.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Runs the graph and returns a view of its output, float32 [rows, 3]."""
     inputs = model.get_inputs()
     for given, array in zip(inputs, (x, y), strict=True):
         given.set_data_from_numpy(array)
@@ -33,6 +36,7 @@ def run_affine(model: mslite.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kernel_threads() -> int:
+    """Returns the number of threads that MindSpore Lite has started in this process."""
     tasks = Path("/proc/self/task").iterdir()
     return sum((task / "comm").read_text().startswith("KernelThread") for task in tasks)
 

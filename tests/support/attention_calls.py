@@ -75,6 +75,7 @@ class Case:
 
 
 def pointer(array: np.ndarray | None) -> int | None:
+    """Returns the address of the array's data, or None without an array."""
     return None if array is None else array.ctypes.data
 
 
@@ -104,6 +105,7 @@ def call(args: Args, isa: str, repeats: int = 1) -> None:
 
 
 def run(case: Case) -> dict[str, np.ndarray]:
+    """Returns the outputs and caches after a call of the kernel."""
     x = case.arrays()
     args, _scratch = bind(case, x)
     call(args, case.isa)
@@ -111,6 +113,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
 
 
 def expected(case: Case) -> dict[str, np.ndarray]:
+    """Returns the outputs and caches after a call of the definition in kernels/reference.py."""
     x = case.arrays()
     scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
     inputs = [x[name] for name in (*READ, "k_cache", "v_cache")]

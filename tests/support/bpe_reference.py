@@ -48,6 +48,7 @@ def split(text: str, patterns: Sequence[str]) -> list[str]:
 
 
 def byte_level_bpe(text: str, kind: str, vocabulary: Mapping[str, int], merges: Sequence[str]) -> list[int]:
+    """Returns the ids of a text; `kind` is the pre-tokenizer's name in PUBLISHED."""
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
     alphabet = byte_alphabet()
     ids = []
@@ -55,9 +56,8 @@ def byte_level_bpe(text: str, kind: str, vocabulary: Mapping[str, int], merges: 
         symbols = [alphabet[byte] for byte in piece.encode()]
         if kind == "llama-bpe" and "".join(symbols) in vocabulary:
             symbols = ["".join(symbols)]
-        symbols = [
-            symbol for symbol in symbols if symbol in vocabulary
-        ]  # without an unknown token, unknown bytes are dropped
+        # without an unknown token, unknown bytes are dropped
+        symbols = [symbol for symbol in symbols if symbol in vocabulary]
         while known := [pair for pair in pairwise(symbols) if pair in ranks]:
             best = min(known, key=lambda pair: ranks[pair])
             at = next(i for i, pair in enumerate(pairwise(symbols)) if pair == best)

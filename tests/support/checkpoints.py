@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def rope(kind: str, theta: float = 10000.0, **parameters: float) -> dict[str, Any]:
+    """Returns the rope_parameters of a config."""
     return {"rope_type": kind, "rope_theta": theta, **parameters}
 
 

@@ -27,6 +27,8 @@ from support.tiny import InPlaceGraph, Weights
 
 
 class DataType(enum.Enum):
+    """The data types of mindspore_lite that device caches use."""
+
     INT32 = 34
     FLOAT16 = 42
     FLOAT32 = 43
@@ -117,4 +119,5 @@ def make_lite(graph: Graph, context: int, room: int = 1 << 30) -> SimpleNamespac
 
 
 def gear_shape(spec: TensorSpec, gear: int) -> list[int]:
+    """Returns the shape of an input in a gear."""
     return [gear, spec.shape[1]] if spec.name == "tokens_by_step" else list(spec.shape)

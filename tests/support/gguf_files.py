@@ -32,6 +32,7 @@ NAMES = {
 
 
 def gguf_name(name: str) -> str:
+    """Returns the name in a GGUF file for a name of Hugging Face's."""
     stem, kind = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
         _, _, layer, inner = stem.split(".", 3)
@@ -62,6 +63,7 @@ def random_blocks(kind: Kind, shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
+    """Adds the metadata of a transformers config."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -118,11 +120,13 @@ def write_model(
 
 
 def add(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Adds one key with the type that fits the value."""
     adders = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
     adders.get(type(value), writer.add_array)(key, value)
 
 
 def finish(writer: GGUFWriter) -> None:
+    """Writes the file and closes it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

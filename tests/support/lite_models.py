@@ -66,12 +66,14 @@ def lower(path: Path) -> None:
 
 
 def write(path: Path, network: nn.Cell, inputs: Sequence[tuple[list[int], mindspore.Type]]) -> None:
+    """Exports a network with inputs of the given shapes and types, and lowers it."""
     tensors = [Tensor(shape=shape, dtype=dtype, init="zeros") for shape, dtype in inputs]
     mindspore.export(network, *tensors, file_name=str(path), file_format="MINDIR")
     lower(path)
 
 
 def main(folder: Path) -> None:
+    """Writes affine.mindir, weight.npy and doubles.mindir."""
     float32, int32 = mindspore.float32, mindspore.int32
     write(folder / "affine.mindir", Affine(), [([8, FEATURES], float32), ([8, WIDTH], float32)])
     np.save(folder / "weight.npy", WEIGHT)

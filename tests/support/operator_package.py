@@ -10,6 +10,7 @@ PACKAGE = REPOSITORY / "kernels" / "ascend"
 
 
 def snake(name: str) -> str:
+    """Returns FusedAttention as fused_attention."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 

@@ -54,10 +54,12 @@ def serving(model: LlamaForCausalLM, gate: Gate | None = None, **options: Any) -
 
 
 def client(address: str, key: str = "none") -> openai.OpenAI:
+    """Returns an OpenAI client of the server at `address`, which does not retry."""
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:
+    """Waits until `condition()` is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not become true in time"

@@ -68,5 +68,6 @@ def near_ties(model: LlamaForCausalLM, prompt: list[int], found: list[int]) -> l
 
 
 def warn_of(ties: Iterable[str]) -> None:
+    """Gives a warning for each near tie."""
     for message in ties:
         warnings.warn(f"near tie: {message}", stacklevel=2)

@@ -66,6 +66,7 @@ def run_in_child(kind: str, artifacts: Sequence[Path], scratch: Path) -> list[np
 
 
 def lite_engine(artifact: Any) -> Any:
+    """Returns the runtime's engine with MindSpore Lite."""
     from edgellama.engine.engine import Engine
 
     return Engine(artifact)

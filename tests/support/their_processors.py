@@ -8,6 +8,7 @@ from edgellama.generation.config import GenerationConfig
 
 
 def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
+    """Returns the warpers in the order of transformers' generate()."""
     made = theirs.LogitsProcessorList()
     if config.temperature != 1.0:
         made.append(theirs.TemperatureLogitsWarper(config.temperature))
@@ -23,6 +24,7 @@ def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
 
 
 def their_processors(config: GenerationConfig) -> theirs.LogitsProcessorList:
+    """Returns the logits processors in the order of transformers' generate()."""
     made = theirs.LogitsProcessorList()
     if config.sequence_bias:
         made.append(theirs.SequenceBiasLogitsProcessor(dict(config.sequence_bias)))

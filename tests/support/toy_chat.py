@@ -46,12 +46,14 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def write_files(folder: Path, template: str | None = CHATML) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, with a chat template unless it is None."""
     tokenizer().save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": "</s>", **({"chat_template": template} if template else {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def toy(folder: Path, template: str | None = CHATML, **changes: Any) -> LlamaForCausalLM:
+    """Returns the toy's model with the tokenizer of this module; `changes` are arguments of `tiny.manifest`."""
     opened = artifact(folder, **{"context": CONTEXT, "eos_token_id": (), **changes})
     write_files(folder, template)
     return model_of(opened)

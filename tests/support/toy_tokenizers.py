@@ -48,6 +48,7 @@ def sentencepiece() -> tokenizers.Tokenizer:
 
 
 def save(folder: Path, model: tokenizers.Tokenizer, **config: object) -> Tokenizer:
+    """Writes tokenizer.json and a tokenizer_config.json with `config`; returns the Tokenizer of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
