@@ -113,7 +113,8 @@ class StepBatch:
                 self.timings.prefill += spent
             else:
                 self.timings.decode += spent
-        self.timings.decode_steps += not self._prompts
+        if not self._prompts:
+            self.timings.decode_steps += 1
         return logits
 
     def select(self, select: Callable[..., T], *arguments: object, row: int | None = None) -> T:
