@@ -32,7 +32,7 @@ struct Prefill<int8_t> : Prefill<uint16_t> {};
 #endif
 
 using Counter = std::atomic<int32_t>;
-static_assert(sizeof(Counter) == sizeof(int32_t) && Counter::is_always_lock_free, "counters lie in plain memory");
+static_assert(sizeof(Counter) == sizeof(int32_t) && Counter::is_always_lock_free, "counters are in plain memory");
 
 // One call by one thread. Both kinds of counters in the scratch are zero before the call and zero again after it.
 template <class T>

@@ -44,7 +44,7 @@ std::string attention_size_error(const AttentionArgs& a) {
   else if (a.window < 0)
     text << "window " << a.window << " is negative; 0 means none";
   else if (a.cache != CacheType::f32 && a.cache != CacheType::f16 && a.cache != CacheType::s8)
-    text << "cache type " << static_cast<int>(a.cache) << " is none of 0 (float32), 1 (float16), 2 (int8)";
+    text << "cache type " << static_cast<int>(a.cache) << " is unknown; choose 0 (float32), 1 (float16) or 2 (int8)";
   else if (a.threads < 1 || a.threads > ThreadPool::kMaxThreads)
     text << "threads " << a.threads << " is outside 1.." << ThreadPool::kMaxThreads;
   else

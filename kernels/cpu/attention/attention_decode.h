@@ -30,8 +30,8 @@ static inline void prefetch(const void* at, long bytes) {
 // Keys or values of a range of positions of one (row, group), at most kMaxPart.
 template <class T>
 struct Part {
-  const T* rows;           // the first position's
-  const uint16_t* scales;  // the first position's, or null
+  const T* rows;           // at the first position
+  const uint16_t* scales;  // at the first position, or null
   long count, dim, padded_dim;
 };
 
@@ -95,7 +95,7 @@ static inline void weigh_values(const Part<T>& part, long first, long last, cons
   }
 }
 
-// Multiplies the scores (or weights) with the int8 cache's scales. Does nothing for the other types.
+// Multiplies the scores (or weights) by the int8 cache's scales. Does nothing for the other types.
 template <class T>
 static inline void scale_scores(const Part<T>& part, float* scores) {
   if (sizeof(T) != 1) return;

@@ -2,8 +2,8 @@
 //
 // A row with one token (decode) is limited by reading the cache. It is divided into groups and ranges of positions
 // ("parts"); the last job of a (row, group) joins their partial sums (flash-decoding, arXiv:2311.01282). A row with
-// more tokens (prefill) is divided into groups and blocks of queries. The parts depend only on the positions, not on
-// the number of threads, and so does the result.
+// more tokens (prefill) is divided into groups and blocks of queries. The parts depend only on the positions, so the
+// result does not depend on the number of threads.
 #pragma once
 
 #include "attention/attention.h"

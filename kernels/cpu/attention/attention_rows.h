@@ -35,8 +35,9 @@ static inline void store_some(float* p, F x, long n) {
   std::memcpy(p, lanes, size_t(n) * sizeof *p);
 }
 
-// y [D] = x [D] rotated to `position` (arXiv:2104.09864, half-split layout: element i pairs with i + D/2). The file is
-// compiled without contraction into fused multiply-adds, so the cache receives the same bits as the reference.
+// y [D] = x [D] rotated to `position` (arXiv:2104.09864, half-split layout: element i pairs with i + D/2).
+// attention.cpp is compiled without contraction into fused multiply-adds, so the cache receives the same bits as the
+// reference.
 static inline void rotate(const AttentionArgs& a, const float* x, long position, float* y) {
   const long half = a.head_dim / 2;
   const float *cos = a.cos + position * half, *sin = a.sin + position * half;

@@ -1,5 +1,5 @@
 // Linear for any number of rows. Each thread reads its share of the panels once, and multiplies all rows of the call
-// with a panel while it is in the cache.
+// by a panel while it is in the cache.
 #include "linear/linear.h"
 
 #include "base/pool.h"
@@ -54,7 +54,7 @@ void prepare_rows(const LinearArgs& a, long begin, long end, uint8_t* rows, floa
   }
 }
 
-// Multiplies R rows from row t on with units [begin, end). A unit is 16 columns of y: one panel, or a pair for SwiGLU.
+// Multiplies R rows from row t on by units [begin, end). A unit is 16 columns of y: one panel, or a pair for SwiGLU.
 template <Format format, int R>
 void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows) {
   const size_t panel_size = panel_bytes(format, a.shape.in);

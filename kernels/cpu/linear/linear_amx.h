@@ -1,4 +1,4 @@
-// Linear for many rows with AMX: unpacks a pair of panels to bfloat16 tiles once, and multiplies them with all rows.
+// Linear for many rows with AMX: unpacks a pair of panels to bfloat16 tiles once, and multiplies all rows by them.
 // Activations are rounded to bfloat16 too. Sums are float32.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Linear for many rows without AMX: widens a pair of panels of integers to 16 bits once, and multiplies it with every
-// row. The sums of a block of rows by two vectors of columns stay in registers. The integers, their sums and the order
+// Linear for many rows without AMX: widens a pair of panels of integers to 16 bits once, and multiplies every row by
+// it. The sums of a block of rows by two vectors of columns stay in registers. The integers, their sums and the order
 // of the float operations are the same as in linear_rows.h, so a row's result has the same bits.
 #pragma once
 
@@ -22,7 +22,7 @@ struct RowBlocks {
   int size(long block) const { return static_cast<int>(first(block + 1) - first(block)); }
 };
 
-// One multiplication: groups [first, last) of a block of rows with the same groups of a pair of panels.
+// One multiplication: groups [first, last) of a block of rows, by the same groups of a pair of panels.
 //   rows     words [group][row][32] of all K, then their scales [group][row]
 //   weights  words [group][vector][16 pairs][kLanes][2] of these groups, then their scales [group][kWide]
 //   sums     [row][kWide]; the products are added to them if first > 0, and replace them otherwise
@@ -105,7 +105,7 @@ static inline void widen(const uint8_t* panel, long k, long first, long last, ui
   }
 }
 
-// Multiplies R rows with both panels, two vectors of columns at a time.
+// Multiplies R rows by both panels, two vectors of columns at a time.
 template <int R>
 static inline void multiply_words(const Piece& piece) {
   const long groups = piece.last - piece.first;
@@ -181,7 +181,7 @@ static inline void prefetch_results(const LinearArgs& a, long row, int rows, lon
   }
 }
 
-// Multiplies all rows with pairs [begin, end) of panels. A K above WideScratch::kMaxDepth is divided into pieces, so
+// Multiplies all rows by pairs [begin, end) of panels. A K above WideScratch::kMaxDepth is divided into pieces, so
 // that the rows and the weights of a piece stay in the cache; the sums [pair][row][kWide] stay in memory from piece to
 // piece. `next` is the pair that this thread will multiply after them; its weights are prefetched.
 template <Format format>

@@ -1,4 +1,4 @@
-// Linear for a few rows: multiplies one panel of 16 columns with a block of rows, and applies bias and epilogue.
+// Linear for a few rows: multiplies a block of rows by one panel of 16 columns, and applies bias and epilogue.
 #pragma once
 
 #include "linear/linear.h"
