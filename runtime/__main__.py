@@ -9,22 +9,27 @@ Answers go to standard output, everything else to standard error. Exit status:
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
+import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    # Imported where it is used. Until `main` runs, Ctrl-C is a traceback, so this module imports little.
+    import argparse
+    from types import FrameType
+
 OURS = ("edgellama", "exporter", "kernels", "runtime")
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command. Its module is imported only if the command runs: a board lacks the packages of the exporter.
 
     Attributes:
@@ -59,6 +64,8 @@ COMMANDS = {
 
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of the command line `words`. Only the command that they name declares its arguments."""
+    import argparse
+
     top = argparse.ArgumentParser(
         prog="edgellama", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,29 +83,76 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # Output replaces characters that the terminal cannot show. Input keeps bytes that are not UTF-8 as surrogates: the
-    # tokenizer reports them with a clear message.
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
     try:
-        options = parser(words).parse_args(words)
+        with interrupt_ends_process():
+            _replace_undecodable()
+            options = parser(words).parse_args(words)
         options.run(options)
     except (UserError, ModuleNotFoundError) as error:
         message = str(error) if isinstance(error, UserError) else _missing_package(error)
         if message is None:
             raise
         if "--debug" in words:
+            import traceback
+
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # for example `| head`; Python flushes stdout at exit, so connect it to something open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell reports it
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+@contextmanager
+def interrupt_ends_process() -> Iterator[None]:
+    """During the block Ctrl-C ends the process at once, with exit status 130.
+
+    For work that leaves nothing behind, as imports do. An exception within an import may be lost, or become another one
+    (an ImportError of native code, a traceback that an import hook prints).
+    """
+    try:
+        earlier = signal.getsignal(signal.SIGINT)
+        if earlier is not signal.default_int_handler:  # ignored, as under nohup, or the handler of an application
+            yield
+            return
+        signal.signal(signal.SIGINT, _end_process)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def _end_process(number: int, frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether this is Ctrl-C, or an exception that a library raised in its place."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _replace_undecodable() -> None:
+    # Output replaces characters that the terminal cannot show. Input keeps bytes that are not UTF-8 as surrogates: the
+    # tokenizer reports them with a clear message.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:

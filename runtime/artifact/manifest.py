@@ -277,11 +277,12 @@ class Artifact:
         - the hashes of the graph files, because native code parses them
         - with `check_data`, the hashes of weights and graph data too
 
+        The path of the artifact is absolute: later reads do not depend on the working directory.
+
         Raises UserError if a check fails.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        artifact = cls(path, manifest)
+        manifest = read_manifest(Path(path))
+        artifact = cls(_absolute(Path(path)), manifest)
         for entry in manifest.files():
             artifact._check_size(entry)
         graphs = {graph.file for graph in manifest.graphs}
@@ -361,6 +362,15 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise UserError(
+            f"{path}: the working directory does not exist any more ({error.strerror}). Give an absolute path"
+        ) from error
 
 
 def _require(condition: bool, field: str, found: object, needed: str) -> None:

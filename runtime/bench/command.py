@@ -87,6 +87,8 @@ def bench(path: Path, settings: Settings) -> dict[str, Any]:
     """Measure an artifact. Returns the object that --json writes (see runtime.bench)."""
     artifact = Artifact.open(path)
     manifest = artifact.manifest
+    for note in settings.clipped(manifest):
+        print(f"note: {note}. For more, export with a larger CONTEXT", file=sys.stderr)
     settings = settings.fitted(manifest)
     threads = settings.threads or available_threads()
     with progress(f"Loading {manifest.name} in fresh processes"):

@@ -23,7 +23,7 @@ TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. `fitted` clips lengths and depths to what the artifact holds.
+    """What to measure. `fitted` clips lengths, depths and steps to what the artifact holds; `clipped` says which.
 
     Attributes:
         threads: CPU threads; None takes all available
@@ -57,7 +57,7 @@ class Settings:
                 f"batches contains {max(batches)}; this artifact has {rows} rows (batch). "
                 f"Export with `make export MODEL={manifest.source.model} BATCH={max(batches)}`"
             )
-        steps = min(self.steps, manifest.context - 1)
+        steps = self._fitting_steps(manifest)
         deepest = manifest.context - steps
         return Settings(
             threads=self.threads,
@@ -67,6 +67,25 @@ class Settings:
             repeats=self.repeats,
             steps=steps,
         )
+
+    def clipped(self, manifest: Manifest) -> list[str]:
+        """Return one sentence for each setting that `fitted` changes."""
+        steps = self._fitting_steps(manifest)
+        depth_limit = f"the context of {manifest.context:,} tokens less {steps:,} steps"
+        limits = (
+            ("steps", (self.steps,), steps, f"the context of {manifest.context:,} tokens less one"),
+            ("prompt lengths", self.prompt_lengths, manifest.context, f"the context of {manifest.context:,} tokens"),
+            ("depths", self.depths, manifest.context - steps, depth_limit),
+        )
+        notes = []
+        for name, values, largest, limit in limits:
+            if beyond := sorted({value for value in values if value > largest}):
+                listed = ", ".join(f"{value:,}" for value in beyond)
+                notes.append(f"{name} {listed}: more than the artifact holds, measured at {largest:,} ({limit})")
+        return notes
+
+    def _fitting_steps(self, manifest: Manifest) -> int:
+        return min(self.steps, manifest.context - 1)
 
 
 class Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from ..engine.engine_lock import Cancelled, EngineLock
@@ -14,28 +15,56 @@ from .decode import GenerationTimings
 from .output import Piece
 
 
+@dataclass
+class _TextBefore:
+    """The text before an answer: its token ids, which decide how the first tokens of the answer are written."""
+
+    tokenizer: Tokenizer
+    behind: Sequence[int]
+
+    def text_stream(self) -> TextStream:
+        return self.tokenizer.text_stream(behind=self.behind)
+
+
 class Stream(Iterator[Piece]):
     """Yields the pieces of one answer.
 
     The stream takes the engine's lock with the first piece and releases it after the last. `cancel` ends the stream
-    with a last piece. `close`, leaving a `with` block, or dropping the stream ends it without one.
+    with a last piece. `close`, leaving a `with` block, an exception of a listener, or dropping the stream ends it
+    without one. `break` in `for piece in model.stream(...)` drops it.
 
     Attributes:
         listeners: each is called with a piece before the caller gets it.
-        behind: the tokens of the text that the answer continues. Set to (), before the first piece, the answer is a
-            text by itself.
     """
 
     def __init__(self, batch: Batch, lock: EngineLock, tokenizer: Tokenizer) -> None:
         self.listeners: list[Callable[[Piece], None]] = []
-        self.behind: Sequence[int] = batch.sequences.row(0).tolist()
         self._cancelled = batch.call.cancelled
-        self._pieces = _pieces(batch, lock, lambda: tokenizer.text_stream(behind=self.behind))
+        self._before = _TextBefore(tokenizer, batch.sequences.row(0).tolist())
+        # The generator must not refer to this object. In a cycle, a dropped stream would hold the engine's lock until
+        # the next garbage collection.
+        self._pieces = _pieces(batch, lock, self._before)
+
+    @property
+    def behind(self) -> Sequence[int]:
+        """The tokens of the text that the answer continues.
+
+        Set to (), before the first piece, the answer is a text by itself.
+        """
+        return self._before.behind
+
+    @behind.setter
+    def behind(self, tokens: Sequence[int]) -> None:
+        self._before.behind = tokens
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
-        for listener in self.listeners:
-            listener(piece)
+        try:
+            for listener in self.listeners:
+                listener(piece)
+        except BaseException:
+            self.close()
+            raise
         return piece
 
     def cancel(self) -> None:
@@ -56,9 +85,9 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
-def _pieces(batch: Batch, lock: EngineLock, text_stream: Callable[[], TextStream]) -> Generator[Piece, None, None]:
+def _pieces(batch: Batch, lock: EngineLock, before: _TextBefore) -> Generator[Piece, None, None]:
     timings = GenerationTimings()
-    characters, graphemes = text_stream(), Graphemes()
+    characters, graphemes = before.text_stream(), Graphemes()
     try:
         with lock.take(batch.call.cancelled):
             for (token,) in batch.decode(timings):

@@ -23,6 +23,7 @@ from edgellama.artifact.manifest import (
 )
 from edgellama.errors import UserError
 from support.manifest_edits import rewrite
+from support.toy_model import load, model_of
 
 
 def make(folder: Path) -> Manifest:
@@ -165,3 +166,27 @@ def test_every_file_is_listed(folder: Path) -> None:
     graph = dataclasses.replace(manifest.graphs[0], data=(data,))
     listed = [entry.file for entry in dataclasses.replace(manifest, graphs=(graph,)).files()]
     assert listed == ["graphs/step.mindir", "graphs/step.data", "weights.safetensors"]
+
+
+def test_an_artifact_of_a_relative_path_stays_usable_after_chdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here" / "artifact"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder.parent)
+    load(folder)
+    relative = Artifact.open("artifact")
+    model = model_of(relative)
+    monkeypatch.chdir(tmp_path)
+    assert relative.path.is_absolute()
+    assert model.tokenizer.encode("w5") == [5]
+    assert model.session().generate("w5", max_new_tokens=2).size == 2
+
+
+def test_a_deleted_working_directory_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(UserError, match=r"no such folder|working directory"):
+        Artifact.open("artifact")

@@ -14,7 +14,7 @@ import pytest
 
 from edgellama.__main__ import main
 from edgellama.artifact import sizes
-from edgellama.artifact.manifest import CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from edgellama.artifact.manifest import Artifact, CacheSpec, FileEntry, Graph, Manifest, TensorSpec
 from edgellama.bench import command, fresh, machine, overhead, report
 from edgellama.bench.workload import Settings, Workload
 from edgellama.engine.engine import Engine
@@ -64,6 +64,17 @@ def test_lengths_are_clipped_and_every_batch_is_measured(found: dict[str, Any]) 
     assert [(e["prompt_tokens"], e["rows"]) for e in found["prefill"]] == [(5, 1), (64, 1), (5, 2)]
     assert [(e["depth"], e["rows"]) for e in found["decode"]] == [(8, 1), (48, 1), (8, 2)]
     assert found["settings"]["batches"] == [1, 2]
+
+
+def test_what_is_clipped_is_said(tiny_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_artifact).manifest
+    notes = Settings(threads=1, prompt_lengths=(5, 65, 500), depths=(8, 48, 49), steps=64).clipped(manifest)
+    assert notes == [
+        "steps 64: more than the artifact holds, measured at 63 (the context of 64 tokens less one)",
+        "prompt lengths 65, 500: more than the artifact holds, measured at 64 (the context of 64 tokens)",
+        "depths 8, 48, 49: more than the artifact holds, measured at 1 (the context of 64 tokens less 63 steps)",
+    ]
+    assert Settings(threads=1, prompt_lengths=(64,), depths=(48,)).clipped(manifest) == []
 
 
 def test_figures_follow_from_the_samples(found: dict[str, Any]) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
+import gc
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgellama.conversation.chat import Chat
 from edgellama.errors import UserError
 from edgellama.generation.decode import GenerationTimings
 from edgellama.generation.output import Piece
+from edgellama.generation.stream import Stream
 from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.serving import wait_until
 from support.toy_model import continuation, load
@@ -252,3 +258,80 @@ def test_transformers_iterator_streamer_serves_another_thread(model: LlamaForCau
     text = "".join(streamer)
     thread.join()
     assert text.replace(" ", "") == "".join(f"w{i}" for i in continuation([5, 6], 5))
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Only reference counts free objects in the block."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def by_break(streams: Callable[[], Stream]) -> None:
+    for _ in streams():
+        break
+
+
+def by_exception(streams: Callable[[], Stream]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for _ in streams():
+            raise ZeroDivisionError
+
+
+def by_del(streams: Callable[[], Stream]) -> None:
+    stream = streams()
+    next(stream)
+    del stream
+
+
+def by_close(streams: Callable[[], Stream]) -> None:
+    stream = streams()
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+def by_with(streams: Callable[[], Stream]) -> None:
+    with pytest.raises(ZeroDivisionError), streams() as stream:
+        next(stream)
+        raise ZeroDivisionError
+
+
+def by_listener(streams: Callable[[], Stream]) -> None:
+    def listener(piece: Piece) -> None:
+        raise ZeroDivisionError
+
+    stream = streams()
+    stream.listeners.append(listener)
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+
+
+def by_generator(streams: Callable[[], Stream]) -> None:
+    texts = (piece.text for piece in streams())
+    next(texts)
+    del texts
+
+
+@pytest.mark.parametrize(
+    "abandon", [by_break, by_exception, by_del, by_close, by_with, by_listener, by_generator], ids=lambda f: f.__name__
+)
+def test_an_abandoned_stream_releases_the_model_at_once(tmp_path: Path, abandon: Callable[..., None]) -> None:
+    model = load(tmp_path, batch=2, eos_token_id=())
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    kinds: list[Callable[[], Stream]] = [
+        lambda: model.stream([5, 6], max_new_tokens=9),
+        lambda: model.stream([5, 6], max_new_tokens=9, stop_strings=["w99"], repetition_penalty=1.5),
+        lambda: model.stream_chat("w5", max_new_tokens=9),
+        lambda: model.session().stream([5, 6], max_new_tokens=9),
+        lambda: Chat(model).ask("w5", max_new_tokens=9),
+    ]
+    with no_collection():
+        for streams in kinds:
+            abandon(streams)
+            assert model.engine.engine_lock._queue == deque()
+            assert usable(model)

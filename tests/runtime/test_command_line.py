@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,41 @@ def test_without_mindspore_lite_the_error_names_the_command(toy: Path) -> None:
         f"sys.exit(main(['generate', {str(toy)!r}, '--prompt', 'hello']))"
     )
     assert "Install it with `python -m edgellama.lite install`" in run_child("-c", code, status=2).stderr
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "edgellama.cli.generate":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(1000))
+            except KeyboardInterrupt:  # as native code does within an import
+                raise ImportError("initialization failed") from None
+
+sys.meta_path.insert(0, Interrupting())
+from edgellama.__main__ import main
+sys.exit(main(["generate", "x", "--prompt", "x"]))
+"""
+
+
+def test_ctrl_c_during_imports_ends_with_130_and_no_traceback() -> None:
+    done = run_child("-c", INTERRUPTED_IMPORT, status=None)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_that_became_another_exception_ends_with_130(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise SystemError("native code returned an error")  # noqa: B904 - what native code does
+
+    monkeypatch.setattr("edgellama.cli.generate.run_generate", fail)
+    status, out, err = run_main(capfd, "generate", "x", "--prompt", "x")
+    assert (status, out, err) == (130, "", "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
