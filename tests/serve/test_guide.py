@@ -13,6 +13,7 @@ import pytest
 from starlette.routing import Route
 
 import edgellama.serve
+from edgellama.__main__ import parser
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve import command
 from edgellama.serve.app import MAX_BODY, Service
@@ -47,9 +48,8 @@ def code_words(cell: str) -> list[str]:
 
 
 def options() -> list[argparse.Action]:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    serve = parser._subparsers._group_actions[0].choices["serve"]  # type: ignore[union-attr,index,call-overload]
+    commands = parser(["serve"])._subparsers
+    serve = commands._group_actions[0].choices["serve"]  # type: ignore[union-attr,index,call-overload]
     return [action for action in serve._actions if action.option_strings and action.dest != "help"]
 
 
