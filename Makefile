@@ -26,56 +26,82 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 MODEL ?= smollm2-135m-instruct
 PROMPT ?= Why is the sky blue?
 
-# The variables that become options of the exporter if they are set: BATCH=4 becomes --batch "4". The exporter declares
+# The variables that become options of the exporter if they are set: BATCH=4 becomes --batch 4. The exporter declares
 # the options and their defaults (exporter/export_options.py).
 PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH
 EXPORT_OPTIONS := $(PLAN_OPTIONS) OUT VERIFY SYNTHETIC SEED
 SWITCHES := VERIFY SYNTHETIC# 1 becomes --name, 0 becomes --no-name
 
-lower = $(shell echo $(1) | tr '[:upper:]' '[:lower:]')
-option = --$(call lower,$(1)) "$($(1))"
-switch = --$(if $(filter 0,$($(1))),no-)$(call lower,$(1))
-options = $(foreach name,$(1),$(if $($(name)),$(call $(if $(filter $(name),$(SWITCHES)),switch,option),$(name))))
+# Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
+# shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
+GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE
+define take
+ifneq ($(origin $(1)),undefined)
+override $(1) := $$(value $(1))
+export $(1)
+endif
+endef
+$(foreach name,$(GIVEN),$(eval $(call take,$(name))))
 
-# The artifact of run, chat, bench and check-install. Default: the folder that export chooses for MODEL and the options.
-# It is computed when a recipe first uses it.
-ARTIFACT ?= $(eval ARTIFACT := $(shell $(EXPORTER) artifact-folder "$(MODEL)" \
-  $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))$(ARTIFACT)
+lower = $(shell echo $(1) | tr '[:upper:]' '[:lower:]')
+dash = $(filter -%,$(firstword $($(1))))# not empty if the value begins with a dash, as an option does
+option = --$(2)$(if $(dash),=, )"$$$(1)"
+switch = --$(if $(filter 0,$($(1))),no-)$(call lower,$(1))
+options = $(foreach name,$(1),$(if $($(name)),$(if $(filter $(name),$(SWITCHES)),$(call switch,$(name)),$(call \
+  option,$(name),$(call lower,$(name))))))
+path = "$(if $(dash),./)$$$(1)"
+
+# The shell variable `artifact` of run, chat, bench, convert and check-install: ARTIFACT, or the folder that export
+# chooses for MODEL and the options.
 EXPORTER = $(or $(wildcard $(PYTHON)),$(PYTHON3)) -m exporter
+find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) artifact-folder $(call path,MODEL) \
+  $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
 
 run: artifact
-	@$(PYTHON) -m edgellama generate "$(ARTIFACT)" --prompt "$(PROMPT)"
+	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
 
 chat: artifact
-	@$(PYTHON) -m edgellama chat "$(ARTIFACT)"
+	@$(find_artifact) && $(PYTHON) -m edgellama chat "$$artifact"
 
 export: $(VENV)/ready
-	@$(PYTHON) -m edgellama export "$(MODEL)" $(call options,$(EXPORT_OPTIONS))
+	@$(PYTHON) -m edgellama export $(call path,MODEL) $(call options,$(EXPORT_OPTIONS))
 
 plan: $(VENV)/ready
-	@$(PYTHON) -m edgellama plan "$(MODEL)" $(call options,$(PLAN_OPTIONS) MEASURED)
+	@$(PYTHON) -m edgellama plan $(call path,MODEL) $(call options,$(PLAN_OPTIONS) MEASURED)
 
 # Uses the Python that has MindSpore Lite for Ascend, not .venv: kernels/ascend/BOARD.md.
 convert:
-	@$(PYTHON3) -m exporter convert "$(ARTIFACT)" $(call options,SOC OUT)
+	@$(find_artifact) && $(PYTHON3) -m exporter convert "$$artifact" $(call options,SOC OUT)
 
 board-check:
-	@$(PYTHON3) -m exporter board-check $(call options,PROBE) $(if $(DEVICE),--device-id "$(DEVICE)")
+	@$(PYTHON3) -m exporter board-check $(call options,PROBE) $(if $(DEVICE),$(call option,DEVICE,device-id))
 
 board-probe: $(VENV)/ready
 	@$(PYTHON) -m edgellama board-probe $(call options,TARGET)
 
-# Exports ARTIFACT if it does not exist. The first line fails if the exporter has refused the options.
-artifact: $(VENV)/ready
-	@test -n "$(ARTIFACT)"
-	@test -e "$(ARTIFACT)/manifest.json" || \
-	  $(PYTHON) -m edgellama export "$(MODEL)" $(call options,$(EXPORT_OPTIONS)) --out "$(ARTIFACT)"
+# An artifact that ARTIFACT names must exist: a misspelt name must not start an export. Without ARTIFACT, the default
+# artifact is exported if it does not exist.
+define require_artifact
+@test -e $(call path,ARTIFACT)/manifest.json || { printf 'error: no artifact at %s (ARTIFACT): it has no manifest.json. \
+Name an existing artifact, export one there with "make export MODEL=... OUT=...", or leave ARTIFACT out: then the \
+default artifact is exported\n' "$$ARTIFACT" >&2; exit 2; }
+endef
+define export_artifact
+@$(find_artifact) && { test -e "$$artifact/manifest.json" || $(PYTHON) -m edgellama export $(call path,MODEL) \
+  $(call options,$(filter-out OUT,$(EXPORT_OPTIONS))) --out "$$artifact"; }
+endef
+
+named-artifact:
+	$(if $(ARTIFACT),$(require_artifact),@:)
+
+artifact: named-artifact $(VENV)/ready
+	$(if $(ARTIFACT),@:,$(export_artifact))
 
 bench: artifact
-	@$(PYTHON) -m edgellama bench "$(ARTIFACT)"
+	@$(find_artifact) && $(PYTHON) -m edgellama bench "$$artifact"
 
 bench-peers: $(VENV)/ready
 	@for weights in int8 int4; do \
@@ -91,14 +117,15 @@ kernels:
 	@kernels/ascend/build.sh
 
 check-kernels: $(VENV)/ready-test
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" kernels/cpu/check.sh
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" kernels/cpu/check.sh
 
 # Runs in its own folder: nothing of the checkout can be imported there.
 check-install: artifact
 	rm -rf build/installed && $(PYTHON3) -m venv build/installed
 	build/installed/bin/pip --disable-pip-version-check install --quiet ".[lite]"
 	cd build/installed && bin/python -m edgellama.lite install
-	cd build/installed && bin/edgellama generate "$(abspath $(ARTIFACT))" --prompt "$(PROMPT)" --max-new-tokens 20
+	$(find_artifact) && artifact=$$(realpath -- "$$artifact") && cd build/installed && \
+	  bin/edgellama generate "$$artifact" $(call option,PROMPT,prompt) --max-new-tokens 20
 
 test: $(VENV)/ready-test browser
 	$(PYTHON) -m pytest
@@ -114,7 +141,7 @@ lint: $(VENV)/ready-test
 	$(PYTHON) -m ruff format --check .
 	@tests/support/link_package.sh build/typing
 	$(PYTHON) -m mypy
-	@cd build/typing && PYTHONPATH=. $(abspath $(VENV)/bin/lint-imports) --no-cache $(CURDIR)/setup.cfg
+	@cd build/typing && PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../setup.cfg
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info
