@@ -31,6 +31,7 @@ from edgellama.kernels.ascend.chips import CHIPS
 from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
+from .checkpoint.tokenizer_files import check_chat_template
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
@@ -83,6 +84,7 @@ def export(options: ExportOptions, progress: Progress) -> Path:
         )
     out = options.folder()
     tokenizer = checkpoint.tokenizer_files()  # fails before the long work if the tokenizer is not supported
+    check_chat_template(tokenizer, options.model)
 
     with atomic_folder.whole(out) as partial:
         writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)

@@ -27,6 +27,7 @@ from .generation.sequences import join
 from .generation.stream import Stream
 from .hf_keywords import as_callables, check_placement
 from .progress import progress
+from .text.chat_template import check_syntax
 from .text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
@@ -84,6 +85,7 @@ class LlamaForCausalLM:
         """
         artifact = Artifact.open(path)
         check_placement("from_pretrained", hugging_face, artifact.manifest)
+        check_syntax(artifact.path)
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6
         what = f"Loading {artifact.manifest.name} ({size:,.0f} MB)"
         with progress(what) if show_progress else nullcontext():

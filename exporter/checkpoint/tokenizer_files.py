@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgellama.errors import UserError
+from edgellama.text.chat_template import ChatTemplate, decode_template, template_of_config
 
 from ..network.config import LlamaConfig
 
@@ -30,7 +32,11 @@ def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes
     if "tokenizer.json" not in files:
         files = {**_convert(folder), **files}
     files.setdefault("tokenizer_config.json", b"{}\n")
-    if "chat_template.jinja" not in files and (template := _chat_template(files["tokenizer_config.json"])):
+    if "chat_template.jinja" not in files and (
+        template := template_of_config(
+            json.loads(files["tokenizer_config.json"]), str(folder / "tokenizer_config.json")
+        )
+    ):
         files["chat_template.jinja"] = template.encode()
     files.setdefault("generation_config.json", to_json(generation_config(config)))
     return files
@@ -45,12 +51,19 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _chat_template(tokenizer_config: bytes) -> str | None:
-    """Return the chat template in a tokenizer_config.json; if there are several, the one named "default"."""
-    template = json.loads(tokenizer_config).get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+def check_chat_template(files: Mapping[str, bytes], where: str) -> None:
+    """Compile the chat template of an artifact's files, if there is one.
+
+    Args:
+        files: name -> content.
+        where: the checkpoint, for messages.
+
+    Raises:
+        UserError: the template cannot be compiled, or is no text.
+    """
+    data = files.get("chat_template.jinja")
+    if data is not None:
+        ChatTemplate(decode_template(data, where), where).check()
 
 
 def _convert(folder: Path) -> dict[str, bytes]:

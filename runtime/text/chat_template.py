@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
-
 from ..errors import UserError
+from .template_process import TemplateProcess
+from .template_worker import environment
+
+MAX_TEMPLATE = 1 << 18  # characters; those of well-known models have up to 20,000
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -25,31 +22,79 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     Args:
         folder: the artifact's folder.
         config: the content of its tokenizer_config.json.
+
+    Raises:
+        UserError: a file is damaged.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return decode_template(path.read_bytes(), str(path))
+    return template_of_config(config, str(folder / "tokenizer_config.json"))
+
+
+def decode_template(data: bytes, where: str) -> str:
+    """Return the text of a chat_template.jinja. Raises UserError with the file's name if it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: the chat template is not UTF-8 ({error}). Restore the file") from error
+
+
+def template_of_config(config: Mapping[str, Any], where: str) -> str | None:
+    """Return the chat template of a tokenizer_config.json; of several the one named "default"; None if it has none.
+
+    Raises UserError with the file's name if `chat_template` has another form.
+    """
     template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if isinstance(template, list) and all(isinstance(entry, Mapping) for entry in template):
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if not isinstance(template, str | None):
+        raise UserError(
+            f"{where}: chat_template is a JSON {type(template).__name__}; needed: a text, or a list of named templates"
+        )
     return template
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """Return the conversation as `template` writes it.
+class ChatTemplate:
+    """A chat template. Another process compiles and renders it, with limits on time, memory and output."""
 
-    Args:
-        template: Jinja source, as Hugging Face's tokenizers use it.
-        messages: the conversation, checked by `check_messages`.
-        variables: other variables of the template, such as add_generation_prompt, tools or bos_token.
+    def __init__(self, source: str, where: str = "the chat template") -> None:
+        """Begin to compile a template.
 
-    Raises:
-        UserError: the template refuses the messages, or fails.
-    """
-    try:
-        return _compile(template).render(messages=[dict(message) for message in messages], **variables)
-    except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"the chat template refuses these messages: {error}") from error
+        Args:
+            source: Jinja source, as Hugging Face's tokenizers use it.
+            where: its file, for messages.
+
+        Raises:
+            UserError: the source is too long, or no process can be started.
+        """
+        _check_length(source, where)
+        self.source = source
+        self.where = where
+        self._process = TemplateProcess(source)
+
+    def start(self) -> None:
+        """Begin to compile the template. Does not wait."""
+        self._process.start()
+
+    def check(self) -> None:
+        """Wait until the template is compiled. Raises UserError with the reason if it is not valid."""
+        try:
+            self._process.compile()
+        except UserError as error:
+            raise _not_valid(self.where, error) from error
+
+    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Return the conversation as the template writes it.
+
+        Args:
+            messages: the conversation, checked by `check_messages`.
+            variables: other variables of the template, such as add_generation_prompt, tools or bos_token.
+
+        Raises:
+            UserError: the template refuses the messages, fails, or exceeds a limit.
+        """
+        return self._process.render({**variables, "messages": list(messages)})
 
 
 def check_messages(messages: Any) -> None:
@@ -69,43 +114,34 @@ def check_messages(messages: Any) -> None:
             raise UserError(f"messages[{index}] has the content {content!r}; needed: a string, as in {shape}")
 
 
-@functools.lru_cache(maxsize=8)  # parsing takes milliseconds, and every request needs the template
-def _compile(template: str) -> jinja2.Template:
-    """Compile a template. Templates come with the weights, so they are untrusted code: the sandbox isolates them."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+def check_syntax(folder: Path) -> None:
+    """Raise UserError if the chat_template.jinja of an artifact has a syntax error. Takes milliseconds.
+
+    Nothing of the template runs. Compiling it would: jinja2 computes constants then.
+    """
+    import jinja2
+
+    path = folder / "chat_template.jinja"
+    if not path.is_file():
+        return
+    source = decode_template(path.read_bytes(), str(path))
+    _check_length(source, str(path))
+    try:
+        environment().parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise _not_valid(str(path), f"line {error.lineno}: {error.message}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise _not_valid(str(path), "nested too deeply" if isinstance(error, RecursionError) else error) from error
+
+
+def _check_length(source: str, where: str) -> None:
+    if len(source) > MAX_TEMPLATE:
+        raise _not_valid(where, f"it has {len(source):,} characters; at most {MAX_TEMPLATE:,} are possible")
+
+
+def _not_valid(where: str, reason: object) -> UserError:
+    text = str(reason).rstrip(".")
+    return UserError(
+        f"{where}: the chat template cannot be compiled: {text}. Correct it, or delete it to use the model without "
+        "chats"
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks an assistant's text for training; only its body is rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
-
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return plain JSON; jinja2's own filter escapes characters for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)

@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import UserError
-from .chat_template import check_messages, read_chat_template, render
+from .chat_template import ChatTemplate, check_messages, read_chat_template
 from .components import byte_letters, components
 from .detokenizer import REPLACEMENT, TextStream
 from .length_bound import LengthBound
@@ -38,13 +38,14 @@ class Tokenizer:
         self.model = model
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
+        self._template: ChatTemplate | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Read the tokenizer files of an artifact.
 
         Raises:
-            UserError: tokenizer.json is missing, or a file is damaged.
+            UserError: tokenizer.json is missing, a file is damaged, or the chat template cannot be compiled.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -53,15 +54,25 @@ class Tokenizer:
                 f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
                 "token ids to generate(), measure it with `edgellama bench`, or export a whole checkpoint"
             )
+        config = _json_object(folder / "tokenizer_config.json")
+        source = read_chat_template(folder, config)
+        filed = folder / "chat_template.jinja"
+        where = filed if filed.is_file() else folder / "tokenizer_config.json"
+        template = None if source is None else ChatTemplate(source, str(where))
+        if template is not None:
+            template.start()  # it compiles while the tokenizer is read
         try:
             model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
             raise UserError(f"{path}: tokenizers cannot read it ({error}). Restore it or export again") from error
         model.no_padding()
         model.no_truncation()
-        config = _json_object(folder / "tokenizer_config.json")
         special = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
-        return cls(model, special, read_chat_template(folder, config))
+        made = cls(model, special, source)
+        if template is not None:
+            template.check()
+            made._template = template
+        return made
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
@@ -117,7 +128,9 @@ class Tokenizer:
             )
         defaults = {"tools": None, "documents": None, **self.special_tokens}
         named = {**defaults, **variables, "add_generation_prompt": add_generation_prompt}
-        return render(self.chat_template, messages, named)
+        if self._template is None or self._template.source != self.chat_template:
+            self._template = ChatTemplate(self.chat_template)
+        return self._template.render(messages, named)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of `render_chat`; the template itself writes bos and similar tokens."""
