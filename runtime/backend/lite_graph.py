@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .after_fork import Refusal, keep_for_ever, tell_when_forked
 from .native_exit import native_calls
 from .native_log import native_log_on_failure
 
@@ -62,7 +64,9 @@ class LiteGraph:
         """
         self.path = path
         self._show = show_native_log
-        self._native = native_calls(self)
+        self._native: threading.Lock | Refusal = native_calls(self)
+        self._process = os.getpid()
+        tell_when_forked(self)
         with native_log_on_failure(
             f"{path}: MindSpore Lite could not load it", show=show_native_log, explain=self._explain
         ):
@@ -112,6 +116,11 @@ class LiteGraph:
         # The native log is not captured here: a successful run prints nothing, and this is the hot path.
         with self._native:
             return [tensor.get_data_to_numpy() for tensor in self._model.predict(bound)]
+
+    def forked(self) -> None:
+        """Refuse to run in a forked child. The native objects stay: their destructors wait for threads."""
+        keep_for_ever(self)
+        self._native = Refusal(self._process)
 
     def _context(self, threads: int) -> Any:
         context = self._lite.Context()

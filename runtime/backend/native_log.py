@@ -19,6 +19,11 @@ from ..errors import UserError
 TAIL_LINES = 12
 # File descriptor 2 belongs to the whole process: two captures at once would restore it in the wrong order.
 _lock = threading.RLock()
+# A fork waits until no other thread captures, that is, loads a model. In the middle of it the child would get a
+# redirected standard error, and locks of MindSpore Lite that no thread releases.
+os.register_at_fork(
+    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=lambda: _lock.release()
+)
 
 
 @contextmanager

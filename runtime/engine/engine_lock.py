@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..backend.after_fork import refuse, tell_when_forked
 from ..errors import UserError
 
 PATIENCE = 300.0  # seconds
@@ -61,6 +63,19 @@ class EngineLock:
         self._changing = threading.RLock()
         self._thread: int | None = None  # the holder's thread
         self._cancelled: Cancellation | None = None
+        self._loaded_in = os.getpid()
+        self._forked = False
+        tell_when_forked(self)
+
+    def forked(self) -> None:
+        """Refuse all takers in a forked child. A thread that held a lock does not exist there."""
+        self._changing = threading.RLock()
+        self._forked = True
+
+    def check_process(self) -> None:
+        """Raise UserError in a forked child of the process that loaded the model: the model cannot run there."""
+        if self._forked:
+            refuse(self._loaded_in)
 
     @property
     def waiting(self) -> int:
@@ -78,8 +93,10 @@ class EngineLock:
             Cancelled: `cancelled` was set before the lock was free.
             UserError: this thread has begun the stream that holds the lock, so it might wait for itself. In the main
                 thread the error comes at once. Another thread may have begun a stream that others finish, as web
-                frameworks do, so there the error comes only after PATIENCE.
+                frameworks do, so there the error comes only after PATIENCE. Or this process is a forked child of the
+                one that loaded the model.
         """
+        self.check_process()
         me = threading.get_ident()
         patience = -1.0  # for ever
         if self._thread == me:

@@ -108,7 +108,8 @@ class Scheduler:
         return self._thread.is_alive() and not self._closed
 
     def start(self) -> None:
-        """Start the engine's thread."""
+        """Start the engine's thread. Raises UserError in a forked child of the process that loaded the model."""
+        self.engine.engine_lock.check_process()
         self._thread.start()
 
     def submit(self, sequences: Sequence[ServedSequence]) -> None:
@@ -117,7 +118,7 @@ class Scheduler:
         Raises QueueFullError if the queue has no room for all, SchedulerClosedError while shutting down.
         """
         with self._changed:
-            if self._closed:
+            if self._closed or (self._thread.ident is not None and not self._thread.is_alive()):
                 raise SchedulerClosedError
             idle = self.engine.batch - len(self._running)
             if len(self._waiting) + len(sequences) > self.queue + idle:
