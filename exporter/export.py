@@ -31,6 +31,7 @@ from edgellama.kernels.ascend.chips import CHIPS
 from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
+from .checkpoint.source import local_files
 from .checkpoint.tokenizer_files import check_chat_template
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
@@ -72,9 +73,18 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
 def export(options: ExportOptions, progress: Progress) -> Path:
     """Write the artifact and return its folder.
 
-    Raises UserError if the options do not fit the model, or if the artifact fails the comparison with the reference. An
-    export that fails leaves nothing behind.
+    Replaces an empty folder or an older artifact, and refuses anything else before the work begins.
+
+    Raises UserError if the options do not fit the model, if the folder must not be replaced or another process is
+    writing it, or if the artifact fails the comparison with the reference. An export that fails leaves nothing behind.
     """
+    out = options.folder()
+    with atomic_folder.claimed(out, *local_files(options.model)) as claim:
+        _export(options, claim, progress)
+    return out
+
+
+def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progress) -> None:
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
     shape, buckets = shape_of(options, checkpoint.config)
@@ -82,11 +92,10 @@ def export(options: ExportOptions, progress: Progress) -> Path:
         progress.console.print(
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
-    out = options.folder()
     tokenizer = checkpoint.tokenizer_files()  # fails before the long work if the tokenizer is not supported
     check_chat_template(tokenizer, options.model)
 
-    with atomic_folder.whole(out) as partial:
+    with claim.written() as partial:
         writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)
         graphs, weights = writer.write(buckets)
         for name, data in tokenizer.items():
@@ -98,7 +107,6 @@ def export(options: ExportOptions, progress: Progress) -> Path:
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         write_manifest(partial, manifest)
-    return out
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import UserError
+from .errors import UserError, explain_os_error, os_error_of
 
 if TYPE_CHECKING:
     # Imported where it is used. Until `main` runs, Ctrl-C is a traceback, so this module imports little.
@@ -88,8 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _replace_undecodable()
             options = parser(words).parse_args(words)
         options.run(options)
-    except (UserError, ModuleNotFoundError) as error:
-        message = str(error) if isinstance(error, UserError) else _missing_package(error)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a full disk is reported here, and not while Python ends
+    except BrokenPipeError:  # for example `| head`
+        _discard_output()
+        return 141  # 128 + SIGPIPE, as a shell reports it
+    except BaseException as error:
+        if _is_interrupt(error):
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        message = _message(error)
         if message is None:
             raise
         if "--debug" in words:
@@ -97,15 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
+        _discard_output()
         return 2
-    except BrokenPipeError:  # for example `| head`; Python flushes stdout at exit, so connect it to something open
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell reports it
-    except BaseException as error:
-        if not _is_interrupt(error):
-            raise
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 
@@ -153,6 +154,27 @@ def _replace_undecodable() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def _message(error: BaseException) -> str | None:
+    """Return the message for an error that the user can fix; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, Exception):  # SystemExit of argparse
+        return None
+    if (cause := os_error_of(error)) is not None:
+        return explain_os_error(cause)
+    return _missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+
+
+def _discard_output() -> None:
+    """Write what is left for standard output, or discard it if that fails. Python would report it at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
+from edgellama import output_file
 from edgellama.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
 from edgellama.backend.ascend import npu_smi
 from edgellama.backend.ascend.cann_log import explain
@@ -21,7 +23,7 @@ from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS, Chip
 
 from ..progress import Progress
-from ..writing.atomic_folder import whole
+from ..writing.atomic_folder import Claim, claimed
 from ..writing.convert_config import CONFIG, write_config
 from .convert_host import Host, check_room, inspect_host
 
@@ -85,14 +87,21 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
         raise UserError(
             f"OUT is {out}, the artifact itself. Choose another folder, so that the artifact can be converted again"
         )
-    host = inspect_host(chip)
-    check_room(out, sum(entry.bytes for entry in source.manifest.files()))
+    with claimed(out, source.path) as claim:
+        _convert(source, soc, claim, progress)
+    return out
 
-    log = out.with_name(f"{out.name}.convert.log")
-    with whole(out) as partial:
+
+def _convert(source: Artifact, soc: str, claim: Claim, progress: Progress) -> None:
+    graph = source.manifest.graphs[0]
+    host = inspect_host(_chip(source))
+    check_room(claim.real, sum(entry.bytes for entry in source.manifest.files()))
+    log = claim.out.with_name(f"{claim.out.name}.convert.log")
+    output_file.check(log, is_log, "a log of `convert`")
+    with claim.written() as partial:
         (partial / "graphs").mkdir()
         ini = partial / CONFIG
-        write_config(config, ini, soc)
+        write_config(source.file(graph.file).parent / CONFIG, ini, soc)
         target = partial / "graphs" / Path(graph.file).stem
         run(command(host, source.file(graph.file), target, ini), log, soc, progress)
         compiled = check_output(target.with_suffix(".mindir"), log)
@@ -101,7 +110,11 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
         conversion = Conversion(soc, graph.buckets, host.cann_version, host.lite)
         manifest = replace(source.manifest, graphs=(_entry(graph, partial, compiled),), converted=conversion)
         write_manifest(partial, manifest)
-    return out
+
+
+def is_log(file: BinaryIO) -> bool:
+    """Return whether a file is a log of `run`."""
+    return file.read(2) == b"$ "
 
 
 def _chip(source: Artifact) -> Chip:

@@ -10,7 +10,7 @@ from edgellama.errors import UserError
 from ..network.config import LlamaConfig
 from .base import Checkpoint, read_json
 from .presets import PRESETS
-from .source import ResolvedSource, model_name, resolve
+from .source import ResolvedSource, expanded, model_name, resolve
 from .synthetic import SyntheticCheckpoint
 
 
@@ -42,7 +42,7 @@ def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint
     if seed is None:
         source = resolve(model)
         return source, open_checkpoint(source.path)
-    preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
+    preset, folder = PRESETS.get(model.lower()), expanded(model)
     origin = f"synthetic: random weights, seed {seed}"
     if preset is not None:
         checkpoint = SyntheticCheckpoint(preset.config, seed)

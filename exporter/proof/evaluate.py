@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from edgellama.text.tokenizer import Tokenizer
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
 from ..progress import Progress
+from .child import run_in_child
 from .float_reference import reference_model
 
 Floats = NDArray[np.float32]
@@ -170,10 +169,7 @@ def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats
     """
     job, result = scratch / "job.npz", scratch / "logits.npy"
     np.savez(job, windows=windows, first=first)
-    command = [sys.executable, "-m", "edgellama.exporter.proof.run_windows", str(folder), str(job), str(result)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")
+    run_in_child("run_windows", folder, job, result)
     return np.asanyarray(np.load(result, mmap_mode="r"))
 
 

@@ -6,14 +6,14 @@ It uses the runtime, or the ONNX twin if the artifact is for Ascend and not conv
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from edgellama.artifact.manifest import Artifact, Manifest
 from edgellama.engine.engine import Engine
-from edgellama.errors import UserError
+
+from .child import main
 
 
 def engine_for(artifact: Artifact) -> Engine:
@@ -59,8 +59,10 @@ def logits(folder: Path, job: Path) -> np.ndarray:
     return out
 
 
+def write_logits(folder: Path, job: Path, result: Path) -> None:
+    """Write `logits` of an artifact to the npy file `result`."""
+    np.save(result, logits(folder, job))
+
+
 if __name__ == "__main__":
-    try:
-        np.save(sys.argv[3], logits(Path(sys.argv[1]), Path(sys.argv[2])))
-    except UserError as error:
-        sys.exit(str(error))
+    main(write_logits)

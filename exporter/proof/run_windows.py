@@ -5,15 +5,15 @@ evaluate.py starts it as a separate process, because MindSpore Lite cannot share
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from edgellama.artifact.manifest import Artifact
-from edgellama.errors import UserError
 
+from .child import main
 from .run_artifact import engine_for
 
 
@@ -28,6 +28,8 @@ def write_logits(folder: Path, job: Path, result: Path) -> None:
     engine = engine_for(Artifact.open(folder))
     count, size = windows.shape
     out = open_memmap(result, "w+", np.float32, (count, size - 1 - first, engine.vocab_size))
+    with result.open("r+b") as file:  # a full disk is an error here; in a memory map it would be SIGBUS
+        os.posix_fallocate(file.fileno(), 0, result.stat().st_size)
     for begin in range(0, count, engine.batch):
         batch = windows[begin : begin + engine.batch]
         rows = len(batch)
@@ -42,7 +44,4 @@ def write_logits(folder: Path, job: Path, result: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        write_logits(*(Path(argument) for argument in sys.argv[1:]))
-    except UserError as error:
-        sys.exit(str(error))
+    main(write_logits)

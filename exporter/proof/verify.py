@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from edgellama.errors import UserError
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
 from ..progress import Progress
+from .child import run_in_child
 from .float_reference import reference_logits
 from .rounded_checkpoint import RoundedCheckpoint
 
@@ -125,10 +124,7 @@ def run_artifact(
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
         np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))
-        command = [sys.executable, "-m", "edgellama.exporter.proof.run_artifact", str(folder), str(job), str(result)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"the artifact does not run: {done.stderr.strip()[-2000:]}")
+        run_in_child("run_artifact", folder, job, result)
         return np.asarray(np.load(result))
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import output_file
 from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
 from ..backend.lite_graph import available_threads
 from ..cli.options import add_artifact, add_threads
 from ..engine.engine import Engine
-from ..errors import UserError
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
 from . import fresh, machine, report
@@ -63,24 +63,18 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in names})
     if options.plot:
         report.figure_class()  # report a missing library before minutes of measuring
+        report.check_plot(options.plot)
+    if options.json and options.json != "-":
+        output_file.check_report(Path(options.json))
     found = bench(Path(options.artifact), settings)
-    text = json.dumps(found, indent=1) + "\n"
     if options.json == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
         print(report.table(found))
         if options.json:
-            write(Path(options.json), text)
+            output_file.write_report(Path(options.json), found)
     if options.plot:
         report.plot(found, options.plot)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file. Raises UserError if that fails."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}). Give another file") from error
 
 
 def bench(path: Path, settings: Settings) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from .. import output_file
 from ..errors import UserError
 
 US, MS, MB, GB = 1e-6, 1e-3, 1e6, 1e9
+PLOT = "a plot of this command"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -139,12 +141,24 @@ def plot(found: dict[str, Any], path: Path) -> None:
         f"{artifact['name']} {artifact['target']} {artifact['weights_format']}, "
         f"{found['settings']['threads']} threads of {machine['cpu']}"
     )
+    kind = path.suffix.lower().removeprefix(".") or "png"
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        with output_file.replaced(path, is_plot, PLOT) as file:
+            figure.savefig(file, dpi=150, format=kind)
+    except ValueError as error:
         raise UserError(
             f"{path}: the plot cannot be written ({error}). Give another file, for example bench.png"
         ) from error
+
+
+def check_plot(path: Path) -> None:
+    """Check that `plot` may write a file. Raises UserError if it must not be replaced."""
+    output_file.check(path, is_plot, PLOT)
+
+
+def is_plot(file: BinaryIO) -> bool:
+    """Return whether a file is a drawing by matplotlib, which names itself in the metadata."""
+    return b"atplotlib" in file.read()
 
 
 def draw(axes: Any, entries: Sequence[dict[str, Any]], key: str, x_label: str, y_label: str) -> None:

@@ -7,13 +7,13 @@ covers weights and graphs: without it, keys and values of another model would be
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from .. import output_file
 from ..artifact.manifest import Manifest, TensorSpec
 from ..artifact.safetensors import MappedWeights, encode_header
 from ..engine.engine import Engine
@@ -21,6 +21,8 @@ from ..errors import UserError
 from ..generation.decode import GenerationTimings, StepBatch
 
 FORMAT = "edgellama session 1"
+KIND = "a saved session"
+HEADER_LIMIT = 1 << 26  # bytes; the header of a session has some 10 kB
 DTYPES = {"int16": "float16"}  # a cache of the cpu op set has the bits of float16 values
 REMEDY = "Load another file, or begin a new session"
 
@@ -37,29 +39,26 @@ def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, 
         notes: further metadata.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file exists and is not a session, or it cannot be written.
     """
     path = Path(path)
+    output_file.check(path, is_session, KIND)
     row = _computed(engine, ids)
     arrays = {"tokens": ids.astype(np.int32), **engine.prefixes.held(row, len(ids))}
     tensors = [
         TensorSpec(name, DTYPES.get(array.dtype.name, array.dtype.name), array.shape) for name, array in arrays.items()
     ]
     metadata = {"format": FORMAT, "artifact": _digest(engine.manifest), **notes}
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(encode_header(tensors, metadata))
-                for array in arrays.values():
-                    file.write(np.ascontiguousarray(array).data)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}). Give another place") from error
+    with output_file.replaced(path, is_session, KIND) as file:
+        file.write(encode_header(tensors, metadata))
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
+
+
+def is_session(file: BinaryIO) -> bool:
+    """Return whether a file has the header of a session, of any version."""
+    length = int.from_bytes(file.read(8), "little")
+    return length <= HEADER_LIMIT and b'"edgellama session ' in file.read(length)
 
 
 def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str]]:

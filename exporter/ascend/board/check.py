@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgellama import output_file
 from edgellama.backend.ascend import npu_smi
 from edgellama.backend.ascend.cann_log import explain
 from edgellama.backend.ascend.device import Device, find
@@ -57,6 +58,8 @@ def check(device_id: int, probe: Path | None, report: Path, progress: Progress) 
 
     Raises UserError if there is no device, or if no target is for it.
     """
+    report.parent.mkdir(parents=True, exist_ok=True)
+    output_file.check_report(report)
     found = versions(os.environ)
     device, problem = None, ""
     try:
@@ -222,5 +225,4 @@ def write_report(
         "conversion": conversion,
         "stages": stages,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    output_file.write_report(path, report)

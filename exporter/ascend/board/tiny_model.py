@@ -55,7 +55,6 @@ def run_probe(arguments: argparse.Namespace) -> None:
     """Run the command `board-probe`. Raises UserError as `make` does."""
     progress = Progress()
     out = arguments.out or Path(f"build/board-probe-{arguments.target}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     progress.console.print(f"wrote {make(arguments.target, out, progress)}; copy it to the board", highlight=False)
 
 
