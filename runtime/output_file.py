@@ -52,7 +52,7 @@ def check(path: Path, ours: Callable[[BinaryIO], bool], kind: str) -> None:
 
 @contextmanager
 def replaced(path: Path, ours: Callable[[BinaryIO], bool], kind: str) -> Iterator[BinaryIO]:
-    """Yield an open file whose content becomes that of `path` if the block succeeds. The arguments are those of `check`.
+    """Yield an open file whose content becomes that of `path` if the block succeeds. The arguments are `check`'s.
 
     Raises UserError as `check` does, and if the file cannot be written.
     """

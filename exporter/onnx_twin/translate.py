@@ -183,7 +183,7 @@ def _copy(data: Path, folder: Path) -> str:
             f"{folder} has {free / 1e9:.1f} GB free; a copy of {data.name} needs {size / 1e9:.1f} GB. "
             f"Use --onnx {os.path.relpath(data.parent)}: the twin needs no copy there"
         )
-    with output_file.replaced(folder / data.name, lambda file: True, "weights of an ONNX graph") as file:
-        with data.open("rb") as source:
-            shutil.copyfileobj(source, file, 1 << 24)
+    copy = folder / data.name
+    with data.open("rb") as source, output_file.replaced(copy, lambda file: True, "the weights of a graph") as file:
+        shutil.copyfileobj(source, file, 1 << 24)
     return data.name

@@ -162,7 +162,7 @@ def delete(folder: Path) -> None:
     """Delete a folder with its content, also if it is read-only. What cannot be deleted stays, without an error."""
     for path, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
-            os.chmod(path, 0o700)
+            Path(path).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 

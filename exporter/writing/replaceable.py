@@ -59,7 +59,7 @@ def checked(out: Path, sources: Sequence[Path]) -> Path:
         raise _refused(shown, "which is a file")
     if real in mount_points():
         raise UserError(f"{shown}, a mount point, which cannot be replaced. Choose a folder inside it: OUT={out}/model")
-    names = sorted(os.listdir(real))
+    names = sorted(path.name for path in real.iterdir())
     if names and not is_artifact(real):
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise _refused(shown, f"a folder that is not empty and has no {MANIFEST} of an export (it contains {listed})")
