@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import runpy
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -70,3 +71,19 @@ def use_folder_name(folder: str) -> None:
     if not any(type(finder).__name__ == CheckoutFinder.__name__ for finder in sys.meta_path):
         sys.meta_path.insert(0, CheckoutFinder())
     sys.modules[folder] = importlib.import_module(PACKAGES[folder])
+
+
+def module_command(module: str) -> list[str]:
+    """Return the command line that runs a module of the package, as `python -m` does, with this Python.
+
+    If this process uses the checkout by a folder's name, the child does too: edgellama need not be installed.
+    """
+    by_folder = any(type(finder).__name__ == CheckoutFinder.__name__ for finder in sys.meta_path)
+    return [sys.executable, str(ROOT / "runtime/checkout.py"), module] if by_folder else [sys.executable, "-m", module]
+
+
+if __name__ == "__main__":  # checkout.py MODULE ARGUMENTS: see module_command
+    sys.path[0] = str(ROOT)  # was the folder of this file, whose modules have the names of others
+    del sys.argv[0]
+    use_folder_name("runtime")
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

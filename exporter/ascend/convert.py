@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from edgellama import output_file
 from edgellama.artifact.manifest import MANIFEST, Artifact, Conversion, FileEntry, Graph, file_entry, write_manifest
 from edgellama.backend.ascend import npu_smi
 from edgellama.backend.ascend.cann_log import explain
+from edgellama.checkout import module_command
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS, Chip
 
@@ -186,7 +186,7 @@ def _remedy(chip: Chip) -> str:
 def command(host: Host, model: Path, output: Path, config: Path) -> list[str]:
     """Return the converter's command line. Both forms of the converter add .mindir to the name of the output."""
     if host.converter == "python":
-        child = [sys.executable, "-m", "edgellama.exporter.ascend.convert_child"]
+        child = module_command("edgellama.exporter.ascend.convert_child")
         return [*child, *(str(path.absolute()) for path in (model, output, config))]
     return [
         host.converter,

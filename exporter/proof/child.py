@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from edgellama.checkout import module_command
 from edgellama.errors import UserError, explain_os_error, os_error_of
 
 
 def run_in_child(module: str, *arguments: Path) -> None:
     """Run edgellama.exporter.proof.<module>. Raises UserError, with the reason, if it does not succeed."""
-    command = [sys.executable, "-m", f"edgellama.exporter.proof.{module}", *map(str, arguments)]
+    command = [*module_command(f"edgellama.exporter.proof.{module}"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         reason = done.stderr.strip()[-2000:]

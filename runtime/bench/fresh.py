@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..checkout import module_command
 from ..errors import UserError
 
 
@@ -21,7 +22,7 @@ def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int 
     Args:
         tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
     """
-    command = [sys.executable, "-m", "edgellama.bench.fresh", repr(time.monotonic()), str(artifact)]
+    command = [*module_command("edgellama.bench.fresh"), repr(time.monotonic()), str(artifact)]
     done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{artifact}: a fresh process cannot run it: {done.stderr.strip()[-2000:]}")

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..checkout import module_command
 from ..cli.options import add_artifact, add_threads
 from ..errors import UserError
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def server(artifact: str, threads: int | None) -> Any:
     """Run a server inside the block. Yields its URL. Raises UserError if it does not start."""
-    command = [sys.executable, "-m", "edgellama", "serve", artifact, "--port", "0"]
+    command = [*module_command("edgellama"), "serve", artifact, "--port", "0"]
     command += [] if threads is None else ["--threads", str(threads)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     if process.stderr is None:

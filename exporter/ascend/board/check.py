@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from edgellama.backend.ascend.cann_log import explain
 from edgellama.backend.ascend.device import Device, find
 from edgellama.backend.ascend.requirements import missing_features
 from edgellama.backend.lite_graph import import_lite
+from edgellama.checkout import module_command
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import Chip, chip_of_soc
 
@@ -157,7 +157,7 @@ def make_probe(chip: Chip, out: Path, progress: Progress) -> Path:
             f"`edgellama board-check --probe build/board-probe-{chip.target}`"
         )
     # A separate process, because the libraries of mindspore and of MindSpore Lite cannot be loaded into one.
-    command = [sys.executable, "-m", "edgellama", "board-probe", "--target", chip.target, "--out", str(out)]
+    command = [*module_command("edgellama"), "board-probe", "--target", chip.target, "--out", str(out)]
     with progress.stage("Exporting the probe"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -172,9 +172,7 @@ def run_probe(folder: Path, device: int | None) -> dict[str, Any]:
         device: number of the NPU; None runs a probe for a host, which the tests do.
     """
     command = [
-        sys.executable,
-        "-m",
-        "edgellama.exporter.ascend.board.measure",
+        *module_command("edgellama.exporter.ascend.board.measure"),
         str(folder),
         *([str(device)] if device is not None else []),
     ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...checkout import module_command
 from ...errors import UserError
 from . import npu_smi
 from .npu_smi import NpuSmi
@@ -37,7 +37,7 @@ class Device:
 
 def ask_acl(device: int) -> dict[str, Any] | None:
     """Return what acl_probe prints, or None if pyACL cannot be imported. Raises UserError if the process dies."""
-    command = [sys.executable, "-m", "edgellama.backend.ascend.acl_probe", str(device)]
+    command = [*module_command("edgellama.backend.ascend.acl_probe"), str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
