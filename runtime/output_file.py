@@ -102,9 +102,9 @@ def is_report(file: BinaryIO) -> bool:
 
 def _check_parent(path: Path, parent: Path) -> None:
     if not parent.is_dir():
-        raise UserError(f"{path}: there is no folder {parent}. Create it, or give another file")
+        raise UserError(f"{path}: cannot be written (No such file or directory). Create {parent}, or give another file")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: this user may not write in {parent}. Give another file")
+        raise UserError(f"{path}: cannot be written (Permission denied for {parent}). Give another file")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from edgellama.errors import UserError
 from edgellama.exporter.writing import atomic_folder, folder_lock, replaceable
 from support.child import REPOSITORY, run_cli, run_support
-from support.folder_writers import content, write
+from support.folder_writers import content, write_folder
 
 
 def refused(out: Path, *sources: Path) -> str:
@@ -85,7 +85,7 @@ def test_the_current_folder_and_those_around_it_are_refused(
 
 
 def test_an_artifact_around_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "x", "old")
+    write_folder(tmp_path / "x", "old")
     monkeypatch.chdir(tmp_path / "x/graphs")
     assert "the current folder" in refused(Path(".."))
     assert content(tmp_path / "x") == "old"
@@ -94,7 +94,7 @@ def test_an_artifact_around_the_current_folder_is_refused(tmp_path: Path, monkey
 def test_the_source_and_what_contains_it_are_refused(tmp_path: Path) -> None:
     """Also if the folder has a manifest of ours, and if the source is a folder of links, as in a hub's cache."""
     out = tmp_path / "x"
-    write(out, "old")
+    write_folder(out, "old")
     (out / "model.gguf").write_text("weights")
     inner = users_folder(out / "checkpoint")
     links = tmp_path / "links"
@@ -111,36 +111,36 @@ def test_the_source_and_what_contains_it_are_refused(tmp_path: Path) -> None:
 
 def test_missing_empty_and_older_folders_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "a/b/x"
-    write(out, "first")
+    write_folder(out, "first")
     assert content(out) == "first"
-    write(out, "second")
+    write_folder(out, "second")
     assert content(out) == "second"
     manifest = out / "manifest.json"
     manifest.write_text(manifest.read_text().replace("second", "an edited digest"))
-    write(out, "third")
+    write_folder(out, "third")
     empty = tmp_path / "empty"
     empty.mkdir()
-    write(empty, "fourth")
+    write_folder(empty, "fourth")
     assert (content(out), content(empty)) == ("third", "fourth")
     assert [path.name for path in out.parent.iterdir()] == ["x"]
     assert out.stat().st_mode & 0o777 == empty.parent.joinpath("a").stat().st_mode & 0o777  # not only for its owner
 
 
 def test_links_stay_and_their_target_is_replaced(tmp_path: Path) -> None:
-    for number, prepare in enumerate((Path.mkdir, lambda path: write(path, "old"), lambda path: None)):
+    for number, prepare in enumerate((Path.mkdir, lambda path: write_folder(path, "old"), lambda path: None)):
         disk = tmp_path / f"disk{number}"
         disk.mkdir()
         prepare(disk / "x")
         link = tmp_path / f"link{number}"
         link.symlink_to(disk / "x")
-        write(link, "new")
+        write_folder(link, "new")
         assert link.is_symlink() and content(disk / "x") == "new"
         assert [path.name for path in disk.iterdir()] == ["x"]
 
 
 def test_files_that_a_user_has_added_to_an_artifact_stay(tmp_path: Path) -> None:
     out = tmp_path / "x"
-    write(out, "old")
+    write_folder(out, "old")
     users_folder(out / "notes")
     (out / "README.md").write_text("mine")
     (out / "graphs/1.png").write_text("drawing")
@@ -150,7 +150,7 @@ def test_files_that_a_user_has_added_to_an_artifact_stay(tmp_path: Path) -> None
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["graphs"] = [{"file": "graphs/512.mindir", "data": [{"file": "listed.bin"}]}]
     (out / "manifest.json").write_text(json.dumps(manifest))
-    write(out, "new")
+    write_folder(out, "new")
     assert content(out) == "new"
     assert (out / "README.md").read_text() == "mine" and (out / "link").is_symlink()
     assert (out / "notes/thesis.txt").exists() and (out / "graphs/1.png").exists()
@@ -179,11 +179,11 @@ def test_what_was_put_there_during_the_export_stays(tmp_path: Path) -> None:
 
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     out = tmp_path / ("n" * 255)
-    write(out, "old")
-    write(out, "new")
+    write_folder(out, "old")
+    write_folder(out, "new")
     assert content(out) == "new" and list(tmp_path.iterdir()) == [out]
     with pytest.raises(OSError, match="File name too long"):
-        write(tmp_path / ("n" * 256), "new")
+        write_folder(tmp_path / ("n" * 256), "new")
 
 
 def test_folders_of_other_names_and_of_living_processes_are_not_deleted(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_folders_of_other_names_and_of_living_processes_are_not_deleted(tmp_path
     living, dead = (tmp_path / f".x.edgellama-{digit * 16}.partial" for digit in "ab")
     users_folder(living), users_folder(dead)
     with folder_lock.locked_folder(living):
-        write(out, "new")
+        write_folder(out, "new")
     assert all(path.is_dir() for path in (*foreign, living)) and not dead.exists()
 
 

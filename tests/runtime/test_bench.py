@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellama import output_file
 from edgellama.__main__ import main
 from edgellama.artifact import sizes
 from edgellama.artifact.manifest import Artifact, CacheSpec, FileEntry, Graph, Manifest, TensorSpec
@@ -264,7 +265,7 @@ def test_settings_that_cannot_be_measured_are_refused(
 
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
-        command.write(tmp_path / "missing" / "report.json", "{}")
+        output_file.write_report(tmp_path / "missing" / "report.json", {})
 
 
 def test_a_fresh_process_reports_why_it_fails(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ CHANGES = {
 }
 
 
-def write(out: Path, content: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+def write_folder(out: Path, content: str, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Writes a folder that has the form of an artifact; every file has the same content.
 
     - meanwhile: is called before the last file is written.
@@ -45,7 +45,7 @@ def write(out: Path, content: str, meanwhile: Callable[[], None] = lambda: None)
 
 
 def content(out: Path) -> str | None:
-    """Returns the content of a folder that `write` wrote; None if there is no folder. Raises if it is not complete."""
+    """Returns the content of a folder of `write_folder`, None if there is no folder. Raises if it is not complete."""
     if not out.exists():
         return None
     (found,) = {(out / name).read_text() for name in ("graphs/1.mindir", "graphs/1.data", "config.json")}
@@ -108,11 +108,11 @@ def killed(parent: Path, exchange: bool, before: bool) -> list[list]:
         out = parent / str(change) / "x"
         out.parent.mkdir()
         if before:
-            write(out, "old")
+            write_folder(out, "old")
 
         def writer(out: Path = out, change: int = change) -> None:
             kill_at(change)
-            write(out, "new")
+            write_folder(out, "new")
 
         status = forked(writer)
         assert status in (0, -signal.SIGKILL), status
@@ -121,7 +121,7 @@ def killed(parent: Path, exchange: bool, before: bool) -> list[list]:
         if found is None and before:  # the claim alone restores the old folder
             with atomic_folder.claimed(out):
                 recovered = content(out)
-        write(out, "next")
+        write_folder(out, "next")
         results.append([found, recovered, content(out), sorted(path.name for path in out.parent.iterdir())])
         if status == 0:
             break
@@ -145,7 +145,7 @@ def raced(parent: Path, rounds: int) -> list[list]:
         def writer(name: str, out: Path = out, begin: float = begin, refused: Path = refused) -> None:
             time.sleep(max(0, begin - time.monotonic()))
             try:
-                write(out, name, other_is_refused)
+                write_folder(out, name, other_is_refused)
             except UserError:
                 refused.touch()
                 raise
