@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 
 
 class UserError(Exception):
@@ -91,6 +90,8 @@ def os_error_of(error: BaseException) -> OSError | None:
 
 
 def _temporary_folder() -> str:
+    import tempfile  # imported late: it takes milliseconds at each start
+
     with contextlib.suppress(OSError):
         return tempfile.gettempdir()
     return "TMPDIR"
