@@ -208,7 +208,7 @@ def test_an_old_artifact_stays_until_the_new_one_is_complete(
     argv = ["export", str(tiny_checkpoint()), "--out", str(out), *SMALL]
     assert run_exporter({"argv": argv, "prove": "kill"}) == []
     assert Artifact.open(out, check_data=True).manifest.batch == 2
-    (partial,) = (path for path in tmp_path.iterdir() if path != out)
+    (partial,) = tmp_path.glob(".x.edgellama-*.partial")
     with pytest.raises(UserError, match="not an exported artifact"):
         Artifact.open(partial)
 
