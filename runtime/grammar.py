@@ -10,6 +10,7 @@ beginning.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,18 @@ import numpy as np
 
 from .errors import UserError
 from .model import LlamaForCausalLM
+from .text.limited_process import LimitedProcess, LimitError, Limits, RefusedError
 from .text.tokenizer import Tokenizer
 
 # Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write only white space.
 JSON_WHITESPACE = r"\n? {0,16}"
+# Native code compiles a grammar, and cannot be interrupted. So a process with limits compiles each grammar first.
+TRIAL = Limits(seconds=2.0, memory=384 << 20, characters=0)
+MAX_CHARACTERS = 1 << 20  # of a schema's JSON
+MAX_PROPERTIES = 2000  # of all objects of a schema: the time grows with the square
+MAX_PATTERN = 1 << 16  # characters of a regular expression
+PARSER_LIMITS = {"initial_lexer_fuel": 500_000, "step_lexer_fuel": 100_000, "max_lexer_states": 50_000}
+PROPERTIES = ("properties", "patternProperties")  # keywords whose value has a schema for each name
 
 
 class GrammarTokenizer:
@@ -50,6 +59,8 @@ class GrammarTokenizer:
                 "constrained output ends with an eos token, and eos_token_id is empty. Give at least one id"
             )
         self.library = _library()
+        self._trial = LimitedProcess("grammar", TRIAL, parser_limits=PARSER_LIMITS)
+        self._trial.start()  # while the tokenizer is converted
         self.vocab_size = vocab_size
         known = tokenizer.model.get_vocab_size()
         try:
@@ -58,6 +69,20 @@ class GrammarTokenizer:
             )
         except ValueError as error:
             raise UserError(f"llguidance cannot use this artifact's tokenizer ({error})") from error
+
+    def try_grammar(self, grammar: str, what: str) -> None:
+        """Raise UserError unless the grammar can be compiled within the limits.
+
+        Args:
+            grammar: in llguidance's own form.
+            what: its name in messages.
+        """
+        try:
+            self._trial.ask({"grammar": grammar})
+        except RefusedError as error:
+            raise UserError(f"{what}: {error}") from error
+        except LimitError as error:
+            raise UserError(f"{what}: {error} to compile. Simplify it") from error
 
     @classmethod
     def of(cls, model: LlamaForCausalLM, eos_token_id: Sequence[int] | None = None) -> GrammarTokenizer:
@@ -104,11 +129,21 @@ class Grammar:
             UserError: the grammar is not valid.
         """
         self._tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
-        self._start = self._tokenizer.library.LLMatcher(self._tokenizer.native, grammar, log_level=0)
+        library = self._tokenizer.library
+        self._tokenizer.try_grammar(grammar, what)
+        limits = library.LLParserLimits(**PARSER_LIMITS)
+        start = library.LLMatcher(self._tokenizer.native, grammar, log_level=0, limits=limits)
         self._what = what
         self._states: dict[bytes, State] = {}  # of the last call's rows, by their ids
-        if self._start.is_error():
-            raise UserError(f"{what}: {self._start.get_error().strip()}")
+        if start.is_error():
+            raise UserError(f"{what}: {_reason(start)}")
+        self._first = self._step(start)  # a part of the compilation, of up to a second
+
+    def copy(self) -> Grammar:
+        """Return another processor for the same grammar, without compiling it again."""
+        made = copy.copy(self)
+        made._states = {}
+        return made
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the scores, changed in place.
@@ -134,7 +169,7 @@ class Grammar:
         """Return the state after this text: one token after a row of the last call, or the grammar's beginning."""
         before, token = text[:-1].tobytes(), int(text[-1])
         if before not in self._states:
-            return self._step(self._start.deep_copy())
+            return self._first
         state = self._states[before]
         if state is None or not state.allowed[token]:
             return None
@@ -145,8 +180,7 @@ class Grammar:
     def _step(self, matcher: Any) -> GrammarState:
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
-            reason = matcher.get_error().partition("\n")[0] or matcher.stop_reason()
-            raise UserError(f"{self._what}: the grammar cannot be followed further ({reason}). Simplify it")
+            raise UserError(f"{self._what}: the grammar cannot be followed further ({_reason(matcher)}). Simplify it")
         allowed = np.zeros(self._tokenizer.vocab_size, bool)
         unpacked = np.unpackbits(bits, count=min(8 * bits.size, allowed.size), bitorder="little")
         allowed[: unpacked.size] = unpacked
@@ -181,7 +215,7 @@ class JsonSchema(Grammar):
             raise UserError(f"{what}: a JSON {type(schema).__name__}; needed: an object, or true")
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         try:
-            text = json.dumps({"allOf": [schema]} if isinstance(schema, bool) else dict(schema))
+            text = schema_text(schema, what)
             grammar = tokenizer.library.LLMatcher.grammar_from_json_schema(
                 text, overrides={"whitespace_pattern": JSON_WHITESPACE}
             )
@@ -209,8 +243,41 @@ class Regex(Grammar):
         Raises:
             UserError: the expression is not valid.
         """
+        if len(pattern) > MAX_PATTERN:
+            raise UserError(f"{what}: it has {len(pattern):,} characters; at most {MAX_PATTERN:,} are possible")
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         super().__init__(what, tokenizer.library.LLMatcher.grammar_from_regex(pattern), tokenizer)
+
+
+def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:
+    """Return a schema as JSON.
+
+    Args:
+        schema: the schema.
+        what: its name in messages.
+
+    Raises:
+        UserError: the schema is larger than the limits.
+        TypeError, ValueError, RecursionError: it is no JSON.
+    """
+    text = json.dumps({"allOf": [schema]} if isinstance(schema, bool) else dict(schema))
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{what}: the schema has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible")
+    properties, rest = 0, [json.loads(text)]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                properties += len(inner) if name in PROPERTIES and isinstance(inner, dict) else 0
+        rest.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    if properties > MAX_PROPERTIES:
+        raise UserError(f"{what}: the schema has {properties:,} properties; at most {MAX_PROPERTIES:,} are possible")
+    return text
+
+
+def _reason(matcher: Any) -> str:
+    """The first line of a matcher's error, of at most 300 characters."""
+    return (matcher.get_error().strip().partition("\n")[0] or matcher.stop_reason())[:300]
 
 
 def _library() -> ModuleType:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .template_process import TemplateProcess
-from .template_worker import environment
+from .limited_process import LimitedProcess, LimitError, Limits, RefusedError
+from .limited_worker import environment
 
 MAX_TEMPLATE = 1 << 18  # characters; those of well-known models have up to 20,000
+# Ordinary templates need milliseconds. A context of 128k tokens holds about a megabyte of text.
+LIMITS = Limits(seconds=2.0, memory=256 << 20, characters=16 << 20)
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -71,7 +73,7 @@ class ChatTemplate:
         _check_length(source, where)
         self.source = source
         self.where = where
-        self._process = TemplateProcess(source)
+        self._process = LimitedProcess("template", LIMITS, template=source)
 
     def start(self) -> None:
         """Begin to compile the template. Does not wait."""
@@ -80,8 +82,8 @@ class ChatTemplate:
     def check(self) -> None:
         """Wait until the template is compiled. Raises UserError with the reason if it is not valid."""
         try:
-            self._process.compile()
-        except UserError as error:
+            self._process.prepare()
+        except (RefusedError, LimitError) as error:
             raise _not_valid(self.where, error) from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -94,7 +96,15 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the messages, fails, or exceeds a limit.
         """
-        return self._process.render({**variables, "messages": list(messages)})
+        try:
+            return self._process.ask({**variables, "messages": list(messages)})
+        except RefusedError as error:
+            raise UserError(f"the chat template refuses these messages: {error}") from error
+        except LimitError as error:
+            raise UserError(
+                f"the chat template refuses these messages: {error}. Correct the template (chat_template.jinja), or "
+                "give the prompt as plain text"
+            ) from error
 
 
 def check_messages(messages: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.tokenizer_files import check_chat_template
-from edgellama.text import template_process
+from edgellama.text import chat_template
 from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, template_of_config
 from support.toy_tokenizers import byte_level, save
 
@@ -59,7 +60,7 @@ NOT_VALID = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_process, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "LIMITS", replace(chat_template.LIMITS, seconds=0.3))
 
 
 @pytest.fixture

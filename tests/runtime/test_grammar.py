@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edgellama.__main__ import main
 from edgellama.errors import UserError
-from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
+from edgellama.grammar import TRIAL, Grammar, GrammarTokenizer, JsonSchema, Regex
 from edgellama.model import LlamaForCausalLM
 from support.child import run_child
 from support.tiny import VOCAB, artifact, numpy_graphs
@@ -249,3 +250,29 @@ def test_a_real_artifact_writes_what_fits(tiny_artifact: Path) -> None:
         )
         for row in out[:, 3:].tolist():  # type: ignore[index]
             assert re.fullmatch(pattern, model.tokenizer.decode(row))
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}, "3,000 properties; at most 2,000"),
+        ({"const": "x" * (1 << 20)}, "characters; at most 1,048,576"),
+        ({"allOf": [{"pattern": f".*a.{{{i}}}"} for i in range(15)]}, "processor time to compile|MiB of memory"),
+        ({"$ref": "#"}, "NoExtension"),
+    ],
+)
+def test_a_schema_that_would_take_too_long_is_refused(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], reason: str
+) -> None:
+    """Without the limits the third of these takes 100 seconds and two gigabytes."""
+    monkeypatch.setattr("edgellama.grammar.TRIAL", replace(TRIAL, seconds=0.5))
+    with pytest.raises(UserError, match=f"JSON schema: .*({reason})"):
+        JsonSchema(schema, model)
+
+
+def test_a_copy_is_a_grammar_without_compiling_again(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = Regex("(yes|no)", model)
+    monkeypatch.setattr(GrammarTokenizer, "try_grammar", lambda *_: pytest.fail("compiled again"))
+    scores = [grammar(np.array([[5]]), np.ones((1, VOCAB), np.float32)) for grammar in (compiled, compiled.copy())]
+    assert np.array_equal(*scores) and np.isneginf(scores[0]).any()
+    assert compiled.copy()._states == {}

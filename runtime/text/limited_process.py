@@ -1,4 +1,4 @@
-"""The process that renders a chat template: starts it, talks to it, and replaces it when it has exceeded a limit."""
+"""A process for input of strangers: starts it, talks to it, and replaces it when it has exceeded a limit."""
 
 from __future__ import annotations
 
@@ -12,60 +12,88 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .template_worker import LENGTH_BYTES, REFUSED, TEXT, TOO_LONG, framed
+from .limited_worker import ERROR_CHARACTERS, LENGTH_BYTES, REFUSED, TEXT, TOO_LONG, framed
 
-CHARACTERS = 16 << 20  # of a rendered text; a context of 128k tokens holds about a megabyte
-SECONDS = 2.0  # of processor time; ordinary templates need milliseconds
 WAIT_SECONDS = 30.0  # on a machine that is busy with other work
-MEMORY = 256 << 20  # bytes in addition to those of an idle process
-WORKER = Path(__file__).with_name("template_worker.py")
+WORKER = Path(__file__).with_name("limited_worker.py")
 
 
-class TemplateProcess:
-    """A process that has compiled one template. It starts at the first call, and anew after it has ended.
+@dataclass(frozen=True)
+class Limits:
+    """What the process may use for one request.
+
+    Attributes:
+        seconds: of processor time.
+        memory: bytes in addition to those of the idle process.
+        characters: of an answer.
+    """
+
+    seconds: float
+    memory: int
+    characters: int
+
+
+class RefusedError(Exception):
+    """The input is wrong; the text says why."""
+
+
+class LimitError(Exception):
+    """A limit is exceeded; the text says which, as in "it takes more than 2 seconds of processor time"."""
+
+
+class LimitedProcess:
+    """A process that does one job of `limited_worker.py`. It starts at the first call, and anew after it has ended.
 
     Thread-safe: calls wait for each other. After a fork each process starts its own.
     """
 
-    def __init__(self, template: str) -> None:
-        """template: Jinja source."""
-        self.template = template
+    def __init__(self, job: str, limits: Limits, **setup: Any) -> None:
+        """Args:
+        job: a name of JOBS.
+        limits: of each request.
+        setup: what the job needs at its start, as JSON.
+        """
+        self._limits = limits
+        self._setup = {"job": job, "path": sys.path, **asdict(limits), **setup}
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._owner = os.getpid()
 
     def start(self) -> None:
-        """Start the process, which begins to compile the template. Does not wait for it."""
+        """Start the process, which prepares the job. Does not wait for it."""
         with self._own_lock():
             self._running()
 
-    def compile(self) -> None:
-        """Wait until the template is compiled. Raises UserError with the reason if it is not valid."""
-        with self._own_lock():
-            self._compiled()
-
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """Return the text that the template writes.
-
-        Args:
-            variables: of the template: texts, numbers, booleans, None, lists and mappings.
+    def prepare(self) -> None:
+        """Wait until the job is prepared.
 
         Raises:
-            UserError: the template is not valid, refuses the variables, fails or exceeds a limit, or a variable has
-                another type.
+            RefusedError, LimitError: it cannot be prepared.
+            UserError: the process cannot start.
         """
-        request = _to_json(variables)
         with self._own_lock():
-            child = self._compiled()
-            kind, text = self._ask(child, request)
-            if kind != TEXT:
-                raise _error(kind, text)
-            return text
+            self._prepared()
+
+    def ask(self, request: Any) -> str:
+        """Return the text of the answer.
+
+        Args:
+            request: plain data; mappings become dictionaries.
+
+        Raises:
+            RefusedError: the request, or what the job prepares, is wrong.
+            LimitError: a limit is exceeded.
+            UserError: the process cannot start.
+        """
+        data = _to_json(request)
+        with self._own_lock():
+            return self._ask(self._prepared(), data)
 
     def _own_lock(self) -> threading.Lock:
         if self._owner != os.getpid():  # a fork: the process, and whoever held the lock, belong to the parent
@@ -74,30 +102,36 @@ class TemplateProcess:
 
     def _running(self) -> _Child:
         if self._child is None:
-            self._child = _Child(self.template)
+            self._child = _Child(self._setup)
         return self._child
 
-    def _compiled(self) -> _Child:
+    def _prepared(self) -> _Child:
         child = self._running()
-        if not child.is_compiled:
-            kind, text = self._ask(child, b"")
-            if kind != TEXT:
-                self._end()
-                raise UserError(text if kind == REFUSED else _excess(kind, text))
-            child.is_compiled = True
+        if not child.is_prepared:
+            try:
+                self._ask(child, b"")
+                child.is_prepared = True
+            finally:
+                if not child.is_prepared:
+                    self._end()
         return child
 
-    def _ask(self, child: _Child, request: bytes) -> tuple[int, str]:
-        """Return the answer: its kind and its text. A process that does not answer within its limits is replaced."""
+    def _ask(self, child: _Child, request: bytes) -> str:
         answer = None
         try:
-            answer = child.ask(request)
+            answer = child.ask(request, self._limits)
         finally:
             if answer is None:  # also after KeyboardInterrupt: the answer would be that of the next request
                 self._end()
         if answer is None:
-            return 0, child.reason()
-        return answer
+            raise LimitError(child.reason(self._limits))
+        kind, text = answer
+        if kind == TEXT:
+            return text
+        if kind == REFUSED:
+            raise RefusedError(text)
+        characters, memory = f"{self._limits.characters:,} characters", f"{self._limits.memory >> 20} MiB of memory"
+        raise LimitError(f"it writes more than {characters}" if kind == TOO_LONG else f"it needs more than {memory}")
 
     def _end(self) -> None:
         if self._child is not None:
@@ -109,41 +143,40 @@ class _Child:
     """One running process.
 
     Attributes:
-        is_compiled: whether the template is compiled.
+        is_prepared: whether it has answered the setup.
     """
 
-    def __init__(self, template: str) -> None:
-        self.is_compiled = False
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        self.is_prepared = False
         self._process = _start()
         self.end = weakref.finalize(self, _end, self._process, os.getpid())
         self._pipes = self._process.stdin, self._process.stdout
-        limits = {"memory": MEMORY, "seconds": SECONDS, "characters": CHARACTERS}
-        self._unsent = bytearray(framed(json.dumps({"path": sys.path, "template": template, **limits}).encode()))
+        self._unsent = bytearray(framed(json.dumps(setup).encode()))
         self._send()
 
-    def ask(self, request: bytes) -> tuple[int, str] | None:
+    def ask(self, request: bytes, limits: Limits) -> tuple[int, str] | None:
         """Send a request, or nothing if it is empty, and return the answer; None if there is none."""
         deadline = time.monotonic() + WAIT_SECONDS
         self._unsent += framed(request) if request else b""
-        answer = self._receive(int.from_bytes(self._receive(LENGTH_BYTES, deadline), "little"), deadline)
+        size = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "little")
+        answer = self._receive(size, deadline) if size <= 1 + 4 * max(limits.characters, ERROR_CHARACTERS) else b""
         if not answer:
             return None
         return answer[0], answer[1:].decode("utf-8", "surrogatepass")
 
-    def reason(self) -> str:
+    def reason(self, limits: Limits) -> str:
         """Why there was no answer. The process has ended."""
         if self._process.returncode == -signal.SIGPROF:
-            return f"takes more than {SECONDS:g} seconds of processor time"
+            return f"it takes more than {limits.seconds:g} seconds of processor time"
         if self._process.returncode == -signal.SIGKILL:  # by `_end`
-            return f"gives no answer within {WAIT_SECONDS:g} seconds"
-        return f"ends its process (status {self._process.returncode}), which may use {MEMORY >> 20} MiB"
+            return f"it gives no answer within {WAIT_SECONDS:g} seconds"
+        memory = f"{limits.memory >> 20} MiB of memory"
+        return f"it ended its process (status {self._process.returncode}), which may use {memory}"
 
     def _receive(self, size: int, deadline: float) -> bytes:
-        """Return `size` bytes; none if the process ends, is late, or announces more than it may send."""
+        """Return `size` bytes; none if the process ends or is late."""
         pipe = self._process.stdout.fileno()  # type: ignore[union-attr]
         received = bytearray()
-        if size > 1 + 4 * CHARACTERS:
-            return b""
         while len(received) < size:
             if not self._wait(deadline):
                 return b""
@@ -183,8 +216,8 @@ class _Child:
 def _start() -> subprocess.Popen[bytes]:
     if not sys.executable or getattr(sys, "frozen", False):
         raise UserError(
-            f"a child process of Python renders the chat template, and sys.executable is {sys.executable!r}. Set it to "
-            "the path of a Python interpreter, or give the prompt as plain text"
+            "chat templates and grammars are computed in a child process of Python, and sys.executable is "
+            f"{sys.executable!r}. Set it to the path of a Python interpreter, or use plain text without a grammar"
         )
     pipe = subprocess.PIPE
     try:
@@ -211,32 +244,14 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
         pipe.close()  # type: ignore[union-attr]
 
 
-def _excess(kind: int, reason: str) -> str:
-    """What a template does that is too much, for an answer without text."""
-    if kind == TOO_LONG:
-        return f"it writes more than {CHARACTERS:,} characters"
-    return f"it {reason}" if kind == 0 else f"it needs more than {MEMORY >> 20} MiB of memory"
-
-
-def _error(kind: int, text: str) -> UserError:
-    """The error of a rendering that gave no text."""
-    if kind == REFUSED:
-        return UserError(f"the chat template refuses these messages: {text}")
-    return UserError(
-        f"the chat template refuses these messages: {_excess(kind, text)}. Correct the template "
-        "(chat_template.jinja), or give the prompt as plain text"
-    )
-
-
-def _to_json(variables: Mapping[str, Any]) -> bytes:
-    """The variables as JSON. Raises UserError for a value that JSON does not have."""
+def _to_json(variables: Any) -> bytes:
+    """The request as JSON. Raises RefusedError for a value that JSON does not have."""
     try:
         return json.dumps(variables, default=_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(
-            f"the chat template refuses these messages: a variable is not plain data ({reason}). Needed: texts, "
-            "numbers, booleans, None, lists and dictionaries"
+        raise RefusedError(
+            f"a variable is not plain data ({reason}). Needed: texts, numbers, booleans, None, lists and dictionaries"
         ) from error
 
 
