@@ -48,7 +48,7 @@ def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
     A graph that CANN has compiled is no longer MindIR: for it, only the tables of the manifest are printed. Raises
     UserError if the folder is not a complete artifact, and for onnx_dir with a compiled graph.
     """
-    opened = Artifact.open(artifact)
+    opened = Artifact.open(artifact, check="sizes")
     if opened.manifest.converted is not None:
         if onnx_dir is not None:
             raise UserError(

@@ -48,6 +48,7 @@ COMMANDS = {
     "plan": Command("edgellama.exporter.plan.command", "estimate the memory and the speed of a model before an export"),
     "inspect": Command("edgellama.exporter.inspect", "show the contents of an artifact"),
     "verify": Command("edgellama.exporter.proof.verify", "check the files of an artifact and its logits"),
+    "check": Command("edgellama.cli.check", "check the files of an artifact by their hashes"),
     "evaluate": Command("edgellama.exporter.proof.evaluate", "measure perplexity and KL divergence on a text"),
     "generate": Command("edgellama.cli.generate", "answer one prompt"),
     "chat": Command("edgellama.cli.chat", "talk with a model"),

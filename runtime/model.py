@@ -64,6 +64,7 @@ class LlamaForCausalLM:
         *,
         threads: int | None = None,
         device_id: int | None = None,
+        check: str = "once",
         show_progress: bool = False,
         show_native_log: bool = False,
         **hugging_face: Any,
@@ -74,6 +75,8 @@ class LlamaForCausalLM:
             path: the artifact folder, as `make export` writes it.
             threads: CPU threads; None takes all available ones.
             device_id: the NPU, for artifacts of Ascend targets; None takes the first.
+            check: "once" hashes every file at the first load on this machine, and again only after it has changed;
+                "always" hashes at every load; "sizes" hashes the graph files only.
             show_progress: print a line on standard error while the model loads.
             show_native_log: print what MindSpore Lite logs while loading; otherwise only a failure prints it.
             hugging_face: device, device_map, dtype and torch_dtype are accepted if they name what the artifact was
@@ -83,7 +86,7 @@ class LlamaForCausalLM:
             UserError: the folder is no complete, unchanged artifact that this runtime can run.
             TypeError: an unknown keyword.
         """
-        artifact = Artifact.open(path)
+        artifact = Artifact.open(path, check=check, show_progress=show_progress)
         check_placement("from_pretrained", hugging_face, artifact.manifest)
         check_syntax(artifact.path)
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6

@@ -7,7 +7,6 @@ surplus or of a wrong shape, before any work is done.
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellama.artifact.json_reader import read_object
 from edgellama.errors import UserError
 
 from ..network.config import LlamaConfig
@@ -185,11 +185,6 @@ def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises UserError if the file is missing or contains no JSON object."""
     try:
-        value = json.loads(path.read_bytes())
+        return read_object(path, "Download it again")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; download the checkpoint again, with this file") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} contains no JSON object; download it again")
-    return value

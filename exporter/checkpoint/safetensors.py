@@ -102,6 +102,12 @@ def _weight_files(folder: Path) -> list[Path]:
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{folder / INDEX} has no weight_map; download it again")
+        for name in weight_map.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+                raise UserError(
+                    f"{folder / INDEX}: weight_map names the file {str(name)[:80]!r}; needed: a name inside the "
+                    "folder. Download it again"
+                )
         files = [folder / name for name in sorted(set(weight_map.values()))]
         absent = [path.name for path in files if not path.exists()]
         if absent:
@@ -132,8 +138,13 @@ def _open(path: Path) -> Any:
 
 def _described_size(path: Path) -> int | None:
     """Return the file size in bytes that a safetensors header describes; None if the header itself is incomplete."""
-    with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
+    with path.open("rb") as file, contextlib.suppress(ValueError):
         header, data = read_header(file)
-        header.pop("__metadata__", None)
-        return data + max(int(entry["data_offsets"][1]) for entry in header.values())
+        ends = [entry["data_offsets"][1] for entry in header.values() if isinstance(entry, dict) and _is_placed(entry)]
+        return data + max(ends, default=0)
     return None
+
+
+def _is_placed(entry: dict[str, Any]) -> bool:
+    offsets = entry.get("data_offsets")
+    return isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from edgellama.artifact.manifest import sha256_file
+from edgellama.artifact.files import sha256_file
 from edgellama.errors import UserError
 
 from .presets import PRESETS, RegistryFile

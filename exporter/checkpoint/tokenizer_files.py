@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgellama.artifact.json_reader import parse_object, read_bytes
 from edgellama.errors import UserError
 from edgellama.text.chat_template import ChatTemplate, decode_template, template_of_config
 
 from ..network.config import LlamaConfig
 
+LARGEST = 256 << 20  # bytes of a file; tokenizer.json of Gemma has 33 MB
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,18 +30,34 @@ def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes
     If the folder has only a SentencePiece or tiktoken file, transformers converts it. Raises UserError if there is no
     tokenizer.json and transformers cannot create one.
     """
-    files = {name: (folder / name).read_bytes() for name in COPIED if (folder / name).exists()}
+    files = {name: _content(folder / name) for name in COPIED if (folder / name).exists()}
     if "tokenizer.json" not in files:
         files = {**_convert(folder), **files}
     files.setdefault("tokenizer_config.json", b"{}\n")
     if "chat_template.jinja" not in files and (
         template := template_of_config(
-            json.loads(files["tokenizer_config.json"]), str(folder / "tokenizer_config.json")
+            parse_object(files["tokenizer_config.json"]), str(folder / "tokenizer_config.json")
         )
     ):
         files["chat_template.jinja"] = template.encode()
     files.setdefault("generation_config.json", to_json(generation_config(config)))
     return files
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a file. JSON is checked, except in tokenizer.json, which the tokenizers library reads.
+
+    Raises UserError if it cannot be read, or is damaged.
+    """
+    try:
+        data = read_bytes(path, LARGEST)
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            parse_object(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Download it again") from error
+    return data
 
 
 def generation_config(config: LlamaConfig) -> dict[str, Any]:

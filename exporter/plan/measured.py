@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgellama.artifact.json_reader import read_object
 from edgellama.engine.chunks import plan_chunks
 from edgellama.errors import UserError
 
@@ -19,10 +19,10 @@ SETTINGS = ("target", "batch", "context")
 def read(path: Path) -> dict[str, Any]:
     """Read a report of `edgellama bench --json`. Raises UserError for any other file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}). Write it with `edgellama bench`") from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
+        found = read_object(path, "Write it with `edgellama bench --json FILE`")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Write it with `edgellama bench --json FILE`") from error
+    version = found.get("schema_version")
     if version != SCHEMA_VERSION or not {"artifact", "bandwidth", "prefill", "decode"} <= found.keys():
         raise UserError(
             f"{path}: schema_version is {version!r}; needed: a report of `edgellama bench --json FILE`, "

@@ -48,7 +48,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
     """Run the command `verify`: check the hash of every file, then the logits. Raises UserError if a check fails."""
     progress = Progress()
     with progress.stage("Hashing every file"):
-        artifact = Artifact.open(arguments.artifact, check_data=True)
+        artifact = Artifact.open(arguments.artifact, check="always")
     checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
     prove(artifact.path, artifact.manifest, checkpoint, progress)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..errors import UserError
 
 T = TypeVar("T")
+LARGEST_INTEGER = (1 << 63) - 1  # of int64, which native code takes
 
 
 def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -53,6 +54,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return decode(kind, value, where + ".")  # type: ignore[arg-type]
     if kind is Any or (kind in (str, bool) and isinstance(value, kind)):
         return value
+    if kind in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise UserError(f"field {where} is {_short(value)}; needed: at most {LARGEST_INTEGER}")
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):

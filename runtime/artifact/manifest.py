@@ -18,10 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
+from .files import check_companions, check_hashes, check_size, find, sha256_file
 from .json_dataclass import decode
+from .json_reader import read_object
+from .manifest_checks import check_agreement
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+CHECKS = ("once", "always", "sizes")  # of Artifact.open
 CACHE_POLICIES = ("in_place", "returned")
 DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
 
@@ -246,6 +250,8 @@ class Manifest:
                 f"{MANIFEST}: format_version is {version}; this runtime reads up to {FORMAT_VERSION}. "
                 "Update the runtime or export again with this release"
             )
+        if version < 1:
+            raise UserError(f"{MANIFEST}: format_version is {version}; needed: 1 to {FORMAT_VERSION}. Export again")
         body = {key: value for key, value in values.items() if key != "digest"}
         found, needed = values.get("digest"), digest(body)
         if found != needed:
@@ -255,6 +261,7 @@ class Manifest:
             )
         try:
             manifest = decode(cls, body)
+            check_agreement(manifest)
         except UserError as error:
             raise UserError(f"{MANIFEST}: {error}. Export again with this release") from error
         return manifest
@@ -268,52 +275,41 @@ class Artifact:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: str | Path, *, check_data: bool = False) -> Artifact:
+    def open(cls, path: str | Path, *, check: str = "once", show_progress: bool = False) -> Artifact:
         """Read and check an artifact folder.
 
         Checks:
-        - the manifest's version, digest and fields
-        - the presence and size of every listed file
-        - the hashes of the graph files, because native code parses them
-        - with `check_data`, the hashes of weights and graph data too
+        - the manifest's version, digest and fields, and that they agree with one another
+        - each listed file: it is present, regular, inside the folder, and has the listed size
+        - the hash of each listed file
 
         The path of the artifact is absolute: later reads do not depend on the working directory.
 
-        Raises UserError if a check fails.
+        Args:
+            path: the folder.
+            check: "once": a large file whose hash was right on this machine before, and which has not changed since, is
+                not hashed again; "always": every file is hashed; "sizes": only the graph files are hashed, because
+                native code parses them.
+            show_progress: print a line on standard error if hashing takes more than a second.
+
+        Raises:
+            UserError: a check failed.
         """
+        if check not in CHECKS:
+            raise UserError(f"check is {check!r}; needed: one of {', '.join(CHECKS)}")
         manifest = read_manifest(Path(path))
-        artifact = cls(_absolute(Path(path)), manifest)
+        path = _absolute(Path(path))
         for entry in manifest.files():
-            artifact._check_size(entry)
+            check_size(path, entry.file, entry.bytes)
+        check_companions(path)
         graphs = {graph.file for graph in manifest.graphs}
-        for entry in manifest.files():
-            if check_data or entry.file in graphs:
-                artifact._check_hash(entry)
-        return artifact
+        entries = [entry for entry in manifest.files() if check != "sizes" or entry.file in graphs]
+        check_hashes(path, entries, known=() if check == "always" else None, show_progress=show_progress)
+        return cls(path, manifest)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the artifact."""
         return self.path / name
-
-    def _check_size(self, entry: FileEntry) -> None:
-        path = self.file(entry.file)
-        if not path.is_file():
-            raise UserError(f"{path}: missing, but {MANIFEST} lists it. Copy the whole folder again or export again")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise UserError(
-                f"{path}: {size:,} bytes; {MANIFEST} says {entry.bytes:,}. "
-                "The file was truncated or replaced. Copy the whole folder again or export again"
-            )
-
-    def _check_hash(self, entry: FileEntry) -> None:
-        path = self.file(entry.file)
-        found = sha256_file(path)
-        if found != entry.sha256:
-            raise UserError(
-                f"{path}: SHA-256 {found[:12]}; {MANIFEST} says {entry.sha256[:12]}. "
-                "The file was changed after the export. Copy the whole folder again or export again"
-            )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -322,18 +318,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder}: no such folder. Export one with `make export MODEL=...`")
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        values = read_object(path, "Restore it or export again")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {MANIFEST}, so it is not an exported artifact. "
             f"If it is a checkpoint, export it: `make export MODEL={folder}`"
         ) from error
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON {type(values).__name__}; needed: an object. Restore it or export again")
+    find(folder, MANIFEST)
     return Manifest.from_dict(values)
 
 
@@ -353,15 +344,6 @@ def digest(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a manifest without its digest, as canonical JSON (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex. Reads the file in blocks."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _absolute(path: Path) -> Path:

@@ -5,7 +5,10 @@ The exporter writes graphs by this contract. The runtime feeds them by it.
 
 from __future__ import annotations
 
-from .manifest import TensorSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .manifest import TensorSpec
 
 SELF_MASKS = ("self_mask", "window_self_mask")
 CACHE_MASKS = ("cache_mask", "window_cache_mask")

@@ -45,6 +45,9 @@ def load_cpu_kernels(manifest: Manifest) -> None:
             f"kernel_abi is {manifest.kernel_abi}; the kernels of this release have {ABI}. "
             "Export again with this release"
         )
+    for graph in manifest.graphs:
+        if len(graph.buckets) > 1:  # MindSpore Lite cannot resize a graph with custom operators
+            raise UserError(f"{graph.file} serves buckets {list(graph.buckets)}; needed: one. Export again")
     import_lite()
     register()
 

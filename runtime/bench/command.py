@@ -15,7 +15,7 @@ from .. import output_file
 from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
 from ..backend.lite_graph import available_threads
-from ..cli.options import add_artifact, add_threads
+from ..cli.options import add_artifact, add_check, add_threads
 from ..engine.engine import Engine
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_artifact(parser)
     add_threads(parser)
+    add_check(parser)
     parser.add_argument("--prompt-lengths", type=number_list, default=defaults.prompt_lengths, metavar="N,N,...")
     parser.add_argument("--depths", type=number_list, default=defaults.depths, metavar="N,N,...", help="context depths")
     parser.add_argument("--batches", type=number_list, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         report.check_plot(options.plot)
     if options.json and options.json != "-":
         output_file.check_report(Path(options.json))
-    found = bench(Path(options.artifact), settings)
+    found = bench(Path(options.artifact), settings, options.check)
     if options.json == "-":
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
@@ -77,9 +78,9 @@ def run(options: argparse.Namespace) -> None:
         report.plot(found, options.plot)
 
 
-def bench(path: Path, settings: Settings) -> dict[str, Any]:
-    """Measure an artifact. Returns the object that --json writes (see runtime.bench)."""
-    artifact = Artifact.open(path)
+def bench(path: Path, settings: Settings, check: str = "once") -> dict[str, Any]:
+    """Measure an artifact. Returns the object that --json writes (see runtime.bench). check: as in Artifact.open."""
+    artifact = Artifact.open(path, check=check, show_progress=True)
     manifest = artifact.manifest
     for note in settings.clipped(manifest):
         print(f"note: {note}. For more, export with a larger CONTEXT", file=sys.stderr)

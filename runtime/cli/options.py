@@ -32,6 +32,19 @@ def add_model(command: argparse.ArgumentParser) -> None:
     add_artifact(command)
     add_threads(command)
     command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
+    add_check(command)
+
+
+def add_check(command: argparse.ArgumentParser) -> None:
+    """Declare --no-check. It sets `check`, the argument of Artifact.open."""
+    command.add_argument(
+        "--no-check",
+        action="store_const",
+        const="sizes",
+        default="once",
+        dest="check",
+        help="do not hash the weights when they are loaded for the first time, or have changed",
+    )
 
 
 def load(options: argparse.Namespace) -> LlamaForCausalLM:
@@ -42,6 +55,7 @@ def load(options: argparse.Namespace) -> LlamaForCausalLM:
         options.artifact,
         threads=options.threads,
         device_id=options.device_id,
+        check=options.check,
         show_progress=True,
         show_native_log=options.debug,
     )

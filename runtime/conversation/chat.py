@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifact.json_reader import parse_object
 from ..errors import UserError
 from ..generation.output import Piece
 from ..generation.stream import Stream
@@ -98,7 +99,7 @@ class Chat:
         session = Session(self.model)
         notes = session.load(path)
         try:
-            held = json.loads(notes[NOTE])
+            held = parse_object(notes[NOTE])
             messages = [dict(message) for message in held["messages"]]
             turn = Transcript(ids=session.ids, **held["turn"])
         except (KeyError, TypeError, ValueError) as error:

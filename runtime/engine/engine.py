@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..artifact.manifest import Artifact, Graph, TensorSpec
-from ..artifact.safetensors import MappedWeights
-from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
+from ..artifact.manifest_checks import weight_inputs
+from ..artifact.safetensors import ALIGNMENT, MappedWeights
+from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, STRETCH, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
 from ..backend.cpu_kernels import load_cpu_kernels
 from ..backend.library_pages import release_library_pages
@@ -131,7 +132,7 @@ class Engine:
         self.timings = EngineTimings()
         self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
         self.engine_lock = EngineLock()
-        self._weights = MappedWeights(artifact.file(manifest.weights.file)) if manifest.weights else None
+        self._weights = _checked_weights(artifact)
         began = time.perf_counter()
         if build is None and manifest.opset == "ascend":
             self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
@@ -280,6 +281,29 @@ class Engine:
                 if not 0 <= token < self.vocab_size:
                     raise UserError(f"token id {token}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, starts, lengths
+
+
+def _checked_weights(artifact: Artifact) -> MappedWeights | None:
+    """Map the weights file and compare its tensors with the graphs' inputs; None if the graphs hold their weights.
+
+    Raises UserError if a tensor is missing, surplus, misplaced, or has another dtype or shape.
+    """
+    manifest = artifact.manifest
+    if manifest.weights is None:
+        return None
+    weights = MappedWeights(artifact.file(manifest.weights.file))
+    wanted = {spec.name: spec for graph in manifest.graphs for spec in weight_inputs(graph)}
+    layers = [name for name in wanted if name.endswith(STRETCH)]
+    members = {}
+    if layers:
+        from ..backend.layer_tensors import layer_tensors
+
+        for name in layers:
+            below = name.removesuffix("*")
+            members[name] = layer_tensors(manifest.config, manifest.weights_format, below, weights.names())
+    # The kernels load whole cache lines; built-in operators take any place.
+    weights.check(list(wanted.values()), members, ALIGNMENT if manifest.opset == "cpu" else 1)
+    return weights
 
 
 def _on_device(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.json_reader import read_object
 from ..artifact.manifest import Artifact
 from ..errors import UserError
 
@@ -123,14 +123,9 @@ class GenerationConfig:
             UserError: the file is no JSON object, or holds a value out of range.
         """
         path = artifact.file("generation_config.json")
-        stored: Any = {}
-        if path.is_file():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
-        if not isinstance(stored, dict):
-            raise UserError(f"{path}: a JSON {type(stored).__name__}; needed: an object. Restore it or export again")
+        stored: dict[str, Any] = {}
+        if path.exists():
+            stored = read_object(path, "Restore it or export again")
         known, others = {}, []
         for name, value in stored.items():
             if name in FIELDS and name not in NOT_SETTINGS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from ..artifact.json_reader import read_object
 from ..errors import UserError
 from .chat_template import ChatTemplate, check_messages, read_chat_template
 from .components import byte_letters, components
@@ -213,12 +213,7 @@ def _content(token: Any) -> str:
 
 def _json_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty if there is no such file."""
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Restore it or export again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON {type(value).__name__}; needed: an object. Restore it or export again")
-    return value
+        return read_object(path, "Restore it or export again")
+    except FileNotFoundError:
+        return {}

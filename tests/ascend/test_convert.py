@@ -97,7 +97,7 @@ WRITES = 'printf "x CustomAscend x" > "$out.mindir"; cp "$ini" "$(dirname "$out"
 def test_a_converted_artifact_names_its_chip_and_the_versions_used(converting: Any, exported: Path) -> None:
     out = converting(WRITES)
     assert out == exported.with_name("toy-ascend310b-fp16-310b1")
-    opened = Artifact.open(out, check_data=True)
+    opened = Artifact.open(out, check="always")
     assert opened.manifest.converted == Conversion("Ascend310B1", GEARS, "8.2.0", "2.7.0")
     assert opened.manifest.graphs[0].file == "graphs/step.mindir"
     assert sorted(path.name for path in out.iterdir()) == ["graphs", "manifest.json", "tokenizer.json"]
@@ -109,7 +109,7 @@ def test_a_converted_artifact_names_its_chip_and_the_versions_used(converting: A
 def test_large_weights_lie_beside_the_graph_and_are_listed(converting: Any) -> None:
     """For more than 2 GB the converter writes <name>_variables/data_0."""
     out = converting(WRITES + '; mkdir "${out}_variables"; printf weights > "${out}_variables/data_0"')
-    data = Artifact.open(out, check_data=True).manifest.graphs[0].data
+    data = Artifact.open(out, check="always").manifest.graphs[0].data
     assert [(entry.file, entry.bytes) for entry in data] == [("graphs/step_variables/data_0", 7)]
 
 
@@ -206,7 +206,7 @@ def test_an_earlier_result_survives_a_failure(converting: Any) -> None:
     out = converting(WRITES)
     with pytest.raises(UserError):
         converting("exit 3")
-    Artifact.open(out, check_data=True)
+    Artifact.open(out, check="always")
 
 
 def test_a_marker_across_the_edge_of_two_reads_is_found(tmp_path: Path) -> None:

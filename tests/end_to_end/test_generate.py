@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from edgellama.artifact.manifest import MANIFEST, sha256_file
+from edgellama.artifact.files import sha256_file
+from edgellama.artifact.manifest import MANIFEST
 from edgellama.text.tokenizer import Tokenizer
 from support.child import run_cli, run_python
 from support.exported import (

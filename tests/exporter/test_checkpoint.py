@@ -187,7 +187,7 @@ def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
         open_checkpoint(tmp_path)
     HFLlamaConfig(**CONFIG).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has neither model\.safetensors nor"):

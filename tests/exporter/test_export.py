@@ -41,7 +41,7 @@ def test_the_configs_differ_where_they_should(lite_logits: dict[str, np.ndarray]
 
 
 def test_an_artifact_carries_its_proof(tiny_artifact: Path) -> None:
-    parity = Artifact.open(tiny_artifact, check_data=True).manifest.parity
+    parity = Artifact.open(tiny_artifact, check="always").manifest.parity
     assert parity is not None
     assert parity.relative < TOLERANCE
     assert parity.reference == "transformers float32"
@@ -207,13 +207,13 @@ def test_an_old_artifact_stays_until_the_new_one_is_complete(
     out = Path(shutil.copytree(config_artifacts["plain"], tmp_path / "x"))
     argv = ["export", str(tiny_checkpoint()), "--out", str(out), *SMALL]
     assert run_exporter({"argv": argv, "prove": "kill"}) == []
-    assert Artifact.open(out, check_data=True).manifest.batch == 2
+    assert Artifact.open(out, check="always").manifest.batch == 2
     (partial,) = tmp_path.glob(".x.edgellama-*.partial")
     with pytest.raises(UserError, match="not an exported artifact"):
         Artifact.open(partial)
 
     assert run_exporter({"argv": [*argv, "--no-verify"]})[0][0] == 0
-    assert Artifact.open(out, check_data=True).manifest.batch == 1
+    assert Artifact.open(out, check="always").manifest.batch == 1
     assert list(tmp_path.iterdir()) == [out]
 
 

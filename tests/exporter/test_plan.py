@@ -262,7 +262,7 @@ def test_a_file_that_is_not_a_measurement_is_refused(tmp_path: Path, capsys: pyt
     for text, message in (
         ("", "cannot be read as JSON"),
         ("{}", "schema_version is None"),
-        ("[1]", "schema_version is None"),
+        ("[1]", "a JSON list; needed: an object"),
     ):
         (tmp_path / "x.json").write_text(text)
         assert main(["plan", "llama3-8b", "--measured", str(tmp_path / "x.json")]) == 2

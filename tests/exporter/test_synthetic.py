@@ -123,7 +123,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_manifest_says_what_the_weights_are(artifacts: dict[str, Path]) -> None:
     for path in artifacts.values():
-        manifest = Artifact.open(path, check_data=True).manifest
+        manifest = Artifact.open(path, check="always").manifest
         assert manifest.source.seed == 5
         assert manifest.source.origin == "synthetic: random weights, seed 5"
         assert manifest.name in ("plain-synthetic", "texts-synthetic")

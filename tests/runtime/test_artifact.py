@@ -26,6 +26,11 @@ from support.manifest_edits import rewrite
 from support.toy_model import load, model_of
 
 
+def tensors(kind: str, columns: int) -> tuple[TensorSpec, ...]:
+    """Returns k_<kind>.l and v_<kind>.l of two layers, [2, 1, columns, 8]."""
+    return tuple(TensorSpec(f"{x}_{kind}.{layer}", "float32", (2, 1, columns, 8)) for layer in range(2) for x in "kv")
+
+
 def make(folder: Path) -> Manifest:
     """Writes a manifest with one graph file and one weight file, both with arbitrary bytes, into `folder`."""
     (folder / "graphs").mkdir(parents=True)
@@ -47,8 +52,8 @@ def make(folder: Path) -> Manifest:
                 **dataclasses.asdict(graph),
                 bucket=16,
                 buckets=(1, 16),
-                inputs=(TensorSpec("tokens", "int32", (2, 16)),),
-                outputs=(TensorSpec("logits", "float32", (2, 32)),),
+                inputs=(TensorSpec("tokens", "int32", (2, 16)), *tensors("cache", 64)),
+                outputs=(TensorSpec("logits", "float32", (2, 32)), *tensors("new", 16)),
             ),
         ),
         weights=file_entry(folder, "weights.safetensors"),
@@ -74,7 +79,7 @@ def test_a_manifest_reads_back_as_written(tmp_path: Path) -> None:
     manifest = make(tmp_path / "a")
     make(tmp_path / "b")
     assert read_manifest(tmp_path / "a") == manifest
-    assert Artifact.open(tmp_path / "a", check_data=True).manifest == manifest
+    assert Artifact.open(tmp_path / "a", check="always").manifest == manifest
     assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
 
 
@@ -138,13 +143,14 @@ def test_a_cut_or_missing_file_is_found_by_its_size(folder: Path, name: str) -> 
 def test_changed_bytes_are_found_by_their_hash(folder: Path) -> None:
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
-    Artifact.open(folder)  # large files are hashed only on request
-    with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
-        Artifact.open(folder, check_data=True)
+    for check in ("once", "always"):
+        with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
+            Artifact.open(folder, check=check)
+    Artifact.open(folder, check="sizes")
     graph = folder / "graphs/step.mindir"
     graph.write_bytes(b"x" + graph.read_bytes()[1:])
     with pytest.raises(UserError, match=r"step\.mindir: SHA-256"):
-        Artifact.open(folder)
+        Artifact.open(folder, check="sizes")  # native code parses graphs
 
 
 def test_a_folder_that_is_not_an_artifact_is_refused(tmp_path: Path, folder: Path) -> None:

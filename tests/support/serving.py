@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -22,10 +23,8 @@ TEMPLATE = (
 
 
 def with_template(artifact: Path, folder: Path) -> Path:
-    """Copy the artifact to another folder and add a chat template. Large files become links."""
-    folder.mkdir()
-    for path in artifact.iterdir():
-        (folder / path.name).symlink_to(path)
+    """Copy the artifact to another folder and add a chat template."""
+    shutil.copytree(artifact, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
