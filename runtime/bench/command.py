@@ -16,6 +16,7 @@ from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
 from ..backend.lite_graph import available_threads
 from ..cli.options import add_artifact, add_check, add_threads
+from ..cli.options import check as check_of
 from ..engine.engine import Engine
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         report.check_plot(options.plot)
     if options.json and options.json != "-":
         output_file.check_report(Path(options.json))
-    found = bench(Path(options.artifact), settings, options.check)
+    found = bench(Path(options.artifact), settings, check_of(options))
     if options.json == "-":
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:

@@ -36,15 +36,17 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 
 def add_check(command: argparse.ArgumentParser) -> None:
-    """Declare --no-check. It sets `check`, the argument of Artifact.open."""
+    """Declare --no-check."""
     command.add_argument(
         "--no-check",
-        action="store_const",
-        const="sizes",
-        default="once",
-        dest="check",
+        action="store_true",
         help="do not hash the weights when they are loaded for the first time, or have changed",
     )
+
+
+def check(options: argparse.Namespace) -> str:
+    """Return the argument `check` of Artifact.open that the option of `add_check` means."""
+    return "sizes" if options.no_check else "once"
 
 
 def load(options: argparse.Namespace) -> LlamaForCausalLM:
@@ -55,7 +57,7 @@ def load(options: argparse.Namespace) -> LlamaForCausalLM:
         options.artifact,
         threads=options.threads,
         device_id=options.device_id,
-        check=options.check,
+        check=check(options),
         show_progress=True,
         show_native_log=options.debug,
     )

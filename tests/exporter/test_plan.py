@@ -260,7 +260,7 @@ def test_impossible_options_are_refused(settings: dict[str, Any], message: str) 
 
 def test_a_file_that_is_not_a_measurement_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, message in (
-        ("", "cannot be read as JSON"),
+        ("", "not valid JSON"),
         ("{}", "schema_version is None"),
         ("[1]", "a JSON list; needed: an object"),
     ):
