@@ -311,7 +311,7 @@ class LlamaForCausalLM:
         if all(getattr(base, name, None) is None for base in bases for name in ("max_new_tokens", "max_length")):
             settings["max_new_tokens"] = self.engine.context
         stream = self.stream(turn.ids, **{"reuse_prefix": True, **settings})
-        stream.behind = ()  # an answer does not continue the text of the messages
+        stream.prefix_ids = ()  # an answer does not continue the text of the messages
         stream.listeners.append(turn.record)
         self.transcripts.keep(turn)
         return stream

@@ -52,7 +52,7 @@ def run_generate(options: argparse.Namespace) -> None:
         **sampling_settings(options),
     )
     if not is_continuation(model, options.system, options.raw):
-        pieces.behind = ()
+        pieces.prefix_ids = ()
     if options.json:
         print(json.dumps(report(list(pieces), ids, load_seconds), ensure_ascii=False), flush=True)
     else:

@@ -85,13 +85,13 @@ class Sampler:
         token = self._draw(self._settings_pointer, float_pointer(scores), row, scores.shape[-1], uniform)
         return token if token >= 0 else _refuse(token)
 
-    def warped(self, scores: np.ndarray) -> np.ndarray:
+    def warp(self, scores: np.ndarray) -> np.ndarray:
         """Return scores [V] as transformers' warpers do: divided by the temperature, -inf for excluded tokens."""
         out = np.empty(scores.size, np.float32)
         _refuse(self._warp(self._settings_pointer, float_pointer(scores), scores.size, float_pointer(out)))
         return out
 
-    def log_normaliser(self, scores: np.ndarray, row: int = 0) -> float:
+    def logsumexp(self, scores: np.ndarray, row: int = 0) -> float:
         """Return log(sum(exp(score / temperature))) of `row`; a score minus this is its log-probability."""
         out = ctypes.c_double()
         _refuse(self._log_normaliser(self._settings_pointer, float_pointer(scores), row, scores.shape[-1], _byref(out)))

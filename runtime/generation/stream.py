@@ -20,10 +20,10 @@ class _TextBefore:
     """The text before an answer: its token ids, which decide how the first tokens of the answer are written."""
 
     tokenizer: Tokenizer
-    behind: Sequence[int]
+    prefix_ids: Sequence[int]
 
     def text_stream(self) -> TextStream:
-        return self.tokenizer.text_stream(behind=self.behind)
+        return self.tokenizer.text_stream(prefix_ids=self.prefix_ids)
 
 
 class Stream(Iterator[Piece]):
@@ -46,16 +46,16 @@ class Stream(Iterator[Piece]):
         self._pieces = _pieces(batch, lock, self._before)
 
     @property
-    def behind(self) -> Sequence[int]:
+    def prefix_ids(self) -> Sequence[int]:
         """The tokens of the text that the answer continues.
 
         Set to (), before the first piece, the answer is a text by itself.
         """
-        return self._before.behind
+        return self._before.prefix_ids
 
-    @behind.setter
-    def behind(self, tokens: Sequence[int]) -> None:
-        self._before.behind = tokens
+    @prefix_ids.setter
+    def prefix_ids(self, tokens: Sequence[int]) -> None:
+        self._before.prefix_ids = tokens
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)

@@ -87,12 +87,12 @@ class TokenSelector:
         if config.output_scores:
             kept = np.zeros_like(logits)
             for row, place in zip(rows, places, strict=True):
-                kept[row] = self.sampler.warped(scores[place])
+                kept[row] = self.sampler.warp(scores[place])
             self.scores.append(kept)
         if config.output_logprobs:
             logprobs = np.zeros(len(sequences), np.float32)
             for row in rows:
-                logprobs[row] = logits.item(row, picked[row]) - self.plain.log_normaliser(logits, row)
+                logprobs[row] = logits.item(row, picked[row]) - self.plain.logsumexp(logits, row)
             self.logprobs.append(logprobs)
         return picked
 
@@ -109,10 +109,10 @@ class TokenSelector:
         Raises:
             NotNumbersError: logits are not numbers.
         """
-        normalisers = [self.plain.log_normaliser(logits, row) for row in range(len(logits))]
+        normalisers = [self.plain.logsumexp(logits, row) for row in range(len(logits))]
         logprobs = logits - np.array(normalisers, np.float32)[:, None]
         scores = self.processed(sequences, logprobs, list(range(len(logits))))
-        scores = np.stack([self.sampler.warped(row) for row in scores])
+        scores = np.stack([self.sampler.warp(row) for row in scores])
         if self.config.output_logits:
             self.logits.append(logits.copy())
         if self.config.output_scores:

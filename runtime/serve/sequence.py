@@ -103,7 +103,7 @@ class ServedSequence:
         self._tokenizer = tokenizer
         self._eos = frozenset(config.eos_token_id)
         self._text = VisibleText(
-            tokenizer.text_stream(behind=self.prompt.tolist() if continues_prompt else ()), config.stop_strings
+            tokenizer.text_stream(prefix_ids=self.prompt.tolist() if continues_prompt else ()), config.stop_strings
         )
         self._top_logprobs = top_logprobs
         self._held_logprobs: deque[TokenLogprobs] = deque()  # of tokens whose text is held back and may be cut off
@@ -128,7 +128,7 @@ class ServedSequence:
 
         Raises UserError if the settings allow no token, NotNumbersError for logits that are not numbers.
         """
-        normaliser = None if self._top_logprobs is None else self._selector.plain.log_normaliser(logits)
+        normaliser = None if self._top_logprobs is None else self._selector.plain.logsumexp(logits)
         picked = self._selector(self.tokens, logits[None])
         self.tokens.push(picked)
         (token,) = picked

@@ -18,7 +18,7 @@ class Decoder(Protocol):
     model: tokenizers.Tokenizer
 
     @property
-    def alone(self) -> Callable[[int, bool], str]:
+    def decode_token(self) -> Callable[[int, bool], str]:
         """(token, skip_special_tokens) -> the text of this token by itself."""
 
 
@@ -33,18 +33,18 @@ class TextStream:
         held: complete characters that are held back together with the incomplete one behind them.
     """
 
-    def __init__(self, tokenizer: Decoder, skip_special_tokens: bool = True, behind: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Decoder, skip_special_tokens: bool = True, prefix_ids: Sequence[int] = ()) -> None:
         """Begin a text.
 
         Args:
             tokenizer: decodes the ids.
             skip_special_tokens: leave special tokens out of the text.
-            behind: the tokens of the text that this one continues.
+            prefix_ids: the tokens of the text that this one continues.
         """
         self.held = 0
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._ids = [int(i) for i in behind[-NEAR:]]  # the last piece's tokens, then those not shown yet
+        self._ids = [int(i) for i in prefix_ids[-NEAR:]]  # the last piece's tokens, then those not shown yet
         self._shown = len(self._ids)  # how many of them are shown
         self._text = self._decode() if self._ids else ""  # their decoding
         if self._text.endswith(REPLACEMENT):  # cut within a character: the rest of it is no text by itself
@@ -74,5 +74,5 @@ class TextStream:
 
     def _decode(self) -> str:
         if len(self._ids) == 1:
-            return self._tokenizer.alone(self._ids[0], self._skip)
+            return self._tokenizer.decode_token(self._ids[0], self._skip)
         return self._tokenizer.model.decode(self._ids, skip_special_tokens=self._skip)

@@ -136,18 +136,18 @@ class Tokenizer:
         """Return the token ids of `render_chat`; the template itself writes bos and similar tokens."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
-    def text_stream(self, *, skip_special_tokens: bool = True, behind: Sequence[int] = ()) -> TextStream:
+    def text_stream(self, *, skip_special_tokens: bool = True, prefix_ids: Sequence[int] = ()) -> TextStream:
         """Return a decoder for one sequence that arrives token by token.
 
         Args:
             skip_special_tokens: leave special tokens out of the text.
-            behind: the tokens of the text that the sequence continues. Some decoders drop the space at the beginning
-                of a text; the first word of a continuation keeps it.
+            prefix_ids: the tokens of the text that the sequence continues. Some decoders drop the space at the
+                beginning of a text; the first word of a continuation keeps it.
         """
-        return TextStream(self, skip_special_tokens, behind)
+        return TextStream(self, skip_special_tokens, prefix_ids)
 
     @functools.cached_property
-    def alone(self) -> Callable[[int, bool], str]:
+    def decode_token(self) -> Callable[[int, bool], str]:
         """A cached function (token, skip_special_tokens) -> the text of this token by itself."""
         return functools.lru_cache(maxsize=CACHED_TOKENS)(
             lambda token, skip_special_tokens: self.model.decode([token], skip_special_tokens=skip_special_tokens)
@@ -160,7 +160,7 @@ class Tokenizer:
             token: a token id.
             first: the token begins a text; some decoders drop a space there.
         """
-        alone = self.alone(token, False) if first else REPLACEMENT
+        alone = self.decode_token(token, False) if first else REPLACEMENT
         return self._bytes(token) if REPLACEMENT in alone else alone.encode()
 
     def is_added_token(self, token: int) -> bool:
@@ -191,7 +191,7 @@ class Tokenizer:
         if byte is not None:
             return bytes.fromhex(byte[1])
         twice = self.decode([token, token], skip_special_tokens=False)
-        return twice[len(self.alone(token, False)) :].encode()  # its text behind another token
+        return twice[len(self.decode_token(token, False)) :].encode()  # its text behind another token
 
     @functools.cached_property
     def _decoders(self) -> frozenset[str]:

@@ -252,7 +252,7 @@ def test_a_string_is_one_message_of_the_user(model: LlamaForCausalLM) -> None:
     assert [piece.id for piece in pieces] == [piece.id for piece in expected] and len(pieces) == 5
     assert model.chat("hello", max_new_tokens=5).content == "".join(piece.text for piece in pieces)
     raw = model.stream("hello", max_new_tokens=5)  # stream() applies no template
-    assert raw.behind == model.tokenizer.encode("hello") != model.turn("hello").ids
+    assert raw.prefix_ids == model.tokenizer.encode("hello") != model.turn("hello").ids
 
 
 def test_an_empty_message_and_unknown_settings_are_refused(model: LlamaForCausalLM) -> None:

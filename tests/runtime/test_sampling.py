@@ -63,7 +63,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def warped(config: GenerationConfig, row: np.ndarray, isa: str | None = None) -> np.ndarray:
-    return Sampler(config, isa=isa).warped(row)
+    return Sampler(config, isa=isa).warp(row)
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -109,7 +109,7 @@ def test_beams_keep_more_than_one_token() -> None:
     row = np.array([9.0, 1.0, 0.5, 0.0], np.float32)
     for settings in ({"top_k": 1}, {"top_k": 0, "top_p": 0.1}, {"top_k": 0, "min_p": 0.9}):
         sampler = Sampler(GenerationConfig(do_sample=True, **settings), keep=3)
-        np.testing.assert_array_equal(sampler.warped(row), [9.0, 1.0, 0.5, -np.inf])
+        np.testing.assert_array_equal(sampler.warp(row), [9.0, 1.0, 0.5, -np.inf])
 
 
 @pytest.mark.parametrize("size", [9, 300, 30_000])
@@ -118,7 +118,7 @@ def test_beams_keep_the_most_typical(size: int) -> None:
     config = GenerationConfig(do_sample=True, typical_p=0.001, top_k=0)
     their = theirs.TypicalLogitsWarper(0.001, min_tokens_to_keep=5)
     expected = their(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None]))[0].numpy()
-    assert_same_scores(Sampler(config, keep=5).warped(scores), expected)
+    assert_same_scores(Sampler(config, keep=5).warp(scores), expected)
 
 
 @pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS.keys())
@@ -220,7 +220,7 @@ def test_each_token_has_its_share_of_the_numbers(isa: str) -> None:
     ):
         sampler = Sampler(GenerationConfig(do_sample=True, **{"top_k": 0, **settings}), isa=isa)
         share = np.bincount([sampler.draw(scores, 0, u) for u in uniforms], minlength=scores.size) / len(uniforms)
-        np.testing.assert_allclose(share, softmax(sampler.warped(scores)), atol=4e-3, err_msg=str(settings))
+        np.testing.assert_allclose(share, softmax(sampler.warp(scores)), atol=4e-3, err_msg=str(settings))
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -243,11 +243,11 @@ def test_scores_that_are_not_numbers_are_an_error(isa: str) -> None:
             for settings in (*WARPERS.values(), {}):
                 sampler = Sampler(GenerationConfig(do_sample=True, **settings), isa=isa)
                 assert sampler.likeliest(scores, 0) == 0 and 0 <= sampler.draw(scores, 0, 0.5) < size
-                for refused in (sampler.likeliest, sampler.log_normaliser, lambda s, row: sampler.draw(s, row, 0.5)):  # noqa: B023
+                for refused in (sampler.likeliest, sampler.logsumexp, lambda s, row: sampler.draw(s, row, 0.5)):  # noqa: B023
                     with pytest.raises(NotNumbersError, match="not numbers"):
                         refused(scores, 1)
                 with pytest.raises(NotNumbersError, match="not numbers"):
-                    sampler.warped(scores[1])
+                    sampler.warp(scores[1])
     with pytest.raises(NotNumbersError):
         Sampler(isa=isa).draw(np.array([0, np.inf], np.float32), 0, 0.5)
 
@@ -255,7 +255,7 @@ def test_scores_that_are_not_numbers_are_an_error(isa: str) -> None:
 def test_scores_that_leave_nothing_are_an_error() -> None:
     nothing = np.full(70, -np.inf, np.float32)
     sampler = Sampler()
-    for asked in (sampler.likeliest, sampler.warped, sampler.log_normaliser, lambda s: sampler.draw(s, 0, 0.5)):
+    for asked in (sampler.likeliest, sampler.warp, sampler.logsumexp, lambda s: sampler.draw(s, 0, 0.5)):
         with pytest.raises(UserError, match="rule out every token of the vocabulary"):
             asked(nothing)
 
@@ -268,7 +268,7 @@ def test_scores_of_another_type_are_refused() -> None:
 def test_log_probabilities() -> None:
     scores = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32) * 10
     expected = torch.log_softmax(torch.tensor(scores[1], dtype=torch.float64), -1).numpy()
-    np.testing.assert_allclose(scores[1] - Sampler().log_normaliser(scores, 1), expected, atol=1e-5)
+    np.testing.assert_allclose(scores[1] - Sampler().logsumexp(scores, 1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_the_same_tokens_stay_as_in_transformers(
     near_limit = np.abs(relative - (min_p or 0)) < 1e-6 * (min_p or 0)
     assume(min_p in (None, 0.0, 1.0) or not near_limit.any())  # rounding decides near the limit
     expected = their_warpers(config)(torch.zeros((1, 1), dtype=torch.long), torch.tensor(scores[None])).numpy()[0]
-    assert_same_scores(Sampler(config).warped(scores), expected)
+    assert_same_scores(Sampler(config).warp(scores), expected)
 
 
 @given(
@@ -68,7 +68,7 @@ def test_a_nucleus_is_the_least_that_weighs_enough(scores: np.ndarray, p: float,
     assume(np.isfinite(scores).any())
     probability = softmax(scores)
     for name in ("top_p", "typical_p"):
-        inside = np.isfinite(Sampler(GenerationConfig(do_sample=True, top_k=0, **{name: p}), keep).warped(scores))
+        inside = np.isfinite(Sampler(GenerationConfig(do_sample=True, top_k=0, **{name: p}), keep).warp(scores))
         distance = -scores.astype(np.float64)
         if name == "typical_p":
             surprise = -np.log(np.maximum(probability, 1e-300))

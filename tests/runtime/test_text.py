@@ -108,7 +108,7 @@ def test_spaces_and_special_tokens_in_a_stream() -> None:
 def test_text_that_continues_a_prompt_keeps_its_first_space() -> None:
     the, a, b, byte = (SENTENCEPIECE.model.token_to_id(piece) for piece in ("▁the", "▁a", "b", "<0xE2>"))
     for behind, expected in (((the,), [" a", "b", ""]), ((the,) * 20, [" a", "b", ""]), ((the, byte), ["a", "b", ""])):
-        stream = SENTENCEPIECE.text_stream(behind=behind)
+        stream = SENTENCEPIECE.text_stream(prefix_ids=behind)
         assert [stream.push(a), stream.push(b), stream.flush()] == expected
 
 
