@@ -3,6 +3,9 @@
 The CPU kernel, the Ascend kernel, the trace-time primitive and the ONNX evaluation of an operator must agree with its
 function here, and tests compare them with it. The functions compute in float32, `linear` in float64.
 
+A NaN in a weight, a cache or an activation is never turned into a number: what depends on it is NaN. Quantization
+treats an infinity as a NaN, because it has no scale. So a kernel may give NaN where a function here gives an infinity.
+
 Letters in shapes:
 
 B  rows
@@ -43,10 +46,13 @@ def quantize_rows(x: Array) -> tuple[Array, Array]:
     """Quantize rows for the int8 cache: x [..., D] -> (int8 [..., D], float16 scale [...]) with x ~ int8 * scale.
 
     scale is the row's largest magnitude / 127, rounded to float16 (at most 65504). Elements are x / scale in float32,
-    rounded to the nearest integer (ties to even) and clipped to -127..127. A row whose scale is 0 becomes all zeros.
+    rounded to the nearest integer (ties to even) and clipped to -127..127. A row whose scale is 0 becomes all zeros. A
+    row with a NaN or an infinity becomes all zeros with the scale NaN, so that every value of it is NaN.
     """
     x = x.astype(np.float32)
-    scale = np.minimum(np.abs(x).max(axis=-1) / np.float32(127), np.float32(65504)).astype(np.float16)
+    largest = np.abs(x).max(axis=-1)
+    scale = np.minimum(largest / np.float32(127), np.float32(65504)).astype(np.float16)
+    scale = np.where(np.isfinite(largest), scale, np.float16(np.nan))
     step = scale.astype(np.float32)[..., None]
     quotient = np.divide(x, step, out=np.zeros_like(x), where=step > 0)
     return np.clip(np.rint(quotient), -127, 127).astype(np.int8), scale
@@ -249,12 +255,14 @@ def decoder_layer(
     Tolerance: as in `linear`, relative to the largest magnitude in a row of the result minus h.
     """
 
+    padding = np.arange(h.shape[1]) >= np.asarray(length)[:, None]
+
     def apply(x: Array, part: LinearWeights, **epilogue: Any) -> Array:
-        x = np.where(np.isnan(x), np.float32(0), x)  # padding is unspecified; `linear` returns NaN there again
+        x = np.where(padding[..., None], np.float32(0), x)  # unspecified; `linear` returns NaN there again
         return linear(x, part.weight, length, gamma=part.gamma, eps=eps, bias=part.bias, **epilogue)
 
     attended = fused_attention(
-        np.nan_to_num(apply(h, qkv)), cos, sin, start, length, k_cache, v_cache,
+        apply(h, qkv), cos, sin, start, length, k_cache, v_cache,
         heads=heads, scale=scale, window=window, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
     h = apply(attended, o, residual=h)

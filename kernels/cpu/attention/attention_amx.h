@@ -16,7 +16,11 @@ struct SplitPair {
 // Splits two vectors. Each pair is a lane of `even` and the same lane of `odd`.
 static inline SplitPair split(__m512 even, __m512 odd) {
   const __m512i upper = _mm512_set1_epi32(int(0xffff0000u)), half = _mm512_set1_epi32(0x8000);
-  const auto rounded = [&](__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), half); };
+  // Adding to the bits of a NaN could give the bits of a number, so fixupimm replaces every NaN by the default one.
+  const auto rounded = [&](__m512 x) {
+    const __m512 plain = _mm512_fixupimm_ps(x, x, _mm512_set1_epi32(0x33), 0);
+    return _mm512_add_epi32(_mm512_castps_si512(plain), half);
+  };
   const auto lost = [&](__m512 x, __m512i r) { return x - _mm512_castsi512_ps(_mm512_and_si512(r, upper)); };
   const auto pair = [&](__m512i e, __m512i o) {  // (e >> 16) | (o & upper)
     return _mm512_ternarylogic_epi32(_mm512_srli_epi32(e, 16), o, upper, 0xf8);

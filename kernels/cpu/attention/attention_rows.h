@@ -61,15 +61,22 @@ static inline void write_row(const float* x, long dim, uint16_t* row, uint16_t*)
   for (; i < dim; ++i) row[i] = float_to_f16(x[i]);
 }
 
+constexpr uint16_t kNaN16 = 0x7e00;  // the bits of float16's NaN
+
 // int8: scale = the largest magnitude / 127 in float16. Elements are x / scale, rounded to the nearest integer (ties to
-// even) and clipped to -127..127.
+// even) and clipped to -127..127. If an element is not finite, the scale is NaN and the elements are 0.
 static inline void write_row(const float* x, long dim, int8_t* row, uint16_t* scale) {
   F largest = broadcast(0.0f);
   for (long i = 0; i < dim; i += kLanes) {
-    const F y = load_some(x + i, dim - i);
-    largest = max(largest, max(y, -y));
+    largest = larger_magnitude(largest, load_some(x + i, dim - i));
   }
-  const float wanted = max_lane(largest) / 127.0f + 0.0f;  // + 0 turns the -0 of a row of zeros into 0
+  const float magnitude = largest_magnitude(largest);
+  if (!is_finite(magnitude)) {
+    *scale = kNaN16;
+    std::memset(row, 0, size_t(dim));
+    return;
+  }
+  const float wanted = magnitude / 127.0f;
   *scale = float_to_f16(wanted < 65504.0f ? wanted : 65504.0f);
   const float step = f16_to_float(*scale);
   const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even

@@ -39,13 +39,14 @@ static inline bool all_lanes(I mask) {
 #endif
 }
 
-// 2^x for x <= 0, with a relative error of 1e-7: exactly 1 at 0, and exactly 0 below -126 (-infinity included).
+// 2^x for x <= 0, with a relative error of 1e-7: exactly 1 at 0, and exactly 0 below -126 (-infinity included). A NaN
+// stays a NaN, so that a NaN in the cache reaches the output.
 // The polynomial is the minimax approximation of 2^(x - floor(x)) on [0, 1].
 static inline F exp2_of_negative(F x) {
 #if defined(__AVX512F__)
   const F f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
-  const F clipped = max(x, broadcast(-127.0f));
+  const F clipped = max(broadcast(-127.0f), x);  // of a NaN and a number, x86 takes the second
   const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   const F shifted = (clipped - 0.5f) + magic;
   const F f = clipped - (shifted - magic);
@@ -58,7 +59,7 @@ static inline F exp2_of_negative(F x) {
   p = fma(p, f, broadcast(1.0f));
 #if defined(__AVX512F__)
   // p * 2^floor(x). The mask clears lanes that would underflow, because such a vector costs a microcode assist.
-  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_GE_OQ), p, x);
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_NLT_UQ), p, x);
 #else
   const I exponent = ((I)shifted + 127) << 23;  // the shift drops the upper bits, which come from `magic`
   return choose(x < -126.0f, broadcast(0.0f), p * (F)exponent);

@@ -3,7 +3,8 @@
 // 32 activations along K share a float scale. Each is a 16-bit integer; the largest magnitude is 127 * 256 steps.
 // Variants with byte dot products store it as an upper and a lower signed byte, the others as a 16-bit word. Quantized
 // to 8 bits, activations would lose as much as 8-bit weights do; with 16 bits the loss is negligible. The second
-// product costs nothing in decode, which waits for memory.
+// product costs nothing in decode, which waits for memory. A group with a NaN or an infinity has the scale NaN, and so
+// every result of its row becomes NaN.
 //
 // Each dot_*.h defines, for 16 columns (one panel of weights, linear/weight_format.h):
 //   Quad                  4 steps of K of the weights, widened as dot() needs them
@@ -58,7 +59,7 @@ struct QuantizedRow {
   }
 };
 
-// One group of 32 activations: x = q * scale, |q| at most 32512.
+// One group of 32 activations: x = q * scale, |q| at most 32512. If one is not finite, scale is NaN and q is 0.
 struct QuantizedGroup {
   I q[32 / kLanes];
   float scale;
@@ -70,11 +71,16 @@ static inline QuantizedGroup quantize_group(const float* x) {
   F part[kParts], top = broadcast(0.0f);
   for (int i = 0; i < kParts; ++i) {
     part[i] = load(x + i * kLanes);
-    top = max(top, max(part[i], broadcast(0.0f) - part[i]));
+    top = larger_magnitude(top, part[i]);
   }
-  const float largest = max_lane(top);
-  const float steps = largest > 1e-30f ? 32512.0f / largest : 0.0f;
+  const float largest = largest_magnitude(top);
   QuantizedGroup group;
+  if (!is_finite(largest)) {
+    for (int i = 0; i < kParts; ++i) group.q[i] = I{};
+    group.scale = __builtin_nanf("");
+    return group;
+  }
+  const float steps = largest > 1e-30f ? 32512.0f / largest : 0.0f;
   group.scale = largest > 1e-30f ? largest / 32512.0f : 0.0f;
   for (int i = 0; i < kParts; ++i) group.q[i] = (I)fma(part[i], broadcast(steps), magic) - (I)magic;
   return group;

@@ -21,6 +21,19 @@ namespace edgellama::EDGELLAMA_ISA {
 constexpr int kLanes = sizeof(F) / sizeof(float);
 typedef int32_t I __attribute__((vector_size(sizeof(F))));
 
+// max() and max_lane() may lose a NaN. These two do not: they compare the bits of magnitudes, and as integers a NaN is
+// above infinity, and infinity is above every finite number. They cost no more than max() does.
+
+// The larger magnitude in each lane. `most` is 0 or a result of this function.
+static inline F larger_magnitude(F most, F x) {
+  const I a = (I)most, b = (I)x & 0x7fffffff;
+  return (F)(a > b ? a : b);
+}
+// The largest lane of a result of larger_magnitude().
+static inline float largest_magnitude(F most) { return bits_to_float(static_cast<uint32_t>(max_bits(most))); }
+
+static inline bool is_finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
+
 // e^x with an error of at most 2 units in the last place. Arguments are clipped to [-87, 88].
 static inline F exp(F x) {
   x = min(max(x, broadcast(-87.0f)), broadcast(88.0f));

@@ -33,5 +33,11 @@ static inline float max_lane(F x) {
   y = _mm_max_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
 }
+static inline int32_t max_bits(F x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  __m128i y = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
 
 }  // namespace edgellama::EDGELLAMA_ISA

@@ -25,5 +25,6 @@ static inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 static inline F min(F a, F b) { return _mm512_min_ps(a, b); }
 static inline float sum(F x) { return _mm512_reduce_add_ps(x); }
 static inline float max_lane(F x) { return _mm512_reduce_max_ps(x); }
+static inline int32_t max_bits(F x) { return _mm512_reduce_max_epi32(_mm512_castps_si512(x)); }
 
 }  // namespace edgellama::EDGELLAMA_ISA

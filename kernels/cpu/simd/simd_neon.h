@@ -23,5 +23,6 @@ static inline F max(F a, F b) { return vmaxq_f32(a, b); }
 static inline F min(F a, F b) { return vminq_f32(a, b); }
 static inline float sum(F x) { return vaddvq_f32(x); }
 static inline float max_lane(F x) { return vmaxvq_f32(x); }
+static inline int32_t max_bits(F x) { return vmaxvq_s32(vreinterpretq_s32_f32(x)); }
 
 }  // namespace edgellama::EDGELLAMA_ISA

@@ -26,5 +26,11 @@ static inline float max_lane(F x) {
   const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
   return a > b ? a : b;
 }
+static inline int32_t max_bits(F x) {
+  int32_t bits[4];
+  std::memcpy(bits, &x, sizeof bits);
+  const int32_t a = bits[0] > bits[1] ? bits[0] : bits[1], b = bits[2] > bits[3] ? bits[2] : bits[3];
+  return a > b ? a : b;
+}
 
 }  // namespace edgellama::EDGELLAMA_ISA
