@@ -63,7 +63,8 @@ class Checkpoint(ABC):
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         """Return rows first .. first + count - 1 of a weight (of a vector: elements) as float32 [count, ...].
 
-        Dequantizes a quantized weight. Reads and keeps these rows only. Several threads may call this at once.
+        Dequantizes a quantized weight. Reads and keeps these rows only. Several threads may call this at once. Raises
+        UserError if a value is NaN or infinite (`check_finite`).
         """
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -152,6 +153,25 @@ def account(where: Path, found: Mapping[str, tuple[int, ...]], config: LlamaConf
             f"{where} does not contain the network that its config describes: {'; '.join(p for p in problems if p)}. "
             "Download the checkpoint again, or correct its config"
         )
+
+
+def check_finite(where: Path, name: str, first: int, values: NDArray[Any]) -> None:
+    """Raise UserError, which names the weight, if some of its values or of its blocks' scales are NaN or infinite.
+
+    Args:
+        where: the checkpoint, for the message.
+        name: the weight.
+        first: the number of the first row in `values`.
+        values: float [rows, ...].
+    """
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    rows = first + np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
+    raise UserError(
+        f"{where}: the weight {name} is damaged: it has NaN or infinite values (the first of them in row {rows[0]:,}). "
+        "Download the checkpoint again. If its publisher has the same file, use another checkpoint"
+    )
 
 
 def _listing(what: str, items: Iterable[str], limit: int = 12) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgellama.errors import UserError
 
-from .base import Checkpoint, RawBlocks, account, content_revision
+from .base import Checkpoint, RawBlocks, account, check_finite, content_revision
 from .gguf_config import read_config
 from .gguf_file import GGUFFile
 from .gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
@@ -68,9 +68,13 @@ class GGUFCheckpoint(Checkpoint):
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         stored, order = self._stored[name], self._stored_order(name, first, count)
-        if len(self.shape(name)) == 1:  # the file stores a vector as one row of blocks
-            return self.file.tensor(stored)[order]
-        return self.file.dequantized(stored, self.file.blocks(stored)[order])
+        with np.errstate(invalid="ignore", over="ignore"):  # check_finite reports what numpy would only warn of
+            if len(self.shape(name)) == 1:  # the file stores a vector as one row of blocks
+                values = self.file.tensor(stored)[order]
+            else:
+                values = self.file.dequantized(stored, self.file.blocks(stored)[order])
+        check_finite(self.path, name, first, values)
+        return values
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         if self._kind(name) in FLOATS or len(self.shape(name)) == 1:

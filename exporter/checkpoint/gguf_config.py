@@ -15,6 +15,7 @@ from edgellama.errors import UserError
 
 from ..network.config import LlamaConfig
 from ..network.rope import rope_frequencies
+from .base import check_finite
 from .gguf_file import GGUFFile
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -157,6 +158,7 @@ def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | Non
             f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}; it must be F32 [{config.head_dim // 2}]"
         )
     stored = file.tensor("rope_freqs.weight").astype(np.float64)
+    check_finite(file.path, "rope_freqs.weight", 0, stored)
     if config.rope_scaling is not None:
         raise UserError(f"{file.path} has both rope_freqs.weight and rope.scaling metadata, which is not supported")
     if np.all(stored == 1):

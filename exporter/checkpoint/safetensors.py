@@ -17,7 +17,7 @@ from edgellama.artifact.safetensors import read_header
 from edgellama.errors import UserError
 
 from ..network.config import LlamaConfig
-from .base import Checkpoint, RawBlocks, account, content_revision, read_json
+from .base import Checkpoint, RawBlocks, account, check_finite, content_revision, read_json
 from .row_blocks import row_blocks
 from .tokenizer_files import folder_tokenizer_files, generation_config
 
@@ -54,13 +54,9 @@ class SafetensorsCheckpoint(Checkpoint):
         return str(self._home[name].get_slice(name).get_dtype())
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        values = self._home[name].get_slice(name)[first : first + count]
-        if values.dtype != ml_dtypes.bfloat16:
-            return values.astype(np.float32, copy=False)
-        # A bfloat16 is the upper half of a float32. A shift in numpy is ten times faster than ml_dtypes' conversion.
-        bits = np.empty(values.shape, np.uint32)
-        np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
-        return bits.view(np.float32)
+        values = _float32(self._home[name].get_slice(name)[first : first + count])
+        check_finite(self.path, name, first, values)
+        return values
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         return None
@@ -93,6 +89,15 @@ class SafetensorsCheckpoint(Checkpoint):
                 f"{self.path}: tie_word_embeddings is true in the config, but the checkpoint has a {head} that differs "
                 f"from {embedding}; set tie_word_embeddings to false in config.json to use the stored {head}"
             )
+
+
+def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    if values.dtype != ml_dtypes.bfloat16:
+        return values.astype(np.float32, copy=False)
+    # A bfloat16 is the upper half of a float32. A shift in numpy is ten times faster than ml_dtypes' conversion.
+    bits = np.empty(values.shape, np.uint32)
+    np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
+    return bits.view(np.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from edgellama.errors import UserError
 from edgellama.kernels.cpu.packing import pack, pack_quantized
 from edgellama.kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
 
-from ..checkpoint.base import Checkpoint
+from ..checkpoint.base import Checkpoint, check_finite
 from ..checkpoint.row_blocks import Piece, row_blocks
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
@@ -84,6 +84,7 @@ def _repacked(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, coun
         if raw is None or raw.kind != "Q4_0":
             found = "plain" if raw is None else raw.kind
             raise UserError(f"WEIGHTS=q4_0 takes GGUF files of type Q4_0; {name} is {found}. Use WEIGHTS=int4")
+        check_finite(checkpoint.path, name, first, _q4_0_groups(raw.blocks)[0].view(np.float16))
         return raw.blocks
 
     scales, q = _q4_0_groups(matrix.read(read, first, count))
