@@ -255,3 +255,22 @@ def test_a_sentencepiece_file_that_cannot_be_converted_is_reported(tmp_path: Pat
     (tmp_path / "tokenizer.model").write_bytes(b"no protobuf at all")
     with pytest.raises(UserError, match=r"cannot create one from its tokenizer\.model.*sentencepiece"):
         open_checkpoint(tmp_path).tokenizer_files()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    """The rows before and after it are read; so the check needs no other pass."""
+    save(tmp_path, dtype, attention_bias=True)
+    names = ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.bias", "lm_head.weight")
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in names:
+        tensors[name].view(len(tensors[name]), -1)[5, -1] = value
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(tmp_path)
+    for name in names:
+        with pytest.raises(UserError, match=rf"{name} is damaged: .*NaN or infinite values \(.* row 5\)"):
+            checkpoint.tensor(name)
+        assert np.isfinite(checkpoint.rows(name, 0, 5)).all()
+        with pytest.raises(UserError, match=r"row 5\)"):
+            checkpoint.rows(name, 5, 1)

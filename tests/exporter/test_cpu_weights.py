@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 4
 
 class Fake:
     """A checkpoint of one layer whose matrices [n, 64] are stored as blocks of `kind`."""
+
+    path = Path("fake")
 
     def __init__(self, kind: Kind | None):
         self.kind = kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
 from edgellama.exporter.network.rope import rope_frequencies
+from edgellama.exporter.opsets.cpu_weights import weight_pieces
 from support.gguf_files import K_QUANTS, Kind, gguf_name, write_model
 
 QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS)
@@ -278,8 +280,9 @@ def test_a_damaged_header_never_crashes(tmp_path: Path, whole: bytes, data: st.D
         checkpoint = open_checkpoint(tmp_path / "m.gguf")
     except UserError:
         return
-    for name in checkpoint.names():  # a file that opens can be read
-        assert checkpoint.tensor(name).shape == checkpoint.shape(name)
+    for name in checkpoint.names():  # a file that opens can be read, or moved tensors have values that are not finite
+        with contextlib.suppress(UserError):
+            assert checkpoint.tensor(name).shape == checkpoint.shape(name)
 
 
 def open_file(folder: Path, content: bytes) -> GGUFFile:
@@ -319,3 +322,30 @@ def test_smollm2_generates_its_published_text_in_transformers(smollm2_gguf: Path
 
 def test_names() -> None:
     assert gguf_name("model.layers.3.self_attn.o_proj.bias") == "blk.3.attn_output.bias"
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, *QUANTS], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("bits", [0x7E00, 0x7C00])
+def test_a_scale_or_value_that_is_not_finite_is_refused(
+    tmp_path: Path, small: LlamaForCausalLM, kind: Kind, bits: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The bits of a NaN or an infinity in the first row: a value, or for the quantized types the scale of a block."""
+    write_model(tmp_path / "m.gguf", small, kind)
+    name = "model.layers.0.mlp.down_proj.weight"
+    found = next(t for t in GGUFReader(tmp_path / "m.gguf").tensors if t.name == gguf_name(name))
+    at = {Kind.Q2_K: 80, Kind.Q3_K: 108, Kind.Q6_K: 208}.get(kind, 0)  # elsewhere the scale begins the block
+    exponent = {0x7E00: 0x7FC0, 0x7C00: 0x7F80}[bits]  # the same value as bfloat16: the upper half of a float32
+    data = {Kind.F32: exponent << 16, Kind.BF16: exponent}.get(kind, bits).to_bytes(
+        4 if kind == Kind.F32 else 2, "little"
+    )
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(found.data_offset + at)
+        file.write(data)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    with pytest.raises(UserError, match=rf"{name} is damaged: .*\(the first of them in row 0\)"):
+        checkpoint.tensor(name)
+    if kind == Kind.Q4_0:
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
+            for piece in weight_pieces(name, checkpoint, "q4_0"):
+                piece()
+    assert not recwarn.list
