@@ -30,7 +30,7 @@ def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise UserError(f"unknown field {where}{unknown[0]} (value {_short(values[unknown[0]])})")
+        raise UserError(f"unknown field {where}{unknown[0][:60]} (value {_short(values[unknown[0]])})")
     arguments = {}
     for name, field in fields.items():
         if name in values:
@@ -49,7 +49,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _value(arguments[1], item, f"{where}.{key[:60]}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return decode(kind, value, where + ".")  # type: ignore[arg-type]
     if kind is Any or (kind in (str, bool) and isinstance(value, kind)):

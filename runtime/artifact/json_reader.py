@@ -51,10 +51,12 @@ def read_bytes(path: Path, largest: int) -> bytes:
         ValueError: it is no regular file, or larger. The message continues "<path>: ".
     """
     # O_NONBLOCK: opening a fifo must not wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{kind_of(found.st_mode)}; needed: a regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{kind_of(found.st_mode)}; needed: a regular file")
+    with os.fdopen(descriptor, "rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise ValueError(f"{max(found.st_size, len(data)):,} bytes; at most {largest:,} are read")

@@ -357,7 +357,8 @@ def _absolute(path: Path) -> Path:
 
 def _require(condition: bool, field: str, found: object, needed: str) -> None:
     if not condition:
-        raise UserError(f"{field} is {found!r}; needed: {needed}")
+        text = repr(found)
+        raise UserError(f"{field[:80]} is {text if len(text) <= 80 else text[:77] + '...'}; needed: {needed}")
 
 
 def _require_inside(field: str, name: str) -> None:

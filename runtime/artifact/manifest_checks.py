@@ -152,7 +152,7 @@ def _check_weights(manifest: Manifest) -> None:
     for graph in manifest.graphs:
         mine = weight_inputs(graph)
         if mine and manifest.weights is None:
-            raise UserError(f"{graph.file}: input {mine[0].name} is none that this runtime knows")
+            raise UserError(f"{graph.file[:80]}: input {mine[0].name[:80]} is none that this runtime knows")
         for spec in mine:
             same = weights.setdefault(spec.name, spec)
             _require(same == spec, f"{graph.file}: {spec.name}", spec.shape, f"{same.shape} {same.dtype}, as elsewhere")
@@ -182,4 +182,4 @@ def _named(names: Any) -> str:
 def _require(condition: bool, field: str, found: object, needed: str) -> None:
     if not condition:
         text = repr(found)
-        raise UserError(f"{field} is {text if len(text) <= 80 else text[:77] + '...'}; needed: {needed}")
+        raise UserError(f"{field[:120]} is {text if len(text) <= 80 else text[:77] + '...'}; needed: {needed}")
