@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141  # 128 + SIGPIPE, as a shell reports it
     except BaseException as error:
         if _is_interrupt(error):
-            print("interrupted", file=sys.stderr)
+            _say("interrupted")
             return INTERRUPTED
         message = _message(error)
         if message is None:
@@ -105,10 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
+        _say(f"error: {message}")
         _discard_output()
         return 2
     return 0
+
+
+def _say(line: str) -> None:
+    """Print a line on standard error, if that is open and not full."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 
 
 class UserError(Exception):
@@ -58,6 +59,8 @@ WITHOUT_NAME = {
 
 def explain_os_error(error: OSError) -> str:
     """Return one line for an error of the operating system: the file, what happened, and the remedy."""
+    if error.errno is None and re.search(r"\d+ requested and \d+ written", str(error)):  # numpy, when it writes a file
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if error.errno is None:  # a library uses OSError for a message
         return " ".join(str(error).split()) or type(error).__name__
     file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""

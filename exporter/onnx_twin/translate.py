@@ -44,17 +44,24 @@ def write(artifact: Artifact, folder: Path) -> list[Path]:
     graphs = artifact.manifest.graphs
     for graph in graphs:
         _check_files(artifact, graph, folder)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for graph in graphs:
-        mindir = artifact.file(graph.file)
-        model = translate(read(mindir), graph, _placer(mindir.parent, folder))
-        path = folder / f"{mindir.stem}.onnx"
-        with output_file.replaced(path, is_twin, KIND) as file:
-            file.write(model.SerializeToString(deterministic=True))
-        checker.check_model(path, full_check=True)
-        paths.append(path)
-    return paths
+    try:
+        return [_write_graph(artifact, graph, folder) for graph in graphs]
+    except BaseException:
+        if new:  # all that it contains was written here
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_graph(artifact: Artifact, graph: Graph, folder: Path) -> Path:
+    mindir = artifact.file(graph.file)
+    model = translate(read(mindir), graph, _placer(mindir.parent, folder))
+    path = folder / f"{mindir.stem}.onnx"
+    with output_file.replaced(path, is_twin, KIND) as file:
+        file.write(model.SerializeToString(deterministic=True))
+    checker.check_model(path, full_check=True)
+    return path
 
 
 def is_twin(file: BinaryIO) -> bool:

@@ -137,3 +137,15 @@ def test_bench_refuses_before_it_measures(tmp_path: Path) -> None:
     done = run_cli("bench", str(tmp_path / "no-artifact"), "--json", str(path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is not a report" in done.stderr and path.read_text() == "three years of work"
+
+
+def test_numpy_s_message_of_a_full_disk_is_explained() -> None:
+    message = explain_os_error(OSError("13464 requested and 3040 written"))
+    assert "No space left on device" in message and "free some space" in message
+
+
+def test_a_full_standard_error_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "edgellama", "plan", "nonsense"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout) == (2, b"")
