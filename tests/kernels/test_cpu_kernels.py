@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgellama.kernels import reference
 from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
-from support.linear_calls import EPILOGUES, TILE_ROWS, Linear, guarded, packed_matrix, pointer
+from support.linear_calls import EPILOGUES, TILE_ROWS, Linear, c_pointer, guarded, packed_matrix
 
 
 @pytest.fixture(params=available_isas())
@@ -95,8 +95,8 @@ def test_embedding(isa: str, fmt: str) -> None:
         packed = guarded(packed_matrix(rng, 50, width, fmt))
         got = np.full((3, 9, width), np.nan, np.float32)
         code = library().edgellama_embedding(
-            ISAS.index(isa), 2, wf.FORMATS.index(fmt), 3, 9, 50, width, pointer(ids), pointer(packed), pointer(length),
-            pointer(got),
+            ISAS.index(isa), 2, wf.FORMATS.index(fmt), 3, 9, 50, width, c_pointer(ids), c_pointer(packed), c_pointer(length),
+            c_pointer(got),
         )  # fmt: skip
         assert code == 0
         np.testing.assert_array_equal(got, reference.embedding(ids, wf.unpack(packed, fmt, 50, width), length))
@@ -113,16 +113,16 @@ def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
     wanted = wf.unpack(last, fmt, 16, inner)
     ids, found = np.array([[outer - 3]], np.int32), np.empty((1, 1, inner), np.float32)
     code = library().edgellama_embedding(
-        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 1, 1, outer, inner, pointer(ids), pointer(table), pointer(length),
-        pointer(found),
+        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 1, 1, outer, inner, c_pointer(ids), c_pointer(table), c_pointer(length),
+        c_pointer(found),
     )  # fmt: skip
     assert code == 0
     np.testing.assert_array_equal(found[0, 0], wanted[-3])
 
     x, y = np.random.default_rng(1).standard_normal((1, 1, inner), np.float32), np.empty((1, 1, outer), np.float32)
     code = library().edgellama_linear(
-        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 0, 1, 1, inner, outer, 0, ctypes.c_float(1e-5), pointer(x),
-        pointer(table), None, None, None, pointer(length), pointer(y),
+        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 0, 1, 1, inner, outer, 0, ctypes.c_float(1e-5), c_pointer(x),
+        c_pointer(table), None, None, None, c_pointer(length), c_pointer(y),
     )  # fmt: skip
     assert code == 0
     assert not y[0, 0, :-16].any()
@@ -145,8 +145,8 @@ def test_packer_is_its_definition_bit_for_bit(isa: str, fmt: str) -> None:
         n, k = w.shape
         got = np.full(wf.packed_bytes(fmt, n, k), 0xAA, np.uint8)
         code = library().edgellama_pack(
-            ISAS.index(isa), 2, wf.FORMATS.index(fmt), ctypes.c_long(n), ctypes.c_long(k), pointer(w), None, None,
-            pointer(got),
+            ISAS.index(isa), 2, wf.FORMATS.index(fmt), ctypes.c_long(n), ctypes.c_long(k), c_pointer(w), None, None,
+            c_pointer(got),
         )  # fmt: skip
         assert code == 0
         np.testing.assert_array_equal(got, wf.pack(w, fmt))

@@ -16,7 +16,7 @@ EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2}
 TILE_ROWS = 12  # AMX multiplies from this number of rows on
 
 
-def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
+def c_pointer(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
     return None if array is None else ctypes.c_void_p(array.ctypes.data)
 
 
@@ -72,8 +72,8 @@ class Linear:
         y = np.full((rows, self.outer) if self.last_only else (rows, tokens, self.outer), np.nan, np.float32)
         code = library().edgellama_linear(
             ISAS.index(isa), threads, wf.FORMATS.index(self.fmt), EPILOGUES[self.epilogue], rows, tokens, inner,
-            self.outer, int(self.last_only), ctypes.c_float(1e-5), pointer(self.x), pointer(self.packed),
-            pointer(self.gamma), pointer(self.bias), pointer(self.residual), pointer(self.length), pointer(y),
+            self.outer, int(self.last_only), ctypes.c_float(1e-5), c_pointer(self.x), c_pointer(self.packed),
+            c_pointer(self.gamma), c_pointer(self.bias), c_pointer(self.residual), c_pointer(self.length), c_pointer(y),
         )  # fmt: skip
         assert code == 0
         return y
