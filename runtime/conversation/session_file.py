@@ -2,11 +2,14 @@
 
 The format is safetensors (https://github.com/huggingface/safetensors#format): `tokens` int32 [n], and every array of
 the cache with the n positions in use, [G, n, D]. The metadata contain the digest of the artifact's manifest, which
-covers weights and graphs: without it, keys and values of another model would be loaded unnoticed.
+covers weights and graphs: without it, keys and values of another model would be loaded unnoticed. They also contain a
+checksum of everything else (`checksum`), because a damaged key or value changes answers without an error.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +23,8 @@ from ..engine.engine import Engine
 from ..errors import UserError
 from ..generation.decode import GenerationTimings, StepBatch
 
-FORMAT = "edgellama session 1"
+FORMAT = "edgellama session 2"
+WITHOUT_CHECKSUM = "edgellama session 1"  # written by release 0.1.0
 KIND = "a saved session"
 HEADER_LIMIT = 1 << 26  # bytes; the header of a session has some 10 kB
 DTYPES = {"int16": "float16"}  # a cache of the cpu op set has the bits of float16 values
@@ -48,11 +52,30 @@ def save(path: str | Path, engine: Engine, ids: np.ndarray, notes: Mapping[str, 
     tensors = [
         TensorSpec(name, DTYPES.get(array.dtype.name, array.dtype.name), array.shape) for name, array in arrays.items()
     ]
-    metadata = {"format": FORMAT, "artifact": _digest(engine.manifest), **notes}
+    metadata = {**notes, "format": FORMAT, "artifact": _digest(engine.manifest)}
+    metadata["sha256"] = checksum(metadata, arrays)
     with output_file.replaced(path, is_session, KIND) as file:
         file.write(encode_header(tensors, metadata))
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).data)
+
+
+def checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256, in hex, of a session's content: its metadata without `sha256`, and every array.
+
+    It covers names, dtypes and shapes, and does not depend on the order in which a file stores them.
+    """
+    names = sorted(arrays)
+    described = {
+        "metadata": {name: text for name, text in metadata.items() if name != "sha256"},
+        "arrays": [
+            (name, DTYPES.get(arrays[name].dtype.name, arrays[name].dtype.name), arrays[name].shape) for name in names
+        ],
+    }
+    state = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in names:
+        state.update(np.ascontiguousarray(arrays[name]).data)
+    return state.hexdigest()
 
 
 def is_session(file: BinaryIO) -> bool:
@@ -80,8 +103,19 @@ def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str
     file = MappedWeights(path, REMEDY)
     notes = file.metadata
     found = notes.get("format")
+    if found == WITHOUT_CHECKSUM:
+        raise UserError(
+            f"{path}: format is {found!r}, of release 0.1.0, which stored no checksum; needed: {FORMAT!r}. Begin a new "
+            "session, or load the file with release 0.1.0"
+        )
     if found != FORMAT:
         raise UserError(f"{path}: format is {found!r}; needed: {FORMAT!r}. {REMEDY}")
+    stored = checksum(notes, {name: file.array(name) for name in file.names()})
+    if notes.get("sha256") != stored:
+        raise UserError(
+            f"{path}: is damaged: its content has the SHA-256 {stored[:12]}, and the file says "
+            f"{str(notes.get('sha256'))[:12]}. Restore the file from a copy, or begin a new session"
+        )
     wanted = _digest(engine.manifest)
     if notes.get("artifact") != wanted:
         raise UserError(

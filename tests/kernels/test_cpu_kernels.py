@@ -95,8 +95,8 @@ def test_embedding(isa: str, fmt: str) -> None:
         packed = guarded(packed_matrix(rng, 50, width, fmt))
         got = np.full((3, 9, width), np.nan, np.float32)
         code = library().edgellama_embedding(
-            ISAS.index(isa), 2, wf.FORMATS.index(fmt), 3, 9, 50, width, c_pointer(ids), c_pointer(packed), c_pointer(length),
-            c_pointer(got),
+            ISAS.index(isa), 2, wf.FORMATS.index(fmt), 3, 9, 50, width, c_pointer(ids), c_pointer(packed),
+            c_pointer(length), c_pointer(got),
         )  # fmt: skip
         assert code == 0
         np.testing.assert_array_equal(got, reference.embedding(ids, wf.unpack(packed, fmt, 50, width), length))
@@ -113,8 +113,8 @@ def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
     wanted = wf.unpack(last, fmt, 16, inner)
     ids, found = np.array([[outer - 3]], np.int32), np.empty((1, 1, inner), np.float32)
     code = library().edgellama_embedding(
-        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 1, 1, outer, inner, c_pointer(ids), c_pointer(table), c_pointer(length),
-        c_pointer(found),
+        ISAS.index(isa), 2, wf.FORMATS.index(fmt), 1, 1, outer, inner, c_pointer(ids), c_pointer(table),
+        c_pointer(length), c_pointer(found),
     )  # fmt: skip
     assert code == 0
     np.testing.assert_array_equal(found[0, 0], wanted[-3])

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from edgellama.artifact.manifest import Artifact
+from edgellama.conversation.session_file import checksum
 from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
 from edgellama.model import LlamaForCausalLM
@@ -173,6 +174,10 @@ def test_a_session_that_cannot_be_restored_is_refused_and_changes_nothing(
     with safe_open(good, "np") as file:
         notes = file.metadata()
     bad = tmp_path / "bad"
+
+    def write(tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
+        save_file(tensors, bad, {**notes, "sha256": checksum(notes, tensors)})
+
     before = list(session.ids)
 
     def refused(message: str) -> None:
@@ -192,18 +197,37 @@ def test_a_session_that_cannot_be_restored_is_refused_and_changes_nothing(
     bad.write_bytes(data[:-100])
     refused("ends outside the file")
     save_file(tensors, bad)
-    refused("format is None; needed: 'edgellama session 1'")
-    save_file(tensors, bad, {**notes, "artifact": "0" * 64})
+    refused("format is None; needed: 'edgellama session 2'")
+    save_file(tensors, bad, {"format": "edgellama session 1", "artifact": notes["artifact"]})
+    refused("of release 0.1.0, which stored no checksum; needed: 'edgellama session 2'. Begin a new session")
+    write(tensors, {**notes, "artifact": "0" * 64})
     refused("digest 000000000000; this one, toy, has")
-    save_file({**tensors, "tokens": np.full(11, 50, np.int32)}, bad, notes)
+    write({**tensors, "tokens": np.full(11, 50, np.int32)}, notes)
     refused("not a text of this artifact")
-    save_file({**tensors, "tokens": np.arange(12, dtype=np.int32)}, bad, notes)
+    write({**tensors, "tokens": np.arange(12, dtype=np.int32)}, notes)
     refused(r"k_cache.0 has shape \(2, 11, 4\); needed: \(2, 12, 4\)")
-    save_file({name: array for name, array in tensors.items() if name != "v_cache.1"}, bad, notes)
+    write({name: array for name, array in tensors.items() if name != "v_cache.1"}, notes)
     refused("no tensor 'v_cache.1'")
     size = int.from_bytes(data[:8], "little")
     bad.write_bytes(data[:8] + data[8 : 8 + size].replace(b'"I32"', b'"X32"') + data[8 + size :])
     refused("has no valid entry for 'tokens'")
+
+
+def test_every_damaged_byte_is_found(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    session = model.session()
+    session.generate(LONG, max_new_tokens=3)
+    session.save(tmp_path / "s", {"title": "Fox"})
+    data = (tmp_path / "s").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    title = data.index(b"Fox")
+    for place in [title, *range(end, len(data), 7), len(data) - 1]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        (tmp_path / "s").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"is damaged: its content has the SHA-256 .*begin a new session"):
+            model.session(tmp_path / "s")
+    (tmp_path / "s").write_bytes(data)
+    assert model.session(tmp_path / "s").ids == session.ids
 
 
 def test_another_artifacts_session_is_refused(model: LlamaForCausalLM, tmp_path: Path) -> None:
