@@ -12,6 +12,7 @@ from functools import partial
 from importlib import resources
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -31,9 +32,10 @@ from .responses import ResponseWriter, to_json
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
 
+SLOW_THREADS = 4  # that prepare requests with chat templates and grammars
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -69,12 +71,15 @@ class Service:
         max_body: largest request body, in bytes
         """
         self.model = model
+        if model.artifact.file("tokenizer.json").is_file():
+            model.tokenizer  # noqa: B018 - a chat template that cannot be compiled is refused at the start
         self.name = model.artifact.manifest.name
         self._created = int(model.artifact.file("manifest.json").stat().st_mtime)
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
         self._preprocessor = Preprocessor(model, queue + model.engine.batch)
+        self._html = {name: _html(name) for name in ("page.html",)}  # read once: later there may be no descriptor
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
@@ -97,6 +102,7 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.outbox.loop = asyncio.get_running_loop()
+        self._slow_threads = CapacityLimiter(SLOW_THREADS)
         self.scheduler.start()
         try:
             yield
@@ -131,7 +137,11 @@ class Service:
         return guarded
 
     def _check_host(self, request: Request) -> None:
-        host = urlsplit("//" + request.headers.get("host", "")).hostname
+        given = request.headers.get("host", "")
+        try:
+            host = urlsplit("//" + given).hostname
+        except ValueError as error:
+            raise ApiError(400, f"the Host header {given[:100]!r} is not valid ({error})") from error
         if self._hosts is not None and host not in self._hosts:
             raise ApiError(403, f"this server's name is not {host!r}; use {', '.join(sorted(self._hosts))}")
 
@@ -150,8 +160,9 @@ class Service:
             )
 
     async def _page(self, _: Request) -> Response:
-        page = resources.files("edgellama.serve").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(page, headers={"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"})
+        return HTMLResponse(
+            self._html["page.html"], headers={"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"}
+        )
 
     async def _health(self, _: Request) -> Response:
         alive = self.scheduler.alive
@@ -185,9 +196,16 @@ class Service:
         start = time.perf_counter()
         body = await self._body(http_request)
         queue: asyncio.Queue[Item] = asyncio.Queue()
-        request, sequences = await run_in_threadpool(self._preprocess, kind, body, partial(self.outbox.send, queue))
+        request = await run_in_threadpool(self._validate, kind, body)
+        reserved = self._preprocessor.count(request)
         try:
-            self.scheduler.submit(sequences)
+            self.scheduler.reserve(reserved)  # before the preparation takes time and memory
+            try:
+                sequences = await self._prepare(request, partial(self.outbox.send, queue))
+                self.scheduler.submit(sequences, reserved=reserved)
+                reserved = 0
+            finally:
+                self.scheduler.release(reserved)
         except QueueFullError:
             raise ApiError(429, "every row is taken and the queue is full", headers={"retry-after": "1"}) from None
         except SchedulerClosedError:
@@ -198,19 +216,29 @@ class Service:
             return EventStreamResponse(active)
         return Response(await active.complete(http_request.receive), media_type="application/json")
 
-    def _preprocess(
-        self, kind: type[GenerationRequest], body: bytes, send: Callable[[int, SequenceEvent], None]
-    ) -> tuple[GenerationRequest, list[ServedSequence]]:
-        """Validate a body and make its sequences. A large body takes a second, so this must not run in the event loop.
+    def _validate(self, kind: type[GenerationRequest], body: bytes) -> GenerationRequest:
+        """Validate a body. A large one takes a second, so this must not run in the event loop.
 
-        Raises ApiError for an invalid body, UserError for settings that the model refuses.
+        Raises ApiError for an invalid body.
         """
         try:
             request = kind.model_validate_json(body, context=self._preprocessor.limits)
         except ValidationError as error:
             raise from_validation(error) from error
         self._check_name(request.model)
-        return request, self._preprocessor.sequences(request, send)
+        return request
+
+    async def _prepare(
+        self, request: GenerationRequest, send: Callable[[int, SequenceEvent], None]
+    ) -> list[ServedSequence]:
+        """Make the sequences of a request outside the event loop.
+
+        A template or a grammar of a stranger may take seconds. So few threads work on them, and others are free.
+        """
+        slow = isinstance(request, ChatRequest) or request.response_format.type != "text"
+        return await to_thread.run_sync(
+            self._preprocessor.sequences, request, send, limiter=self._slow_threads if slow else None
+        )
 
     async def _body(self, request: Request) -> bytes:
         """Read the body. Raises ApiError if it is not declared as JSON or is larger than the limit.
@@ -228,6 +256,10 @@ class Service:
             if len(body) > self._max_body:
                 raise too_large
         return bytes(body)
+
+
+def _html(name: str) -> str:
+    return resources.files("edgellama.serve").joinpath(name).read_text(encoding="utf-8")
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

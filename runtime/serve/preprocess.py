@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..generation.config import GenerationConfig
 from ..generation.prompt import new_token_limit
 from ..generation.token_selector import LogitsProcessor
-from ..grammar import Grammar, GrammarTokenizer, JsonSchema
+from ..grammar import Grammar, GrammarTokenizer, JsonSchema, schema_text
 from ..model import LlamaForCausalLM
 from .errors import ApiError, context_length_error, too_many_sequences_error
 from .request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits, requested_top_logprobs
@@ -24,6 +24,7 @@ from .sequence import SequenceEvent, ServedSequence
 
 MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
 MAX_ID_DIGITS = 20  # of a token id
+GRAMMARS = 8  # compiled ones that are kept; a large one has tens of megabytes
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's default is what the context holds
 
 Send = Callable[[int, SequenceEvent], None]  # (choice, event)
@@ -37,6 +38,14 @@ class Preprocessor:
         self.model = model
         self.limits = RequestLimits(model.engine.context, max_sequences)
         self._lock = threading.Lock()
+        self._grammars: dict[str, Grammar] = {}  # by the JSON of their schema; all have the artifact's eos ids
+
+    def count(self, request: GenerationRequest) -> int:
+        """How many sequences a request has. Raises ApiError if they are more than the limit."""
+        count = request.n * (len(request.prompts) if isinstance(request, CompletionRequest) else 1)
+        if count > self.limits.sequences:
+            raise too_many_sequences_error(self.limits.sequences)
+        return count
 
     def sequences(self, request: GenerationRequest, send: Send) -> list[ServedSequence]:
         """Make n sequences for each prompt; those of one prompt are neighbours. `send` receives their events.
@@ -44,11 +53,9 @@ class Preprocessor:
         Raises ApiError for a request that does not fit, UserError for settings or messages that the model refuses.
         """
         prompts = self._prompts(request)
-        if len(prompts) * request.n > self.limits.sequences:  # before they take time and memory
-            raise too_many_sequences_error(self.limits.sequences)
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-        new_grammar = self._grammar(request, config.eos_token_id)
+        grammar = self._grammar(request, config.eos_token_id)
         sequences: list[ServedSequence] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
@@ -66,7 +73,7 @@ class Preprocessor:
                         self.model.engine.vocab_size,
                         lambda event, choice=choice: send(choice, event),  # type: ignore[misc]
                         seed=(seed, choice),
-                        processors=_processors(request, ids.size, new_grammar),
+                        processors=_processors(request, ids.size, grammar),
                         top_logprobs=requested_top_logprobs(request),
                         reuse_prefix=request.seed is None,  # a seed promises the same tokens again
                         continues_prompt=not isinstance(request, ChatRequest),
@@ -142,36 +149,38 @@ class Preprocessor:
             biases[(int(token),)] = bias
         return biases
 
-    def _grammar(self, request: GenerationRequest, eos: tuple[int, ...]) -> Callable[[], Grammar] | None:
-        """A factory of one logits processor per sequence. Compiles the schema now, to report an invalid one."""
+    def _grammar(self, request: GenerationRequest, eos: tuple[int, ...]) -> Grammar | None:
+        """The grammar of a request. One is compiled at a time; the last GRAMMARS are kept."""
         if request.response_format.type == "text":
             return None
         form = request.response_format.json_schema
         schema = {"type": "object"} if form is None else form.schema_
         if not eos:
             raise ApiError(400, "response_format needs an eos token to end with; leave ignore_eos out")
-        with self._lock:
-            tokenizer = self._grammar_tokenizer
+        what = "response_format"
         try:
-            JsonSchema(schema, tokenizer, "response_format")
-        except UserError as error:
+            text = schema_text(schema, what)
+            with self._lock:
+                grammar = self._grammars.pop(text, None) or JsonSchema(schema, self._grammar_tokenizer, what)
+                self._grammars[text] = grammar  # the newest is last
+                while len(self._grammars) > GRAMMARS:
+                    del self._grammars[next(iter(self._grammars))]
+        except (UserError, ValueError, RecursionError) as error:
             raise ApiError(400, str(error), param="response_format") from error
-        return lambda: JsonSchema(schema, tokenizer, "response_format")
+        return grammar
 
     @cached_property
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         return GrammarTokenizer.of(self.model)
 
 
-def _processors(
-    request: GenerationRequest, prompt_length: int, new_grammar: Callable[[], Grammar] | None
-) -> list[LogitsProcessor]:
+def _processors(request: GenerationRequest, prompt_length: int, grammar: Grammar | None) -> list[LogitsProcessor]:
     """The logits processors of one sequence."""
     processors: list[LogitsProcessor] = []
     if request.presence_penalty or request.frequency_penalty:
         processors.append(AdditivePenalties(prompt_length, request.presence_penalty, request.frequency_penalty))
-    if new_grammar is not None:
-        processors.append(new_grammar())
+    if grammar is not None:
+        processors.append(grammar.copy())
     return processors
 
 

@@ -88,6 +88,7 @@ class Scheduler:
         self._running: list[ServedSequence] = []  # in order of arrival
         self._waiting: deque[ServedSequence] = deque()
         self._free_rows = deque(range(engine.batch))  # the row unused for longest comes first
+        self._reserved = 0  # places in the queue of requests that are being prepared
         self._closed = self._aborted = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -112,19 +113,43 @@ class Scheduler:
         self.engine.engine_lock.check_process()
         self._thread.start()
 
-    def submit(self, sequences: Sequence[ServedSequence]) -> None:
-        """Put all of these sequences into the queue, or none of them.
+    def reserve(self, count: int) -> None:
+        """Keep `count` places in the queue for a request that is being prepared; `submit` or `release` gives them back.
 
         Raises QueueFullError if the queue has no room for all, SchedulerClosedError while shutting down.
         """
         with self._changed:
-            if self._closed or (self._thread.ident is not None and not self._thread.is_alive()):
-                raise SchedulerClosedError
-            idle = self.engine.batch - len(self._running)
-            if len(self._waiting) + len(sequences) > self.queue + idle:
-                raise QueueFullError
+            self._check_room(count)
+            self._reserved += count
+
+    def release(self, count: int) -> None:
+        """Give back places of a request that could not be prepared."""
+        with self._changed:
+            self._reserved -= count
+
+    def submit(self, sequences: Sequence[ServedSequence], *, reserved: int = 0) -> None:
+        """Put all of these sequences into the queue, or none of them.
+
+        Args:
+            sequences: what to generate.
+            reserved: places that `reserve` has kept for them, at least as many as sequences; 0 if none are kept.
+
+        Raises:
+            QueueFullError: the queue has no room for all.
+            SchedulerClosedError: the scheduler is shutting down.
+        """
+        with self._changed:
+            self._check_room(0 if reserved else len(sequences))
+            self._reserved -= reserved
             self._waiting.extend(sequences)
             self._changed.notify()
+
+    def _check_room(self, count: int) -> None:
+        if self._closed:
+            raise SchedulerClosedError
+        idle = self.engine.batch - len(self._running)
+        if count and len(self._waiting) + self._reserved + count > self.queue + idle:
+            raise QueueFullError
 
     def cancel(self, sequences: Sequence[ServedSequence]) -> None:
         """Stop these sequences. Their rows are free before the next pass. Finished sequences do not change."""

@@ -30,7 +30,7 @@ def model(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Llam
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A browser page. Fails if the page has a script error or requests anything outside loopback."""
+    """A browser page. Fails if the page has a script error, violates its policy, or requests anything elsewhere."""
     from playwright.sync_api import sync_playwright
 
     assert CHROMIUM is not None, "no browser: run `make browser`"
@@ -41,6 +41,7 @@ def page() -> Iterator[Any]:
         page = browser.new_page()
         page.set_default_timeout(60_000)
         problems: list[str] = []
+        page.on("console", lambda said: "Content Security" in said.text and problems.append(said.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: local(request.url) or problems.append(f"asked for {request.url}"))
         yield page

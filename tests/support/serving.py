@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.app import Service
 from edgellama.serve.command import listen, url
+from edgellama.serve.http_server import UNREAD_SECONDS, EndpointServer, server_config
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -38,8 +38,7 @@ def serving(model: LlamaForCausalLM, gate: Gate | None = None, **options: Any) -
     """
     service = Service(model, **{"queue": 64, **options})
     with listen("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(service.app, lifespan="on", log_config=None, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = EndpointServer(server_config(service, grace=1 - UNREAD_SECONDS))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
