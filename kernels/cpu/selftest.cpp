@@ -76,7 +76,8 @@ struct Matrix {
   }
 };
 
-std::vector<float> run_linear_case(const Matrix& m, Isa isa, Epilogue epilogue, int rows, int tokens, int threads) {
+std::vector<float> run_linear_case(const Matrix& m, Isa isa, Epilogue epilogue, int rows, int tokens, int threads,
+                                   float first = 0) {
   LinearArgs args;
   LinearShape& shape = args.shape;
   shape.format = m.format;
@@ -87,7 +88,9 @@ std::vector<float> run_linear_case(const Matrix& m, Isa isa, Epilogue epilogue, 
   shape.out = static_cast<int>(epilogue == Epilogue::swiglu ? m.n / 2 : m.n);
   shape.eps = 1e-5f;
   const size_t count = static_cast<size_t>(rows) * tokens;
-  const std::vector<float> x = gaussian(count * shape.in, 2), gamma = gaussian(shape.in, 3);
+  std::vector<float> x = gaussian(count * shape.in, 2);
+  const std::vector<float> gamma = gaussian(shape.in, 3);
+  if (first != 0) x[0] = first;
   const std::vector<float> residual = gaussian(count * shape.out, 4), bias = gaussian(shape.panels() * kPanel, 5);
   std::vector<int32_t> length(rows, tokens);
   if (rows > 1) length[1] = tokens / 2;
@@ -127,6 +130,17 @@ void test_linear(Isa isa) {
                   std::string("linear ") + isa_name(isa) + " " + names[f] + " k " + std::to_string(k) + " tokens " +
                       std::to_string(tokens) + " epilogue " + std::to_string(static_cast<int>(epilogue)));
         }
+}
+
+// A NaN or an infinity in the first row makes that whole row NaN or infinite, and no other.
+void test_not_finite(Isa isa) {
+  for (int f = 0; f < kFormatCount; ++f)
+    for (const int tokens : {2, 34}) {
+      const Matrix matrix(41, 96, static_cast<Format>(f), Isa::portable);
+      const float bad = tokens == 2 ? std::nanf("") : HUGE_VALF;
+      const std::vector<float> y = run_linear_case(matrix, isa, Epilogue::none, 1, tokens, 2, bad);
+      for (size_t i = 0; i < y.size(); ++i) expect(std::isfinite(y[i]) == (i >= 41), std::string("nan ") + isa_name(isa));
+    }
 }
 
 // A call can have fewer valid rows than positions: the scratch for all of them must be enough for any number of them.
@@ -334,6 +348,7 @@ void test_kernels() {
     test_pack(isa);
     test_embedding(isa);
     test_linear(isa);
+    test_not_finite(isa);
     test_attention(isa);
     test_decoder_layer(isa);
     test_sampling(isa);
