@@ -224,6 +224,24 @@ def test_an_artifact_that_cannot_be_converted_is_refused(converting: Any, export
     ascend_manifest(exported)
     with pytest.raises(UserError, match=r"is converted already, for Ascend310B4"):
         converting(WRITES)
+
+
+def test_what_convert_did_not_write_stays(converting: Any, exported: Path, tmp_path: Path) -> None:
+    """A user's folder, a folder that contains the artifact, and a user's file with the name of the log."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("three years of work")
+    log = tmp_path / "new.convert.log"
+    log.write_text("three years of work")
+    for out, words in (
+        (mine, "it contains thesis.txt"),
+        (exported.parent, "the source of this command"),
+        (log.with_name("new"), "is not a log of `convert`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            converting(WRITES, out=out)
+    assert (mine / "thesis.txt").exists() and exported.exists() and log.read_text() == "three years of work"
+    assert not list(tmp_path.rglob("*edgellama-*"))
     ascend_manifest(exported, target="cpu")
     with pytest.raises(
         UserError, match=r"target is 'cpu', which needs no conversion. Export with TARGET=ascend310p or"
