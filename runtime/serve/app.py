@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
-from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
@@ -38,6 +38,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s/?#@:\\\[\]]*))(?::[0-9]{0,5})?")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 log = logging.getLogger(__name__)
@@ -137,11 +138,7 @@ class Service:
         return guarded
 
     def _check_host(self, request: Request) -> None:
-        given = request.headers.get("host", "")
-        try:
-            host = urlsplit("//" + given).hostname
-        except ValueError as error:
-            raise ApiError(400, f"the Host header {given[:100]!r} is not valid ({error})") from error
+        host = host_name(request.headers.getlist("host"))
         if self._hosts is not None and host not in self._hosts:
             raise ApiError(403, f"this server's name is not {host!r}; use {', '.join(sorted(self._hosts))}")
 
@@ -256,6 +253,20 @@ class Service:
             if len(body) > self._max_body:
                 raise too_large
         return bytes(body)
+
+
+def host_name(headers: Sequence[str]) -> str | None:
+    """Return the name in the Host header, in small letters and without the port; None without the header.
+
+    Raises ApiError for a header that is not a name or address with or without a port, and for more than one.
+    """
+    if not headers:
+        return None
+    found = HOST.fullmatch(headers[0].strip()) if len(headers) == 1 else None
+    if found is None:
+        shown = ", ".join(repr(header[:100]) for header in headers[:3])
+        raise ApiError(400, f"the Host header is {shown}; needed: one name or address, and a port if it is not 80")
+    return (found["address"] or found["name"]).lower()
 
 
 def _html(name: str) -> str:

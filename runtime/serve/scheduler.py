@@ -145,7 +145,8 @@ class Scheduler:
             self._changed.notify()
 
     def _check_room(self, count: int) -> None:
-        if self._closed:
+        has_no_thread = self._thread.ident is not None and not self._thread.is_alive()  # in the child of a fork
+        if self._closed or has_no_thread:
             raise SchedulerClosedError
         idle = self.engine.batch - len(self._running)
         if count and len(self._waiting) + self._reserved + count > self.queue + idle:

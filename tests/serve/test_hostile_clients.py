@@ -98,12 +98,21 @@ def test_a_client_that_does_not_read_is_closed(model: LlamaForCausalLM, server: 
         pytest.fail("the connection is still open")
 
 
-@pytest.mark.parametrize("host", ["[::1", "[", "a]b", "[x]", "\u2100".encode()])
+@pytest.mark.parametrize("host", ["[::1", "[", "a]b", "[x]", "\u2100".encode(), "::1", "a b", "127.0.0.1:x"])
 def test_an_invalid_host_is_refused(server: tuple[Service, str], host: str | bytes) -> None:
     for path in ("/", "/health", "/v1/models"):
         answer = httpx.get(server[1] + path, headers={"host": host})
         assert answer.status_code in (400, 403) and answer.json()["error"]["type"] == "invalid_request_error"
     assert httpx.get(f"{server[1]}/health", headers={"host": "[::1]:80"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["user@127.0.0.1", "127.0.0.1/x", "127.0.0.1\\x", "127.0.0.1\r\nHost: 127.0.0.1"])
+def test_a_host_that_others_may_read_differently_is_refused(server: tuple[Service, str], host: str) -> None:
+    for path in ("/", "/health/", "/nowhere"):
+        with connect(server[1]) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            status = client.recv(1 << 16)[9:12]
+            assert status == b"400" if path == "/" else status < b"500"
 
 
 def test_without_descriptors_the_log_gets_one_line_and_the_server_recovers(

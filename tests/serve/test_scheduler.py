@@ -312,6 +312,19 @@ def test_closing_without_grace_fails_what_is_left(model: LlamaForCausalLM) -> No
     assert all(event.error is None for client in clients for event in client.events[:-1])
 
 
+def test_a_scheduler_whose_thread_is_gone_refuses(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads do not exist in the child of a fork. A request that is accepted there would wait forever."""
+    scheduler = Scheduler(model.engine)
+    scheduler.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._thread, "is_alive", lambda: False)
+        with pytest.raises(SchedulerClosedError):
+            scheduler.reserve(1)
+        with pytest.raises(SchedulerClosedError):
+            scheduler.submit([])
+    scheduler.close()
+
+
 def test_an_idle_scheduler_leaves_the_engine_to_others(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine)
     scheduler.start()
