@@ -244,7 +244,9 @@ class Manifest:
         """
         version = values.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool):
-            raise UserError(f"{MANIFEST}: format_version is {version!r}; a whole number is needed. Export again")
+            raise UserError(
+                f"{MANIFEST}: format_version is {str(version)[:60]!r}; a whole number is needed. Export again"
+            )
         if version > FORMAT_VERSION:
             raise UserError(
                 f"{MANIFEST}: format_version is {version}; this runtime reads up to {FORMAT_VERSION}. "

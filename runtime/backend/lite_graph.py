@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.manifest import TensorSpec
 from ..errors import UserError
 from .after_fork import Refusal, keep_for_ever, tell_when_forked
 from .native_exit import native_calls
@@ -75,6 +76,21 @@ class LiteGraph:
             self._model.build_from_file(str(path), self._lite.ModelType.MINDIR, self._context(threads))
             self._own_inputs = self._model.get_inputs()
         self.inputs: list[str] = [tensor.name for tensor in self._own_inputs]
+
+    def check_inputs(self, specs: Sequence[TensorSpec]) -> None:
+        """Compare the model's inputs with those of the manifest, as the graph was traced.
+
+        Raises:
+            UserError: an input has another shape; nothing could run.
+        """
+        expected = {spec.name: spec.shape for spec in specs}
+        for name, tensor in zip(self.inputs, self._own_inputs, strict=True):
+            shape = tuple(tensor.shape)
+            if name in expected and shape != expected[name]:
+                raise UserError(
+                    f"{self.path}: its input {name} has shape {shape}; "
+                    f"manifest.json says {expected[name]}. Export again"
+                )
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
         """Switch the model to these input shapes, in the order of `inputs`.

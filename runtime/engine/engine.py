@@ -140,8 +140,12 @@ class Engine:
             if manifest.opset == "cpu":
                 load_cpu_kernels(manifest)
 
+            inputs = {artifact.file(graph.file): graph.inputs for graph in manifest.graphs}
+
             def build(path: Path) -> BuiltGraph:
-                return LiteGraph(path, self.threads, show_native_log=show_native_log)
+                built = LiteGraph(path, self.threads, show_native_log=show_native_log)
+                built.check_inputs(inputs[path])
+                return built
 
         self.prefixes = PrefixCache(self.cache, self.batch, self.context)
         self._ready: dict[int, _Bucket] = {}

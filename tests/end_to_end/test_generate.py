@@ -287,3 +287,26 @@ def test_a_graph_that_does_not_load_shows_the_native_log(tmp_path: Path) -> None
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "MindSpore Lite could not load it" in lines[1]
     assert lines[2] == "The native log ends:" and "ERROR" in done.stderr
+
+
+def test_a_manifest_that_contradicts_its_graph_is_refused_at_load(tmp_path: Path) -> None:
+    """The manifest agrees with itself and has a matching digest; the graph was traced for a cache twice as long."""
+    folder = tmp_path / "shorter"
+    shutil.copytree(export_tiny(chat=True), folder)
+    values = json.loads((folder / MANIFEST).read_text())
+    context = values["context"]
+
+    def halved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: halved(item) for key, item in value.items()}
+        if isinstance(value, list) and len(value) == 4:
+            return [item // 2 if item == context else halved(item) for item in value]
+        return [halved(item) for item in value] if isinstance(value, list) else value
+
+    smaller = {key: halved(values[key]) for key in ("graphs", "cache")}
+    buckets = [bucket for bucket in values["buckets"] if bucket <= context // 2]
+    assert buckets == values["buckets"], "the graph serves them all"
+    rewrite(folder, **smaller, context=context // 2)
+    done = run_cli("generate", str(folder), "--prompt", "Hi")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"its input \S+ has shape \(.*\); manifest\.json says \(.*\)", done.stderr)
