@@ -8,6 +8,7 @@ In reading order:
 - responses.py: from events to OpenAI's JSON objects
 - event_stream.py: events from the engine's thread to the responses
 - app.py: routes, access and errors
+- openapi.py: the description at /openapi.json
 - metrics.py, errors.py: Prometheus metrics, OpenAI's error object
 - command.py: the command line
 - connection.py: closes connections that are too slow

@@ -21,11 +21,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from .. import __version__
 from ..errors import UserError
 from ..model import LlamaForCausalLM
 from .errors import ApiError, from_validation
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from .metrics import Metrics
+from .openapi import description
 from .preprocess import Preprocessor
 from .request import ChatRequest, CompletionRequest, GenerationRequest
 from .responses import ResponseWriter, to_json
@@ -80,7 +82,10 @@ class Service:
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
         self._preprocessor = Preprocessor(model, queue + model.engine.batch)
-        self._html = {name: _html(name) for name in ("page.html",)}  # read once: later there may be no descriptor
+        self._html = {
+            name: _html(name) for name in ("page.html", "docs.html")
+        }  # read once: later there may be no descriptor
+        self._description = description(__version__)
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
@@ -89,6 +94,8 @@ class Service:
         self.app = Starlette(
             routes=[
                 Route("/", self._guarded("/", self._page, public=True)),
+                Route("/docs", self._guarded("/docs", self._docs, public=True)),
+                Route("/openapi.json", self._guarded("/openapi.json", self._openapi, public=True)),
                 Route("/health", self._guarded("/health", self._health, public=True)),
                 Route("/metrics", self._guarded("/metrics", self._metrics)),
                 Route("/v1/models", self._guarded("/v1/models", self._models)),
@@ -157,9 +164,17 @@ class Service:
             )
 
     async def _page(self, _: Request) -> Response:
-        return HTMLResponse(
-            self._html["page.html"], headers={"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"}
-        )
+        return self._html_response("page.html")
+
+    async def _docs(self, _: Request) -> Response:
+        return self._html_response("docs.html")
+
+    def _html_response(self, name: str) -> Response:
+        headers = {"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"}
+        return HTMLResponse(self._html[name], headers=headers)
+
+    async def _openapi(self, _: Request) -> Response:
+        return JSONResponse(self._description)
 
     async def _health(self, _: Request) -> Response:
         alive = self.scheduler.alive

@@ -120,3 +120,10 @@ def test_the_page_asks_for_a_key(page: Any, model: LlamaForCausalLM) -> None:
         page.locator("#text").fill("hi")
         page.locator("#send").click()
         page.get_by_text("tokens/s").wait_for()
+
+
+def test_the_docs_page_shows_every_endpoint(page: Any, model: LlamaForCausalLM) -> None:
+    with serving(model, api_key="sesame") as (_, address):
+        page.goto(f"{address}/docs")
+        page.get_by_text("POST /v1/chat/completions").wait_for()
+        assert page.locator("h2").count() == 9

@@ -1,0 +1,52 @@
+"""/openapi.json: it names every endpoint, and responses conform to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from starlette.routing import Route
+
+from edgellama.model import LlamaForCausalLM
+from support.serving import serving, with_template
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(with_template(tiny_artifact, tmp_path_factory.mktemp("served") / "tiny"))
+
+
+def test_responses_conform_to_the_description(model: LlamaForCausalLM) -> None:
+    with serving(model, api_key="sesame") as (service, address):
+        described = httpx.get(f"{address}/openapi.json").json()
+        routes = {route.path.replace(":path", "") for route in service.app.routes if isinstance(route, Route)}
+        assert set(described["paths"]) == routes
+        chat = {"model": service.name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        completion = {"model": service.name, "prompt": "hi", "max_tokens": 2, "logprobs": 1}
+        headers = {"authorization": "Bearer sesame"}
+        calls: list[tuple[str, str, Any, int]] = [
+            ("post", "/v1/chat/completions", chat, 200),
+            ("post", "/v1/chat/completions", {**chat, "logprobs": True}, 200),
+            ("post", "/v1/chat/completions", {**chat, "temperature": 9}, 400),
+            ("post", "/v1/completions", completion, 200),
+            ("post", "/v1/completions", {**completion, "model": "other"}, 404),
+            ("get", "/v1/models", None, 200),
+            ("get", "/v1/models/{name}", None, 200),
+            ("get", "/health", None, 200),
+        ]
+        for method, path, body, status in calls:
+            url = address + path.replace("{name}", service.name)
+            answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
+            assert answer.status_code == status, path
+            operation = described["paths"][path][method]
+            schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
+            jsonschema.validate(answer.json(), {**schema, "components": described["components"]})
+            if status in (200, 404) and body is not None:
+                request = operation["requestBody"]["content"]["application/json"]["schema"]
+                jsonschema.validate(body, {**request, "components": described["components"]})
+        for path in ("/docs", "/"):
+            answer = httpx.get(address + path)
+            assert "default-src 'none'" in answer.headers["content-security-policy"] and "http" not in answer.text
