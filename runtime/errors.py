@@ -15,6 +15,13 @@ class UserError(Exception):
     """
 
 
+class LogitsError(RuntimeError):
+    """The model computed logits that are not numbers. The command line reports it as it reports a UserError.
+
+    It is a RuntimeError and not a UserError, because the call was right: the endpoint answers with status 500.
+    """
+
+
 # What the user can do about an error of the operating system.
 REMEDIES = {
     errno.ENOENT: "It does not exist, or was removed in the meantime: check the path",

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..engine.engine_lock import Cancelled
 from ..engine.prefix_cache import Placement
+from ..errors import LogitsError
 from .sampler import NotNumbersError, Sampler
 from .sequences import Sequences
 from .stopping import Stop
@@ -126,14 +127,17 @@ class StepBatch:
             row: which row's logits it gets; None for all of them.
 
         Raises:
-            RuntimeError: the logits are not numbers; the message says after how many tokens.
+            LogitsError: the logits are not numbers; the message says after how many tokens.
         """
         try:
             return select(*arguments)
         except NotNumbersError as error:
             depth = self._start + self._length
             tokens = depth.max() if row is None else depth[row]
-            raise RuntimeError(f"logits are not numbers after {tokens} tokens") from error
+            raise LogitsError(
+                f"logits are not numbers after {tokens} tokens: a weight, an activation, the cache or a processor "
+                "gives NaN or infinity. Compare the artifact's files with `edgellama check`, and export it again"
+            ) from error
 
     def _take_part(self, row: int, start: int, length: int) -> None:
         if self._ran:
@@ -198,7 +202,7 @@ def decode(
         The new tokens [rows], -1 for rows that ended before; `sequences` holds them by then.
 
     Raises:
-        RuntimeError: logits are not numbers.
+        LogitsError: logits are not numbers.
     """
     rows, cached = placement or Placement(np.arange(len(sequences)), np.zeros(len(sequences), np.int64))
     together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgellama.__main__ import main
 from edgellama.artifact.manifest import MANIFEST
+from edgellama.generation.decode import StepBatch
 from support.child import REPOSITORY, run_child, run_cli
 from support.command_line import run_main
 from support.tiny import VOCAB, artifact, numpy_graphs
@@ -52,6 +54,17 @@ def test_text_goes_to_stdout_and_figures_to_stderr(toy: Path, capfd: pytest.Capt
     lines = err.splitlines()
     assert lines[0].startswith("Loading toy (")
     assert lines[1].startswith("[length; load ") and "prefill 5 tokens" in lines[1]
+
+
+def test_logits_that_are_not_numbers_are_one_line(
+    toy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = StepBatch.run
+    monkeypatch.setattr(StepBatch, "run", lambda step: run(step) * np.float32("nan"))
+    status, _, err = run_main(capfd, "generate", str(toy), "--prompt", "hello", "--max-new-tokens", "7")
+    assert status == 2
+    assert "error: logits are not numbers after 5 tokens" in err
+    assert "Traceback" not in err
 
 
 def test_json_is_one_object_with_ids_text_reason_and_timings(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:

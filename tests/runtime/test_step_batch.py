@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgellama.engine.engine_lock import Cancelled
+from edgellama.errors import LogitsError
 from edgellama.generation.decode import GenerationTimings, StepBatch
 from edgellama.generation.sampler import NotNumbersError
 
@@ -83,8 +84,8 @@ def test_logits_that_are_not_numbers_name_the_depth() -> None:
         raise NotNumbersError
 
     step.run()
-    with pytest.raises(RuntimeError, match="logits are not numbers after 12 tokens"):
+    with pytest.raises(LogitsError, match=r"logits are not numbers after 12 tokens: .* `edgellama check`"):
         step.select(fail)
-    with pytest.raises(RuntimeError, match="logits are not numbers after 4 tokens"):
+    with pytest.raises(LogitsError, match="logits are not numbers after 4 tokens"):
         step.select(fail, row=0)
     assert step.select(max, 3, 4) == 4
