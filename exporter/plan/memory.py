@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from edgellama.artifact.manifest import Manifest
 from edgellama.artifact.sizes import cache_bytes
 from edgellama.backend.ascend.requirements import Needed
+from edgellama.engine.memory import CONSTANT_COPIES
 from edgellama.kernels.ascend.chips import CHIPS
 
 from ..mindir.graph import MindIRGraph, Value
 
-# The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
-# x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
-CONSTANT_COPIES = 5.4
 COPIES_NOTE = "added by MindSpore Lite while it loads: copies of the constants on a host, buffers on a device"
 LIBRARIES = 100_000_000  # bytes of a process that has loaded a graph of a few kB
 VIEWS = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")  # their results share the memory of their inputs

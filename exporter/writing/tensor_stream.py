@@ -7,7 +7,6 @@ writer, so no tensor is ever whole in memory.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,15 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import TensorSpec
+from edgellama.backend.resources import available_threads
 
 from ..checkpoint.row_blocks import Piece
 
 T = TypeVar("T")
-
-
-def cores() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def made_in_order(pieces: Iterable[tuple[T, Piece]], threads: int | None = None) -> Iterator[tuple[T, NDArray[Any]]]:
@@ -35,7 +30,7 @@ def made_in_order(pieces: Iterable[tuple[T, Piece]], threads: int | None = None)
 
     Computes at most threads + 1 pieces ahead. threads: all CPUs by default.
     """
-    threads = threads or cores()
+    threads = threads or available_threads()
     waiting: deque[tuple[T, Future[NDArray[Any]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,31 +20,67 @@ from ..errors import UserError
 from .after_fork import Refusal, keep_for_ever, tell_when_forked
 from .native_exit import native_calls
 from .native_log import native_log_on_failure
+from .resources import available_address_space
+
+CONFLICT = (
+    "MindSpore and MindSpore Lite have libraries of the same names, and one process cannot load both: {loaded} is "
+    "loaded already. Use the runtime in a process without mindspore, with numpy arrays in place of its tensors"
+)
+NO_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "cannot create shared object",
+    "bad_alloc",
+    "resource temporarily unavailable",
+)
 
 
-def available_threads() -> int:
-    """Return how many processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+class ConflictError(UserError, ImportError):
+    """MindSpore and MindSpore Lite were both imported."""
+
+
+class _RefuseMindSpore(MetaPathFinder, Loader):
+    """Makes `import mindspore` a clear error, where native code would find an undefined symbol.
+
+    `importlib.util.find_spec("mindspore")` still finds the package: libraries only look with it.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "mindspore" or PathFinder.find_spec(name, path) is None:
+            return None
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        raise ConflictError(CONFLICT.format(loaded="MindSpore Lite"), name=spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ConflictError(CONFLICT.format(loaded="MindSpore Lite"), name="mindspore")
 
 
 def import_lite() -> ModuleType:
     """Return the `mindspore_lite` package.
 
+    After it, `import mindspore` raises ConflictError.
+
     Raises:
         UserError: it cannot be imported; the message says what to do.
     """
-    if "mindspore" in sys.modules and "mindspore_lite" not in sys.modules:
-        raise UserError(
-            "mindspore is imported in this process, and MindSpore Lite's libraries cannot be loaded beside its own. "
-            "Use the runtime in a process without mindspore, with numpy arrays in place of its tensors"
-        )
+    if sys.modules.get("mindspore") is not None and "mindspore_lite" not in sys.modules:
+        raise ConflictError(CONFLICT.format(loaded="mindspore"))
     try:
-        return importlib.import_module("mindspore_lite")
-    except ImportError as error:
+        lite = importlib.import_module("mindspore_lite")
+    except (ImportError, OSError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
+            raise UserError(
+                f"MindSpore Lite cannot be loaded: this process gets no more memory ({error}). Raise its limit "
+                "(`ulimit -v`, or the memory of the container)"
+            ) from error
         raise UserError(
             f"MindSpore Lite cannot be imported ({error}). Install it with `python -m edgellama.lite install`"
         ) from error
+    if not any(isinstance(finder, _RefuseMindSpore) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RefuseMindSpore())
+    return lite
 
 
 class LiteGraph:
@@ -147,4 +185,10 @@ class LiteGraph:
 
     def _explain(self, log: str) -> str | None:
         """Return the meaning of a native log in a sentence; None if it is not known."""
-        return None
+        limit = available_address_space()
+        if limit is None or not any(text in log.lower() for text in NO_MEMORY):
+            return None
+        return (
+            f"no more memory or threads; {limit.available / 1e6:,.0f} MB of address space are left ({limit.source}). "
+            "Raise the limit"
+        )

@@ -14,7 +14,7 @@ import numpy as np
 from .. import output_file
 from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
-from ..backend.lite_graph import available_threads
+from ..backend.resources import available_threads
 from ..cli.options import add_artifact, add_check, add_threads
 from ..cli.options import check as check_of
 from ..engine.engine import Engine

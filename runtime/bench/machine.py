@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.lite_graph import available_threads
+from ..backend.resources import available_threads
 
 PACKAGES = {"numpy": "numpy", "mindspore_lite": "mindspore-lite", "tokenizers": "tokenizers", "edgellama": "edgellama"}
 SMALLEST_BUFFER = 16 << 20

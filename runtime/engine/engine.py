@@ -21,12 +21,14 @@ from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, STRETCH, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
 from ..backend.cpu_kernels import load_cpu_kernels
 from ..backend.library_pages import release_library_pages
-from ..backend.lite_graph import LiteGraph, available_threads
+from ..backend.lite_graph import LiteGraph
 from ..backend.native_exit import keep_libraries
+from ..backend.resources import available_threads
 from ..errors import UserError
 from .chunks import CPU_PADDING, plan_chunks
 from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
+from .memory import build_with_reserve, limited_memory
 from .prefix_cache import PrefixCache
 from .step_inputs import StepInputs
 
@@ -132,21 +134,34 @@ class Engine:
         self.timings = EngineTimings()
         self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
         self.engine_lock = EngineLock()
-        self._weights = _checked_weights(artifact)
         began = time.perf_counter()
-        if build is None and manifest.opset == "ascend":
+        if build is not None:
+            self._load(artifact, build)
+        elif manifest.opset == "ascend":
             self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
-        elif build is None:
-            if manifest.opset == "cpu":
-                load_cpu_kernels(manifest)
-
+            self._load(artifact, build)
+        else:
             inputs = {artifact.file(graph.file): graph.inputs for graph in manifest.graphs}
 
-            def build(path: Path) -> BuiltGraph:
-                built = LiteGraph(path, self.threads, show_native_log=show_native_log)
+            def build_on_host(path: Path) -> BuiltGraph:
+                built = build_with_reserve(
+                    lambda: LiteGraph(path, self.threads, show_native_log=show_native_log), manifest
+                )
                 built.check_inputs(inputs[path])
                 return built
 
+            with limited_memory(artifact, self.threads):
+                if manifest.opset == "cpu":
+                    load_cpu_kernels(manifest)
+                self._load(artifact, build_on_host)
+        keep_libraries()
+        release_library_pages()
+        self.timings.load = time.perf_counter() - began
+
+    def _load(self, artifact: Artifact, build: Callable[[Path], BuiltGraph]) -> None:
+        """Map the weights, build the graphs, and bind the inputs of every bucket."""
+        manifest = self.manifest
+        self._weights = _checked_weights(artifact)
         self.prefixes = PrefixCache(self.cache, self.batch, self.context)
         self._ready: dict[int, _Bucket] = {}
         self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
@@ -156,9 +171,6 @@ class Engine:
             self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
             for bucket in graph.buckets:
                 self._ready[bucket] = self._prepare(graph, built, bucket)
-        keep_libraries()
-        release_library_pages()
-        self.timings.load = time.perf_counter() - began
 
     def forward(
         self,

@@ -1,0 +1,113 @@
+"""Compares the memory that loading an artifact takes with the memory that this process can get.
+
+Without it MindSpore Lite ends the process in the middle (std::bad_alloc), or the system kills it. What is counted is
+the least that loading needs, so that nothing is refused that fits: pages of mapped files do not count as memory, since
+the system can drop them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ..artifact.manifest import Artifact, Manifest
+from ..artifact.sizes import cache_bytes, weights_bytes
+from ..backend.resources import (
+    Limit,
+    address_space_kept,
+    available_address_space,
+    available_memory,
+    share_one_heap,
+)
+from ..errors import UserError
+
+T = TypeVar("T")
+
+# The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
+# x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
+CONSTANT_COPIES = 5.4
+PRIVATE = 50_000_000  # bytes of a process that has loaded a graph of a few kB, without the pages of libraries
+
+# Address space, measured on x86-64 with MindSpore Lite 2.0 and one heap (share_one_heap).
+LIBRARIES = 320_000_000  # what `import mindspore_lite` maps
+RESERVED = 60_000_000  # of a process that has loaded a graph of a few kB: private memory, and stacks of threads
+RESERVED_PER_THREAD = 45_000_000
+# MindSpore Lite takes up to four pools of 256 MB while there is address space, and then lacks it for its own threads,
+# which ends the process. With less left than one pool takes, it does without pools.
+POOLS = 2_500_000_000  # with more address space than this the pools do no harm
+LESS_THAN_A_POOL = 240_000_000
+
+
+@contextmanager
+def limited_memory(artifact: Artifact, threads: int) -> Iterator[None]:
+    """Load an artifact on the host in the block.
+
+    Raises:
+        UserError: the memory or the address space that this process can get is too small. The message has both numbers.
+    """
+    if available_address_space() is not None:
+        share_one_heap()
+    check_memory(artifact, threads)
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM and "failed to map segment" not in str(error):
+            raise
+        left = min(filter(None, (available_memory(), available_address_space())), key=lambda limit: limit.available)
+        raise UserError(
+            f"{artifact.path}: no more memory while it was loaded ({error}); {left.available / 1e6:,.0f} MB are left "
+            f"({left.source}). Raise the limit, or export with a smaller CONTEXT (now {artifact.manifest.context:,}), "
+            f"BATCH ({artifact.manifest.batch}) or model"
+        ) from error
+
+
+def build_with_reserve(build: Callable[[], T], manifest: Manifest) -> T:
+    """Return build(). If address space is limited, hide most of it meanwhile (POOLS)."""
+    limit = available_address_space()
+    if limit is None or limit.available > POOLS or manifest.weights is None:  # constants of a graph need the space
+        return build()
+    with address_space_kept(limit.available - LESS_THAN_A_POOL):
+        return build()
+
+
+def check_memory(artifact: Artifact, threads: int) -> None:
+    """Raise UserError if the artifact cannot be loaded on the host within the memory that this process can get.
+
+    Args:
+        artifact: of a target that runs on the host's processors.
+        threads: CPU threads.
+    """
+    manifest = artifact.manifest
+    _compare(artifact, memory_needed(manifest), available_memory(), "memory")
+    _compare(artifact, address_space_needed(manifest, threads), available_address_space(), "address space")
+
+
+def memory_needed(manifest: Manifest) -> int:
+    """Return the bytes that loading takes at least, without the pages of mapped files."""
+    constants = 0 if manifest.weights is not None else weights_bytes(manifest)
+    return int((CONSTANT_COPIES - 1) * constants) + cache_bytes(manifest) + PRIVATE
+
+
+def address_space_needed(manifest: Manifest, threads: int) -> int:
+    """Return the bytes of address space that loading takes."""
+    constants = 0 if manifest.weights is not None else weights_bytes(manifest)
+    mapped = weights_bytes(manifest) + int((CONSTANT_COPIES - 1) * constants) + cache_bytes(manifest)
+    libraries = 0 if "mindspore_lite" in sys.modules else LIBRARIES
+    workers = min(threads, os.cpu_count() or 1)  # MindSpore Lite starts no more
+    return mapped + libraries + RESERVED + RESERVED_PER_THREAD * workers
+
+
+def _compare(artifact: Artifact, needed: int, limit: Limit | None, what: str) -> None:
+    if limit is None or needed <= limit.available:
+        return
+    manifest = artifact.manifest
+    raise UserError(
+        f"{artifact.path}: loading it takes at least {needed / 1e6:,.0f} MB of {what}, weights "
+        f"{weights_bytes(manifest) / 1e6:,.0f} MB and KV cache {cache_bytes(manifest) / 1e6:,.0f} MB among them; "
+        f"{limit.available / 1e6:,.0f} MB are available ({limit.source}). Raise the limit or end other processes, or "
+        f"export with a smaller CONTEXT (now {manifest.context:,}), BATCH ({manifest.batch}) or model"
+    )
