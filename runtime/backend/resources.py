@@ -127,9 +127,9 @@ def cgroups(controller: str, proc: Path = PROC) -> Iterator[tuple[int, Path]]:
         if name not in paths or (version == 1 and controller not in kind[2].split(",")):
             continue
         root, mounted = (Path(_unescaped(field)) for field in fields[3:5])
-        path = Path(paths[name])
+        own = Path(paths[name])
         # A container may see a part of the hierarchy only: `root` of it is mounted, and its own cgroup may be outside.
-        below = path.relative_to(root) if path.is_relative_to(root) else Path()
+        below = own.relative_to(root) if own.is_relative_to(root) else Path()
         if ".." in below.parts:
             below = Path()
         folder = mounted / below
