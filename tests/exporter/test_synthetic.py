@@ -77,7 +77,7 @@ def packed_file(folder: Path, piece_bytes: int, threads: int, monkeypatch: pytes
     folder.mkdir()
     checkpoint = SyntheticCheckpoint(TINY, 0)
     monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr("edgellama.exporter.writing.tensor_stream.cores", lambda: threads)
+    monkeypatch.setattr("edgellama.exporter.writing.tensor_stream.available_threads", lambda: threads)
     name = "model.layers.1.mlp.gate_up_proj.weight"
     size = cpu_weights.panel_bytes("int4", 64)
     specs = [TensorSpec(NORM, "float32", (64,)), TensorSpec(name, "uint8", (12, size))]
@@ -118,7 +118,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "portable": {"model": plain, "target": "portable"},
         "texts": {"model": texts, "weights": "bf16"},
     }
-    return dict(zip(jobs, export_all([{"out": scratch / k, **j, **sizes} for k, j in jobs.items()]), strict=True))
+    return dict(
+        zip(jobs, export_all([{"out": scratch / f"{k}-artifact", **j, **sizes} for k, j in jobs.items()]), strict=True)
+    )
 
 
 def test_the_manifest_says_what_the_weights_are(artifacts: dict[str, Path]) -> None:
