@@ -42,13 +42,12 @@ class ConflictError(UserError, ImportError):
 class _RefuseMindSpore(MetaPathFinder, Loader):
     """Makes `import mindspore` a clear error, where native code would find an undefined symbol.
 
-    `importlib.util.find_spec("mindspore")` still finds the package: libraries only look with it.
+    `importlib.util.find_spec("mindspore")` still finds the package and its files: libraries only look with it.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "mindspore" or PathFinder.find_spec(name, path) is None:
-            return None
-        return ModuleSpec(name, self)
+        found = PathFinder.find_spec(name, path) if name == "mindspore" else None
+        return None if found is None else ModuleSpec(name, self, origin=found.origin)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         raise ConflictError(CONFLICT.format(loaded="MindSpore Lite"), name=spec.name)
@@ -90,16 +89,25 @@ class LiteGraph:
         inputs: names of the input tensors, in the model's order.
     """
 
-    def __init__(self, path: Path, threads: int, *, show_native_log: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        *,
+        show_native_log: bool = False,
+        expected: Sequence[TensorSpec] = (),
+    ) -> None:
         """Build the model on the host CPU.
 
         Args:
             path: a graph file.
             threads: CPU threads.
             show_native_log: print what MindSpore Lite logs.
+            expected: the inputs in the manifest, as the graph was traced; inputs that it does not name may differ.
 
         Raises:
-            UserError: MindSpore Lite could not load it; the message ends with the last lines of its log.
+            UserError: MindSpore Lite could not load it; the message ends with the last lines of its log. Or an input
+                has another shape than in `expected`.
         """
         self.path = path
         self._show = show_native_log
@@ -114,20 +122,12 @@ class LiteGraph:
             self._model.build_from_file(str(path), self._lite.ModelType.MINDIR, self._context(threads))
             self._own_inputs = self._model.get_inputs()
         self.inputs: list[str] = [tensor.name for tensor in self._own_inputs]
-
-    def check_inputs(self, specs: Sequence[TensorSpec]) -> None:
-        """Compare the model's inputs with those of the manifest, as the graph was traced.
-
-        Raises:
-            UserError: an input has another shape; nothing could run.
-        """
-        expected = {spec.name: spec.shape for spec in specs}
+        shapes = {spec.name: spec.shape for spec in expected}
         for name, tensor in zip(self.inputs, self._own_inputs, strict=True):
             shape = tuple(tensor.shape)
-            if name in expected and shape != expected[name]:
+            if name in shapes and shape != shapes[name]:
                 raise UserError(
-                    f"{self.path}: its input {name} has shape {shape}; "
-                    f"manifest.json says {expected[name]}. Export again"
+                    f"{path}: its input {name} has shape {shape}; manifest.json says {shapes[name]}. Export again"
                 )
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:

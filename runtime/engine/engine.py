@@ -144,11 +144,10 @@ class Engine:
             inputs = {artifact.file(graph.file): graph.inputs for graph in manifest.graphs}
 
             def build_on_host(path: Path) -> BuiltGraph:
-                built = build_with_reserve(
-                    lambda: LiteGraph(path, self.threads, show_native_log=show_native_log), manifest
-                )
-                built.check_inputs(inputs[path])
-                return built
+                def load() -> LiteGraph:
+                    return LiteGraph(path, self.threads, show_native_log=show_native_log, expected=inputs[path])
+
+                return build_with_reserve(load, manifest)
 
             with limited_memory(artifact, self.threads):
                 if manifest.opset == "cpu":
