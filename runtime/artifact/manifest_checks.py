@@ -152,7 +152,7 @@ def _check_weights(manifest: Manifest) -> None:
     for graph in manifest.graphs:
         mine = weight_inputs(graph)
         if mine and manifest.weights is None:
-            raise UserError(f"{graph.file[:80]}: input {mine[0].name[:80]} is none that this runtime knows")
+            raise UserError(f"{graph.file[:80]}: input {mine[0].name[:80]} is unknown to this runtime")
         for spec in mine:
             same = weights.setdefault(spec.name, spec)
             _require(same == spec, f"{graph.file}: {spec.name}", spec.shape, f"{same.shape} {same.dtype}, as elsewhere")

@@ -194,7 +194,7 @@ def test_links_out_of_the_folder_and_fifos_are_refused(folder: Path, tmp_path: P
         ({"cache": {"dtype": "float32", "policy": "in_place", "layers": 3, "shape": [1, 2, 64, 4]}}, "caches"),
         ({"cache": {"dtype": "float16", "policy": "in_place", "layers": 2, "shape": [1, 2, 64, 4]}}, "float16"),
         ({"cache": {"dtype": "float32", "policy": "returned", "layers": 2, "shape": [1, 2, 64, 4]}}, "outputs is 1"),
-        ({"weights": None}, "input embedding is none that this runtime knows"),
+        ({"weights": None}, "input embedding is unknown to this runtime"),
         ({"weights": {"file": "weights.safetensors", "sha256": "x", "bytes": 1}}, "needed: 64 hexadecimal digits"),
         ({"weights": {"file": "a\0b", "sha256": "0" * 64, "bytes": 1}}, "printable"),
         ({"eos_token_id": [1 << 40]}, "eos_token_id"),
