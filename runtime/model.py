@@ -22,7 +22,7 @@ from .generation.beam_batch import BeamBatch, beam_output
 from .generation.config import GenerationConfig
 from .generation.decode import GenerationTimings
 from .generation.output import ChatAnswer, GenerateOutput, Streamer
-from .generation.prompt import new_token_limit, prompt_ids, prompt_mask, prompt_rows
+from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
 from .generation.stream import Stream
 from .hf_keywords import as_callables, check_placement
@@ -162,7 +162,8 @@ class LlamaForCausalLM:
         call = self._call("generate", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
         if (input_ids is None) == (inputs is None):
             raise UserError("needed: one of input_ids and inputs, which is another name of it")
-        ids, rows, limits = self._prepare(inputs if input_ids is None else input_ids, attention_mask, call.config)
+        given = inputs if input_ids is None else input_ids
+        ids, rows, limits = prepare_prompts(given, attention_mask, call.config, self.engine.vocab_size, self.artifact)
         if call.config.num_beams > 1:
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
@@ -246,7 +247,7 @@ class LlamaForCausalLM:
                 f"stream() gives one answer to one prompt, token by token; {len(ids)} prompts, num_return_sequences "
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
-        _, rows, limits = self._prepare(ids, np.ones_like(ids), call.config)
+        _, rows, limits = prepare_prompts(ids, np.ones_like(ids), call.config, self.engine.vocab_size, self.artifact)
         return Stream(self._batch(call, rows, limits, 0), self.engine.engine_lock, self.tokenizer)
 
     def chat(self, messages: str | Messages, **settings: Any) -> ChatAnswer:
@@ -389,15 +390,6 @@ class LlamaForCausalLM:
         """The batch that begins with row `first`: as many rows as the engine has."""
         mine = slice(first, first + self.engine.batch)
         return Batch(self.engine, lambda: self.tokenizer, call, rows[mine], first, limits[mine])
-
-    def _prepare(
-        self, input_ids: Any, attention_mask: Any, config: GenerationConfig
-    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-        """Return the prompts [B, n], each row's tokens without padding, and how many may follow each."""
-        ids = prompt_ids(input_ids, self.engine.vocab_size)
-        rows = prompt_rows(ids, prompt_mask(ids, attention_mask, config))
-        limits = [new_token_limit(config, ids.shape[1], len(row), self.artifact) for row in rows]
-        return ids, rows, limits
 
 
 # An artifact of any architecture: the graphs hold the differences.

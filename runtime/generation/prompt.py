@@ -18,6 +18,31 @@ from .config import GenerationConfig
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's default if neither the call nor generation_config.json gives a limit
 
 
+def prepare_prompts(
+    input_ids: Any,
+    attention_mask: Any,
+    config: GenerationConfig,
+    vocab_size: int,
+    artifact: Artifact,
+) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """Return the prompts int64 [B, n], each row's tokens without padding, and how many tokens may follow each row.
+
+    Args:
+        input_ids: as `prompt_ids` takes them.
+        attention_mask: as `prompt_mask` takes it.
+        config: the settings of the call.
+        vocab_size: the ids must be below it.
+        artifact: gives the context.
+
+    Raises:
+        UserError: a prompt or the mask is wrong, or a prompt leaves no room.
+    """
+    ids = prompt_ids(input_ids, vocab_size)
+    rows = prompt_rows(ids, prompt_mask(ids, attention_mask, config))
+    limits = [new_token_limit(config, ids.shape[1], len(row), artifact) for row in rows]
+    return ids, rows, limits
+
+
 def prompt_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
     """Return input_ids as int64 [B, n].
 
