@@ -13,6 +13,8 @@
 # make kernels       build and install the Ascend operator package (needs CANN)
 # make test          set up and run all tests; make test-fast leaves out those that take minutes
 # make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
+# make torture [ONLY= SEED= QUICK=1]      inject faults into everything (minutes to hours), and print what happened;
+#              ONLY= names fault classes, QUICK=1 is the five-minute form of CI
 # make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
 # make check-install   run `pip install .` in an empty environment, and generate an answer there
@@ -34,7 +36,7 @@ SWITCHES := VERIFY SYNTHETIC# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE
+GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -58,7 +60,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast lint clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture lint clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -135,6 +137,9 @@ browser:
 
 test-fast: $(VENV)/ready-test
 	$(PYTHON) -m pytest -m "not slow"
+
+torture: $(VENV)/ready-test
+	$(PYTHON) tests/torture $(if $(filter-out 0,$(QUICK)),--quick) $(call options,ONLY SEED)
 
 lint: $(VENV)/ready-test
 	$(PYTHON) -m ruff check .

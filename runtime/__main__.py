@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _is_interrupt(error):
             _say("interrupted")
             return INTERRUPTED
-        message = _message(error)
+        message = error_message(error)
         if message is None:
             raise
         if "--debug" in words:
@@ -164,7 +164,7 @@ def _replace_undecodable() -> None:
             stream.reconfigure(errors=errors)
 
 
-def _message(error: BaseException) -> str | None:
+def error_message(error: BaseException) -> str | None:
     """Return the message for an error that the user can fix; None for a defect of ours."""
     if isinstance(error, (UserError, LogitsError)):
         return str(error)

@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 FILES = sorted(TESTS.rglob("*.py"))
-FOLDERS = {"support", "exporter", "runtime", "serve", "kernels", "ascend", "end_to_end", "peers", "data"}
+FOLDERS = {"support", "exporter", "runtime", "serve", "kernels", "ascend", "end_to_end", "peers", "torture", "data"}
 
 
 def modules_imported_by(source: str) -> set[str]:
@@ -61,7 +61,7 @@ def test_files_are_in_their_folders() -> None:
     misplaced = [
         str(path.relative_to(TESTS))
         for path in FILES
-        if path.relative_to(TESTS).parts[0] not in ("support", "peers")
+        if path.relative_to(TESTS).parts[0] not in ("support", "peers", "torture")
         and path.name != "conftest.py"
         and not path.name.startswith("test_")
     ]

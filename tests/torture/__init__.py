@@ -1,0 +1,1 @@
+"""`make torture`: injects faults into the product and counts what happens. README.md says how."""
