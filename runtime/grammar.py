@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import UserError
+from .grammar_errors import reason
 from .model import LlamaForCausalLM
 from .text.limited_process import LimitedProcess, LimitError, Limits, RefusedError
 from .text.tokenizer import Tokenizer
@@ -32,6 +33,9 @@ MAX_CHARACTERS = 1 << 20  # of a schema's JSON
 MAX_PROPERTIES = 2000  # of all objects of a schema: the time grows with the square
 MAX_PATTERN = 1 << 16  # characters of a regular expression
 PARSER_LIMITS = {"initial_lexer_fuel": 500_000, "step_lexer_fuel": 100_000, "max_lexer_states": 50_000}
+ENGINE_OPTIONS = (
+    "x-guidance"  # a keyword that would change how the library reads a schema; unknown keywords are ignored
+)
 PROPERTIES = ("properties", "patternProperties")  # keywords whose value has a schema for each name
 
 
@@ -80,7 +84,7 @@ class GrammarTokenizer:
         try:
             self._trial.ask({"grammar": grammar})
         except RefusedError as error:
-            raise UserError(f"{what}: {error}") from error
+            raise UserError(f"{what}: {reason(str(error))}") from error
         except LimitError as error:
             raise UserError(f"{what}: {error} to compile. Simplify it") from error
 
@@ -180,7 +184,7 @@ class Grammar:
     def _step(self, matcher: Any) -> GrammarState:
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
-            raise UserError(f"{self._what}: the grammar cannot be followed further ({_reason(matcher)}). Simplify it")
+            raise UserError(f"{self._what}: the text cannot continue: {_reason(matcher)}")
         allowed = np.zeros(self._tokenizer.vocab_size, bool)
         unpacked = np.unpackbits(bits, count=min(8 * bits.size, allowed.size), bitorder="little")
         allowed[: unpacked.size] = unpacked
@@ -210,17 +214,21 @@ class JsonSchema(Grammar):
             try:
                 schema = json.loads(schema)
             except ValueError as error:
-                raise UserError(f"{what}: not valid JSON ({error})") from error
+                raise UserError(f"{what}: not valid JSON ({error}). Correct it") from error
+            except RecursionError as error:
+                raise UserError(f"{what}: the schema is nested too deeply. Simplify it") from error
         if not isinstance(schema, (Mapping, bool)):
-            raise UserError(f"{what}: a JSON {type(schema).__name__}; needed: an object, or true")
+            raise UserError(f"{what}: a JSON {type(schema).__name__}. Give an object, or true")
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         try:
             text = schema_text(schema, what)
             grammar = tokenizer.library.LLMatcher.grammar_from_json_schema(
                 text, overrides={"whitespace_pattern": JSON_WHITESPACE}
             )
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{what}: not a JSON schema ({error})") from error
+        except RecursionError as error:
+            raise UserError(f"{what}: the schema is nested too deeply. Simplify it") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{what}: {reason(str(error))}") from error
         super().__init__(what, grammar, tokenizer)
 
 
@@ -244,7 +252,13 @@ class Regex(Grammar):
             UserError: the expression is not valid.
         """
         if len(pattern) > MAX_PATTERN:
-            raise UserError(f"{what}: it has {len(pattern):,} characters; at most {MAX_PATTERN:,} are possible")
+            raise UserError(
+                f"{what}: it has {len(pattern):,} characters; at most {MAX_PATTERN:,} are possible. Shorten it"
+            )
+        try:
+            pattern.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{what}: it is not Unicode text ({error}). Correct it") from error
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         super().__init__(what, tokenizer.library.LLMatcher.grammar_from_regex(pattern), tokenizer)
 
@@ -260,9 +274,13 @@ def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:
         UserError: the schema is larger than the limits.
         TypeError, ValueError, RecursionError: it is no JSON.
     """
-    text = json.dumps({"allOf": [schema]} if isinstance(schema, bool) else dict(schema))
+    given = {"allOf": [schema]} if isinstance(schema, bool) else dict(schema)
+    given.pop(ENGINE_OPTIONS, None)
+    text = json.dumps(given, allow_nan=False)
     if len(text) > MAX_CHARACTERS:
-        raise UserError(f"{what}: the schema has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible")
+        raise UserError(
+            f"{what}: the schema has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible. Simplify it"
+        )
     properties, rest = 0, [json.loads(text)]
     while rest:
         value = rest.pop()
@@ -271,13 +289,15 @@ def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:
                 properties += len(inner) if name in PROPERTIES and isinstance(inner, dict) else 0
         rest.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
     if properties > MAX_PROPERTIES:
-        raise UserError(f"{what}: the schema has {properties:,} properties; at most {MAX_PROPERTIES:,} are possible")
+        raise UserError(
+            f"{what}: the schema has {properties:,} properties; at most {MAX_PROPERTIES:,} are possible. Simplify it"
+        )
     return text
 
 
 def _reason(matcher: Any) -> str:
-    """The first line of a matcher's error, of at most 300 characters."""
-    return (matcher.get_error().strip().partition("\n")[0] or matcher.stop_reason())[:300]
+    """What a matcher refuses, and a remedy."""
+    return reason(matcher.get_error() or matcher.stop_reason())
 
 
 def _library() -> ModuleType:

@@ -11,7 +11,7 @@ In reading order:
 - openapi.py: the description at /openapi.json
 - metrics.py, errors.py: Prometheus metrics, OpenAI's error object
 - command.py: the command line
-- connection.py: closes connections that are too slow
+- connection.py: limits of connections
 - http_server.py: runs the application with uvicorn until a signal
 - bench.py: measures a server
 SERVER.md is the user's guide. The scheduler knows nothing about HTTP.

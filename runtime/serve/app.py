@@ -30,12 +30,14 @@ from .metrics import Metrics
 from .openapi import description
 from .preprocess import Preprocessor
 from .request import ChatRequest, CompletionRequest, GenerationRequest
-from .responses import ResponseWriter, to_json
+from .responses import ResponseWriter
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
 
 SLOW_THREADS = 4  # that prepare requests with chat templates and grammars
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
+LARGE_BODY = 1 << 16  # bytes: larger ones share BODIES, and are validated one at a time
+BODIES = 8  # bodies of the largest size that may be in memory at once
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -85,7 +87,8 @@ class Service:
         self._html = {
             name: _html(name) for name in ("page.html", "docs.html")
         }  # read once: later there may be no descriptor
-        self._description = description(__version__)
+        self._description = description(__version__, self.name, self._preprocessor.limits, bool(api_key))
+        self._body_bytes = 0  # of large bodies that are being read or validated
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
@@ -103,14 +106,16 @@ class Service:
                 Route("/v1/completions", self._guarded("/v1/completions", completion), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded("/v1/chat/completions", chat), methods=["POST"]),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
             lifespan=self._lifespan,
         )
+        self.app.router.redirect_slashes = False  # the target would have the name of the Host header
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.outbox.loop = asyncio.get_running_loop()
         self._slow_threads = CapacityLimiter(SLOW_THREADS)
+        self._large_bodies = CapacityLimiter(1)  # validated, a body takes many times its size
         self.scheduler.start()
         try:
             yield
@@ -138,7 +143,7 @@ class Service:
                 response = Response(status_code=499)  # only for the metrics: the client has gone
             except Exception:
                 log.exception("%s failed", name)
-                response = JSONResponse(ApiError(500, "the server failed; its log has the reason").body, 500)
+                response = JSONResponse(_server_error().body, 500)
             self.metrics.requests.labels(name, str(response.status_code)).inc()
             return response
 
@@ -180,7 +185,7 @@ class Service:
         alive = self.scheduler.alive
         state = {"status": "ok" if alive else "closing", "model": self.name, "rows": self.model.engine.batch}
         counts = {"running": self.scheduler.running, "waiting": self.scheduler.waiting}
-        return JSONResponse({**state, **counts}, 200 if alive else 503)
+        return JSONResponse({**state, **counts}, 200 if alive else 503, None if alive else {"retry-after": "10"})
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -206,9 +211,8 @@ class Service:
 
     async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
         start = time.perf_counter()
-        body = await self._body(http_request)
+        request = await self._request(kind, http_request)
         queue: asyncio.Queue[Item] = asyncio.Queue()
-        request = await run_in_threadpool(self._validate, kind, body)
         reserved = self._preprocessor.count(request)
         try:
             self.scheduler.reserve(reserved)  # before the preparation takes time and memory
@@ -252,22 +256,34 @@ class Service:
             self._preprocessor.sequences, request, send, limiter=self._slow_threads if slow else None
         )
 
-    async def _body(self, request: Request) -> bytes:
-        """Read the body. Raises ApiError if it is not declared as JSON or is larger than the limit.
+    async def _request(self, kind: type[GenerationRequest], http_request: Request) -> GenerationRequest:
+        """Read and validate the body. Raises ApiError if it is not valid, or if too many bodies are in memory.
 
         A page of another site cannot send this content type without a preflight request, which this server refuses.
         """
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if http_request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body's type is not JSON; needed: Content-Type: application/json")
         too_large = ApiError(413, f"the body has more than {self._max_body:,} bytes, the most that this server takes")
-        if int(request.headers.get("content-length") or 0) > self._max_body:
+        if int(http_request.headers.get("content-length") or 0) > self._max_body:
             raise too_large
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body:
-                raise too_large
-        return bytes(body)
+        counted = 0  # bytes of this body in _body_bytes
+        try:
+            async for chunk in http_request.stream():
+                body += chunk
+                if len(body) > self._max_body:
+                    raise too_large
+                if len(body) > LARGE_BODY:
+                    self._body_bytes += len(body) - counted
+                    counted = len(body)
+                    if self._body_bytes > BODIES * self._max_body:
+                        raise ApiError(
+                            503, "too many large requests arrive at once. Try again", headers={"retry-after": "1"}
+                        )
+            limiter = self._large_bodies if counted else None
+            return await to_thread.run_sync(self._validate, kind, bytes(body), limiter=limiter)
+        finally:
+            self._body_bytes -= counted
 
 
 def host_name(headers: Sequence[str]) -> str | None:
@@ -288,13 +304,22 @@ def _html(name: str) -> str:
     return resources.files("edgellama.serve").joinpath(name).read_text(encoding="utf-8")
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """The response for an unknown path or a wrong method."""
     if not isinstance(error, HTTPException):
         raise error
-    return Response(
-        to_json(ApiError(error.status_code, error.detail).body),
-        error.status_code,
-        error.headers,
-        media_type="application/json",
-    )
+    message, path = error.detail, request.scope["path"][:100]
+    if error.status_code == 404:
+        message = f"no path {path!r} here. /docs lists the paths"
+    elif error.status_code == 405:
+        message = f"the path {path!r} has no method {request.method}. /docs lists the methods"
+    return JSONResponse(ApiError(error.status_code, message).body, error.status_code, error.headers)
+
+
+async def _unexpected_error(_: Request, error: Exception) -> Response:
+    """The response for an error outside of the endpoints. Starlette raises it again, which logs it."""
+    return JSONResponse(_server_error().body, 500)
+
+
+def _server_error() -> ApiError:
+    return ApiError(500, "the server failed; its log has the reason")

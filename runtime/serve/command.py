@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -14,7 +15,8 @@ from ..cli.options import add_model, load
 from ..errors import UserError
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
-QUEUE, GRACE_SECONDS = 64, 30.0
+QUEUE, GRACE_SECONDS, CONNECTIONS = 64, 30.0, 512
+DESCRIPTORS = 128  # of this process besides its connections: the model, child processes, clients that are refused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=QUEUE, metavar="N", help="answers that may wait; default: %(default)s"
     )
     parser.add_argument(
+        "--connections",
+        type=int,
+        metavar="N",
+        help=f"clients that may be connected; default: {CONNECTIONS}, or what `ulimit -n` permits",
+    )
+    parser.add_argument(
         "--grace",
         type=float,
         default=GRACE_SECONDS,
@@ -50,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the server. Raises UserError for invalid options, missing libraries and an address that is not available."""
     if options.queue < 0:
         raise UserError(f"--queue is {options.queue}; needed: 0 or more")
+    connections = connection_limit(options.connections)
     if not 0 <= options.grace <= threading.TIMEOUT_MAX:  # this refuses nan, too
         raise UserError(f"--grace is {options.grace}; needed: 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
     try:
@@ -74,7 +83,21 @@ def run(options: argparse.Namespace) -> None:
             )
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         started = f"Serving {service.name} at {url(listening)} ({model.engine.batch} rows). Ctrl-C ends it"
-        run_until_signal(service, listening, options.grace, started)
+        run_until_signal(service, listening, options.grace, connections, started)
+
+
+def connection_limit(given: int | None) -> int:
+    """The limit of open connections. Raises UserError if this process may not have that many descriptors."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = sys.maxsize if files == resource.RLIM_INFINITY else files - DESCRIPTORS
+    if given is None:
+        return max(1, min(CONNECTIONS, most))
+    if not 1 <= given <= most:
+        raise UserError(
+            f"--connections is {given}; needed: 1 to {most:,}, because this process may have {files:,} open files. "
+            "Raise that limit with ulimit -n"
+        )
+    return given
 
 
 def listen(host: str, port: int) -> socket.socket:

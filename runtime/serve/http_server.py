@@ -11,12 +11,13 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import uvicorn
 
+from . import connection
 from .app import Service
-from .connection import IDLE_SECONDS, TimedProtocol
 
 UNREAD_SECONDS = 5  # how long a shutdown waits for a client that does not read the end of its answer
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
@@ -26,18 +27,24 @@ NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = logging.getLogger(__name__)
 
 
-def server_config(service: Service, grace: float) -> uvicorn.Config:
-    """The settings of uvicorn for a service. `grace`: seconds that open responses may take to end at a shutdown."""
+def server_config(service: Service, grace: float, connections: int) -> uvicorn.Config:
+    """The settings of uvicorn for a service.
+
+    Args:
+        service: the application.
+        grace: seconds that open responses may take to end at a shutdown.
+        connections: limit of open connections.
+    """
     return uvicorn.Config(
         service.app,
         loop="asyncio",
-        http=TimedProtocol,
+        http=partial(connection.LimitedProtocol, most=connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=IDLE_SECONDS,
+        timeout_keep_alive=connection.IDLE_SECONDS,
         timeout_graceful_shutdown=int(grace) + UNREAD_SECONDS,
         # asyncio accepts that many connections at once. When there are no descriptors it reports an error for each of
         # them, and starts a timer for each. `startup` sets the kernel's backlog afterwards.
@@ -94,8 +101,8 @@ class SignalledServer(EndpointServer):
     uvicorn itself only waits for the open responses. Their sequences end with the scheduler.
     """
 
-    def __init__(self, service: Service, grace: float, started_message: str) -> None:
-        super().__init__(server_config(service, grace))
+    def __init__(self, service: Service, grace: float, connections: int, started_message: str) -> None:
+        super().__init__(server_config(service, grace, connections))
         self.service = service
         self.grace = grace
         self.started_message = started_message
@@ -113,22 +120,25 @@ class SignalledServer(EndpointServer):
             print(self.started_message, file=sys.stderr)
 
 
-def run_until_signal(service: Service, listening: socket.socket, grace: float, started_message: str) -> None:
+def run_until_signal(
+    service: Service, listening: socket.socket, grace: float, connections: int, started_message: str
+) -> None:
     """Serve until a signal ends it.
 
     Args:
         service: the application
         listening: an open socket
         grace: seconds that running answers may take to end after the first signal
+        connections: limit of open connections
         started_message: printed to standard error when the server accepts requests
     """
     quiet = QuietFilter()
-    for name in ("uvicorn.error", "asyncio", __name__):
+    for name in ("uvicorn.error", "asyncio", connection.__name__, __name__):
         logging.getLogger(name).addFilter(quiet)
     # uvicorn raises the signals again at its end. These handlers ignore them.
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        SignalledServer(service, grace, started_message).run(sockets=[listening])
+        SignalledServer(service, grace, connections, started_message).run(sockets=[listening])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,7 @@
-"""The description of the endpoint at /openapi.json, in OpenAPI 3.1. The request bodies come from request.py."""
+"""The description of the endpoint at /openapi.json, in OpenAPI 3.1. The request bodies come from request.py.
+
+It describes the running server: its model, its limits, and whether it has a key.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,17 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from .request import ChatRequest, CompletionRequest
+from .request import (
+    EMPTY_MESSAGE_FIELDS,
+    LOGIT_BIAS,
+    MAX_ID_DIGITS,
+    ChatRequest,
+    CompletionRequest,
+    RequestLimits,
+)
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+NULL, NULLABLE = {"type": "null"}, {"type": ["string", "null"]}
 # path, method, needs the key, what it does, request body, response (a schema, or the media type of a text)
 ENDPOINTS: tuple[tuple[str, str, bool, str, str | None, str], ...] = (
     ("/v1/chat/completions", "post", True, "Answer a list of messages", "ChatRequest", "ChatCompletion"),
@@ -26,99 +37,210 @@ ERRORS = {
     "401": "the API key is missing or wrong",
     "403": "the Host header has another name",
     "404": "unknown path, or another model name",
+    "408": "the request did not arrive in time",
     "413": "the body is too large",
     "415": "the content type is not application/json",
     "429": "every row is taken and the queue is full",
+    "431": "the URL and the headers are too long",
     "500": "the model or the server failed",
-    "503": "the server is shutting down",
+    "503": "the server is shutting down, or has too many connections or large requests",
 }
+ERROR_HEADERS = {"401": ("www-authenticate",), "429": ("retry-after",), "503": ("retry-after",)}
+STREAM = (
+    "server-sent events, if the request has `stream: true`: `data: ` and a {chunk} for each part, or an Error, which "
+    "ends the stream; then `data: [DONE]`"
+)
 
 
-def description(version: str) -> dict[str, Any]:
-    """Return the OpenAPI document. `version`: of this package."""
-    _, requests = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")],
-        ref_template="#/components/schemas/{model}",
-    )
+def description(version: str, model: str, limits: RequestLimits, has_key: bool) -> dict[str, Any]:
+    """Return the OpenAPI document.
+
+    Args:
+        version: of this package.
+        model: name of the model.
+        limits: of requests.
+        has_key: whether requests need a key.
+    """
     paths: dict[str, Any] = {}
     for path, method, key, summary, body, response in ENDPOINTS:
-        paths.setdefault(path, {})[method] = _operation(path, key, summary, body, response)
+        paths.setdefault(path, {})[method] = _operation(path, key and has_key, summary, body, response)
+    paths["/v1/models/{name}"]["get"]["parameters"] = [
+        {"name": "name", "in": "path", "required": True, "schema": TEXT, "example": model}
+    ]
     return {
         "openapi": "3.1.0",
         "info": {"title": "edgellama", "version": version, "description": "OpenAI's HTTP API for one model."},
         "paths": paths,
         "components": {
-            "schemas": {**requests["$defs"], **_responses()},
+            "schemas": {**_requests(model, limits), **_responses()},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
 def _operation(path: str, key: bool, summary: str, body: str | None, response: str) -> dict[str, Any]:
-    content = {response: {"schema": TEXT}} if "/" in response else _json(response)
+    content: dict[str, Any] = {response: {"schema": TEXT}} if "/" in response else _json(response)
+    answer: dict[str, Any] = {"description": "the answer", "content": content}
     if body is not None:
-        content = {**content, "text/event-stream": {"schema": TEXT}}
+        content["text/event-stream"] = {
+            "schema": {**TEXT, "description": STREAM.format(chunk=response + "Chunk")},
+        }
+    if response == "text/html":
+        answer["headers"] = _headers("content-security-policy", "cache-control")
     skipped = set() if body is not None else {"413", "415", "429"}
     errors = {
-        status: {"description": text, "content": _json("Error")}
+        status: {"description": text, "content": _json("Error"), "headers": _headers(*ERROR_HEADERS.get(status, ()))}
         for status, text in ERRORS.items()
         if status not in skipped and (key or status != "401")
     }
     operation: dict[str, Any] = {
         "summary": summary,
-        "responses": {"200": {"description": "the answer", "content": content}, **errors},
-        "security": [{"key": []}, {}] if key else [],  # {}: a server without a key accepts every request
+        "responses": {"200": answer, **errors},
+        "security": [{"key": []}] if key else [],
     }
     if path == "/health":
-        operation["responses"]["503"]["content"] = _json("Health")
-    if "{name}" in path:
-        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
+        schemas = [_json(name)["application/json"]["schema"] for name in ("Health", "Error")]
+        operation["responses"]["503"]["content"] = {"application/json": {"schema": {"anyOf": schemas}}}
     if body is not None:
         operation["requestBody"] = {"required": True, "content": _json(body)}
     return operation
 
 
 def _json(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"application/json": {"schema": _reference(schema)}}
+
+
+def _reference(schema: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"required": True, "schema": INTEGER if name == "retry-after" else TEXT} for name in names}
+
+
+def _requests(model: str, limits: RequestLimits) -> dict[str, Any]:
+    """The schemas of the bodies: pydantic's, and what its validators check besides."""
+    _, made = models_json_schema(
+        [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: dict[str, Any] = made["$defs"]
+    for name in ("ChatRequest", "CompletionRequest"):
+        fields = schemas[name]["properties"]
+        fields["model"] = {"const": model}
+        fields["n"]["maximum"] = min(fields["n"]["maximum"], limits.sequences)
+        fields["logit_bias"] = {
+            "type": "object",
+            "propertyNames": {"pattern": f"^[0-9]{{1,{MAX_ID_DIGITS}}}$"},
+            "additionalProperties": {"type": "number", "minimum": -LOGIT_BIAS, "maximum": LOGIT_BIAS},
+            "default": {},
+            "description": "by token id",
+        }
+    chat, message = schemas["ChatRequest"], schemas["ChatMessage"]
+    chat["properties"]["messages"]["maxItems"] = limits.context - 1
+    chat["anyOf"] = [
+        {"properties": {"top_logprobs": NULL}},
+        {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+    ]
+    empty: dict[str, Any] = {"enum": [None, False, 0, "", [], {}]}
+    message["properties"] |= {name: {**empty, "description": "ignored"} for name in EMPTY_MESSAGE_FIELDS}
+    _, ids, texts, lists = schemas["CompletionRequest"]["properties"]["prompt"]["oneOf"]
+    for tokens in (ids, lists["items"]):
+        tokens["maxItems"] = limits.context - 1
+    for several in (texts, lists):
+        several |= {"minItems": 1, "maxItems": limits.sequences}
+    schemas["CompletionRequest"]["properties"]["best_of"]["description"] = "the value of n"
+    schemas["ResponseFormat"]["anyOf"] = [
+        {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": NULL}},
+        {
+            "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+            "required": ["json_schema"],
+        },
+    ]
+    for schema in schemas.values():
+        _allow_null(schema)
+    return schemas
+
+
+def _allow_null(schema: dict[str, Any]) -> None:
+    """A null field counts as absent, whether it is known or not."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        if name not in required and NULL not in field.get("anyOf", ()):
+            kept = {key: field.pop(key) for key in ("default", "title", "description") if key in field}
+            schema["properties"][name] = {"anyOf": [field, NULL], **kept}
+    schema["additionalProperties"] = NULL
 
 
 def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _list(items: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, NULL]}
+
+
 def _responses() -> dict[str, Any]:
-    """The schemas of the responses. Every property is always present."""
-    nullable = {"type": ["string", "null"]}
+    """The schemas of the responses. Every property is always present, except those of a chunk's `delta`."""
     usage = _object(
         prompt_tokens=INTEGER,
         completion_tokens=INTEGER,
         total_tokens=INTEGER,
         prompt_tokens_details=_object(cached_tokens=INTEGER),
     )
-    choice = {"index": INTEGER, "logprobs": {"type": ["object", "null"]}, "finish_reason": {"enum": ["stop", "length"]}}
-    message = _object(role={"const": "assistant"}, content=TEXT, refusal=nullable)
-    common = {"id": TEXT, "created": INTEGER, "model": TEXT, "usage": usage}
+    reason = {"enum": ["stop", "length"]}
+    head = {"id": TEXT, "created": INTEGER, "model": TEXT}
+    chat_logprobs, logprobs = _or_null(_reference("ChatLogprobs")), _or_null(_reference("CompletionLogprobs"))
+    message = _object(role={"const": "assistant"}, content=TEXT, refusal=NULL)
+    token = {"token": TEXT, "logprob": NUMBER, "bytes": _list({"type": "integer", "minimum": 0, "maximum": 255})}
+    choice = {"index": INTEGER, "finish_reason": reason}
+    chunk = {"index": INTEGER, "finish_reason": _or_null(reason)}
+    delta = {"type": "object", "properties": {"role": {"const": "assistant"}, "content": TEXT}}
     model = _object(
         id=TEXT, object={"const": "model"}, created=INTEGER, owned_by=TEXT, root=TEXT, max_model_len=INTEGER
     )
-    return {
+    schemas = {
+        "ChatLogprobs": _object(content=_list(_object(**token, top_logprobs=_list(_object(**token)))), refusal=NULL),
+        "CompletionLogprobs": _object(
+            tokens=_list(TEXT),
+            token_logprobs=_list(NUMBER),
+            top_logprobs=_list({"type": "object", "additionalProperties": NUMBER}),
+            text_offset=_list(INTEGER),
+        ),
         "ChatCompletion": _object(
-            **common,
+            **head,
+            usage=usage,
             object={"const": "chat.completion"},
-            choices={"type": "array", "items": _object(**choice, message=message)},
+            choices=_list(_object(**choice, message=message, logprobs=chat_logprobs)),
         ),
         "Completion": _object(
-            **common,
+            **head,
+            usage=usage,
             object={"const": "text_completion"},
-            choices={"type": "array", "items": _object(**choice, text=TEXT)},
+            choices=_list(_object(**choice, text=TEXT, logprobs=logprobs)),
+        ),
+        "ChatCompletionChunk": _object(
+            **head,
+            object={"const": "chat.completion.chunk"},
+            choices=_list(_object(**chunk, delta=delta, logprobs=chat_logprobs)),
+        ),
+        "CompletionChunk": _object(
+            **head,
+            object={"const": "text_completion"},
+            choices=_list(_object(**chunk, text=TEXT, logprobs=logprobs)),
         ),
         "Model": model,
-        "ModelList": _object(
-            object={"const": "list"}, data={"type": "array", "items": {"$ref": "#/components/schemas/Model"}}
-        ),
+        "ModelList": _object(object={"const": "list"}, data=_list(_reference("Model"))),
         "Health": _object(
             status={"enum": ["ok", "closing"]}, model=TEXT, rows=INTEGER, running=INTEGER, waiting=INTEGER
         ),
         "Description": {"type": "object"},
-        "Error": _object(error=_object(message=TEXT, type=TEXT, param=nullable, code=nullable)),
+        "Error": _object(error=_object(message=TEXT, type=TEXT, param=NULLABLE, code=NULLABLE)),
     }
+    for name in ("ChatCompletionChunk", "CompletionChunk"):
+        schemas[name]["properties"]["usage"] = _or_null(usage)  # with stream_options.include_usage
+    return schemas

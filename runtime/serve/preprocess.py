@@ -19,11 +19,18 @@ from ..generation.token_selector import LogitsProcessor
 from ..grammar import Grammar, GrammarTokenizer, JsonSchema, schema_text
 from ..model import LlamaForCausalLM
 from .errors import ApiError, context_length_error, too_many_sequences_error
-from .request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits, requested_top_logprobs
+from .request import (
+    LOGIT_BIAS,
+    MAX_ID_DIGITS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    RequestLimits,
+    requested_top_logprobs,
+)
 from .sequence import SequenceEvent, ServedSequence
 
 MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
-MAX_ID_DIGITS = 20  # of a token id
 GRAMMARS = 8  # compiled ones that are kept; a large one has tens of megabytes
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's default is what the context holds
 
@@ -138,12 +145,12 @@ class Preprocessor:
         biases: dict[tuple[int, ...], float] = {}
         for token, bias in request.logit_bias.items():
             known = token.isascii() and token.isdigit() and len(token) <= MAX_ID_DIGITS and int(token) < vocab_size
-            number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
+            number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -LOGIT_BIAS <= bias <= LOGIT_BIAS
             if not (known and number):
                 raise ApiError(
                     400,
                     f"logit_bias of {reprlib.repr(token)} is {reprlib.repr(bias)}; needed: a token id in "
-                    f"0..{vocab_size - 1} and -100..100",
+                    f"0..{vocab_size - 1} and -{LOGIT_BIAS}..{LOGIT_BIAS}",
                     param="logit_bias",
                 )
             biases[(int(token),)] = bias

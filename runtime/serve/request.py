@@ -24,10 +24,14 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import context_length_error, too_many_sequences_error
+from .errors import ApiError, context_length_error, too_many_sequences_error
 
 MAX_CHOICES = 128  # n
 MAX_STOP_STRINGS = 16
+MAX_ID_DIGITS = 20  # of a token id in logit_bias
+LOGIT_BIAS = 100  # largest absolute value
+# Fields of an assistant message that a client may send back, if they are empty.
+EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
-            raise ValueError("best_of is not supported: leave it out, or set it to n")
+            raise ApiError(
+                400, f"best_of is {self.best_of}; needed: {self.n}, the value of n. Or leave it out", param="best_of"
+            )
         return self
 
     @property
@@ -217,8 +223,7 @@ class ChatMessage(StrictModel):
         """Drop empty fields of an assistant message, so that a client may send an answer back unchanged."""
         if not isinstance(value, dict):
             return value
-        optional = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
-        return {name: field for name, field in value.items() if field or name not in optional}
+        return {name: field for name, field in value.items() if field or name not in EMPTY_MESSAGE_FIELDS}
 
     def as_dict(self) -> dict[str, str]:
         """The message for the chat template. OpenAI's role "developer" becomes "system", the name in templates."""
@@ -244,7 +249,7 @@ class ChatRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true")
+            raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         return self
 
 

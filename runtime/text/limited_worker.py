@@ -129,8 +129,10 @@ class GrammarJob:
             matcher.compute_bitmask()
         if not matcher.is_error():
             return bytes([TEXT])
-        reason = matcher.get_error().strip().partition("\n")[0] or str(matcher.stop_reason())
-        return bytes([REFUSED]) + reason[:ERROR_CHARACTERS].encode("utf-8", "replace")
+        reason = matcher.get_error().strip() or str(matcher.stop_reason())
+        if len(reason) > ERROR_CHARACTERS:  # several lines of a long expression; the last one says what is wrong
+            reason = reason[:ERROR_CHARACTERS] + "\n" + reason[reason.rfind("\n") + 1 :][:ERROR_CHARACTERS]
+        return bytes([REFUSED]) + reason.encode("utf-8", "replace")
 
 
 class _Bytes:

@@ -131,6 +131,10 @@ def test_invalid_options_are_refused(artifact: Path) -> None:
     assert "error: --queue is -1" in refused(str(artifact), "--queue", "-1")
     for grace in ("nan", "inf", "-1", "1e300"):
         assert f"error: --grace is {float(grace)}; needed: 0 to" in refused(str(artifact), f"--grace={grace}")
+    for connections in ("0", "99999999"):
+        assert f"error: --connections is {connections}; needed: 1 to" in refused(
+            str(artifact), f"--connections={connections}"
+        )
     assert "error: the API key is empty" in refused(str(artifact), "--api-key", " ")
     assert "no such folder" in refused(str(artifact / "none"), "--port", "0")
     missing = "import sys\nsys.modules['uvicorn'] = None"

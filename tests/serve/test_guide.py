@@ -14,9 +14,10 @@ from starlette.routing import Route
 
 import edgellama.serve
 from edgellama.__main__ import parser
+from edgellama.grammar_errors import FORMATS, KEYWORDS
 from edgellama.model import LlamaForCausalLM
-from edgellama.serve import command
-from edgellama.serve.app import MAX_BODY, Service
+from edgellama.serve import command, connection
+from edgellama.serve.app import BODIES, LARGE_BODY, MAX_BODY, Service
 from edgellama.serve.event_stream import HOLD_SECONDS
 from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE
 from edgellama.serve.request import MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
@@ -105,6 +106,10 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"default {COMPLETION_TOKENS} for completions" in fields["max_tokens"][2]
     assert f"below {MIN_TEMPERATURE:.4f}" in fields["temperature"][2]
     assert f"{MAX_BODY:,} bytes" in GUIDE and f"within {HOLD_SECONDS} seconds" in GUIDE
+    assert f"at most {connection.MAX_HEADERS:,} bytes" in GUIDE and f"above {LARGE_BODY:,} bytes" in GUIDE
+    assert f"{BODIES * MAX_BODY:,} bytes together" in GUIDE and f"| `{command.CONNECTIONS}`, or less" in GUIDE
+    for name in (*KEYWORDS.split(", "), *FORMATS.split(", ")):
+        assert f"`{name}`" in GUIDE, name
     assert f"two chunks of {CHUNK} prompt tokens" in GUIDE
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import re
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -36,7 +40,7 @@ def model(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Llam
 
 @pytest.fixture
 def server(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Service, str]]:
-    for name in ("HEADER_SECONDS", "BODY_SECONDS", "READ_SECONDS"):
+    for name in ("HEADER_SECONDS", "BODY_SECONDS", "READ_SECONDS", "IDLE_SECONDS"):
         monkeypatch.setattr(connection, name, 0.5)
     with serving(model, hosts={"127.0.0.1", "::1"}) as running:
         yield running
@@ -47,29 +51,107 @@ def connect(address: str) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=20)  # type: ignore[arg-type]
 
 
+def received(client: socket.socket) -> list[tuple[int, dict[str, Any]]]:
+    """Read until the server closes the connection. Returns status and JSON of each response."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while block := client.recv(1 << 16):
+            data += block
+    found = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        assert b"content-type: application/json" in head
+        length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+        found.append((int(head[9:12]), json.loads(data[:length])))
+        data = data[length:]
+    return found
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "statuses", "message"),
     [
-        b"",
-        b"GET /health HTT",
-        b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n",
-        POST + b"content-length: 100\r\n\r\n{",
-        POST + b"transfer-encoding: chunked\r\n\r\n5\r\n{",
-        b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET /hea",
-        b"GET / HTTP/1.1\r\nhost: evil\r\ncontent-length: 9\r\n\r\n",
+        (b"", [408], "the headers of the request did not arrive within 0.5 seconds"),
+        (b"\r\n\r\n", [408], "the headers"),
+        (b"GET /health HTT", [408], "the headers"),
+        (b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n", [408], "the headers"),
+        (POST + b"content-length: 100\r\n\r\n{", [408], "the body of the request did not arrive within 0.5 seconds"),
+        (POST + b"transfer-encoding: chunked\r\n\r\n5\r\n{", [408], "the body"),
+        (HEALTH + b"GET /hea", [200, 408], "the headers"),
+        (HEALTH, [200, 408], "no request arrived within 0.5 seconds"),
+        # answered before the body is complete: a second response would belong to no request
+        (b"GET / HTTP/1.1\r\nhost: evil\r\ncontent-length: 9\r\n\r\n", [403], "name is not 'evil'"),
     ],
 )
-def test_a_connection_that_sends_too_slowly_is_closed(server: tuple[Service, str], sent: bytes) -> None:
+def test_a_client_that_sends_too_slowly_is_told_and_closed(
+    server: tuple[Service, str], sent: bytes, statuses: list[int], message: str
+) -> None:
     with connect(server[1]) as client:
         client.sendall(sent)
         start = time.monotonic()
-        try:
-            while client.recv(1 << 16):
-                pass
-        except ConnectionResetError:
-            pass
+        found = received(client)
         assert time.monotonic() - start < 5
+    assert [status for status, _ in found] == statuses and message in found[-1][1]["error"]["message"]
     assert httpx.get(f"{server[1]}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (b"GARBAGE\r\n\r\n", [400]),
+        (b"GET / HTTP/9.9\r\n\r\n", [400]),
+        ("GET /\u00e9 HTTP/1.1\r\n\r\n".encode("latin-1"), [400]),
+        (POST + b"content-length: x\r\n\r\n", [400]),
+        (POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", [400]),
+        (POST + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", [400]),
+        (POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n{", [400]),
+        (HEALTH + b"GARBAGE\r\n\r\n", [200]),  # the first request is answered, then the connection is closed
+        (b"GET /health/ HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n", [404]),
+        (b"DELETE /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n", [405]),
+        (HEALTH[:-2] + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n", [200]),
+        (b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", [400]),
+    ],
+)
+def test_what_is_not_http_gets_an_error_in_openais_shape(
+    server: tuple[Service, str], sent: bytes, statuses: list[int]
+) -> None:
+    with connect(server[1]) as client:
+        client.sendall(sent)
+        found = received(client)
+    assert [status for status, _ in found] == statuses
+    assert all(body["error"]["message"] for status, body in found if status != 200)
+
+
+def test_one_connection_too_many_is_refused(model: LlamaForCausalLM) -> None:
+    with serving(model, connections=3) as (_, address):
+        open_ones = [connect(address) for _ in range(3)]
+        with connect(address) as client:
+            ((status, body),) = received(client)
+        assert status == 503 and "3 open connections, its limit. Try again" in body["error"]["message"]
+        open_ones[0].sendall(HEALTH)  # the others are served
+        assert open_ones[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        open_ones.pop().close()
+        wait_until(lambda: httpx.get(f"{address}/health").status_code == 200)
+        for client in open_ones:
+            client.close()
+
+
+def test_large_bodies_share_a_limit(model: LlamaForCausalLM) -> None:
+    with serving(model, max_body=1 << 20) as (service, address):
+        head = POST + b"content-length: 1048576\r\n\r\n"
+        clients = [connect(address) for _ in range(10)]
+        for client in clients:
+            client.sendall(head + b" " * ((1 << 20) - 1))
+        waiting = [client for client in clients if not select.select([client], [], [], 0.5)[0]]
+        refused = [client for client in clients if client not in waiting]
+        assert len(waiting) == 8 and all(client.recv(1 << 16).startswith(b"HTTP/1.1 503") for client in refused)
+        small = {"model": service.name, "prompt": "hi", "max_tokens": 1}
+        assert httpx.post(f"{address}/v1/completions", json=small, timeout=60).status_code == 200
+        for client in clients:
+            client.close()
+        wait_until(lambda: service._body_bytes == 0)
 
 
 def test_bytes_that_drip_do_not_keep_a_connection(server: tuple[Service, str]) -> None:
@@ -84,7 +166,9 @@ def test_bytes_that_drip_do_not_keep_a_connection(server: tuple[Service, str]) -
 def test_endless_headers_are_refused(server: tuple[Service, str]) -> None:
     with connect(server[1]) as client:
         client.sendall(b"GET / HTTP/1.1\r\nx: " + b"x" * 70_000)
-        assert client.recv(1 << 16).startswith(b"HTTP/1.1 400")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 431")
+    answer = httpx.get(f"{server[1]}/health", headers={f"x{i}": "y" * 1000 for i in range(80)})
+    assert answer.status_code == 431 and "65,536 bytes" in answer.json()["error"]["message"]
 
 
 def test_a_client_that_does_not_read_is_closed(model: LlamaForCausalLM, server: tuple[Service, str]) -> None:

@@ -31,14 +31,20 @@ def with_template(artifact: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def serving(model: LlamaForCausalLM, gate: Gate | None = None, **options: Any) -> Iterator[tuple[Service, str]]:
+def serving(
+    model: LlamaForCausalLM, gate: Gate | None = None, connections: int = 512, **options: Any
+) -> Iterator[tuple[Service, str]]:
     """Run a service inside the block. Yields (service, URL).
 
-    gate: opened when the test is over. options: of Service.
+    Args:
+        model: what it serves.
+        gate: opened when the test is over.
+        connections: limit of open connections.
+        options: of Service.
     """
     service = Service(model, **{"queue": 64, **options})
     with listen("127.0.0.1", 0) as listening:
-        server = EndpointServer(server_config(service, grace=1 - UNREAD_SECONDS))
+        server = EndpointServer(server_config(service, 1 - UNREAD_SECONDS, connections))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
