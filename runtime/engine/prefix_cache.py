@@ -130,7 +130,7 @@ class PrefixCache:
             reuse: False treats nothing as cached.
         """
         shared = np.array([self.shared(prompt) for prompt in prompts])  # [n, B]
-        continues = np.where(shared >= np.maximum(1, CONTINUED * self.length), shared, 0)
+        continues = np.where(shared >= CONTINUED * self.length, shared, 0)
         rows = np.full(len(prompts), -1)
         for index in np.argsort(-continues.max(axis=1), kind="stable"):
             free = continues[index].copy()

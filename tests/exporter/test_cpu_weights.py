@@ -10,13 +10,27 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
+from edgellama.artifact.manifest import TensorSpec
+from edgellama.backend import layer_tensors as runtime_layers
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.base import RawBlocks
-from edgellama.exporter.opsets.cpu_weights import bias_value, format_of, weight_pieces
+from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.opsets.cpu_weights import (
+    Place,
+    bias_value,
+    format_of,
+    layer_tensors,
+    merged_place,
+    packed_matrix,
+    weight_pieces,
+)
 from edgellama.kernels import weight_format as wf
+from edgellama.kernels.cpu.library import LibraryError
+from support.checkpoints import DEFAULTS
 
 LAYER = "model.layers.0"
-SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 40, "o_proj": 64}
+SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 40, "o_proj": 64, "down_proj": 200}
 
 
 class Fake:
@@ -78,6 +92,13 @@ def test_biases_follow_the_packed_columns() -> None:
     got = bias_value(f"{LAYER}.mlp.gate_up_proj.bias", checkpoint).reshape(3, 2, 16)
     np.testing.assert_array_equal(got[:, 0].reshape(-1)[:40], gate)
     np.testing.assert_array_equal(got[:, 1].reshape(-1)[:40], up)
+    down = bias_value(f"{LAYER}.mlp.down_proj.bias", checkpoint)
+    np.testing.assert_array_equal(down[:200], checkpoint.tensor(f"{LAYER}.mlp.down_proj.bias"))
+    assert down.shape == (208,) and not down[200:].any()
+    parts = [checkpoint.tensor(f"{LAYER}.self_attn.{x}_proj.bias") for x in "qkv"]
+    np.testing.assert_array_equal(
+        bias_value(f"{LAYER}.self_attn.qkv_proj.bias", checkpoint), np.concatenate(parts).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("kind", [None, Kind.Q8_0, Kind.Q4_1])
@@ -91,3 +112,69 @@ def test_tables_keep_eight_bits_under_four() -> None:
     for weights in ("int4", "q4_0"):
         assert format_of("lm_head.weight", weights) == format_of("model.embed_tokens.weight", weights) == "int8"
         assert format_of(f"{LAYER}.mlp.down_proj.weight", weights) == weights
+
+
+def test_a_piece_is_bounded_and_has_pairs_of_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block is at most PIECE_BYTES of float32 rows, here 96 rows of 64."""
+    monkeypatch.setattr("edgellama.exporter.checkpoint.row_blocks.PIECE_BYTES", 96 * 64 * 4 + 100)
+    checkpoint: Any = Fake(None)
+    pieces = [piece() for piece in weight_pieces(f"{LAYER}.mlp.down_proj.weight", checkpoint, "int8")]
+    assert [piece.shape for piece in pieces] == [(panels, wf.panel_bytes("int8", 64)) for panels in (6, 6, 1)]
+    found = wf.unpack(np.concatenate(pieces).reshape(-1), "int8", 200, 64)
+    np.testing.assert_allclose(found, checkpoint.tensor(f"{LAYER}.mlp.down_proj.weight"), atol=0.03)
+
+
+def test_a_packer_that_is_not_built_is_reported_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise LibraryError("the CPU kernels are not built")
+
+    monkeypatch.setattr("edgellama.kernels.cpu.library.library", missing)
+    checkpoint: Any = Fake(None)
+    with pytest.raises(UserError, match="the CPU kernels are not built"):
+        next(weight_pieces(f"{LAYER}.self_attn.o_proj.weight", checkpoint, "int8"))
+
+
+def test_an_infinite_scale_of_q4_0_is_refused() -> None:
+    class Damaged(Fake):
+        def raw(self, name: str, first: int, count: int) -> RawBlocks | None:
+            found = super().raw(name, first, count)
+            assert found is not None
+            found.blocks[5, :2] = np.array([np.inf], np.float16).view(np.uint8)
+            return found
+
+    checkpoint: Any = Damaged(Kind.Q4_0)
+    with pytest.raises(UserError, match=r"o_proj\.weight is damaged.*row 5\)"):
+        list(piece() for piece in weight_pieces(f"{LAYER}.self_attn.o_proj.weight", checkpoint, "q4_0"))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "fp32"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layers_tensors_are_those_that_the_runtime_expects(weights: str, bias: bool) -> None:
+    """The exporter and the runtime each list them; sizes that do not fill panels, q wider than k."""
+    sizes = {"head_dim": 20, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 104}
+    config = {**DEFAULTS, "model_type": "llama", "attention_bias": bias, "mlp_bias": bias, **sizes}
+    found = layer_tensors(LlamaConfig.from_dict(config), Shape(1, 1, 64, weights), 3)
+    names = [spec.name for spec in found]
+    assert sum(name.endswith("bias") for name in names) == (4 if bias else 0)
+    assert found == runtime_layers.layer_tensors(config, weights, "model.layers.3.", names)
+
+
+def test_tables_and_matrices_are_stored_as_panels() -> None:
+    shape = Shape(1, 1, 64, "int4")
+    assert packed_matrix("lm_head.weight", 33, 40, shape) == TensorSpec(
+        "lm_head.weight", "uint8", (3, wf.panel_bytes("int8", 40))
+    )
+    assert packed_matrix("x.weight", 48, 40, shape).shape == (3, wf.panel_bytes("int4", 40))
+
+
+def test_the_place_of_a_matrix_inside_its_packed_one() -> None:
+    checkpoint: Any = Fake(None)
+    attention, mlp = f"{LAYER}.self_attn", f"{LAYER}.mlp"
+    packed = f"{attention}.qkv_proj.weight"
+    for part, row in (("q", 0), ("k", 48), ("v", 64)):
+        assert merged_place(f"{attention}.{part}_proj.weight", checkpoint) == Place(packed, row, 0, 1)
+    for first, part in enumerate(("gate", "up")):
+        place = merged_place(f"{mlp}.{part}_proj.weight", checkpoint)
+        assert place == Place(f"{mlp}.gate_up_proj.weight", 0, first, 2)
+    for name in (f"{attention}.o_proj.weight", "lm_head.weight"):
+        assert merged_place(name, checkpoint) == Place(name)

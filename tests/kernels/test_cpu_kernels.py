@@ -7,12 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgellama.kernels import reference
 from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
-from support.linear_calls import EPILOGUES, TILE_ROWS, Linear, c_pointer, guarded, packed_matrix
+from support.linear_calls import EPILOGUES, TILE_ROWS, Linear, awkward_weights, c_pointer, guarded, packed_matrix
 
 
 @pytest.fixture(params=available_isas())
@@ -127,16 +126,6 @@ def test_tables_of_more_than_two_gigabytes(isa: str, fmt: str) -> None:
     assert code == 0
     assert not y[0, 0, :-16].any()
     np.testing.assert_allclose(y[0, 0, -16:], wanted @ x[0, 0], atol=2e-4 * np.abs(wanted @ x[0, 0]).max())
-
-
-def awkward_weights() -> NDArray[np.float32]:
-    """Returns Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge or with one outlier."""
-    w = np.random.default_rng(5).standard_normal((37, 100)).astype(np.float32) / 20
-    w[0], w[1], w[2, :32], w[3] = 0, np.abs(w[1]), 0.25, -np.abs(w[3])
-    w[4] *= 1e-7
-    w[5] *= 1e5
-    w[6, 3] = 30
-    return w
 
 
 @pytest.mark.parametrize("fmt", ["f32", "bf16", "int8", "int4"])

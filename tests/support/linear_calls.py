@@ -38,6 +38,18 @@ def packed_matrix(rng: np.random.Generator, n: int, k: int, fmt: str) -> NDArray
     return wf.pack_groups(fmt, scales, rng.integers(0, 16, (n, k), dtype=np.uint8))
 
 
+def awkward_weights() -> NDArray[np.float32]:
+    """Returns Gaussian rows, and groups that are zero, of one sign, constant, tiny, huge, far from zero or with one
+    outlier."""
+    w = np.random.default_rng(5).standard_normal((37, 100)).astype(np.float32) / 20
+    w[0], w[1], w[2, :32], w[3] = 0, np.abs(w[1]), 0.25, -np.abs(w[3])
+    w[4] *= 1e-7
+    w[5] *= 1e5
+    w[6, 3] = 30
+    w[7], w[8] = -0.4 - np.abs(w[7]), 0.4 + np.abs(w[8])
+    return w
+
+
 class Linear:
     """One call with random contents for these sizes and options, for the kernel and for the definition."""
 
