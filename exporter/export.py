@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellama.artifact.manifest import (
+    Artifact,
     CacheSpec,
     FileEntry,
     Graph,
@@ -27,6 +28,7 @@ from edgellama.artifact.manifest import (
 )
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS
+from edgellama.mindir.check import check_graphs
 
 from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
@@ -104,6 +106,7 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
         origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
         manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, graphs, weights)
+        check_graphs(Artifact(partial, manifest))  # the runtime loads nothing else
         if options.verify:
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         write_manifest(partial, manifest)

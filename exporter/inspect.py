@@ -15,6 +15,7 @@ from rich.table import Table
 from edgellama.artifact.manifest import Artifact, Manifest, TensorSpec
 from edgellama.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
 from edgellama.errors import UserError
+from edgellama.mindir.check import check_graphs
 
 from .mindir import graph as mindir_graph
 from .mindir.graph import MindIRGraph
@@ -57,6 +58,7 @@ def inspect(artifact: Path, onnx_dir: Path | None, progress: Progress) -> None:
         for table in (_model(opened.manifest), _tensors(opened.manifest), _parity(opened.manifest)):
             Console().print(table)
         return
+    check_graphs(opened)
     graphs = {g.file: mindir_graph.read(opened.file(g.file)) for g in opened.manifest.graphs}
     console = Console()
     for table in tables(opened.manifest, graphs):

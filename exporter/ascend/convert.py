@@ -21,6 +21,7 @@ from edgellama.backend.ascend.cann_log import explain
 from edgellama.checkout import module_command
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS, Chip
+from edgellama.mindir.check import check_graphs
 
 from ..progress import Progress
 from ..writing.atomic_folder import Claim, claimed
@@ -76,6 +77,7 @@ def convert(options: ConvertOptions, progress: Progress) -> Path:
     """
     source = Artifact.open(options.artifact)
     chip = _chip(source)
+    check_graphs(source)
     graph = source.manifest.graphs[0]
     config = source.file(graph.file).parent / CONFIG
     if not config.is_file():

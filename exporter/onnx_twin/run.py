@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from edgellama.artifact.manifest import Artifact, Graph
 from edgellama.engine.engine import Engine
 from edgellama.kernels import reference
+from edgellama.mindir.check import check_graphs
 
 from ..mindir.graph import read
 from .evaluators import operators
@@ -29,7 +30,11 @@ def twin_engine(artifact: Artifact, kernels: Any = reference) -> Engine:
     Args:
         kernels: computes the operators of kernels/ascend; its functions have the names and signatures of
             kernels.reference.
+
+    Raises:
+        UserError: a graph file is not what an export writes.
     """
+    check_graphs(artifact)
     graphs = {artifact.file(graph.file): graph for graph in artifact.manifest.graphs}
     return Engine(artifact, build=lambda path: TwinGraph(path, graphs[path], kernels))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgellama.artifact.manifest import DTYPE_BYTES, TensorSpec
 from edgellama.artifact.safetensors import ALIGNMENT, encode_header
 from edgellama.kernels.weight_format import round_up
+from edgellama.mindir.builder import HEADER
 
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
@@ -15,7 +16,6 @@ from ..network.layer_sizes import linear_sizes
 from ..opsets.cpu_weights import layer_tensors
 from ..opsets.specs import OpSetSpec
 from ..targets import TARGETS
-from ..writing.constants import HEADER
 
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgellama.artifact.manifest import FileEntry
+from edgellama.mindir.builder import ALIGNMENT, HEADER
 
 from ..checkpoint.row_blocks import Piece
 from ..mindir.lower import parameters
 from .tensor_stream import HashedFile, write_tensors
 
 Model = Any  # mindspore.train.mind_ir_pb2.ModelProto
-ALIGNMENT = 64
-HEADER = b"\x01" + bytes(ALIGNMENT - 1)
 
 
 def write_constants(

@@ -12,8 +12,8 @@ from edgellama.kernels.weight_format import PANEL, panel_bytes, panel_count, rou
 
 from ..artifact.manifest import TensorSpec
 from ..errors import UserError
+from ..mindir.cpu import FORMATS
 
-FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}  # WEIGHTS -> packed format
 SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "intermediate_size")
 
 

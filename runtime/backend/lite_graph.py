@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.manifest import TensorSpec
 from ..errors import UserError
 from .after_fork import Refusal, keep_for_ever, tell_when_forked
 from .native_exit import native_calls
@@ -89,25 +88,16 @@ class LiteGraph:
         inputs: names of the input tensors, in the model's order.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        threads: int,
-        *,
-        show_native_log: bool = False,
-        expected: Sequence[TensorSpec] = (),
-    ) -> None:
+    def __init__(self, path: Path, threads: int, *, show_native_log: bool = False) -> None:
         """Build the model on the host CPU.
 
         Args:
-            path: a graph file.
+            path: a graph file that `mindir.check.check_graphs` accepts; MindSpore Lite's parser trusts it.
             threads: CPU threads.
             show_native_log: print what MindSpore Lite logs.
-            expected: the inputs in the manifest, as the graph was traced; inputs that it does not name may differ.
 
         Raises:
-            UserError: MindSpore Lite could not load it; the message ends with the last lines of its log. Or an input
-                has another shape than in `expected`.
+            UserError: MindSpore Lite could not load it; the message ends with the last lines of its log.
         """
         self.path = path
         self._show = show_native_log
@@ -122,13 +112,6 @@ class LiteGraph:
             self._model.build_from_file(str(path), self._lite.ModelType.MINDIR, self._context(threads))
             self._own_inputs = self._model.get_inputs()
         self.inputs: list[str] = [tensor.name for tensor in self._own_inputs]
-        shapes = {spec.name: spec.shape for spec in expected}
-        for name, tensor in zip(self.inputs, self._own_inputs, strict=True):
-            shape = tuple(tensor.shape)
-            if name in shapes and shape != shapes[name]:
-                raise UserError(
-                    f"{path}: its input {name} has shape {shape}; manifest.json says {shapes[name]}. Export again"
-                )
 
     def resize(self, shapes: Sequence[Sequence[int]]) -> None:
         """Switch the model to these input shapes, in the order of `inputs`.

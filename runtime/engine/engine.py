@@ -25,6 +25,7 @@ from ..backend.lite_graph import LiteGraph
 from ..backend.native_exit import keep_libraries
 from ..backend.resources import available_threads
 from ..errors import UserError
+from ..mindir.check import check_graphs
 from .chunks import CPU_PADDING, plan_chunks
 from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
@@ -141,11 +142,11 @@ class Engine:
             self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
             self._load(artifact, build)
         else:
-            inputs = {artifact.file(graph.file): graph.inputs for graph in manifest.graphs}
+            check_graphs(artifact)
 
             def build_on_host(path: Path) -> BuiltGraph:
                 def load() -> LiteGraph:
-                    return LiteGraph(path, self.threads, show_native_log=show_native_log, expected=inputs[path])
+                    return LiteGraph(path, self.threads, show_native_log=show_native_log)
 
                 return build_with_reserve(load, manifest)
 

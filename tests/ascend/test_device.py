@@ -212,7 +212,7 @@ def test_an_unconverted_artifact_names_the_command(tmp_path: Path) -> None:
 def test_memory_that_does_not_suffice_is_counted_out(tmp_path: Path) -> None:
     """The device holds two caches. A board with shared memory also holds the file that is read and one more cache."""
     artifact = opened(tmp_path)
-    cache, weights = artifact.manifest.cache.nbytes, 3  # b"toy"
+    cache, weights = artifact.manifest.cache.nbytes, artifact.manifest.graphs[0].bytes
     wants = needed(artifact.manifest)
     assert (wants.weights, wants.device_cache, wants.host_cache) == (weights, 2 * cache, cache)
     whole = 2 * weights + 3 * cache

@@ -9,11 +9,13 @@ import numpy as np
 
 from ...artifact.manifest import Artifact, Graph
 from ...errors import UserError
+from ...mindir.check import check_graphs
 from ..lite_graph import LiteGraph, import_lite
 from .cache import DeviceCache, DeviceTensor
 from .cann_log import explain
 from .device import Device, find
 from .requirements import check_converted, check_device, check_lite
+from .trial import try_in_child
 
 
 class AscendGraph(LiteGraph):
@@ -85,4 +87,6 @@ def open_device(artifact: Artifact, device_id: int) -> tuple[Device, DeviceCache
     check_device(artifact, device)
     lite = import_lite()
     check_lite(lite)
+    check_graphs(artifact)
+    try_in_child(artifact, device_id, str(getattr(lite, "__version__", "unknown")))
     return device, DeviceCache(artifact.manifest.cache, lite, device_id)

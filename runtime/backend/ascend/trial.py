@@ -1,0 +1,86 @@
+"""Loads a converted artifact in a child process before this process does.
+
+`python -m edgellama.backend.ascend.trial FOLDER DEVICE` is the child. A graph that CANN has compiled cannot be checked
+before native code parses it (mindir/check.py says why). If native code crashes or hangs, it is the child that ends. An
+artifact that was loaded once is remembered as hash_cache.py remembers hashes: for this machine, this release of
+MindSpore Lite, and until a graph file changes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ...artifact import hash_cache
+from ...artifact.files import find
+from ...artifact.manifest import Artifact, read_manifest
+from ...checkout import module_command
+from ...errors import UserError
+from ...progress import progress
+
+LONGEST = 1800.0  # seconds; a board reads a large graph from its card at 20 to 80 MB a second
+FAILED = 2  # exit status of a child that got an error from MindSpore Lite, without a crash
+TAIL = 300  # characters of the child's messages
+
+
+def try_in_child(artifact: Artifact, device_id: int, release: str, longest: float = LONGEST) -> None:
+    """Load the graphs of a converted artifact in a child process, unless that went well before on this machine.
+
+    An error that MindSpore Lite reports is not raised: loading in this process reports it, with its cause.
+
+    Args:
+        device_id: the NPU.
+        release: of MindSpore Lite.
+        longest: seconds that loading may take.
+
+    Raises:
+        UserError: the child crashed, or took too long.
+    """
+    manifest = artifact.manifest
+    proof = f"loaded-{release}-{manifest.to_dict()['digest']}"
+    keys = [hash_cache.key(find(artifact.path, graph.file), proof) for graph in manifest.graphs]
+    if set(keys) <= set(hash_cache.remembered()):
+        return
+    began = time.time()
+    settled = all(hash_cache.settled(find(artifact.path, graph.file), began) for graph in manifest.graphs)
+    command = [*module_command("edgellama.backend.ascend.trial"), str(artifact.path), str(device_id)]
+    remedy = "Convert the exported artifact again: `make convert ARTIFACT=...`. Do not load artifacts of strangers"
+    with progress(lambda: f"Loading {artifact.path.name} in a child process, once on this machine", delay=1.0):
+        try:
+            done = subprocess.run(command, capture_output=True, check=False, timeout=longest)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"{artifact.path}: a child process that loaded it did not end within {longest:,.0f} seconds. {remedy}"
+            ) from error
+    if done.returncode == 0:
+        hash_cache.remember(keys if settled else [])
+    elif done.returncode != FAILED:
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
+        text = done.stderr.decode(errors="replace").strip()[-TAIL:]
+        raise UserError(
+            f"{artifact.path}: MindSpore Lite crashed while a child process loaded it ({how}). {remedy}. "
+            f"The end of its messages: {text or 'none'}"
+        )
+
+
+def main(folder: str, device: str) -> None:
+    """Load every graph, and end this process without the destructors of native code."""
+    from .graph import AscendGraph
+
+    artifact = Artifact(Path(folder), read_manifest(Path(folder)))
+    status = 0
+    try:
+        for graph in artifact.manifest.graphs:
+            AscendGraph(artifact, graph, int(device))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        status = FAILED
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

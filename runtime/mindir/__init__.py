@@ -1,0 +1,1 @@
+"""MindIR: what an export writes into a graph file, and the checks before native code reads one."""

@@ -1,0 +1,162 @@
+"""The step graph of the portable op set: built-in operators, float32, weights as constants.
+
+Letters: B rows, S tokens of a row, T = B * S, H query heads, G key/value heads, R = H / G, D head size, C cache
+capacity, E hidden size.
+"""
+
+from __future__ import annotations
+
+from ..artifact.manifest import TensorSpec
+from . import encoding as proto
+from .builder import Builder, Value, transposes
+from .network import Network
+
+
+def build(graph: Builder, network: Network, tokens: int) -> Value:
+    """Build the graph at `tokens` tokens, and return its output: the logits, then each layer's new rows."""
+    rows, hidden, half = network.rows, network.hidden, network.width // 2
+    step = {spec.name: graph.input(spec) for spec in _step_inputs(network, tokens)}
+    shape = (rows, network.groups, network.context, network.width)
+    caches = [
+        [graph.input(TensorSpec(f"{kind}_cache.{layer}", "float32", shape)) for kind in "kv"]
+        for layer in range(network.layers)
+    ]
+    angles = [
+        graph.reshape(
+            "prepare",
+            graph.gather("prepare", graph.weight(f"rope.{kind}", (network.context, half)), step["positions"]),
+            (rows, 1, -1, half),
+            (rows, 1, tokens, half),
+        )
+        for kind in ("cos", "sin")
+    ]
+    embedding = graph.weight("model.embed_tokens.weight", (network.vocabulary, hidden))
+    h = graph.gather("embed_tokens", embedding, step["tokens"])
+    h = graph.reshape("embed_tokens", h, (-1, hidden), (rows * tokens, hidden))
+    written = []
+    for layer in range(network.layers):
+        name, scope = f"model.layers.{layer}", f"layers/{layer}"
+        x = norm(graph, network, f"{scope}/norm_qkv/norm", f"{name}.input_layernorm", h)
+        qkv = [_linear(graph, network, f"{scope}/norm_qkv/{part}", f"{name}.self_attn", part, x) for part in "qkv"]
+        kind = "window_" if network.windows[layer] else ""
+        masks = step[f"{kind}cache_mask"], step[f"{kind}self_mask"]
+        x, k, v = _attention(graph, network, f"{scope}/attention", tokens, qkv, angles, masks, caches[layer])
+        written += [k, v]
+        y = _linear(graph, network, f"{scope}/o_proj/linear", f"{name}.self_attn", "o", x)
+        h = graph.elementwise(f"{scope}/o_proj", "Add", h, y)
+        x = norm(graph, network, f"{scope}/norm_swiglu/norm", f"{name}.post_attention_layernorm", h)
+        gate = _linear(graph, network, f"{scope}/norm_swiglu/gate", f"{name}.mlp", "gate", x)
+        up = _linear(graph, network, f"{scope}/norm_swiglu/up", f"{name}.mlp", "up", x)
+        x = swiglu(graph, f"{scope}/norm_swiglu", gate, up)
+        y = _linear(graph, network, f"{scope}/down_proj/linear", f"{name}.mlp", "down", x)
+        h = graph.elementwise(f"{scope}/down_proj", "Add", h, y)
+    x = norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, step["last"]))
+    weight = embedding if network.tied else graph.weight("lm_head.weight", (network.vocabulary, hidden))
+    logits = graph.matmul("head", x, weight, (rows, network.vocabulary))
+    return graph.join("", [logits, *written])
+
+
+def norm(graph: Builder, network: Network, scope: str, name: str, x: Value) -> Value:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    weight = graph.weight(f"{name}.weight", (network.hidden,))
+    square = graph.elementwise(scope, "Square", x)
+    column = (*x.shape[:-1], 1)
+    keep = [proto.integer("keep_dims", 1, proto.BOOL)]
+    mean = graph.node(scope, "ReduceMean", (square, graph.numbers(-1)), column, attributes=keep)
+    root = graph.elementwise(scope, "Sqrt", graph.elementwise(scope, "Add", mean, graph.array(network.eps, 2)))
+    return graph.elementwise(scope, "Mul", graph.elementwise(scope, "Div", x, root), weight)
+
+
+def swiglu(graph: Builder, scope: str, gate: Value, up: Value) -> Value:
+    """gate * sigmoid(gate) * up."""
+    activated = graph.elementwise(scope, "Mul", gate, graph.elementwise(scope, "Sigmoid", gate))
+    return graph.elementwise(scope, "Mul", activated, up)
+
+
+def _step_inputs(network: Network, tokens: int) -> list[TensorSpec]:
+    rows, queries = network.rows, network.heads // network.groups * tokens
+    found = [
+        TensorSpec("tokens", "int32", (rows, tokens)),
+        TensorSpec("positions", "int32", (rows, tokens)),
+        TensorSpec("last", "int32", (rows,)),
+    ]
+    if not all(network.windows):
+        found.append(TensorSpec("cache_mask", "float32", (rows, 1, 1, network.context)))
+        found.append(TensorSpec("self_mask", "float32", (rows, 1, queries, tokens)))
+    if any(network.windows):
+        found.append(TensorSpec("window_cache_mask", "float32", (rows, 1, queries, network.context)))
+        found.append(TensorSpec("window_self_mask", "float32", (rows, 1, queries, tokens)))
+    return found
+
+
+def _linear(graph: Builder, network: Network, scope: str, name: str, part: str, x: Value) -> Value:
+    outer, inner, bias = network.linear(part)
+    y = graph.matmul(scope, x, graph.weight(f"{name}.{part}_proj.weight", (outer, inner)), (x.shape[0], outer))
+    if bias:
+        y = graph.elementwise(scope, "Add", y, graph.weight(f"{name}.{part}_proj.bias", (outer,)))
+    return y
+
+
+def _attention(
+    graph: Builder,
+    network: Network,
+    scope: str,
+    tokens: int,
+    qkv: list[Value],
+    angles: list[Value],
+    masks: tuple[Value, Value],
+    caches: list[Value],
+) -> tuple[Value, Value, Value]:
+    """Return the attention's result [T, H * D] and the new rows of both caches, [B, G, S, D]."""
+    rows, heads, groups, width = network.rows, network.heads, network.groups, network.width
+    repeat, capacity = heads // groups, network.context
+    q, k, v = qkv
+    k_cache, v_cache = caches
+
+    def split(x: Value, count: int) -> Value:  # [B, heads, S, D]
+        x = graph.reshape(scope, x, (rows, -1, count, width), (rows, tokens, count, width))
+        return graph.transpose(scope, x, (0, 2, 1, 3))
+
+    def rope(x: Value) -> Value:
+        half = (*x.shape[:-1], width // 2)
+        attributes = [proto.integer("axis", 3), proto.integer("output_num", 2)]
+        halves = graph.node(scope, "Split", (x,), half, attributes=attributes)
+        halves.results *= 2
+        low, high = graph.item(scope, halves, 0), graph.item(scope, halves, 1)
+        cos, sin = angles
+
+        def product(x: Value, y: Value) -> Value:
+            return graph.elementwise(scope, "Mul", x, y)
+
+        return graph.concat(
+            scope,
+            [
+                graph.elementwise(scope, "Sub", product(low, cos), product(high, sin)),
+                graph.elementwise(scope, "Add", product(high, cos), product(low, sin)),
+            ],
+        )
+
+    q = graph.elementwise(scope, "Mul", rope(split(q, heads)), graph.array(network.scale, 4))
+    grouped = (rows, groups, repeat * tokens)
+    if repeat > 1:  # MindSpore drops a Reshape to the same shape
+        q = graph.reshape(scope, q, (rows, groups, -1, width), (*grouped, width))
+    k, v = rope(split(k, groups)), split(v, groups)
+    past = graph.matmul(scope, q, k_cache, (*grouped, capacity), "BatchMatMul")
+    past = graph.elementwise(scope, "Add", past, masks[0])
+    own = graph.matmul(scope, q, k, (*grouped, tokens), "BatchMatMul")
+    own = graph.elementwise(scope, "Add", own, masks[1])
+    joined = graph.concat(scope, [past, own])
+    p = graph.node(scope, "Softmax", (joined,), joined.shape, attributes=[proto.integers("axis", (-1,))])
+    sizes = ((0, 0, 0, 0), (-1, -1, -1, capacity), capacity), ((0, 0, 0, capacity), (-1, -1, -1, -1), tokens)
+    parts = []
+    for (first, size, columns), values in zip(sizes, (v_cache, v), strict=True):
+        shares = graph.node(scope, "Slice", (p, graph.numbers(*first), graph.numbers(*size)), (*grouped, columns))
+        product = graph.node(
+            scope, "BatchMatMul", (shares, values), (*grouped, width), attributes=transposes(False, False)
+        )
+        parts.append(product)
+    out = graph.elementwise(scope, "Add", *parts)
+    by_head = (rows, groups, repeat)
+    out = graph.reshape(scope, out, (*by_head, -1, width), (*by_head, tokens, width))
+    out = graph.transpose(scope, out, (0, 3, 1, 2, 4))
+    return graph.reshape(scope, out, (-1, heads * width), (rows * tokens, heads * width)), k, v
