@@ -7,7 +7,7 @@ from edgellama.kernels.ascend.chips import CHIPS
 from ..artifact.manifest import TensorSpec
 from ..errors import UserError
 from . import encoding as proto
-from .builder import Builder, Value
+from .builder import Builder, Operand
 from .network import Network
 from .portable import norm, swiglu
 
@@ -17,7 +17,7 @@ ATTENTION = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache"), ("ou
 HEAD = ("x", "weight"), ("logits",)
 
 
-def build(graph: Builder, network: Network) -> Value:
+def build(graph: Builder, network: Network) -> Operand:
     """Build the graph, and return its output, the logits. Raises UserError for an unknown target or weight format."""
     if network.target not in CHIPS or network.weights not in WEIGHTS:
         raise UserError(
@@ -62,7 +62,7 @@ def build(graph: Builder, network: Network) -> Value:
     return graph.node("", "Custom", (x, weight), logits, "float32", _attributes("LmHead", *HEAD), "lm_head")
 
 
-def _attention(graph: Builder, network: Network, layer: int, inputs: list[Value]) -> Value:
+def _attention(graph: Builder, network: Network, layer: int, inputs: list[Operand]) -> Operand:
     """Return the attention's result [T, H * D]; the operator writes the caches in place."""
     rows, width, scope = network.rows, network.heads * network.width, f"layers/{layer}/attention"
     own = [
@@ -77,7 +77,7 @@ def _attention(graph: Builder, network: Network, layer: int, inputs: list[Value]
     return graph.reshape(scope, graph.item(scope, out, 0), (-1, width), (-1, width))
 
 
-def _norm(graph: Builder, network: Network, scope: str, name: str, x: Value) -> Value:
+def _norm(graph: Builder, network: Network, scope: str, name: str, x: Operand) -> Operand:
     """Return the norm of x in float16, computed in float32."""
     if not CHIPS[network.target].has("RmsNorm"):
         return _cast(graph, scope, norm(graph, network, f"{scope}/norm", name, x), "float16")
@@ -88,7 +88,9 @@ def _norm(graph: Builder, network: Network, scope: str, name: str, x: Value) -> 
     return _cast(graph, scope, graph.item(scope, found, 0), "float16")
 
 
-def _linear(graph: Builder, network: Network, scope: str, name: str, sizes: tuple[int, int, bool], x: Value) -> Value:
+def _linear(
+    graph: Builder, network: Network, scope: str, name: str, sizes: tuple[int, int, bool], x: Operand
+) -> Operand:
     """Return x W^T + b in float16. W is float16, or int8 with one scale per row."""
     outer, inner, bias = sizes
     if network.weights == "int8":
@@ -110,12 +112,12 @@ def _linear(graph: Builder, network: Network, scope: str, name: str, sizes: tupl
     return graph.elementwise(scope, "Add", y, graph.weight(f"{name}.bias", (outer,), "float16")) if bias else y
 
 
-def _linear_add(graph: Builder, network: Network, scope: str, name: str, part: str, x: Value, h: Value) -> Value:
+def _linear_add(graph: Builder, network: Network, scope: str, name: str, part: str, x: Operand, h: Operand) -> Operand:
     y = _linear(graph, network, f"{scope}/linear", name, network.linear(part), x)
     return graph.elementwise(scope, "Add", h, _cast(graph, scope, y, "float32"))
 
 
-def _cast(graph: Builder, scope: str, x: Value, dtype: str) -> Value:
+def _cast(graph: Builder, scope: str, x: Operand, dtype: str) -> Operand:
     number = FLOAT32 if dtype == "float32" else FLOAT16
     return graph.node(scope, "Cast", (x, graph.number(number)), x.shape, dtype)
 

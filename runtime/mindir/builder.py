@@ -20,7 +20,7 @@ INPUTS_OF_TRANSPOSE = (("transpose_a", "transpose_x1", "adj_x1"), ("transpose_b"
 
 
 @dataclass(eq=False)
-class Value:
+class Operand:
     """A value of the graph.
 
     Attributes:
@@ -38,7 +38,7 @@ class Value:
     name: str = ""
     operator: str = ""
     scope: str = ""
-    inputs: tuple[Value, ...] = ()
+    inputs: tuple[Operand, ...] = ()
     attributes: tuple[bytes, ...] = ()
     own_name: str = ""
     ready: bool = False
@@ -69,34 +69,34 @@ class Builder:
         self._results: list[tuple[str, tuple[int, ...]]] = []
         self._primitives: dict[tuple[str, tuple[bytes, ...]], str] = {}
         self._taken: dict[str, int] = {}
-        self._constants: dict[bytes, Value] = {}
-        self._weights: dict[str, Value] = {}
+        self._constants: dict[bytes, Operand] = {}
+        self._weights: dict[str, Operand] = {}
 
-    def input(self, spec: TensorSpec) -> Value:
+    def input(self, spec: TensorSpec) -> Operand:
         """Add an input of the graph."""
         self.inputs.append(spec)
-        return Value(((spec.dtype, spec.shape),), spec.name)
+        return Operand(((spec.dtype, spec.shape),), spec.name)
 
-    def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Value:
+    def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Operand:
         """Return a weight; the first call with a name adds it."""
         if name not in self._weights:
             self.weights.append(TensorSpec(name, dtype, shape))
-            self._weights[name] = Value(((dtype, shape),), name)
+            self._weights[name] = Operand(((dtype, shape),), name)
         return self._weights[name]
 
-    def constant(self, encoded: bytes) -> Value:
+    def constant(self, encoded: bytes) -> Operand:
         """Return the constant with this AttributeProto, whose name is "value". Equal constants are one node."""
-        return self._constants.setdefault(encoded, Value((("", ()),), operator="Constant", attributes=(encoded,)))
+        return self._constants.setdefault(encoded, Operand((("", ()),), operator="Constant", attributes=(encoded,)))
 
-    def number(self, number: int) -> Value:
+    def number(self, number: int) -> Operand:
         """Return a whole number as a constant."""
         return self.constant(proto.integer("value", number))
 
-    def numbers(self, *numbers: int) -> Value:
+    def numbers(self, *numbers: int) -> Operand:
         """Return a tuple of whole numbers as a constant."""
         return self.constant(proto.integers("value", numbers))
 
-    def array(self, number: float, rank: int) -> Value:
+    def array(self, number: float, rank: int) -> Operand:
         """Return a float32 tensor with one element as a constant."""
         raw = struct.pack("<f", number)
         return self.constant(proto.array("value", proto.tensor((1,) * rank, "float32", name="value0", raw=raw)))
@@ -105,55 +105,55 @@ class Builder:
         self,
         scope: str,
         operator: str,
-        inputs: Sequence[Value],
+        inputs: Sequence[Operand],
         shape: Sequence[int],
         dtype: str | None = None,
         attributes: Sequence[bytes] = (),
         own_name: str = "",
-    ) -> Value:
+    ) -> Operand:
         """Return the result of an operator. dtype: None takes that of the first input."""
         result = (dtype or inputs[0].dtype, tuple(shape))
-        return Value((result,), "", operator, scope, tuple(inputs), tuple(attributes), own_name)
+        return Operand((result,), "", operator, scope, tuple(inputs), tuple(attributes), own_name)
 
-    def matmul(self, scope: str, x: Value, y: Value, shape: Sequence[int], operator: str = "MatMul") -> Value:
+    def matmul(self, scope: str, x: Operand, y: Operand, shape: Sequence[int], operator: str = "MatMul") -> Operand:
         """Return x @ y^T."""
         return self.node(scope, operator, (x, y), shape, attributes=transposes(False, True))
 
-    def reshape(self, scope: str, x: Value, new: Sequence[int], shape: Sequence[int]) -> Value:
+    def reshape(self, scope: str, x: Operand, new: Sequence[int], shape: Sequence[int]) -> Operand:
         """Return x with the shape `new`, which is `shape` at the traced bucket."""
         return self.node(scope, "Reshape", (x, self.numbers(*new)), shape)
 
-    def transpose(self, scope: str, x: Value, axes: Sequence[int]) -> Value:
+    def transpose(self, scope: str, x: Operand, axes: Sequence[int]) -> Operand:
         return self.node(scope, "Transpose", (x, self.numbers(*axes)), [x.shape[axis] for axis in axes])
 
-    def gather(self, scope: str, table: Value, rows: Value) -> Value:
+    def gather(self, scope: str, table: Operand, rows: Operand) -> Operand:
         """Return rows of a table."""
         shape = (*rows.shape, *table.shape[1:])
         return self.node(scope, "Gather", (table, rows, self.number(0)), shape, None, [proto.integer("batch_dims", 0)])
 
-    def elementwise(self, scope: str, operator: str, x: Value, y: Value | None = None) -> Value:
+    def elementwise(self, scope: str, operator: str, x: Operand, y: Operand | None = None) -> Operand:
         """Return an operator's result, which has the shape of x. y: broadcast to x."""
         return self.node(scope, operator, (x,) if y is None else (x, y), x.shape)
 
-    def join(self, scope: str, values: Sequence[Value]) -> Value:
+    def join(self, scope: str, values: Sequence[Operand]) -> Operand:
         """Return a tuple of values."""
         made = self.node(scope, "MakeTuple", values, ())
         made.results = tuple(value.results[0] for value in values)
         return made
 
-    def item(self, scope: str, values: Value, index: int) -> Value:
+    def item(self, scope: str, values: Operand, index: int) -> Operand:
         """Return one value of a tuple."""
         dtype, shape = values.results[index]
         return self.node(scope, "TupleGetItem", (values, self.number(index)), shape, dtype)
 
-    def concat(self, scope: str, values: Sequence[Value]) -> Value:
+    def concat(self, scope: str, values: Sequence[Operand]) -> Operand:
         """Join values along the last axis."""
         shape = (*values[0].shape[:-1], sum(value.shape[-1] for value in values))
         return self.node(
             scope, "Concat", [self.join(scope, values)], shape, values[0].dtype, [proto.integer("axis", -1)]
         )
 
-    def encode(self, output: Value, location: str | None, *, optimized: bool) -> bytes:
+    def encode(self, output: Operand, location: str | None, *, optimized: bool) -> bytes:
         """Return the file.
 
         Args:
@@ -198,7 +198,7 @@ class Builder:
         sizes = ((name, math.prod(bucket if size == -1 else size for size in shape)) for name, shape in named)
         return max(sizes, key=lambda found: found[1])
 
-    def _place(self, output: Value) -> None:
+    def _place(self, output: Operand) -> None:
         """Write the nodes that `output` depends on, each after its inputs."""
         stack = [output]
         while stack:
@@ -212,7 +212,7 @@ class Builder:
                 value.ready = True
                 stack += reversed(value.inputs)
 
-    def _write(self, value: Value) -> None:
+    def _write(self, value: Operand) -> None:
         operands = []
         for operand in value.inputs:
             if not operand.name:
@@ -254,7 +254,7 @@ def transposes(first: bool, second: bool) -> list[bytes]:
     ]
 
 
-def _result(output: Value) -> bytes:
+def _result(output: Operand) -> bytes:
     """Encode what a ValueInfoProto says about the graph's result: a tensor, or a tuple of tensors."""
     tensors = [proto.tensor(shape, dtype) for dtype, shape in output.results]
     if output.operator != "MakeTuple":

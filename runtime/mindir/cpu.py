@@ -12,14 +12,14 @@ from ..artifact.safetensors import ALIGNMENT
 from ..artifact.step_graph import STRETCH
 from ..errors import UserError
 from . import encoding as proto
-from .builder import Builder, Value
+from .builder import Builder, Operand
 from .network import MOST_LAYERS, Network
 
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}  # WEIGHTS -> packed format
 CACHES = {"float32": "f32", "int16": "f16", "int8": "s8"}  # dtype of the graph's input -> the kernel's name
 
 
-def build(graph: Builder, network: Network, tokens: int, abi: int) -> Value:
+def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
     """Build the graph of one bucket, and return its output.
 
     Args:
@@ -45,7 +45,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Value:
     table_format = "int8" if layer_format in ("int4", "q4_0") else layer_format
     table = (panel_count(network.vocabulary), panel_bytes(table_format, hidden))
 
-    def custom(kind: str, name: str, inputs: Sequence[Value], shape: Sequence[int], **own: object) -> Value:
+    def custom(kind: str, name: str, inputs: Sequence[Operand], shape: Sequence[int], **own: object) -> Operand:
         texts = {key: str(value) for key, value in {"abi": abi, "name": name, **own}.items()}
         attributes = _attributes(kind, tuple(sorted(texts.items())))
         return graph.node("", "Custom", inputs, shape, "float32", attributes, name)

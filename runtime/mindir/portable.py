@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ..artifact.manifest import TensorSpec
 from . import encoding as proto
-from .builder import Builder, Value, transposes
+from .builder import Builder, Operand, transposes
 from .network import Network
 
 
-def build(graph: Builder, network: Network, tokens: int) -> Value:
+def build(graph: Builder, network: Network, tokens: int) -> Operand:
     """Build the graph at `tokens` tokens, and return its output: the logits, then each layer's new rows."""
     rows, hidden, half = network.rows, network.hidden, network.width // 2
     step = {spec.name: graph.input(spec) for spec in _step_inputs(network, tokens)}
@@ -56,7 +56,7 @@ def build(graph: Builder, network: Network, tokens: int) -> Value:
     return graph.join("", [logits, *written])
 
 
-def norm(graph: Builder, network: Network, scope: str, name: str, x: Value) -> Value:
+def norm(graph: Builder, network: Network, scope: str, name: str, x: Operand) -> Operand:
     """x / sqrt(mean(x^2) + eps) * weight."""
     weight = graph.weight(f"{name}.weight", (network.hidden,))
     square = graph.elementwise(scope, "Square", x)
@@ -67,7 +67,7 @@ def norm(graph: Builder, network: Network, scope: str, name: str, x: Value) -> V
     return graph.elementwise(scope, "Mul", graph.elementwise(scope, "Div", x, root), weight)
 
 
-def swiglu(graph: Builder, scope: str, gate: Value, up: Value) -> Value:
+def swiglu(graph: Builder, scope: str, gate: Operand, up: Operand) -> Operand:
     """gate * sigmoid(gate) * up."""
     activated = graph.elementwise(scope, "Mul", gate, graph.elementwise(scope, "Sigmoid", gate))
     return graph.elementwise(scope, "Mul", activated, up)
@@ -89,7 +89,7 @@ def _step_inputs(network: Network, tokens: int) -> list[TensorSpec]:
     return found
 
 
-def _linear(graph: Builder, network: Network, scope: str, name: str, part: str, x: Value) -> Value:
+def _linear(graph: Builder, network: Network, scope: str, name: str, part: str, x: Operand) -> Operand:
     outer, inner, bias = network.linear(part)
     y = graph.matmul(scope, x, graph.weight(f"{name}.{part}_proj.weight", (outer, inner)), (x.shape[0], outer))
     if bias:
@@ -102,22 +102,22 @@ def _attention(
     network: Network,
     scope: str,
     tokens: int,
-    qkv: list[Value],
-    angles: list[Value],
-    masks: tuple[Value, Value],
-    caches: list[Value],
-) -> tuple[Value, Value, Value]:
+    qkv: list[Operand],
+    angles: list[Operand],
+    masks: tuple[Operand, Operand],
+    caches: list[Operand],
+) -> tuple[Operand, Operand, Operand]:
     """Return the attention's result [T, H * D] and the new rows of both caches, [B, G, S, D]."""
     rows, heads, groups, width = network.rows, network.heads, network.groups, network.width
     repeat, capacity = heads // groups, network.context
     q, k, v = qkv
     k_cache, v_cache = caches
 
-    def split(x: Value, count: int) -> Value:  # [B, heads, S, D]
+    def split(x: Operand, count: int) -> Operand:  # [B, heads, S, D]
         x = graph.reshape(scope, x, (rows, -1, count, width), (rows, tokens, count, width))
         return graph.transpose(scope, x, (0, 2, 1, 3))
 
-    def rope(x: Value) -> Value:
+    def rope(x: Operand) -> Operand:
         half = (*x.shape[:-1], width // 2)
         attributes = [proto.integer("axis", 3), proto.integer("output_num", 2)]
         halves = graph.node(scope, "Split", (x,), half, attributes=attributes)
@@ -125,7 +125,7 @@ def _attention(
         low, high = graph.item(scope, halves, 0), graph.item(scope, halves, 1)
         cos, sin = angles
 
-        def product(x: Value, y: Value) -> Value:
+        def product(x: Operand, y: Operand) -> Operand:
             return graph.elementwise(scope, "Mul", x, y)
 
         return graph.concat(

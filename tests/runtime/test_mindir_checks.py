@@ -102,7 +102,12 @@ def wire_type_0(holder: list[Field], at: int) -> None:
             lambda holder, at: holder.append(holder[at]),
             r"byte [\d,]+: graph occurs twice",
         ),
-        ("cpu", "ModelProto.graph", lambda holder, at: holder.reverse(), "in another order than an export writes"),
+        (
+            "cpu",
+            "ModelProto.graph",
+            lambda holder, at: holder.append(holder.pop(at)),
+            "in another order than an export",
+        ),
     ],
 )
 def test_the_error_names_the_field(

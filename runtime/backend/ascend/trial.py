@@ -1,22 +1,18 @@
-"""Loads a converted artifact in a child process before this process does.
+"""Loads a converted artifact in a child process (trial_child.py) before this process does.
 
-`python -m edgellama.backend.ascend.trial FOLDER DEVICE` is the child. A graph that CANN has compiled cannot be checked
-before native code parses it (mindir/check.py says why). If native code crashes or hangs, it is the child that ends. An
-artifact that was loaded once is remembered as hash_cache.py remembers hashes: for this machine, this release of
-MindSpore Lite, and until a graph file changes.
+A graph that CANN has compiled cannot be checked before native code parses it (mindir/check.py says why). If native code
+crashes or hangs, it is the child that ends. An artifact that was loaded once is remembered as hash_cache.py remembers
+hashes: for this machine, this release of MindSpore Lite, and until a graph file changes.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 from ...artifact import hash_cache
 from ...artifact.files import find
-from ...artifact.manifest import Artifact, read_manifest
+from ...artifact.manifest import Artifact
 from ...checkout import module_command
 from ...errors import UserError
 from ...progress import progress
@@ -46,7 +42,7 @@ def try_in_child(artifact: Artifact, device_id: int, release: str, longest: floa
         return
     began = time.time()
     settled = all(hash_cache.settled(find(artifact.path, graph.file), began) for graph in manifest.graphs)
-    command = [*module_command("edgellama.backend.ascend.trial"), str(artifact.path), str(device_id)]
+    command = [*module_command("edgellama.backend.ascend.trial_child"), str(artifact.path), str(device_id)]
     remedy = "Convert the exported artifact again: `make convert ARTIFACT=...`. Do not load artifacts of strangers"
     with progress(lambda: f"Loading {artifact.path.name} in a child process, once on this machine", delay=1.0):
         try:
@@ -64,23 +60,3 @@ def try_in_child(artifact: Artifact, device_id: int, release: str, longest: floa
             f"{artifact.path}: MindSpore Lite crashed while a child process loaded it ({how}). {remedy}. "
             f"The end of its messages: {text or 'none'}"
         )
-
-
-def main(folder: str, device: str) -> None:
-    """Load every graph, and end this process without the destructors of native code."""
-    from .graph import AscendGraph
-
-    artifact = Artifact(Path(folder), read_manifest(Path(folder)))
-    status = 0
-    try:
-        for graph in artifact.manifest.graphs:
-            AscendGraph(artifact, graph, int(device))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        status = FAILED
-    sys.stderr.flush()
-    os._exit(status)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
