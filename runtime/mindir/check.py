@@ -4,7 +4,8 @@ MindSpore Lite trusts a graph file: a hostile one makes its parser crash, or rea
 runtime loads what an export writes, and nothing else. The manifest determines each byte of a graph file that `export`
 wrote: the runtime writes the same file again in memory and compares. A file that CANN has compiled (`convert`) cannot
 be written again. There the structure, the sizes and the external data are checked (`check_converted`), and the file is
-loaded in a child process first (backend/ascend/trial.py).
+loaded in a child process first (backend/ascend/trial.py). Op sets and the reader are imported where they are needed,
+because every load imports this module.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from ..artifact.files import find
 from ..artifact.json_reader import read_bytes
 from ..artifact.manifest import Artifact, Graph, Manifest, TensorSpec
 from ..artifact.manifest_checks import MOST_ELEMENTS
 from ..errors import UserError
-from . import ascend, cpu, portable
 from .builder import HEADER, Builder, data_bytes
-from .converted import check_converted
 from .network import Network
-from .reader import MalformedError, Message, Reader
+
+if TYPE_CHECKING:
+    from .reader import Message
 
 LARGEST = 64 << 20  # bytes of a graph file without weights; 80 layers of the portable op set take 2 MB
 REMEDY = "The runtime loads only what an export writes. Export again with this release"
@@ -37,6 +39,8 @@ def check_graphs(artifact: Artifact) -> None:
     """
     manifest = artifact.manifest
     if manifest.converted is not None:
+        from .converted import check_converted
+
         for graph in manifest.graphs:
             check_converted(artifact, graph)
         return
@@ -70,10 +74,16 @@ def graph_bytes(manifest: Manifest, network: Network, graph: Graph, where: str) 
     """
     builder = Builder()
     if manifest.opset == "cpu":
+        from . import cpu
+
         output = cpu.build(builder, network, graph.bucket, manifest.kernel_abi or 0)
     elif manifest.opset == "portable":
+        from . import portable
+
         output = portable.build(builder, network, graph.bucket)
     else:
+        from . import ascend
+
         output = ascend.build(builder, network)
     inside = manifest.opset != "cpu"  # the weights are constants in a data file
     location = _data_file(graph, data_bytes(builder.weights), where) if inside else None
@@ -91,6 +101,8 @@ def graph_bytes(manifest: Manifest, network: Network, graph: Graph, where: str) 
 
 def difference(found: bytes, needed: bytes) -> str:
     """Return the first difference of two graph files in words: the field, the value found and the value needed."""
+    from .reader import MalformedError, Reader
+
     try:
         ours, theirs = Reader(memoryview(needed)).read(), Reader(memoryview(found)).read()
     except MalformedError as error:
@@ -99,6 +111,8 @@ def difference(found: bytes, needed: bytes) -> str:
 
 
 def _first_difference(found: Message, needed: Message) -> str | None:
+    from .reader import Message
+
     have, want = ({item.path: item.value for item in message.items} for message in (found, needed))
     for path, wanted in want.items():
         if path not in have:
@@ -135,6 +149,8 @@ def _data_file(graph: Graph, size: int, where: str) -> str:
 
 def _traced(spec: TensorSpec, bucket: int) -> TensorSpec:
     """Return an input as the manifest lists it: at the traced bucket."""
+    if -1 not in spec.shape:
+        return spec
     return replace(spec, shape=tuple(bucket if size == -1 else size for size in spec.shape))
 
 

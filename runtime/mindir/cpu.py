@@ -61,9 +61,10 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         width=hidden,
     )
     biases = {f"{part}_bias": int(network.linear(part)[2]) for part in ("q", "o", "gate", "down")}
+    size = _layer_bytes(network, layer_format)
     for layer in range(network.layers):
         name = f"model.layers.{layer}"
-        weights = graph.weight(f"{name}{STRETCH}", (_layer_bytes(network, layer_format),), "uint8")
+        weights = graph.weight(f"{name}{STRETCH}", (size,), "uint8")
         h = custom(
             "EdgeDecoderLayer",
             name,

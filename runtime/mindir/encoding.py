@@ -16,7 +16,7 @@ FLOAT, UINT8, INT32, INT64, STRING, BOOL, TENSORS, TUPLE, LIST = 1, 2, 6, 7, 8, 
 DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "float16": 10}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def varint(number: int) -> bytes:
     """Encode a whole number; a negative one as its 64-bit complement."""
     number &= (1 << 64) - 1
@@ -36,8 +36,13 @@ def whole(field: int, number: int) -> bytes:
 def block(field: int, data: bytes | str) -> bytes:
     """Encode a field that holds bytes, a text or a message."""
     if isinstance(data, str):
-        data = data.encode()
+        return _text(field, data)
     return varint(field << 3 | 2) + varint(len(data)) + data
+
+
+@functools.lru_cache(maxsize=4096)  # the graphs of all buckets have the same names
+def _text(field: int, data: str) -> bytes:
+    return block(field, data.encode())
 
 
 def float32(field: int, number: float) -> bytes:
@@ -109,7 +114,7 @@ def tuple_of(tensors: Sequence[bytes]) -> bytes:
     return b"".join([whole(16, TUPLE), *items, block(18, whole(1, 0))])
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _bytes(value: str) -> bytes:
     """Encode a text as a list of bytes: an AttributeProto in the field `values`."""
     items = [block(17, whole(10, byte) + whole(16, UINT8)) for byte in value.encode()]
