@@ -15,6 +15,7 @@
 # make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
 # make torture [ONLY= SEED= QUICK=1]      inject faults into everything (minutes to hours), and print what happened;
 #              ONLY= names fault classes, QUICK=1 is the five-minute form of CI
+# make mutants [PART= SAMPLE= ALL=1 SEED=]   change modules in small ways, and report which changes no test notices (an hour)
 # make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
 # make check-install   run `pip install .` in an empty environment, and generate an answer there
@@ -32,11 +33,11 @@ PROMPT ?= Why is the sky blue?
 # the options and their defaults (exporter/export_options.py).
 PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH
 EXPORT_OPTIONS := $(PLAN_OPTIONS) OUT VERIFY SYNTHETIC SEED
-SWITCHES := VERIFY SYNTHETIC# 1 becomes --name, 0 becomes --no-name
+SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK
+GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -60,7 +61,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture lint clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture mutants lint clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -140,6 +141,9 @@ test-fast: $(VENV)/ready-test
 
 torture: $(VENV)/ready-test
 	$(PYTHON) tests/torture $(if $(filter-out 0,$(QUICK)),--quick) $(call options,ONLY SEED)
+
+mutants: $(VENV)/ready-test
+	nice -n 19 $(PYTHON) tests/mutants $(call options,PART SAMPLE ALL SEED)
 
 lint: $(VENV)/ready-test
 	$(PYTHON) -m ruff check .

@@ -45,9 +45,8 @@ def _first_buckets(buckets: tuple[int, ...], padding: float) -> list[int]:
     for tokens in range(1, buckets[-1] + 1):
         ways = []
         for bucket in reversed(buckets):  # of equal costs the first wins: the larger bucket, so fewer passes
-            rest = cost[tokens - bucket] if bucket <= tokens else 0
             held = min(bucket, tokens)
-            ways.append((held + padding * (bucket - held) + PASS_COST + rest, bucket))
+            ways.append((held + padding * (bucket - held) + PASS_COST + cost[tokens - held], bucket))
         best = min(ways, key=lambda way: way[0])
         cost.append(best[0])
         first.append(best[1])

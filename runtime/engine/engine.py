@@ -260,11 +260,6 @@ class Engine:
         step = StepInputs(graph, bucket, self.context, self.manifest.config.get("sliding_window") or 0)
         arrays = [self._array(specs[name], step, graph) for name in built.inputs]
         shapes = [shape_at(specs[name], graph.bucket, bucket) for name in built.inputs]
-        for name, array, shape in zip(built.inputs, arrays, shapes, strict=True):
-            if array.shape != shape:
-                raise UserError(
-                    f"{graph.file}: input {name} has shape {shape}, the weights {array.shape}. Export again"
-                )
         return _Bucket(graph, built, step, shapes, built.bind(arrays))
 
     def _array(self, spec: TensorSpec, step: StepInputs, graph: Graph) -> np.ndarray | DeviceTensor:
