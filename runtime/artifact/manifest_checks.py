@@ -89,7 +89,7 @@ def _check_graph(manifest: Manifest, graph: Graph) -> None:
         twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
         _require(not twice, f"{graph.file}: tensor", twice[:1], "each name once")
         for spec in specs:
-            small = math.prod(spec.shape) < MOST_ELEMENTS and max(spec.shape, default=1) < MOST_ELEMENTS
+            small = math.prod(spec.shape) < MOST_ELEMENTS
             _require(small, f"{graph.file}: {spec.name}.shape", spec.shape, f"fewer than {MOST_ELEMENTS:,} elements")
     _check_step_inputs(manifest, graph)
     _check_caches(manifest, graph)

@@ -32,7 +32,7 @@ LEFT_OUT = (
 
 DECODE = ("runtime/test_decode.py", "runtime/test_step_batch.py", "runtime/test_generation_settings.py")
 ENGINE = ("runtime/test_engine_parts.py", "runtime/test_engine.py")
-FILES = ("runtime/test_file_checks.py", "runtime/test_artifact.py")
+FILES = ("runtime/test_file_rules.py", "runtime/test_file_checks.py")
 PARTS: dict[str, tuple[Module, ...]] = {
     "decode": (
         Module("runtime/generation/decode.py", DECODE),
@@ -52,9 +52,9 @@ PARTS: dict[str, tuple[Module, ...]] = {
     "scheduler": (Module("runtime/serve/scheduler.py", ("serve/test_scheduler.py",)),),
     "artifact": (
         Module("runtime/artifact/files.py", FILES),
-        Module("runtime/artifact/manifest_checks.py", ("runtime/test_artifact_faults.py",)),
-        Module("runtime/artifact/safetensors.py", ("runtime/test_weights.py", "runtime/test_artifact_faults.py")),
-        Module("runtime/artifact/json_reader.py", ("runtime/test_artifact_faults.py", *FILES)),
+        Module("runtime/artifact/manifest_checks.py", ("runtime/test_manifest_checks.py",)),
+        Module("runtime/artifact/safetensors.py", ("runtime/test_file_rules.py", "runtime/test_artifact_faults.py")),
+        Module("runtime/artifact/json_reader.py", FILES),
         Module("runtime/artifact/hash_cache.py", FILES),
     ),
     "mindir": (
