@@ -133,7 +133,7 @@ class Engine:
         self.padding = CPU_PADDING if manifest.opset == "cpu" else 1.0
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = EngineTimings()
-        self.cache: KVCache | DeviceCache = KVCache(manifest.cache)
+        self.cache: KVCache | DeviceCache = KVCache()
         self.engine_lock = EngineLock()
         began = time.perf_counter()
         if build is not None:

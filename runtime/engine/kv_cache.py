@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..artifact.manifest import CacheSpec, TensorSpec
+from ..artifact.manifest import TensorSpec
 
 ALIGNMENT = 64  # bytes: a vector load of a kernel then touches one cache line
 
@@ -30,8 +30,7 @@ class KVCache:
 
     worth_copying = 1
 
-    def __init__(self, spec: CacheSpec) -> None:
-        self.spec = spec
+    def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
 
     def bind(self, wanted: TensorSpec) -> np.ndarray:

@@ -31,7 +31,7 @@ LEFT_OUT = (
 )
 
 DECODE = ("runtime/test_decode.py", "runtime/test_step_batch.py", "runtime/test_generation_settings.py")
-ENGINE = ("runtime/test_engine_parts.py", "runtime/test_engine.py")
+ENGINE = ("runtime/test_engine_parts.py", "runtime/test_engine_calls.py", "runtime/test_engine.py")
 FILES = ("runtime/test_file_rules.py", "runtime/test_file_checks.py")
 PARTS: dict[str, tuple[Module, ...]] = {
     "decode": (

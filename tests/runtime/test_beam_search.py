@@ -148,7 +148,7 @@ def test_settings_that_beam_search_refuses(model: LlamaForCausalLM, settings: di
 
 
 def test_cache_rows_change_places(model: LlamaForCausalLM) -> None:
-    cache = KVCache(model.engine.cache.spec)
+    cache = KVCache()
     rng = np.random.default_rng(0)
     before = {"k_cache.0": rng.normal(size=(4, 2, 8, 3)), "k_scale.0": rng.normal(size=(4, 2, 8))}
     cache.arrays = {name: array.copy() for name, array in before.items()}

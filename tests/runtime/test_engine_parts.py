@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgellama.artifact.manifest import CacheSpec, Graph, TensorSpec
+from edgellama.artifact.manifest import Graph, TensorSpec
 from edgellama.engine.chunks import plan_chunks
 from edgellama.engine.kv_cache import ALIGNMENT, KVCache, aligned_zeros
 from edgellama.engine.step_inputs import MASKED, StepInputs, causal_mask
@@ -152,7 +152,7 @@ def test_arrays_begin_at_a_cache_line(dtype: str) -> None:
 
 @pytest.fixture
 def cache() -> KVCache:
-    made = KVCache(CacheSpec("float32", "returned", 2, (3, 2, 6, 2)))
+    made = KVCache()
     for layer in range(2):
         for kind in "kv":
             made.bind(TensorSpec(f"{kind}_cache.{layer}", "float32", (3, 2, 6, 2)))

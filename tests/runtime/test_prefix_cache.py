@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgellama.artifact.manifest import CacheSpec, TensorSpec
+from edgellama.artifact.manifest import TensorSpec
 from edgellama.engine.kv_cache import KVCache
 from edgellama.engine.prefix_cache import PrefixCache
 
@@ -18,7 +18,7 @@ ROWS, CONTEXT = 3, 12
 def prefixes() -> PrefixCache:
     """An empty cache of three rows, whose arrays hold the token ids themselves."""
     shape = (ROWS, 1, CONTEXT, 1)
-    cache = KVCache(CacheSpec("float32", "in_place", 1, shape))
+    cache = KVCache()
     for kind in "kv":
         cache.bind(TensorSpec(f"{kind}_cache.0", "float32", shape))
     return PrefixCache(cache, ROWS, CONTEXT)

@@ -154,7 +154,7 @@ MODELS: list[LlamaForCausalLM] = []
 
 
 def test_cache_rows_of_unknown_content_are_not_reused(single: LlamaForCausalLM) -> None:
-    prefixes = PrefixCache(KVCache(single.engine.cache.spec), 1, 8)
+    prefixes = PrefixCache(KVCache(), 1, 8)
 
     def write(tokens: list[int], start: int) -> None:
         begin, count = np.array([start]), np.array([len(tokens)])
