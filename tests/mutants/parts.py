@@ -26,6 +26,7 @@ LEFT_OUT = (
     "test_any_sequence_of_calls_equals_one_pass_per_row",
     "test_each_answer_equals_the_one_that_it_would_get_alone",
     "test_first_tokens_follow_the_models_distribution",
+    "test_check_needs_neither_numpy_nor_mindspore_lite",
     "test_processes_share_the_cache_file",
     "test_shown_text_ends_before_the_first_stop_string",
 )
@@ -49,7 +50,7 @@ PARTS: dict[str, tuple[Module, ...]] = {
     "prefix-cache": (
         Module("runtime/engine/prefix_cache.py", ("runtime/test_prefix_cache.py", "runtime/test_prefix_reuse.py")),
     ),
-    "scheduler": (Module("runtime/serve/scheduler.py", ("serve/test_scheduler.py",)),),
+    "scheduler": (Module("runtime/serve/scheduler.py", ("serve/test_scheduler_steps.py", "serve/test_scheduler.py")),),
     "artifact": (
         Module("runtime/artifact/files.py", FILES),
         Module("runtime/artifact/manifest_checks.py", ("runtime/test_manifest_checks.py",)),

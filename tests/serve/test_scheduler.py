@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellama.errors import UserError
-from edgellama.generation.config import GenerationConfig
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
-from edgellama.serve.sequence import SequenceEvent, ServedSequence, VisibleText, partial_match
-from support.tiny import VOCAB
+from edgellama.serve.sequence import VisibleText, partial_match
+from support.scheduled import Client, finish, prompt_of
 from support.toy_model import continuation, load
 
 ROWS, CONTEXT = 3, 64
@@ -25,43 +23,6 @@ ROWS, CONTEXT = 3, 64
 @pytest.fixture
 def model(tmp_path: Path) -> LlamaForCausalLM:
     return load(tmp_path, batch=ROWS, eos_token_id=())
-
-
-class Client:
-    """An answer and what it has sent."""
-
-    def __init__(self, model: LlamaForCausalLM, prompt: list[int], limit: int, **options: Any) -> None:
-        self.events: list[SequenceEvent] = []
-        self.prompt, self.limit = prompt, limit
-        names = ("seed", "processors", "top_logprobs", "reuse_prefix")
-        others = {name: options.pop(name) for name in names if name in options}
-        config = GenerationConfig(**options)
-        self.sequence = ServedSequence(prompt, limit, config, model.tokenizer, VOCAB, self.events.append, **others)
-
-    @property
-    def tokens(self) -> list[int | None]:
-        return [event.token for event in self.events]
-
-    @property
-    def text(self) -> str:
-        return "".join(event.text for event in self.events)
-
-    @property
-    def reason(self) -> str | None:
-        return self.events[-1].finish_reason if self.events else None
-
-
-def finish(scheduler: Scheduler) -> int:
-    """Step to the end; returns the number of steps."""
-    steps = 1
-    while scheduler.step():
-        steps += 1
-        assert steps < 1000
-    return steps
-
-
-def prompt_of(length: int, first: int) -> list[int]:
-    return [(first + 7 * i) % VOCAB for i in range(length)]
 
 
 @settings(max_examples=30, deadline=None)
