@@ -26,7 +26,7 @@ class GenerateCall:
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
-    reuse_prefix: bool = False
+    reuse_prefix: bool
     cancelled: Cancellation = field(default_factory=Cancellation)
 
 

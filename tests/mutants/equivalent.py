@@ -7,14 +7,18 @@ The rules, which mutations.py applies:
 - `strict` of zip and `frozen` of dataclasses: they guard against mistakes of this project's own code.
 - `<`, `<=`, `>` and `>=` in the place of `==` and `!=` with a text or a named constant: nothing orders these.
 - -1 as a size of `reshape`: numpy takes every negative number for it.
+- The first element of a list in ONLY_ELEMENT as the last: MindIR has exactly one there.
 - `functools.cache`: the result is the same, only later.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 MESSAGE_FUNCTIONS = ("_require", "_require_tensor", "UserError", "WrongFileError", "ValueError", "_wrong")
+# Repeated fields of MindIR that hold one element: in exporter/mindir only.
+ONLY_ELEMENT = re.compile(r"\b(attribute|output|tensor|tensors|floats|ints|strings)\[0\]")
 
 
 class Equivalent(NamedTuple):
@@ -23,14 +27,137 @@ class Equivalent(NamedTuple):
     Attributes:
         path: the module.
         line: a line that the mutant changes, without its indentation.
-        changed: a line that the mutant has instead; None for every change of the line.
+        changed: a regular expression that is found in the line of the mutant; empty for every change of the line.
         reason: why no test can notice it.
     """
 
     path: str
     line: str
-    changed: str | None
+    changed: str
     reason: str
 
 
-EQUIVALENT: tuple[Equivalent, ...] = ()
+CHUNKS = "runtime/engine/chunks.py"
+PREFIX = "runtime/engine/prefix_cache.py"
+STEP = "runtime/engine/step_inputs.py"
+ENGINE = "runtime/engine/engine.py"
+DECODE = "runtime/generation/decode.py"
+BATCH = "runtime/generation/batch.py"
+FORMAT = "kernels/weight_format.py"
+WEIGHTS = "exporter/opsets/cpu_weights.py"
+SPEED = "both branches give the same values; one is faster"
+TUNED = "a measured cost: any value gives a valid split, only at another speed"
+
+EQUIVALENT: tuple[Equivalent, ...] = (
+    Equivalent(CHUNKS, "PASS_COST = 32", "", TUNED),
+    Equivalent(CHUNKS, "CPU_PADDING = 0.125", "", TUNED),
+    Equivalent(CHUNKS, "first, cost = [0], [0.0]", r"\[ -1\], \[0", "the bucket of 0 tokens is never looked up"),
+    Equivalent(CHUNKS, "first, cost = [0], [0.0]", r"\[ 1\], \[0", "the bucket of 0 tokens is never looked up"),
+    Equivalent(CHUNKS, "for tokens in range(1, buckets[-1] + 1):", r"\+ 2\)", "one entry more, which nothing looks up"),
+    Equivalent(CHUNKS, "while tokens > 0:", "!= 0", "a chunk never holds more than the tokens that are left"),
+    Equivalent(PREFIX, "if count == 1:  # every decode step: cheaper without slices", "< 1", SPEED),
+    Equivalent(PREFIX, "if count == 1:  # every decode step: cheaper without slices", "== 0", SPEED),
+    Equivalent(PREFIX, "self._calls += 1", r"\+= 2", "only the order of the numbers counts"),
+    Equivalent(
+        PREFIX,
+        "continues = np.where(shared >= CONTINUED * self.length, shared, 0)",
+        r"shared, ?-1\)",
+        "0 and less both mean that the prompt continues no row",
+    ),
+    Equivalent(
+        STEP,
+        'self._derives = not self.arrays.keys() <= {"tokens", "tokens_by_step", "start", "length"}',
+        r"\(\) < {",
+        SPEED,
+    ),
+    Equivalent(
+        STEP,
+        'self._derives = not self.arrays.keys() <= {"tokens", "tokens_by_step", "start", "length"}',
+        r"\(\) == {",
+        SPEED,
+    ),
+    Equivalent(
+        STEP,
+        "if self.bucket == 1:  # every decode step: cheaper than numpy, whose code is no longer in the processor's "
+        "caches",
+        "bucket < 1",
+        SPEED,
+    ),
+    Equivalent(
+        STEP, "self._tokens[row, 0] = tokens.item(row, 0) if count else 0", r"\[row, ?-1\]", "there is one column"
+    ),
+    Equivalent(
+        ENGINE,
+        'step = StepInputs(graph, bucket, self.context, self.manifest.config.get("sliding_window") or 0)',
+        r"or 1\)",
+        "a model without a window has no input that depends on it",
+    ),
+    Equivalent(
+        ENGINE,
+        'step = StepInputs(graph, bucket, self.context, self.manifest.config.get("sliding_window") or 0)',
+        r"or ?-1\)",
+        "a model without a window has no input that depends on it",
+    ),
+    Equivalent(
+        ENGINE,
+        "if len(chunks) == 1:  # every decode step: kept short, as its code comes from memory after all the weights",
+        "< 1",
+        SPEED,
+    ),
+    Equivalent(
+        ENGINE,
+        "self.vocab_size = _vocab_size(manifest.graphs[0])",
+        r"\[ -1\]",
+        "manifest_checks requires the same logits of all graphs",
+    ),
+    Equivalent(DECODE, "self._ran = False", "True", "before the first pass there is nothing to take back"),
+    Equivalent(
+        DECODE,
+        "together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))",
+        r"rows\[ -1\]|- len",
+        "rows in order are copied instead of sliced",
+    ),
+    Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
+    Equivalent(
+        FORMAT,
+        "q = np.divide(groups, wide, out=np.zeros_like(groups), where=wide > 0)",
+        "!= 0",
+        "scales are never negative",
+    ),
+    Equivalent(
+        WEIGHTS,
+        "return pack(w, fmt, threads=1).reshape(-1, panel_bytes(fmt, w.shape[1]))",
+        r"threads= ?-?\d",
+        "the number of threads changes no byte",
+    ),
+    Equivalent(
+        WEIGHTS,
+        "return pack_quantized(fmt, scales, q, threads=1).reshape(-1, panel_bytes(fmt, q.shape[1]))",
+        r"threads= ?-?\d",
+        "the number of threads changes no byte",
+    ),
+    Equivalent(
+        WEIGHTS,
+        "first, count = first // 2, min(count // 2, self.sizes[0] - first // 2)",
+        r"self\.sizes\[ ?-?1\]",
+        "gate and up have the same size",
+    ),
+    Equivalent(
+        WEIGHTS,
+        "return 2 * PANEL * panel_count(self.sizes[0]) if self.alternating else sum(self.sizes)",
+        r"self\.sizes\[ ?-?1\]",
+        "gate and up have the same size",
+    ),
+)
+
+
+def known_reason(path: str, old: list[str], new: list[str]) -> str | None:
+    """Return why a change of these lines into those is equivalent, by the list and the rule of ONLY_ELEMENT."""
+    for known in EQUIVALENT:
+        if known.path == path and known.line in old and any(re.search(known.changed, line) for line in new):
+            return known.reason
+    if path.startswith("exporter/mindir/") and len(old) == len(new) == 1:
+        for found in ONLY_ELEMENT.finditer(old[0]):
+            if old[0][: found.start()] + f"{found[1]}[ -1]" + old[0][found.end() :] == new[0]:
+                return "MindIR has one element there"
+    return None

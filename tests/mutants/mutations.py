@@ -15,7 +15,7 @@ from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Example, Operator
 
-from mutants.equivalent import EQUIVALENT, MESSAGE_FUNCTIONS
+from mutants.equivalent import MESSAGE_FUNCTIONS, known_reason
 
 ORDERING = re.compile(r".*_(Eq|NotEq)_(Lt|LtE|Gt|GtE)")
 Position = tuple[int, int]  # line from 1, column from 0
@@ -94,12 +94,7 @@ class Mutant:
 
     def reason(self) -> str | None:
         """Return why no test can notice this change; None if one can."""
-        old, new = self.lines()
-        for known in EQUIVALENT:
-            same = known.path == self.path and known.line in old
-            if same and (known.changed is None or known.changed in new):
-                return known.reason
-        return None
+        return known_reason(self.path, *self.lines())
 
 
 @dataclass(frozen=True)
