@@ -327,6 +327,9 @@ def test_a_stop_string_may_begin_in_earlier_tokens() -> None:
     assert found == [False] * 6 + [True]
     stop = StopStrings(["e"], BYTE_LEVEL, 2)
     assert [stop(sequences)[0] for sequences in pushed(*(ids[char] for char in "dea"))] == [False, True, False]
+    special = BYTE_LEVEL.model.token_to_id("</s>")
+    stop = StopStrings(["d</s>"], BYTE_LEVEL, 2)
+    assert [stop(sequences)[0] for sequences in pushed(ids["d"], special)] == [False, True]
     stop = StopStrings(["a"], BYTE_LEVEL, 2)
     sequences = two_rows()
     sequences.push([ids["a"], ids["a"]])
