@@ -178,7 +178,7 @@ class Scheduler:
         if self._aborted:
             self._fail(list(self._running), SchedulerClosedError("the server is shutting down"))
         budget = self.prefill_budget
-        while budget > 0 and (batch := self._next_prefill(budget)):
+        while batch := self._next_prefill(budget):
             budget -= self._prefill(batch)
         self._retire()
         self._decode([sequence for sequence in self._running if sequence.is_decoding])

@@ -14,7 +14,7 @@ from edgellama.errors import UserError
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from edgellama.serve.sequence import VisibleText, partial_match
-from support.scheduled import Client, finish, prompt_of
+from support.scheduled import Client, finish_all, prompt_of
 from support.toy_model import continuation, load
 
 ROWS, CONTEXT = 3, 64
@@ -46,7 +46,7 @@ def test_each_answer_equals_the_one_that_it_would_get_alone(
         for _ in range(pause):
             scheduler.step()
             assert scheduler.running <= ROWS
-    finish(scheduler)
+    finish_all(scheduler)
     for client in made:
         assert client.tokens == continuation(client.prompt, client.limit)
         assert client.reason == "length"
@@ -58,7 +58,9 @@ def test_a_decode_pass_serves_all_rows_and_a_row_is_taken_over_at_once(model: Ll
     clients = [Client(model, prompt_of(3, i), 10) for i in range(5)]
     for client in clients:
         scheduler.submit([client.sequence])
-    assert finish(scheduler) == 9 + 9  # a step prefills and decodes: ten tokens in nine; the last two clients follow
+    assert (
+        finish_all(scheduler) == 9 + 9
+    )  # a step prefills and decodes: ten tokens in nine; the last two clients follow
     assert scheduler.counters.decode_passes == 18 and scheduler.counters.new_tokens == 50
 
 
@@ -73,7 +75,7 @@ def test_a_long_prompt_delays_the_others_by_two_chunks_at_a_time(model: LlamaFor
         scheduler.step()
         assert len(short.events) == before + 1  # a token in every step
         assert bool(long.events) == (step == 5)
-    finish(scheduler)
+    finish_all(scheduler)
     assert long.tokens == continuation(long.prompt, 2) and short.tokens == continuation([1, 2], 30)
 
 
@@ -91,7 +93,7 @@ def test_cancelling_frees_the_row_and_leaves_the_others_alone(model: LlamaForCau
     assert len(clients[1].events) == count and (scheduler.running, scheduler.waiting) == (2, 1)
     scheduler.step()
     assert (scheduler.running, scheduler.waiting) == (3, 0) and clients[4].events
-    finish(scheduler)
+    finish_all(scheduler)
     assert clients[3].events == []
     for index in (0, 2, 4):
         assert clients[index].tokens == continuation(clients[index].prompt, 12)
@@ -101,20 +103,20 @@ def test_a_cached_prefix_is_not_computed_again(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     first = Client(model, prompt_of(10, 3), 5)
     scheduler.submit([first.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     history = [*first.prompt, *first.tokens]
     second = Client(model, [*history, 8, 9], 5)  # a chat that goes on
     other = Client(model, [*first.prompt[:9], 1], 5)  # another one that began alike, at the same time
     scheduler.submit([second.sequence])
     scheduler.submit([other.sequence])
     before = scheduler.counters.prefill_passes
-    finish(scheduler)
+    finish_all(scheduler)
     assert (second.sequence.cached_tokens, other.sequence.cached_tokens) == (12, 8)  # of 14 and 9, in whole chunks
     assert scheduler.counters.prefill_passes - before == 3  # 5 tokens in two chunks, and 2
     assert scheduler.counters.cached_tokens == 20
     fresh = Client(model, [*history, 8, 9], 5, reuse_prefix=False)
     scheduler.submit([fresh.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     assert fresh.sequence.cached_tokens == 0 and fresh.tokens == second.tokens
     assert second.tokens == continuation([*history, 8, 9], 5)
     assert other.tokens == continuation([*first.prompt[:9], 1], 5)
@@ -124,7 +126,7 @@ def test_answers_to_one_prompt_compute_it_once(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, chunk=4)
     clients = [Client(model, prompt_of(14, 3), 5) for _ in range(3)]
     scheduler.submit([client.sequence for client in clients])
-    finish(scheduler)
+    finish_all(scheduler)
     assert [client.sequence.cached_tokens for client in clients] == [0, 12, 12]
     assert all(client.tokens == continuation(client.prompt, 5) for client in clients)
 
@@ -135,7 +137,7 @@ def test_prompts_are_computed_together_where_alone_they_would_have_such_a_pass(t
     scheduler = Scheduler(model.engine)
     clients = [Client(model, prompt_of(length, length), 3) for length in (40, 33, 50, 3)]
     scheduler.submit([client.sequence for client in clients])
-    finish(scheduler)
+    finish_all(scheduler)
     assert scheduler.counters.prefill_passes == 3 and scheduler.counters.decode_passes == 2
     assert all(client.tokens == continuation(client.prompt, 3, 128) for client in clients)
 
@@ -149,7 +151,7 @@ def test_the_queue_is_bounded(model: LlamaForCausalLM) -> None:
     scheduler.submit([clients[4].sequence])
     with pytest.raises(QueueFullError):
         scheduler.submit([clients[5].sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     assert all(len(client.events) == 3 for client in clients[:5]) and not clients[5].events
     scheduler.submit([clients[6].sequence])
 
@@ -165,7 +167,7 @@ def test_eos_stop_strings_and_limits_end_their_own_answer(model: LlamaForCausalL
     stop = Client(model, [5, 6], 20, stop_strings=[string, "never"])
     length = Client(model, [5, 6], 20)
     scheduler.submit([eos.sequence, stop.sequence, length.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     assert eos.tokens == free[: at + 1] and eos.reason == "eos"
     assert eos.text == model.tokenizer.decode(free[:at])
     assert stop.reason == "stop_string" and stop.tokens == free[:needed]
@@ -182,7 +184,7 @@ def test_a_row_that_fails_fails_alone(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine)
     failing, other = Client(model, [1, 2], 9, processors=[refuse]), Client(model, [3], 9)
     scheduler.submit([failing.sequence, other.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     assert len(failing.events) == 4 and str(failing.events[-1].error) == "no further"
     assert other.tokens == continuation([3], 9)
 
@@ -200,7 +202,7 @@ def test_a_pass_that_fails_ends_its_answers_and_the_next_are_served(
     monkeypatch.setattr(model.engine, "forward", forward)
     after = Client(model, [1, 2], 9)
     scheduler.submit([after.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     assert after.tokens == continuation([1, 2], 9)
 
 
@@ -211,7 +213,7 @@ def test_sampling_depends_on_the_seed_alone(model: LlamaForCausalLM) -> None:
         scheduler = Scheduler(model.engine)
         clients = [Client(model, [4, 5], 8, seed=(seed,), **sampled) for seed in seeds]
         scheduler.submit([client.sequence for client in clients])
-        finish(scheduler)
+        finish_all(scheduler)
         return [client.tokens for client in clients]
 
     together = run(1, 2, 1)
@@ -222,7 +224,7 @@ def test_logprobs_are_the_models_own(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine)
     client = Client(model, [4, 5], 3, top_logprobs=2, repetition_penalty=5.0)
     scheduler.submit([client.sequence])
-    finish(scheduler)
+    finish_all(scheduler)
     text = [4, 5]
     for event in client.events:
         out = model.generate([text], max_new_tokens=1, output_logits=True, return_dict_in_generate=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.scheduler import QUEUE, QueueFullError, Scheduler, SchedulerClosedError
-from support.scheduled import Client, finish, prompt_of
+from support.scheduled import Client, finish_all, prompt_of
 from support.toy_model import continuation, load
 
 ROWS = 3
@@ -95,6 +96,9 @@ def test_it_is_alive_between_start_and_close(model: LlamaForCausalLM) -> None:
     assert not scheduler.alive
     scheduler.start()
     assert scheduler.alive
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "engine"] == [
+        True
+    ]  # never delays an exit
     scheduler.close()
     assert not scheduler.alive
     for call in (lambda: scheduler.submit([]), lambda: scheduler.reserve(1)):
@@ -124,7 +128,7 @@ def test_seconds_in_the_model_are_those_of_all_passes(model: LlamaForCausalLM, m
     scheduler = Scheduler(model.engine)
     submit(scheduler, model, [1, 2], limit=3)
     began = time.perf_counter()
-    finish(scheduler)
+    finish_all(scheduler)
     timings = scheduler.counters.timings
     assert timings.prefill > 0 < timings.decode
     assert scheduler.counters.engine_seconds == timings.prefill + timings.decode < time.perf_counter() - began
@@ -155,8 +159,18 @@ def test_prompts_that_share_a_pass(
     clients = submit(scheduler, wide, *[prompt_of(length, length + i) for i, length in enumerate(lengths)], limit=1)
     scheduler.step()
     assert [sorted(count for count in one if count) for one in found] == [sorted(one) for one in expected]
-    finish(scheduler)
+    finish_all(scheduler)
     assert all(client.tokens == continuation(client.prompt, 1, 256) for client in clients)
+
+
+def test_few_tokens_are_computed_alone_in_any_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tmp_path, batch=3, eos_token_id=(), context=128, buckets=(1, 4, 64))
+    scheduler = Scheduler(model.engine, chunk=64)
+    found = passes(model, monkeypatch)
+    assert scheduler._single_bucket(20) == scheduler._single_bucket(40) == 64
+    submit(scheduler, model, prompt_of(20, 1), prompt_of(40, 2), prompt_of(40, 2), limit=1)
+    scheduler.step()  # equal prompts within a chunk do not wait: no prefix of theirs could be reused
+    assert found == [[20, 0, 0], [0, 40, 40]]
 
 
 def test_a_size_that_takes_several_passes_is_computed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +194,11 @@ def test_a_prompt_waits_for_an_equal_first_chunk(
     prompt = prompt_of(length, 3)
     found = passes(model, monkeypatch)
     clients = submit(scheduler, model, prompt, [*prompt[:4], *prompt_of(length - 4, 30)], limit=1, **options)
-    finish(scheduler)
+    finish_all(scheduler)
     assert [client.sequence.cached_tokens for client in clients] == [0, 4 if waits else 0]
     assert sum(map(sum, found)) == 2 * length - (4 if waits else 0)
     other = submit(scheduler, model, prompt_of(9, 17), prompt_of(9, 20), limit=1)
-    finish(scheduler)
+    finish_all(scheduler)
     assert [client.sequence.cached_tokens for client in other] == [0, 0]
 
 
@@ -192,13 +206,13 @@ def test_a_prompt_takes_the_free_row_that_it_continues(model: LlamaForCausalLM) 
     scheduler = Scheduler(model.engine, chunk=4)
     texts = [prompt_of(12, first) for first in (1, 15, 30)]
     first = submit(scheduler, model, *texts, limit=1)
-    finish(scheduler)
+    finish_all(scheduler)
     rows = [client.sequence.row for client in first]
     assert sorted(rows) == [0, 1, 2]
     # (begins like, common tokens, expected cached tokens, keeps the row): half of a row of 12 is needed to continue it
     for text, common, cached, same in ((2, 7, 4, False), (2, 12, 12, True), (1, 8, 8, True)):
         (client,) = submit(scheduler, model, [*texts[text][:common], *prompt_of(5, 40 + text)], limit=1)
-        finish(scheduler)
+        finish_all(scheduler)
         assert client.sequence.cached_tokens == cached
         assert (client.sequence.row == rows[text]) == same
         assert client.tokens == continuation(client.prompt, 1)
@@ -209,9 +223,9 @@ def test_half_of_a_row_is_enough_to_continue_it(model: LlamaForCausalLM) -> None
         scheduler = Scheduler(model.engine, chunk=4)
         model.forget()
         (first,) = submit(scheduler, model, prompt_of(length, 1), limit=1)
-        finish(scheduler)
+        finish_all(scheduler)
         (second,) = submit(scheduler, model, [*prompt_of(4, 1), 44], limit=1)
-        finish(scheduler)
+        finish_all(scheduler)
         assert second.sequence.cached_tokens == 4
         assert (second.sequence.row == first.sequence.row) == same
 
@@ -221,7 +235,7 @@ def test_the_row_unused_for_longest_is_taken(model: LlamaForCausalLM) -> None:
     rows = []
     for number in range(6):
         (client,) = submit(scheduler, model, [number, number + 1], limit=1, reuse_prefix=number % 2 == 0)
-        finish(scheduler)
+        finish_all(scheduler)
         rows.append(client.sequence.row)
     assert rows == [0, 1, 2, 0, 1, 2]
 
@@ -230,7 +244,7 @@ def test_every_pass_is_announced_once(model: LlamaForCausalLM, monkeypatch: pyte
     calls: list[int] = []
     scheduler = Scheduler(model.engine, chunk=4, after_pass=lambda: calls.append(len(client.events)))
     (client,) = submit(scheduler, model, prompt_of(6, 1), limit=3)
-    finish(scheduler)
+    finish_all(scheduler)
     assert calls == [0, 1, 2, 3]
 
     def broken(*_: Any) -> np.ndarray:
@@ -253,7 +267,7 @@ def test_a_cancelled_sequence_leaves_its_place_and_sends_nothing(model: LlamaFor
     assert (scheduler.running, scheduler.waiting) == (3, 2)
     scheduler.cancel([clients[i].sequence for i in (0, 1, 3)])
     assert scheduler.waiting == 1
-    finish(scheduler)
+    finish_all(scheduler)
     assert [client.tokens for client in clients[:2]] == [[], []] and clients[3].events == []
     for client in (clients[2], clients[4]):
         assert client.tokens == continuation(client.prompt, 3)
@@ -267,7 +281,7 @@ def test_a_token_that_cannot_be_chosen_fails_its_sequence_only(model: LlamaForCa
     scheduler = Scheduler(model.engine)
     (failing,) = submit(scheduler, model, [1, 2], limit=3, processors=[nothing])
     (other,) = submit(scheduler, model, [3], limit=3)
-    finish(scheduler)
+    finish_all(scheduler)
     assert "rule out every token" in str(failing.events[0].error) and len(failing.events) == 1
     assert other.tokens == continuation([3], 3) and scheduler.counters.new_tokens == 3
 
@@ -278,7 +292,7 @@ def test_logits_that_are_not_numbers_name_their_own_rows_depth(
     scheduler = Scheduler(model.engine, chunk=8)
     monkeypatch.setattr(model.engine, "forward", lambda *_: np.full((ROWS, 50), np.nan, np.float32))
     clients = submit(scheduler, model, [1, 2, 3], [4], limit=3)
-    finish(scheduler)
+    finish_all(scheduler)
     assert [
         "after 3 tokens" in str(clients[0].events[0].error),
         "after 1 tokens" in str(clients[1].events[0].error),

@@ -35,7 +35,7 @@ class Client:
         return self.events[-1].finish_reason if self.events else None
 
 
-def finish(scheduler: Scheduler) -> int:
+def finish_all(scheduler: Scheduler) -> int:
     """Steps to the end; returns the number of steps."""
     steps = 1
     while scheduler.step():
