@@ -34,7 +34,7 @@ from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
 from .checkpoint.source import local_files
-from .checkpoint.tokenizer_files import check_chat_template
+from .checkpoint.tokenizer_files import check_text_files
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
@@ -95,7 +95,7 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
     tokenizer = checkpoint.tokenizer_files()  # fails before the long work if the tokenizer is not supported
-    check_chat_template(tokenizer, options.model)
+    check_text_files(tokenizer, options.model)
 
     with claim.written() as partial:
         writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)

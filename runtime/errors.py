@@ -105,3 +105,9 @@ def _temporary_folder() -> str:
     with contextlib.suppress(OSError):
         return tempfile.gettempdir()
     return "TMPDIR"
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """Return a value for a message: its repr, cut after `longest` characters, without line breaks."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

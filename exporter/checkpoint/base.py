@@ -202,6 +202,15 @@ def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: 
     return f"sampled-sha256:{digest.hexdigest()[:32]}"
 
 
+def read_config_file(path: Path) -> LlamaConfig:
+    """Return the network that a config.json describes. Raises UserError, which names the file, if it is not valid."""
+    values = read_json(path)
+    try:
+        return LlamaConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises UserError if the file is missing or contains no JSON object."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
 from ..network.config import LlamaConfig
 from ..network.rope import rope_frequencies
@@ -39,15 +39,21 @@ def read_config(file: GGUFFile) -> LlamaConfig:
     kind = file.fields.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
-        raise UserError(f"{file.path}: GGUF architecture {kind!r} is not supported; this release exports {known}")
+        raise UserError(
+            f"{file.path}: GGUF architecture {shown(kind)} is not supported; this release exports {known}. "
+            "Choose a file of one of them"
+        )
     if (parts := file.fields.get("split.count")) not in (None, 0, 1):
-        raise UserError(f"{file.path} is one of {parts} parts; merge them with `llama-gguf-split --merge`")
+        raise UserError(f"{file.path} is one of {shown(parts)} parts; merge them with `llama-gguf-split --merge`")
     keys = _Keys(file, kind)
     heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
     head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # LlamaConfig refuses 0 heads
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := keys.take(key, int)) not in (None, head_dim):
-            raise UserError(f"{file.path}: {kind}.{key} = {value} is not supported; needed: the head size {head_dim}")
+            raise UserError(
+                f"{file.path}: {kind}.{key} = {value} is not supported; needed: the head size {head_dim}. "
+                "Convert the model again"
+            )
     tokens = file.fields.get("tokenizer.ggml.tokens", ())
     config = {
         "model_type": kind,
@@ -70,8 +76,15 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     keys.check_rest()
     if "rope_freqs.weight" in file.tensors:
-        config["rope_scaling"] = _llama3_scaling(file, LlamaConfig.from_dict(config))
-    return LlamaConfig.from_dict(config)
+        config["rope_scaling"] = _llama3_scaling(file, _config(file, config))
+    return _config(file, config)
+
+
+def _config(file: GGUFFile, values: dict[str, Any]) -> LlamaConfig:
+    try:
+        return LlamaConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from error
 
 
 _IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
@@ -90,10 +103,16 @@ class _Keys:
         value = self.left.pop(key, None)
         if isinstance(value, np.ndarray):
             if len(value) == 0 or np.any(value != value[0]):
-                raise UserError(f"{self.path}: {self.prefix}{key} differs from layer to layer, which is not supported")
+                raise UserError(
+                    f"{self.path}: {self.prefix}{key} differs from layer to layer, which is not supported. "
+                    "Choose another model"
+                )
             value = value[0].item()
         if value is not None and type(value) is not kind:
-            raise UserError(f"{self.path}: {self.prefix}{key} = {value!r} must be of type {kind.__name__}")
+            raise UserError(
+                f"{self.path}: {self.prefix}{key} = {shown(value)} must be of type {kind.__name__}. "
+                "Convert the model again"
+            )
         if isinstance(value, float):
             value = float(str(np.float32(value)))  # the file stores float32: 1e-05, not 9.999999747378752e-06
         return value
@@ -113,8 +132,10 @@ class _Keys:
             if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and value == _NEUTRAL_VALUES[key])
         }
         if unknown:
-            listed = ", ".join(f"{self.prefix}{key} = {value!r}" for key, value in unknown.items())
-            raise UserError(f"{self.path}: {listed} is not supported and may change the mathematics")
+            listed = ", ".join(f"{self.prefix}{key} = {shown(value)}" for key, value in list(unknown.items())[:5])
+            raise UserError(
+                f"{self.path}: {listed} is not supported and may change the mathematics. Choose a file without it"
+            )
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
@@ -129,8 +150,10 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        found = f"{keys.prefix}rope.scaling.type = {kind!r}"
-        raise UserError(f"{keys.path}: {found} is not supported; supported: linear, yarn")
+        found = f"{keys.prefix}rope.scaling.type = {shown(kind)}"
+        raise UserError(
+            f"{keys.path}: {found} is not supported; supported: linear, yarn. Choose a file with one of them"
+        )
     scaling = {
         "rope_type": "yarn",
         "factor": factor,
@@ -155,12 +178,16 @@ def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | Non
     kind, shape = file.tensors["rope_freqs.weight"].kind, file.tensors["rope_freqs.weight"].shape
     if kind != GGMLQuantizationType.F32 or shape != (config.head_dim // 2,):
         raise UserError(
-            f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}; it must be F32 [{config.head_dim // 2}]"
+            f"{file.path}: rope_freqs.weight is {kind.name} {list(shape)}; needed: F32 "
+            f"[{config.head_dim // 2}]. Convert the model again"
         )
     stored = file.tensor("rope_freqs.weight").astype(np.float64)
     check_finite(file.path, "rope_freqs.weight", 0, stored)
     if config.rope_scaling is not None:
-        raise UserError(f"{file.path} has both rope_freqs.weight and rope.scaling metadata, which is not supported")
+        raise UserError(
+            f"{file.path} has both rope_freqs.weight and rope.scaling metadata, which is not supported. "
+            "Convert the model again"
+        )
     if np.all(stored == 1):
         return None
     scaling = {
@@ -170,7 +197,7 @@ def _llama3_scaling(file: GGUFFile, config: LlamaConfig) -> dict[str, Any] | Non
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    trial = LlamaConfig.from_dict({**config.to_dict(), "rope_scaling": scaling})
+    trial = _config(file, {**config.to_dict(), "rope_scaling": scaling})
     divisors = rope_frequencies(config)[0] / rope_frequencies(trial)[0]
     if not np.allclose(stored, divisors, rtol=1e-4):
         raise UserError(

@@ -7,8 +7,7 @@ from pathlib import Path
 from edgellama.artifact.manifest import Manifest
 from edgellama.errors import UserError
 
-from ..network.config import LlamaConfig
-from .base import Checkpoint, read_json
+from .base import Checkpoint, read_config_file
 from .presets import PRESETS
 from .source import ResolvedSource, expanded, model_name, resolve
 from .synthetic import SyntheticCheckpoint
@@ -52,7 +51,7 @@ def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint
             f"random weights (SYNTHETIC=1) need a config: MODEL {model!r} is neither a preset nor a folder with a "
             f"config.json. Presets: {', '.join(PRESETS)}"
         )
-    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+    config = read_config_file(folder / "config.json")
     checkpoint = SyntheticCheckpoint(config, seed, folder)
     return ResolvedSource(f"{model_name(model)}-synthetic", folder, origin, None), checkpoint
 

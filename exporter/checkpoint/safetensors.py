@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgellama.artifact.safetensors import read_header
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
-from ..network.config import LlamaConfig
-from .base import Checkpoint, RawBlocks, account, check_finite, content_revision, read_json
+from .base import Checkpoint, RawBlocks, account, check_finite, content_revision, read_config_file, read_json
 from .row_blocks import row_blocks
 from .tokenizer_files import folder_tokenizer_files, generation_config
 
@@ -35,10 +34,14 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self.config = LlamaConfig.from_dict(read_json(folder / "config.json"))
-        self.files = _weight_files(folder)
-        self._reader = {path: _open(path) for path in self.files}
-        self._home = {name: reader for reader in self._reader.values() for name in reader.keys()}  # noqa: SIM118
+        self.config = read_config_file(folder / "config.json")
+        index = _index(folder)
+        self.files = _weight_files(folder) if index is None else [folder / name for name in sorted(set(index.values()))]
+        reader = {path: _open(path) for path in self.files}
+        held = {path.name: list(file.keys()) for path, file in reader.items()}
+        if index is not None:
+            _check_index(folder / INDEX, index, held)
+        self._home = {name: file for path, file in reader.items() for name in held[path.name]}
         found = {name: self._shape(name) for name in self._home if not _DERIVED.fullmatch(name)}
         if self.config.tie_word_embeddings and "lm_head.weight" in found:
             self._check_tied(found.pop("lm_head.weight"))
@@ -100,24 +103,46 @@ def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
     return bits.view(np.float32)
 
 
+def _index(folder: Path) -> dict[str, str] | None:
+    """Return the index of a sharded checkpoint: tensor -> file, which exists; None if one file holds all tensors."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        return None
+    index = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise UserError(f"{folder / INDEX} has no weight_map. Download it again")
+    for name in index.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name) > 255:
+            raise UserError(
+                f"{folder / INDEX}: weight_map names the file {shown(name)}; needed: a name inside the folder. "
+                "Download it again"
+            )
+    absent = sorted({name for name in index.values() if not (folder / name).is_file()})
+    if absent:
+        listed = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        raise UserError(f"{folder} lacks {listed}, which {INDEX} names; download the checkpoint again")
+    return index
+
+
+def _check_index(path: Path, index: dict[str, str], held: dict[str, list[str]]) -> None:
+    """Raise UserError if an index contradicts its files: held is file -> its tensors.
+
+    A tensor of the index that no file holds may be a tied output matrix: `account` reports every other one.
+    """
+    found: dict[str, str] = {}
+    for file, names in held.items():
+        for name in names:
+            if name in found:
+                raise UserError(f"{found[name]} and {file} both have {shown(name)}. Download the checkpoint again")
+            found[name] = file
+    for name, file in found.items():
+        if index.get(name, None if not _DERIVED.fullmatch(name) else file) != file:
+            says = f"says {index[name]}" if name in index else "does not list it"
+            raise UserError(f"{path}: {shown(name)} is in {file}, and the index {says}. Download the checkpoint again")
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / INDEX} has no weight_map; download it again")
-        for name in weight_map.values():
-            if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
-                raise UserError(
-                    f"{folder / INDEX}: weight_map names the file {str(name)[:80]!r}; needed: a name inside the "
-                    "folder. Download it again"
-                )
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        absent = [path.name for path in files if not path.exists()]
-        if absent:
-            raise UserError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names; download the checkpoint again")
-        return files
     if pickled := sorted(p.name for pattern in ("*.bin", "*.pth", "*.pt") for p in folder.glob(pattern)):
         raise UserError(
             f"{folder} has its weights in {pickled[0]} only; save them as safetensors with transformers' "

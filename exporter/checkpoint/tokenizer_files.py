@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 from edgellama.artifact.json_reader import parse_object, read_bytes
 from edgellama.errors import UserError
+from edgellama.generation.config import GenerationConfig
 from edgellama.text.chat_template import ChatTemplate, decode_template, template_of_config
+from edgellama.text.tokenizer import Tokenizer
 
 from ..network.config import LlamaConfig
 
+REMEDY = "Download the checkpoint again, or correct the file"
 LARGEST = 256 << 20  # bytes of a file; tokenizer.json of Gemma has 33 MB
 COPIED = (
     "tokenizer.json",
@@ -54,9 +58,9 @@ def _content(path: Path) -> bytes:
         if path.suffix == ".json" and path.name != "tokenizer.json":
             parse_object(data)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
     except ValueError as error:
-        raise UserError(f"{path}: {error}. Download it again") from error
+        raise UserError(f"{path}: {error}. {REMEDY}") from error
     return data
 
 
@@ -69,19 +73,28 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def check_chat_template(files: Mapping[str, bytes], where: str) -> None:
-    """Compile the chat template of an artifact's files, if there is one.
+def check_text_files(files: Mapping[str, bytes], where: str) -> None:
+    """Load the tokenizer, the chat template and the generation config as the runtime will.
 
     Args:
-        files: name -> content.
+        files: name -> content, of an artifact.
         where: the checkpoint, for messages.
 
     Raises:
-        UserError: the template cannot be compiled, or is no text.
+        UserError: the runtime cannot load one of them.
     """
-    data = files.get("chat_template.jinja")
-    if data is not None:
-        ChatTemplate(decode_template(data, where), where).check()
+    template = files.get("chat_template.jinja")
+    if template is not None and "tokenizer.json" not in files:
+        ChatTemplate(decode_template(template, where), where).check()
+    with tempfile.TemporaryDirectory() as made:
+        for name, data in files.items():
+            (Path(made) / name).write_bytes(data)
+        try:
+            if "tokenizer.json" in files:  # random weights have none
+                Tokenizer.from_folder(made, REMEDY)
+            GenerationConfig.of_file(Path(made) / "generation_config.json", {}, REMEDY)
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).replace(f'{made}{os.sep}', '')}") from error
 
 
 def _convert(folder: Path) -> dict[str, bytes]:

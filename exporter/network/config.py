@@ -6,14 +6,14 @@ unsupported key that changes the mathematics raises an error that names the key;
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
 from .config_keys import refusal
-from .family import FAMILIES, SLIDING, family_of, known_families, read_windows, windows_as_hf
+from .config_types import CORRECT, KINDS, ROPE_KINDS, check_type, check_types
+from .family import FAMILIES, SLIDING, family_of, read_windows, unknown_family, windows_as_hf
 
 REQUIRED = (
     "vocab_size",
@@ -24,6 +24,8 @@ REQUIRED = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
+
+MOST_PROBLEMS = 5  # keys that one message names
 
 # Rope kinds and their parameters: (required, optional).
 ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -68,13 +70,13 @@ class RopeScaling:
         if missing := sorted(required - given):
             raise UserError(_lacks(self.rope_type, missing))
         if surplus := sorted(given - required - optional):
-            raise UserError(f"rope type {self.rope_type!r} does not take {', '.join(surplus)}")
-        for name in given - {"truncate"}:
-            _positive(f"rope_scaling.{name}", getattr(self, name))
+            raise UserError(f"rope type {self.rope_type!r} does not take {', '.join(surplus)}. {CORRECT}")
+        for name in given:
+            check_type(f"rope_scaling.{name}", ROPE_KINDS[name], getattr(self, name))
         if self.rope_type == "llama3" and (self.high_freq_factor or 0) <= (self.low_freq_factor or 0):
             raise UserError(
                 f"rope_scaling.high_freq_factor = {self.high_freq_factor} must be above "
-                f"low_freq_factor = {self.low_freq_factor}"
+                f"low_freq_factor = {self.low_freq_factor}. {CORRECT}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,25 +114,19 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
-            raise UserError(f"model_type {self.model_type!r} is not supported; this release exports {known_families()}")
-        for name in (*REQUIRED[:-1], "num_key_value_heads", "head_dim"):
-            _positive_integer(name, getattr(self, name))
-        _positive("rms_norm_eps", self.rms_norm_eps)
-        _positive("rope_theta", self.rope_theta)
-        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} = {getattr(self, name)!r} in the config must be true or false")
-        if self.sliding_window is not None:
-            _positive_integer("sliding_window", self.sliding_window)
+            raise UserError(unknown_family(self.model_type))
+        for field in fields(self):
+            if field.name in KINDS and field.name != "rope_scaling":  # which checks itself
+                check_type(field.name, KINDS[field.name], getattr(self, field.name))
         if self.hidden_act != "silu":
-            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; Llama's MLP is exported with 'silu'")
+            raise UserError(
+                f"hidden_act {shown(self.hidden_act)} is not supported; needed: 'silu', as Llama's MLP has. Choose a "
+                "checkpoint with it"
+            )
         _multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _multiple("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)
-        for token in (self.bos_token_id, self.pad_token_id, *self.eos_token_id):
-            if token is not None and (not isinstance(token, int) or token < 0):
-                raise UserError(f"token id {token!r} in the config must be an integer of at least 0")
         if self.head_dim % 2:
-            raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even head size")
+            raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even head size. {CORRECT}")
 
     @property
     def qkv_bias(self) -> bool:
@@ -150,33 +146,31 @@ class LlamaConfig:
 
         Raises UserError for a missing key, and for a key or value that is not supported.
         """
+        check_types(hf)
         family = family_of(hf)
         values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}
         if missing := [key for key in REQUIRED if key not in values]:
-            raise UserError(f"config.json lacks {', '.join(missing)}; use the one that was published with the model")
+            raise UserError(f"config.json lacks {', '.join(missing)}. Use the one that was published with the model")
         known = _KNOWN | family.keys
         problems = [why for key in hf if key not in known if (why := refusal(key, hf[key]))]
         if problems:
-            raise UserError("config.json: " + "; ".join(problems))
+            raise UserError("; ".join(problems[:MOST_PROBLEMS]))
 
-        fields = {key: values[key] for key in _PLAIN_FIELDS if key in values}
+        found = {key: values[key] for key in _PLAIN_FIELDS if key in values}
         for key in _OF_SOME - family.keys:  # `refusal` has checked that their values are neutral
-            fields.pop(key, None)
+            found.pop(key, None)
         if "sliding_window" in family.keys:
-            _positive_integer("num_hidden_layers", fields["num_hidden_layers"])
-            fields["sliding_window"], fields["layer_types"] = read_windows(values)
-        heads = fields["num_attention_heads"]
-        _positive_integer("num_attention_heads", heads)
-        _positive_integer("hidden_size", fields["hidden_size"])
-        _multiple("hidden_size", fields["hidden_size"], "num_attention_heads", heads)
-        fields.setdefault("num_key_value_heads", heads)
-        fields.setdefault("head_dim", fields["hidden_size"] // heads)
-        fields["rope_theta"], fields["rope_scaling"] = _read_rope(values)
+            found["sliding_window"], found["layer_types"] = read_windows(values)
+        heads = found["num_attention_heads"]
+        _multiple("hidden_size", found["hidden_size"], "num_attention_heads", heads)
+        found.setdefault("num_key_value_heads", heads)
+        found.setdefault("head_dim", found["hidden_size"] // heads)
+        found["rope_theta"], found["rope_scaling"] = _read_rope(values)
         eos = values.get("eos_token_id", ())
-        fields["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-        if fields.get("pad_token_id") == -1:  # the first Llama configs use -1 for "none"
-            fields["pad_token_id"] = None
-        return cls(**fields)
+        found["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+        if found.get("pad_token_id") == -1:  # the first Llama configs use -1 for "none"
+            found["pad_token_id"] = None
+        return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a config.json, from which transformers 4 and 5 build the same network."""
@@ -202,8 +196,6 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     for key in ("rope_scaling", "rope_parameters"):
         if not values.get(key):
             continue
-        if not isinstance(values[key], dict):
-            raise UserError(f"{key} = {values[key]!r} in the config must be an object of rope parameters")
         rope = dict(values[key])
         # "type" is the older name of "rope_type"; published configs have one of them or both.
         kind = rope.pop("type", None)
@@ -212,8 +204,8 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         found.append(rope)
     if len(found) == 2 and found[0] != found[1]:
         raise UserError(
-            f"config.json has rope_scaling {values['rope_scaling']!r} and rope_parameters "
-            f"{values['rope_parameters']!r}, which differ; remove the wrong one"
+            f"config.json has rope_scaling {shown(values['rope_scaling'], 300)} and rope_parameters "
+            f"{shown(values['rope_parameters'], 300)}, which differ. Remove the wrong one"
         )
     rope = found[0] if found else {"rope_type": "default", "rope_theta": values.get("rope_theta", 10000.0)}
     rope = {key: value for key, value in rope.items() if value is not None}
@@ -223,7 +215,10 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise UserError(_unknown_rope_type(kind))
     partial = rope.pop("partial_rotary_factor", 1.0)
     if partial != 1:
-        raise UserError(f"partial_rotary_factor = {partial} is not supported; Llama rotates the whole head (1.0)")
+        raise UserError(
+            f"partial_rotary_factor = {partial} is not supported; Llama rotates the whole head (1.0). Choose a "
+            "checkpoint without it"
+        )
     required, optional = ROPE_PARAMETERS[kind]
     if "original_max_position_embeddings" in required:
         # As in transformers: the top-level value takes precedence, and the context length is the default.
@@ -234,8 +229,8 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         rope["factor"] = values["max_position_embeddings"] / rope["original_max_position_embeddings"]
     if unknown := sorted(rope.keys() - required - optional - {"rope_type"}):
         raise UserError(
-            f"rope type {kind!r} does not take {', '.join(f'{key} = {rope[key]!r}' for key in unknown)}; "
-            f"it takes {', '.join(sorted(required | optional)) or 'nothing but rope_theta'}"
+            f"rope type {kind!r} does not take {', '.join(f'{key[:40]} = {shown(rope[key])}' for key in unknown[:5])}; "
+            f"it takes {', '.join(sorted(required | optional)) or 'nothing but rope_theta'}. {CORRECT}"
         )
     if missing := sorted(required - rope.keys()):
         raise UserError(_lacks(kind, missing))
@@ -243,25 +238,15 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _lacks(kind: str, missing: list[str]) -> str:
-    return f"rope type {kind!r} needs {', '.join(missing)}; add to rope_scaling in config.json"
+    return f"rope type {kind!r} needs {', '.join(missing)}. Add it to rope_scaling in config.json"
 
 
 def _unknown_rope_type(kind: Any) -> str:
     why = " (its frequencies depend on the running length)" if kind == "longrope" else ""
-    return f"rope type {kind!r} is not supported{why}; supported: {', '.join(ROPE_PARAMETERS)}"
-
-
-def _positive(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise UserError(f"{name} = {value!r} in the config must be a number above 0")
-
-
-def _positive_integer(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UserError(f"{name} = {value!r} in the config must be an integer above 0")
+    known = ", ".join(ROPE_PARAMETERS)
+    return f"rope type {shown(kind)} is not supported{why}; supported: {known}. Choose a checkpoint with one of them"
 
 
 def _multiple(name: str, value: int, of_name: str, of: int) -> None:
     if value % of:
-        raise UserError(f"{name} = {value} in the config must be a multiple of {of_name} = {of}")
+        raise UserError(f"{name} = {value} in the config must be a multiple of {of_name} = {of}. {CORRECT}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgellama.errors import shown
+
 # Metadata, and settings of training and decoding: they do not change the logits of a forward pass.
 _NEUTRAL = """
 name_or_path attention_dropout attn_implementation architectures dtype finetuning_task gradient_checkpointing id2label
@@ -74,8 +76,8 @@ def refusal(key: str, value: Any) -> str | None:
         refused = value not in NEUTRAL_VALUES[key]
     else:
         return (
-            f"{key} = {value!r} is not a known Llama setting and may change the mathematics; "
+            f"{shown(key)[1:-1]} = {shown(value)} is not a known Llama setting and may change the mathematics; "
             "if it does not, remove it from config.json"
         )
     remedy = REMEDIES.get(key, "export a checkpoint without it")
-    return f"{key} = {value!r} is not supported; {remedy}" if refused else None
+    return f"{key} = {shown(value, 200)} is not supported; {remedy}" if refused else None

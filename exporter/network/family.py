@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
+
+from .config_types import CORRECT
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -45,15 +47,20 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     kind = hf.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
-        raise UserError(f"config.json: model_type {kind!r} is not supported; this release exports {known_families()}")
+        raise UserError(unknown_family(kind))
     for name in hf.get("architectures") or ():
         if name.lower() != family.architecture.lower():
-            raise UserError(f"config.json: architecture {name!r} is not supported; needed: {family.architecture!r}")
+            raise UserError(
+                f"architecture {shown(name)} is not supported; needed: {family.architecture!r}. Choose a "
+                "checkpoint of it"
+            )
     return family
 
 
-def known_families() -> str:
-    return ", ".join(map(repr, FAMILIES))
+def unknown_family(kind: Any) -> str:
+    """Return the message for a model_type that is not one of FAMILIES."""
+    known = ", ".join(map(repr, FAMILIES))
+    return f"model_type {shown(kind)} is not supported; this release exports {known}. Choose a model of one of them"
 
 
 def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
@@ -66,23 +73,22 @@ def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]
     first = 0
     if values["model_type"] == "qwen2":
         first, kinds = values["max_window_layers"], values.get("layer_types")
-        if not isinstance(used := values.get("use_sliding_window", False), bool):
-            raise UserError(f"use_sliding_window = {used!r} in the config must be true or false")
-        if not isinstance(first, int):
-            raise UserError(f"max_window_layers = {first!r} in the config must be an integer")
-        window = window if used else None
+        window = window if values.get("use_sliding_window", False) else None
     if kinds is None and window is not None:
         kinds = [SLIDING if layer >= first else FULL for layer in range(layers)]
     if kinds is None:
         return None, ()
-    if not isinstance(kinds, list | tuple) or len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
+    if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
         raise UserError(
-            f"layer_types = {kinds!r} in the config must name {FULL!r} or {SLIDING!r} for each of {layers} layers"
+            f"layer_types = {shown(kinds, 200)} in the config must name {FULL!r} or {SLIDING!r} for each of {layers} "
+            f"layers. {CORRECT}"
         )
     if SLIDING not in kinds:
         return None, ()
     if window is None:
-        raise UserError(f"layer_types in the config names {SLIDING!r}, but sliding_window is not set or not in use")
+        raise UserError(
+            f"layer_types in the config names {SLIDING!r}, but sliding_window is not set or not in use. {CORRECT}"
+        )
     return window, tuple(kinds)
 
 

@@ -15,9 +15,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
 from .config import LlamaConfig, RopeScaling
+from .config_types import CORRECT
 
 
 def rope_tables(config: LlamaConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -46,7 +47,25 @@ def rope_table(name: str, config: LlamaConfig, positions: int) -> NDArray[np.flo
 
 
 def rope_frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
-    """Return (frequencies in radians per position, float64 [head_dim/2]; the factor on cos and sin)."""
+    """Return (frequencies in radians per position, float64 [head_dim/2]; the factor on cos and sin).
+
+    Raises UserError if the parameters give no finite numbers.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, factor = _frequencies(config)
+        finite = bool(np.isfinite(frequencies).all()) and math.isfinite(factor)
+    except (ArithmeticError, ValueError):  # log(0), log(1) as a divisor, numbers beyond float64
+        finite = False
+    if not finite:
+        raise UserError(
+            f"the rope parameters give no finite frequencies: rope_theta = {config.rope_theta}, rope_scaling = "
+            f"{shown(config.rope_scaling, 300)}. {CORRECT}"
+        )
+    return frequencies, factor
+
+
+def _frequencies(config: LlamaConfig) -> tuple[NDArray[np.float64], float]:
     base = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type == "dynamic":

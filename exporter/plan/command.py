@@ -11,7 +11,7 @@ from typing import Any
 
 from edgellama.kernels.ascend.chips import Board
 
-from ..checkpoint.base import read_json
+from ..checkpoint.base import read_config_file
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.presets import PRESETS
 from ..checkpoint.source import expanded, resolve
@@ -126,7 +126,7 @@ def _model(model: str) -> tuple[str, LlamaConfig]:
     if preset is not None:
         return preset.name, preset.config
     if model and (folder / "config.json").is_file():
-        return folder.resolve().name, LlamaConfig.from_dict(read_json(folder / "config.json"))
+        return folder.resolve().name, read_config_file(folder / "config.json")
     source = resolve(model)
     return source.name, open_checkpoint(source.path).config
 

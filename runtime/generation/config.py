@@ -7,15 +7,17 @@ import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..artifact.json_reader import read_object
 from ..artifact.manifest import Artifact
-from ..errors import UserError
+from ..errors import UserError, shown
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 # Keys of generation_config.json that are no settings here, or that the manifest gives.
@@ -122,10 +124,26 @@ class GenerationConfig:
         Raises:
             UserError: the file is no JSON object, or holds a value out of range.
         """
-        path = artifact.file("generation_config.json")
+        ids = {name: getattr(artifact.manifest, name) for name in ("eos_token_id", "pad_token_id")}
+        return cls.of_file(artifact.file("generation_config.json"), ids)
+
+    @classmethod
+    def of_file(
+        cls, path: Path, ids: Mapping[str, Any], remedy: str = "Restore it or export again"
+    ) -> GenerationConfig:
+        """Return the settings of a generation_config.json; the defaults if there is no such file.
+
+        Args:
+            path: the file.
+            ids: eos_token_id and pad_token_id, for a file that has none.
+            remedy: ends the message of an error.
+
+        Raises:
+            UserError: the file is no JSON object, or holds a value out of range.
+        """
         stored: dict[str, Any] = {}
         if path.exists():
-            stored = read_object(path, "Restore it or export again")
+            stored = read_object(path, remedy)
         known, others = {}, []
         for name, value in stored.items():
             if name in FIELDS and name not in NOT_SETTINGS:
@@ -135,11 +153,10 @@ class GenerationConfig:
                 others.append(name)
         if others:
             warnings.warn(f"{path}: {', '.join(others)}: not known to this runtime, so without effect", stacklevel=2)
-        ids = {name: getattr(artifact.manifest, name) for name in ("eos_token_id", "pad_token_id")}
         try:
             return cls(**{**ids, **known})
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}. {remedy}") from error
 
     def updated(self, given: Mapping[str, Any], arguments: Sequence[str], caller: str) -> GenerationConfig:
         """Return these settings with those of a call in place.
@@ -196,6 +213,7 @@ class GenerationConfig:
         return self.eos_token_id[0] if self.eos_token_id else None
 
 
+LARGEST = (1 << 63) - 1  # of a whole number: native code takes int64
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationConfig) if f.init}
 FIELDS = set(DEFAULTS)
 
@@ -211,8 +229,8 @@ def _check_names(caller: str, given: Iterable[str], arguments: Sequence[str] = (
 
 def _whole(least: int) -> Check:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise UserError(f"{name} is {value!r}; needed: a whole number, at least {least}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= LARGEST:
+            raise UserError(f"{name} is {shown(value)}; needed: a whole number, at least {least}")
         return int(value)
 
     return check
@@ -220,9 +238,13 @@ def _whole(least: int) -> Check:
 
 def _number(needed: str, fits: Callable[[float], bool]) -> Check:
     def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
-            raise UserError(f"{name} is {value!r}; needed: {needed}")
-        return float(value)
+        number = math.nan
+        if isinstance(value, Real) and not isinstance(value, bool):
+            with suppress(OverflowError):  # an integer that no float can hold
+                number = float(value)
+        if not math.isfinite(number) or not fits(number):
+            raise UserError(f"{name} is {shown(value)}; needed: {needed}")
+        return number
 
     return check
 
@@ -233,21 +255,24 @@ def _or_none(check: Check) -> Check:
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise UserError(f"{name} is {value!r}; needed: True or False")
+        raise UserError(f"{name} is {shown(value)}; needed: True or False")
     return bool(value)
 
 
 def _early_stopping(name: str, value: Any) -> bool | str:
     if not isinstance(value, bool) and value != "never":
-        raise UserError(f'{name} is {value!r}; needed: True, False or "never"')
+        raise UserError(f'{name} is {shown(value)}; needed: True, False or "never"')
     return value
 
 
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     """One id, or a list of them."""
-    ids = np.atleast_1d(np.asarray(value, np.int64 if np.size(value) == 0 else None))
+    try:
+        ids = np.atleast_1d(np.asarray(value, np.int64 if np.size(value) == 0 else None))
+    except ValueError:  # lists of different lengths
+        ids = np.empty((0, 0))
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UserError(f"{name} is {value!r}; needed: a token id or a list of them")
+        raise UserError(f"{name} is {shown(value)}; needed: a token id or a list of them")
     return tuple(int(i) for i in ids)
 
 
@@ -257,8 +282,10 @@ def _id_sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
         rows = [list(row) for row in value]
     except TypeError:
         rows = [[]]
-    if not all(rows) or any(isinstance(i, bool) or not isinstance(i, Integral) or i < 0 for row in rows for i in row):
-        raise UserError(f"{name} is {value!r}; needed: a list of lists of token ids, none of them empty")
+    ids = [i for row in rows for i in row]
+    whole = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= int(i) <= LARGEST for i in ids)
+    if not all(rows) or not whole:
+        raise UserError(f"{name} is {shown(value)}; needed: a list of lists of token ids, none of them empty")
     return tuple(tuple(int(i) for i in row) for row in rows)
 
 
@@ -271,7 +298,9 @@ def _biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
         if any(math.isnan(number) for number in numbers):
             raise ValueError("not a number")
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} is {value!r}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]") from error
+        raise UserError(
+            f"{name} is {shown(value)}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]"
+        ) from error
     return tuple(zip(_id_sequences(name, ids), numbers, strict=True))
 
 
@@ -279,7 +308,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     """One string, or a list of them."""
     strings = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(string, str) and string for string in strings):
-        raise UserError(f"{name} is {value!r}; needed: a string or a list of them, none empty")
+        raise UserError(f"{name} is {shown(value)}; needed: a string or a list of them, none empty")
     return strings
 
 

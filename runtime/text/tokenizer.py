@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from ..artifact.json_reader import read_object
-from ..errors import UserError
+from ..errors import UserError, shown
 from .chat_template import ChatTemplate, check_messages, read_chat_template
 from .components import byte_letters, components
 from .detokenizer import REPLACEMENT, TextStream
@@ -41,8 +41,12 @@ class Tokenizer:
         self._template: ChatTemplate | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, remedy: str = "Restore it or export again") -> Tokenizer:
         """Read the tokenizer files of an artifact.
+
+        Args:
+            folder: the artifact.
+            remedy: ends the message of an error about a damaged file.
 
         Raises:
             UserError: tokenizer.json is missing, a file is damaged, or the chat template cannot be compiled.
@@ -54,7 +58,7 @@ class Tokenizer:
                 f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
                 "token ids to generate(), measure it with `edgellama bench`, or export a whole checkpoint"
             )
-        config = _json_object(folder / "tokenizer_config.json")
+        config = _json_object(folder / "tokenizer_config.json", remedy)
         source = read_chat_template(folder, config)
         filed = folder / "chat_template.jinja"
         where = filed if filed.is_file() else folder / "tokenizer_config.json"
@@ -64,10 +68,16 @@ class Tokenizer:
         try:
             model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
-            raise UserError(f"{path}: tokenizers cannot read it ({error}). Restore it or export again") from error
+            reason = " ".join(str(error).split())[:500]
+            raise UserError(f"{path}: tokenizers cannot read it ({reason}). {remedy}") from error
         model.no_padding()
         model.no_truncation()
         special = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
+        if wrong := [name for name, token in special.items() if not isinstance(token, str)]:
+            raise UserError(
+                f"{folder / 'tokenizer_config.json'}: {wrong[0]} is {shown(config[wrong[0]])}; needed: text, or an "
+                f"object with the text as its content. {remedy}"
+            )
         made = cls(model, special, source)
         if template is not None:
             template.check()
@@ -206,14 +216,14 @@ class Tokenizer:
         return frozenset(token for token, added in self.model.get_added_tokens_decoder().items() if added.special)
 
 
-def _content(token: Any) -> str:
-    """The text of a special token, which is written as a string or as an AddedToken object."""
-    return token["content"] if isinstance(token, dict) else token
+def _content(token: Any) -> Any:
+    """The text of a special token, which is written as a string or as an AddedToken object; else what it is."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _json_object(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object of a file; empty if there is no such file."""
     try:
-        return read_object(path, "Restore it or export again")
+        return read_object(path, remedy)
     except FileNotFoundError:
         return {}

@@ -171,6 +171,26 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_an_index_that_contradicts_its_shards_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, shard="30KB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    homes = list(index["weight_map"].values())  # some shards have several tensors
+    name, home = next((name, home) for name, home in index["weight_map"].items() if homes.count(home) > 1)
+    other = next(shard for shard in homes if shard != home)
+    for weight_map, message in (
+        ({**index["weight_map"], name: other}, f"'{name}' is in {home}, and the index says {other}"),
+        ({k: v for k, v in index["weight_map"].items() if k != name}, f"'{name}' is in {home}.*does not list it"),
+    ):
+        path.write_text(json.dumps({**index, "weight_map": weight_map}))
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(tmp_path)
+    path.write_text(json.dumps(index))
+    (tmp_path / other).write_bytes((tmp_path / home).read_bytes())
+    with pytest.raises(UserError, match=f"{min(home, other)} and {max(home, other)} both have"):
+        open_checkpoint(tmp_path)
+
+
 def test_types_that_are_not_floats_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     path = tmp_path / "model.safetensors"

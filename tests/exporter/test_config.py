@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
+from edgellama.exporter.network.rope import rope_frequencies
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -306,6 +307,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope'.*supported: default, linear"),
     ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs factor"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor = 0"),
+    # wrong types and numbers out of range, found by `make torture`: each was a traceback or came up later
+    ({"architectures": 7}, "architectures = 7.*list of texts"),
+    ({"auto_map": {"AutoModel": 1}, "model_type": "llama"}, "auto_map"),
+    ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_scaling.rope_type"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": "4"}}, "rope_scaling.factor = '4'"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}}, "rope_parameters.rope_theta"),
+    ({"num_hidden_layers": 1 << 31}, "num_hidden_layers = 2147483648.*1 to 10,000"),
+    ({"bos_token_id": 1 << 31}, "bos_token_id = 2147483648"),
+    ({"model_type": "mistral", "sliding_window": 1 << 40}, "sliding_window = 1099511627776"),
+    ({"frobnication": "[" * 5000}, "frobnication = .{10,80} is not a known"),
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000}}, "does not take alpha = 1000"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor = 0.25"),
     (
@@ -317,6 +328,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "high_freq_factor = 1.0 must be above",
     ),
 ]
+
+
+def test_rope_parameters_without_finite_frequencies_are_refused() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    config = LlamaConfig.from_dict({**SMALL, "rope_theta": 1.0, "rope_scaling": rope})
+    with pytest.raises(UserError, match=r"no finite frequencies: rope_theta = 1\.0"):
+        rope_frequencies(config)
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(sorted(c)) for c, _ in REFUSED])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from edgellama.errors import UserError
-from edgellama.exporter.checkpoint.tokenizer_files import check_chat_template
+from edgellama.exporter.checkpoint.tokenizer_files import check_text_files
 from edgellama.text import chat_template
 from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, template_of_config
 from support.toy_tokenizers import byte_level, save
@@ -86,7 +86,7 @@ def test_a_template_that_cannot_be_compiled_names_its_file(source: str, reason: 
     with pytest.raises(UserError, match=f"my.jinja: the chat template cannot be compiled: .*({reason})"):
         ChatTemplate(source, "my.jinja").check()
     with pytest.raises(UserError, match="model: the chat template cannot be compiled"):
-        check_chat_template({"chat_template.jinja": source.encode()}, "model")
+        check_text_files({"chat_template.jinja": source.encode()}, "model")
 
 
 def test_the_syntax_is_checked_without_running_anything(tmp_path: Path) -> None:

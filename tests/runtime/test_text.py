@@ -315,6 +315,10 @@ def test_missing_and_damaged_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
         Tokenizer.from_folder(tmp_path)
+    for token in (7, {"lstrip": True}, ["</s>"]):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token is .*; needed: text"):
+            Tokenizer.from_folder(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
         BYTE_LEVEL.render_chat(CHAT)
     refusing = save(tmp_path / "r", byte_level(), bos_token="", eos_token="", chat_template=LLAMA2_STYLE)

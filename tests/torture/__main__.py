@@ -28,6 +28,7 @@ SEED = 11  # of CI, and without --seed
 MODULES = (
     "manifests",
     "weight_headers",
+    "checkpoints",
     # the endpoint, templates and grammars
 )
 

@@ -57,6 +57,7 @@ def numbered(seed: int, name: str, numbers: range, work: Path) -> Iterator[Case]
 
 def outcomes(fault: FaultClass, seed: int, numbers: range, work: Path) -> Iterator[tuple[int, Outcome]]:
     """Run cases of a class. Yields number and outcome, and deletes the folders of the good ones."""
+    _remove(work)  # of an earlier run in the same folder
     shared = work / "shared"
     shared.mkdir(parents=True)
     found = fault.run(numbered(seed, fault.name, numbers, work), shared)

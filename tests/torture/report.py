@@ -13,6 +13,7 @@ from typing import Any
 from torture.case import FaultClass
 from torture.outcomes import BAD, KINDS, Outcome
 
+LONGEST = 1000  # characters of a detail that are printed
 MOST_SHOWN = 10  # bad cases of a class that are printed; --json has all
 
 
@@ -82,7 +83,9 @@ def print_bad(counted: Mapping[str, Counted], seed: int, work: Path) -> None:
         for number, outcome in result.bad[:MOST_SHOWN]:
             print(f"\n{outcome.kind}: {name} {number}, files in {work / name / f'case-{number}'}")
             print(f"  again: python tests/torture --only {name} --seed {seed} --case {number}")
-            print("  " + outcome.detail.strip().replace("\n", "\n  "))
+            detail = outcome.detail.strip()
+            short = detail if len(detail) <= LONGEST else f"{detail[:200]} ... {detail[-LONGEST:]}"
+            print("  " + short.replace("\n", "\n  "))
         if len(result.bad) > MOST_SHOWN:
             print(f"\n{name}: {len(result.bad) - MOST_SHOWN} more bad cases; --json FILE lists them")
 
