@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from edgellama.errors import UserError
@@ -39,7 +41,18 @@ _DERIVED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd")
 
 _T = GGMLQuantizationType
 FLOATS = (_T.F32, _T.F16, _T.BF16)
-QUANTIZED = (_T.Q8_0, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K)
+
+
+@functools.cache
+def readable(kind: GGMLQuantizationType) -> bool:
+    """Whether the gguf package dequantizes this type."""
+    block = np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8)
+    try:
+        with np.errstate(all="ignore"):
+            dequantize(block, kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class GGUFCheckpoint(Checkpoint):
@@ -55,12 +68,11 @@ class GGUFCheckpoint(Checkpoint):
         # Hugging Face name -> GGUF name. An unknown name stays unchanged, and `account` reports it as surplus.
         self._stored = {to_hf_name(name): name for name in self.file.tensors if not _DERIVED.fullmatch(name)}
         account(path, {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}, self.config)
-        known = FLOATS + QUANTIZED
-        wrong = [f"{name} ({self.dtype(name)})" for name in self._stored if self._kind(name) not in known]
+        wrong = [f"{name} ({self.dtype(name)})" for name in self._stored if not readable(self._kind(name))]
         if wrong:
             raise UserError(
                 f"{path} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
-                f"supported: {', '.join(kind.name for kind in known)}"
+                f"supported: {', '.join(kind.name for kind in GGMLQuantizationType if readable(kind))}"
             )
 
     def dtype(self, name: str) -> str:
@@ -84,7 +96,7 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def revision(self) -> str:
-        return content_revision({}, [self.path])
+        return content_revision({}, self.file.paths)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return gguf_tokenizer_files(self.file)

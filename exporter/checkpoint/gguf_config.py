@@ -43,8 +43,6 @@ def read_config(file: GGUFFile) -> LlamaConfig:
             f"{file.path}: GGUF architecture {shown(kind)} is not supported; this release exports {known}. "
             "Choose a file of one of them"
         )
-    if (parts := file.fields.get("split.count")) not in (None, 0, 1):
-        raise UserError(f"{file.path} is one of {shown(parts)} parts; merge them with `llama-gguf-split --merge`")
     keys = _Keys(file, kind)
     heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
     head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # LlamaConfig refuses 0 heads

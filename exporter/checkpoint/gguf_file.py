@@ -8,6 +8,7 @@ a vocabulary of 128,000).
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,52 @@ _SCALARS = {
 }
 
 
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def part_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """Return the files of a split GGUF file, in order.
+
+    Args:
+        path: one of them.
+        count: how many there are.
+
+    Raises:
+        UserError: the file has another name than llama-gguf-split gives, or parts are missing.
+    """
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named[3]) != count:
+        raise UserError(
+            f"{path} is one of {count} parts, which need names such as NAME-00001-of-{count:05}.gguf. Rename them, "
+            "or merge them with `llama-gguf-split --merge`"
+        )
+    paths = tuple(path.with_name(f"{named[1]}-{number:05}-of-{named[3]}.gguf") for number in range(1, count + 1))
+    if absent := [part.name for part in paths if not part.is_file()]:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise UserError(f"{path} lacks {', '.join(absent[:3])}{more}; download all {count} parts into one folder")
+    return paths
+
+
+def whole_name(name: str) -> str:
+    """Return the name of a GGUF file without the number of its part: NAME-00001-of-00003.gguf -> NAME.gguf."""
+    named = _PART.fullmatch(name)
+    return f"{named[1]}.gguf" if named else name
+
+
 @dataclass(frozen=True)
 class GGUFTensor:
-    """One tensor. `shape`: in numpy's order, the reverse of the file's. `offset`: in bytes from the file's start."""
+    """One tensor.
+
+    Attributes:
+        shape: in numpy's order, the reverse of the file's.
+        offset: in bytes from the file's start.
+        part: the number of its file, for a GGUF file that was split.
+    """
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
+    part: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -56,9 +96,11 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """A memory-mapped GGUF file.
+    """A memory-mapped GGUF file, or all parts of one that was split (NAME-00001-of-00003.gguf).
 
     Attributes:
+        path: the file that was opened: of a split one, any part.
+        paths: all parts, in order.
         fields: metadata by key: numbers, strings, lists of strings, numpy arrays.
         tensors: the tensor table by name.
 
@@ -67,34 +109,65 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.stat().st_size:
-            raise UserError(f"{path} is empty; download it again")
-        self._data = np.memmap(path, dtype=np.uint8, mode="r")
+        self.paths: tuple[Path, ...] = (path,)
         self.fields: dict[str, Any] = {}
         self.tensors: dict[str, GGUFTensor] = {}
-        cursor = _Cursor(self._data.data)
-        if bytes(self._data[:4]) != b"GGUF":
-            raise UserError(f"{path} is not a GGUF file (it begins with {bytes(self._data[:4])!r}, not with b'GGUF')")
+        self._data: list[NDArray[np.uint8]] = []
+        self._read(path)
+        count = self.fields.get("split.count")
+        if isinstance(count, int) and count > 1:
+            self._read_parts(count)
+
+    def _read(self, path: Path) -> None:
+        """Add the metadata and the tensors of a file, or of a part of one."""
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty; download it again")
+        data = np.memmap(path, dtype=np.uint8, mode="r")
+        if bytes(data[:4]) != b"GGUF":
+            raise UserError(f"{path} is not a GGUF file (it begins with {bytes(data[:4])!r}, not with b'GGUF')")
         try:
-            self._read_header(cursor)
+            tensors = self._read_header(path, _Cursor(data.data), len(self._data))
         except (_PastEndError, UnicodeDecodeError, ValueError) as error:
             raise UserError(
-                f"{path} ({self.size:,} bytes) is truncated or damaged: its header is unreadable ({error}); "
+                f"{path} ({len(data):,} bytes) is truncated or damaged: its header is unreadable ({error}); "
                 "download it again"
             ) from error
-        needed = max((t.offset + t.nbytes for t in self.tensors.values()), default=0)
-        if needed > self.size:
+        needed = max((t.offset + t.nbytes for t in tensors.values()), default=0)
+        if needed > len(data):
             raise UserError(
-                f"{path} is truncated: it has {self.size:,} bytes, its header describes {needed:,}; download it again"
+                f"{path} is truncated: it has {len(data):,} bytes, its header describes {needed:,}; download it again"
+            )
+        self._data.append(data)
+        self.tensors |= tensors
+
+    def _read_parts(self, count: int) -> None:
+        """Read all parts of a file that was split. The metadata is that of the first part."""
+        total = self.fields.get("split.tensors.count")
+        self.paths = part_paths(self.path, count)
+        self.tensors.clear()
+        self._data.clear()
+        first: dict[str, Any] = {}
+        for number, path in enumerate(self.paths):
+            self.fields = {}
+            self._read(path)
+            if (found := (self.fields.get("split.no"), self.fields.get("split.count"))) != (number, count):
+                raise UserError(f"{path} is part {found[0]} of {found[1]} by its metadata. Download all parts again")
+            first = first or self.fields
+        self.fields = first
+        if total is not None and len(self.tensors) != total:
+            raise UserError(
+                f"the {count} parts of {self.path} have {len(self.tensors):,} tensors, and its metadata {total:,}. "
+                "Download all parts again"
             )
 
     @property
     def size(self) -> int:
-        return len(self._data)
+        """Bytes of the file, or of all its parts."""
+        return sum(map(len, self._data))
 
     def header_size(self) -> int:
-        """Return the number of bytes before the first tensor."""
-        return min((t.offset for t in self.tensors.values()), default=self.size)
+        """Return the number of bytes before the first tensor, in the first part."""
+        return min((t.offset for t in self.tensors.values() if t.part == 0), default=len(self._data[0]))
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's bytes as stored, uint8 [rows, bytes per row]: a view of the memory map.
@@ -102,7 +175,7 @@ class GGUFFile:
         A vector has one row.
         """
         tensor = self.tensors[name]
-        flat = self._data[tensor.offset : tensor.offset + tensor.nbytes]
+        flat = self._data[tensor.part][tensor.offset : tensor.offset + tensor.nbytes]
         return np.asarray(flat).reshape(-1, tensor.row_bytes)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -115,11 +188,12 @@ class GGUFFile:
         values = dequantize(blocks, self.tensors[name].kind)
         return values if values.flags.writeable else values.copy()  # for F32, dequantize returns a view
 
-    def _read_header(self, cursor: _Cursor) -> None:
+    def _read_header(self, path: Path, cursor: _Cursor, part: int) -> dict[str, GGUFTensor]:
+        """Read the metadata into `fields`. Returns the tensor table."""
         cursor.take(4)
         version = cursor.number("<I")
         if version not in (2, 3):
-            raise UserError(f"{self.path} is GGUF version {version:#x}; supported: 2 and 3 (little-endian)")
+            raise UserError(f"{path} is GGUF version {version:#x}; supported: 2 and 3 (little-endian)")
         tensors, fields = cursor.number("<Q"), cursor.number("<Q")
         for _ in range(fields):
             key = cursor.string()
@@ -134,11 +208,13 @@ class GGUFFile:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment = {alignment!r}")
         start = round_up(cursor.at, alignment)
+        found = {}
         for name, shape, kind, offset in table:
-            tensor = GGUFTensor(_kind(name, kind), shape or (1,), start + offset)
+            tensor = GGUFTensor(_kind(name, kind), shape or (1,), start + offset, part)
             if tensor.shape[-1] % GGML_QUANT_SIZES[tensor.kind][0]:
                 raise ValueError(f"{name}: rows of {tensor.shape[-1]} do not divide into {tensor.kind.name} blocks")
-            self.tensors[name] = tensor
+            found[name] = tensor
+        return found
 
 
 class _PastEndError(Exception):

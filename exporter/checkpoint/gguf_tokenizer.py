@@ -1,14 +1,14 @@
 """Convert the tokenizer in a GGUF file to the files that `tokenizers` and transformers load.
 
 tokenizer.ggml.model is "gpt2" for byte-level BPE and "llama" for SentencePiece's BPE with byte fallback. The file does
-not describe how text is split before BPE; tokenizer.ggml.pre names a kind, and the table PRE_KINDS has the patterns of
-the published tokenizer.json of each kind.
+not describe how text is split before BPE; tokenizer.ggml.pre names a kind, and gguf_pre_kinds.py has their patterns.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,38 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from edgellama.errors import UserError
 
 from .gguf_file import GGUFFile
-from .tokenizer_files import to_json
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-@dataclass(frozen=True)
-class _Pre:
-    """How one `tokenizer.ggml.pre` kind splits text: it applies each pattern in turn, before BPE merges bytes."""
-
-    patterns: tuple[str, ...]
-    nfc: bool = False
-    ignore_merges: bool = False  # a piece that is a token becomes that token, without merges
-    add_bos: bool = False  # the default if the metadata has no add_bos_token
-
-
-_LLAMA3 = _Pre(
-    (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",), ignore_merges=True, add_bos=True
-)
-_QWEN2 = _Pre((rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",), nfc=True)
-_SMOLLM = _Pre((r"\p{N}", _GPT2))
-PRE_KINDS = {
-    "smollm": _SMOLLM,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "gpt-2": _Pre((_GPT2,)),
-    "smaug-bpe": replace(_LLAMA3, ignore_merges=False, add_bos=False),
-    "qwen2": _QWEN2,
-    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-}
+from .gguf_pre_kinds import PRE_KINDS, PreKind, kind_without_name
+from .tokenizer_files import to_json, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -81,18 +51,11 @@ class _Vocabulary:
 def gguf_tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
     """Return the tokenizer's files, name -> content.
 
-    The files are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if the file has
-    a chat template. Raises UserError if the tokenizer's kind is not supported.
+    They are those of `Checkpoint.tokenizer_files`. Raises UserError if the tokenizer's kind is not supported.
     """
     vocabulary = _read(file)
-    files = {
-        "tokenizer.json": build_tokenizer(file).to_str(pretty=True).encode(),
-        "tokenizer_config.json": to_json(_tokenizer_config(vocabulary)),
-        "generation_config.json": to_json(gguf_generation_config(file)),
-    }
-    if template := file.fields.get("tokenizer.chat_template"):
-        files["chat_template.jinja"] = template.encode()
-    return files
+    files = tokenizer_files(build_tokenizer(file), _settings(vocabulary), _templates(file))
+    return {**files, "generation_config.json": to_json(gguf_generation_config(file))}
 
 
 def build_tokenizer(file: GGUFFile) -> Tokenizer:
@@ -104,7 +67,10 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
     elif kind == "llama":
         tokenizer, add_bos = _sentencepiece_bpe(vocabulary), True
     else:
-        raise UserError(f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported: gpt2 and llama")
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported: gpt2 and llama. "
+            "Export the Hugging Face checkpoint instead, or this file without its tokenizer (TOKENIZER=none)"
+        )
     _add_marked_tokens(tokenizer, vocabulary)
     _add_template(tokenizer, vocabulary, add_bos)
     return tokenizer
@@ -123,15 +89,30 @@ def _check_types(file: GGUFFile) -> None:
         kind = int if name.endswith("_token_id") else bool if name.endswith("_token") else _TYPES.get(name)
         if name != key and kind is not None and type(value) is not kind:
             raise UserError(f"{file.path}: {key} must be of type {kind.__name__}, not {type(value).__name__}")
-    if not isinstance(file.fields.get("tokenizer.chat_template", ""), str):
-        raise UserError(f"{file.path}: tokenizer.chat_template must be of type str")
+    for key, value in file.fields.items():
+        if (key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")) and not isinstance(value, str):
+            raise UserError(f"{file.path}: {key} must be of type str")
+
+
+_TEMPLATE = "tokenizer.chat_template"  # others have their name behind it: tokenizer.chat_template.tool_use
+
+
+def _templates(file: GGUFFile) -> dict[str, str]:
+    """Return the chat templates by name."""
+    texts = {key: value for key, value in file.fields.items() if key.startswith(f"{_TEMPLATE}.") and value}
+    named = {key.removeprefix(f"{_TEMPLATE}."): value for key, value in texts.items()}
+    default = file.fields.get(_TEMPLATE)
+    return {"default": default, **named} if default else named
 
 
 def _read(file: GGUFFile) -> _Vocabulary:
     _check_types(file)
     tokens = file.fields.get("tokenizer.ggml.tokens")
     if not tokens:
-        raise UserError(f"{file.path} has no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary")
+        raise UserError(
+            f"{file.path} has no tokenizer (tokenizer.ggml.tokens); convert it with its vocabulary, or export it "
+            "without one: TOKENIZER=none"
+        )
     types = file.fields.get("tokenizer.ggml.token_type")
     types = np.ones(len(tokens), np.int32) if types is None else types
     if len(types) != len(tokens):
@@ -142,13 +123,7 @@ def _read(file: GGUFFile) -> _Vocabulary:
 
 
 def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
-    name = vocabulary.get("pre")
-    if name not in PRE_KINDS:
-        raise UserError(
-            f"{vocabulary.file.path}: tokenizer.ggml.pre = {name!r} is not supported; supported: "
-            f"{', '.join(PRE_KINDS)}. Export the Hugging Face checkpoint instead"
-        )
-    pre = PRE_KINDS[name]
+    pre = _pre_kind(vocabulary)
     merges = _merges(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary.ids(), merges=merges, ignore_merges=pre.ignore_merges))
     if pre.nfc:
@@ -159,6 +134,25 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, pre.add_bos
+
+
+def _pre_kind(vocabulary: _Vocabulary) -> PreKind:
+    """Return how the file's kind splits text. Warns if the file does not name its kind."""
+    name, path = vocabulary.get("pre"), vocabulary.file.path
+    if name is None:
+        architecture = str(vocabulary.file.fields.get("general.architecture"))
+        name = kind_without_name(architecture, vocabulary.tokens)
+        warnings.warn(
+            f"{path} does not say how its tokenizer splits text (tokenizer.ggml.pre); {name!r} is used. If texts look "
+            "wrong, export a newer GGUF file or the Hugging Face checkpoint",
+            stacklevel=2,
+        )
+    if name not in PRE_KINDS:
+        raise UserError(
+            f"{path}: tokenizer.ggml.pre = {name!r} is not supported; supported: {', '.join(PRE_KINDS)}. Export the "
+            "Hugging Face checkpoint instead, or this file without its tokenizer (TOKENIZER=none)"
+        )
+    return PRE_KINDS[name]
 
 
 def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
@@ -244,12 +238,11 @@ def _add_template(tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool) 
     )
 
 
-def _tokenizer_config(vocabulary: _Vocabulary) -> dict[str, Any]:
+def _settings(vocabulary: _Vocabulary) -> dict[str, Any]:
     marks = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     fields = vocabulary.file.fields
     named = {name: token for name, key in marks.items() if (token := vocabulary.token(key)) is not None}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(fields[f"{fields['general.architecture']}.context_length"]),
         **named,

@@ -18,15 +18,16 @@ from transformers import LlamaConfig as HFLlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.gguf import readable
 from edgellama.exporter.checkpoint.gguf_file import GGUFFile
 from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
 from edgellama.exporter.network.rope import rope_frequencies
 from edgellama.exporter.opsets.cpu_weights import weight_pieces
-from support.gguf_files import K_QUANTS, Kind, gguf_name, write_model
+from support.gguf_files import I_QUANTS, K_QUANTS, SCALE_BYTES, SCALES, Kind, gguf_name, write_model
 
-QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS)
+QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS, *I_QUANTS)
 CONFIG: dict[str, Any] = {
     **{"vocab_size": 40, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2},
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5},
@@ -203,7 +204,7 @@ REFUSED = [
     ({"llama.attention.head_count": "8"}, "head_count = '8' must be of type int"),
     ({"llama.block_count": 2**31}, "num_hidden_layers = 2147483648 in the config must be 1 to 10,000"),
     ({"general.alignment": 0}, "general.alignment = 0"),
-    ({"split.count": 3}, "one of 3 parts.*merge"),
+    ({"split.count": 3}, "one of 3 parts.*Rename them, or merge"),
     ({"llama.vocab_size": 41}, r"token_embd|embed_tokens.weight \[40, 256\], not \[41, 256\]"),
 ]
 
@@ -228,8 +229,8 @@ def test_other_architectures_and_types_are_refused(tmp_path: Path, small: LlamaF
     write_model(tmp_path / "m.gguf", small, arch="phi3")
     with pytest.raises(UserError, match=r"architecture 'phi3'.*'llama', 'qwen2'"):
         open_checkpoint(tmp_path / "m.gguf")
-    write_model(tmp_path / "m.gguf", small, Kind.TQ2_0)
-    with pytest.raises(UserError, match=r"\(TQ2_0\); supported: F32, F16, BF16, Q8_0"):
+    write_model(tmp_path / "m.gguf", small, extra={"output_norm.weight": np.ones(256)}, drop=("output_norm.weight",))
+    with pytest.raises(UserError, match=r"model\.norm\.weight \(F64\); supported: F32, F16, Q4_0, .*IQ4_XS"):
         open_checkpoint(tmp_path / "m.gguf")
     (tmp_path / "m.gguf").write_bytes(b"GGML" + bytes(100))
     with pytest.raises(UserError, match="not a GGUF file"):
@@ -240,6 +241,54 @@ def test_other_architectures_and_types_are_refused(tmp_path: Path, small: LlamaF
     (tmp_path / "m.gguf").write_bytes(b"GGUF\x00\x00\x00\x03" + bytes(100))
     with pytest.raises(UserError, match=r"version 0x3000000.*little-endian"):
         open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_every_type_that_the_gguf_package_dequantizes_is_read() -> None:
+    """The random blocks of the tests cover all of them, so that a newer gguf package asks for a new row there."""
+    assert {kind for kind in Kind if readable(kind)} == {Kind.F32, Kind.F16, Kind.BF16, *QUANTS}
+
+
+def test_the_parts_of_a_split_file_read_as_one(tmp_path: Path, small: LlamaForCausalLM) -> None:
+    tokens = {"tokenizer.ggml.tokens": [f"t{i}" for i in range(40)]}
+    write_model(tmp_path / "one.gguf", small, Kind.Q8_0, metadata=tokens)
+    write_model(tmp_path / "m.gguf", small, Kind.Q8_0, metadata=tokens, split=5)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert [part.name for part in parts] == [f"m-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    one = open_checkpoint(tmp_path / "one.gguf")
+    for part in parts:  # any part names the model
+        checkpoint = open_checkpoint(part)
+        assert checkpoint.config == one.config
+        for name in one.names():
+            np.testing.assert_array_equal(checkpoint.tensor(name), one.tensor(name))
+            if len(one.shape(name)) == 2:
+                ours, whole = checkpoint.raw(name, 3, 4), one.raw(name, 3, 4)
+                assert ours is not None
+                assert whole is not None
+                np.testing.assert_array_equal(ours.blocks, whole.blocks)
+    before = open_checkpoint(parts[0]).revision
+    content = bytearray(parts[2].read_bytes())
+    content[-40] ^= 1
+    parts[2].write_bytes(content)
+    assert open_checkpoint(parts[0]).revision != before
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, small: LlamaForCausalLM) -> None:
+    write_model(tmp_path / "m.gguf", small, split=5)
+    first, second, third = (tmp_path / f"m-{i:05}-of-00003.gguf" for i in (1, 2, 3))
+    content = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(UserError, match=r"m-00002-of-00003\.gguf is part 2 of 3 by its metadata"):
+        open_checkpoint(first)
+    second.unlink()
+    with pytest.raises(UserError, match=r"lacks m-00002-of-00003\.gguf; download all 3 parts"):
+        open_checkpoint(third)
+    second.write_bytes(content[:-1000])
+    with pytest.raises(UserError, match=r"m-00002-of-00003\.gguf is truncated"):
+        open_checkpoint(first)
+    second.write_bytes(content)
+    first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(UserError, match=r"renamed\.gguf is one of 3 parts, which need names such as NAME-00001"):
+        open_checkpoint(tmp_path / "renamed.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +373,10 @@ def test_names() -> None:
     assert gguf_name("model.layers.3.self_attn.o_proj.bias") == "blk.3.attn_output.bias"
 
 
-@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, *QUANTS], ids=lambda kind: kind.name)
+WITH_HALVES = [kind for kind in QUANTS if kind not in SCALE_BYTES]  # scales are float16
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, *WITH_HALVES], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("bits", [0x7E00, 0x7C00])
 def test_a_scale_or_value_that_is_not_finite_is_refused(
     tmp_path: Path, small: LlamaForCausalLM, kind: Kind, bits: int, recwarn: pytest.WarningsRecorder
@@ -333,7 +385,7 @@ def test_a_scale_or_value_that_is_not_finite_is_refused(
     write_model(tmp_path / "m.gguf", small, kind)
     name = "model.layers.0.mlp.down_proj.weight"
     found = next(t for t in GGUFReader(tmp_path / "m.gguf").tensors if t.name == gguf_name(name))
-    at = {Kind.Q2_K: 80, Kind.Q3_K: 108, Kind.Q6_K: 208}.get(kind, 0)  # elsewhere the scale begins the block
+    at = SCALES.get(kind, (0,))[0]
     exponent = {0x7E00: 0x7FC0, 0x7C00: 0x7F80}[bits]  # the same value as bfloat16: the upper half of a float32
     data = {Kind.F32: exponent << 16, Kind.BF16: exponent}.get(kind, bits).to_bytes(
         4 if kind == Kind.F32 else 2, "little"

@@ -13,8 +13,19 @@ from transformers import PreTrainedModel
 
 Kind = GGMLQuantizationType
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
+I_QUANTS = (
+    *(Kind.IQ4_NL, Kind.IQ4_XS, Kind.IQ3_S, Kind.IQ3_XXS, Kind.IQ2_S, Kind.IQ2_XS, Kind.IQ2_XXS),
+    *(Kind.IQ1_S, Kind.IQ1_M),
+    *(Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4, Kind.NVFP4),
+)
 # Byte offsets of the float16 scales in a block. Other bytes may be random; a random scale could be NaN.
-SCALES = {Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
+SCALES = {
+    **{Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)},
+    **dict.fromkeys(I_QUANTS[:8], (0,)),
+    **{Kind.TQ1_0: (52,), Kind.TQ2_0: (64,)},
+}
+# Byte offset and value of the other scales: an upper half of float16 in 4 bits, E8M0, and four E4M3.
+SCALE_BYTES = {Kind.IQ1_M: (55, 0x2A), Kind.MXFP4: (0, 0x7A), Kind.NVFP4: (slice(0, 4), 0x38)}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -52,13 +63,16 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def random_blocks(kind: Kind, shape: tuple[int, int], seed: int) -> np.ndarray:
-    """Returns random blocks of a K-quant, uint8 [rows, bytes per row]; the gguf package has no quantizer for these."""
+    """Returns random blocks, uint8 [rows, bytes per row]; the gguf package has no quantizer for K-quants and others."""
     rng = np.random.default_rng(seed)
     block, size = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
-    for at in SCALES[kind]:
+    for at in SCALES.get(kind, ()):
         scale = rng.uniform(0.01, 0.1, (*blocks.shape[:2], 1)).astype(np.float16)
         blocks[:, :, at : at + 2] = scale.view(np.uint8)
+    if kind in SCALE_BYTES:
+        place, value = SCALE_BYTES[kind]
+        blocks[:, :, place] = value
     return blocks.reshape(shape[0], -1)
 
 
@@ -88,15 +102,17 @@ def write_model(
     extra: Mapping[str, np.ndarray] | None = None,
     drop: tuple[str, ...] = (),
     arch: str = "llama",
+    split: int = 0,
 ) -> dict[str, np.ndarray]:
     """Writes the model's matrices as `kind` and its vectors as F32.
 
     Returns the stored values by Hugging Face name, with the rows in Hugging Face order.
 
     metadata: keys to add or to replace; None removes a key.
+    split: most tensors of a file; the file is split, then, as the gguf package does it. 0: one file.
     """
     config = model.config
-    writer = GGUFWriter(path, arch)
+    writer = GGUFWriter(path, arch, split_max_tensors=split)
     add_model_metadata(writer, config)
     for key, value in (metadata or {}).items():
         writer.kv_data[0].pop(key, None)
@@ -107,7 +123,7 @@ def write_model(
     for seed, (name, parameter) in enumerate(model.named_parameters()):
         tensor = parameter.detach().float().numpy()
         matrix = kind if tensor.ndim == 2 else Kind.F32
-        data = random_blocks(kind, tensor.shape, seed) if matrix in K_QUANTS else quantize(tensor, matrix)
+        data = random_blocks(kind, tensor.shape, seed) if matrix in K_QUANTS + I_QUANTS else quantize(tensor, matrix)
         stored[name] = data
         projection = name.split(".")[-2]
         out = interleave(data, heads[projection]) if projection in heads and arch == "llama" else data
