@@ -24,6 +24,7 @@ from .generation.decode import GenerationTimings
 from .generation.output import ChatAnswer, GenerateOutput, Streamer
 from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
+from .generation.stored_settings import artifact_settings
 from .generation.stream import Stream
 from .hf_keywords import as_callables, check_placement
 from .progress import progress
@@ -54,7 +55,7 @@ class LlamaForCausalLM:
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
         self.artifact = artifact
         self.engine = engine
-        self.generation_config = GenerationConfig.of(artifact)
+        self.generation_config = artifact_settings(artifact)
         self.transcripts = Transcripts()
 
     @classmethod
@@ -125,6 +126,7 @@ class LlamaForCausalLM:
         tokenizer: Any = None,
         use_cache: bool = True,
         reuse_prefix: bool = False,
+        token_type_ids: Any = None,
         **settings: Any,
     ) -> np.ndarray | GenerateOutput:
         """Continue each prompt, as Hugging Face's generate() does.
@@ -147,6 +149,7 @@ class LlamaForCausalLM:
             tokenizer: accepted because Hugging Face needs it for stop_strings; the artifact's own is used.
             use_cache: only True is possible.
             reuse_prefix: compute only what the cache does not hold of the prompts.
+            token_type_ids: accepted because some tokenizers give it; these models do not use it.
             settings: fields of GenerationConfig; they override generation_config. With num_return_sequences the answers
                 to a prompt follow one another. Each beam takes a row, so num_beams is at most the artifact's batch.
 

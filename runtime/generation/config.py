@@ -10,22 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..artifact.json_reader import read_object
-from ..artifact.manifest import Artifact
 from ..errors import UserError, shown
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
-# Keys of generation_config.json that are no settings here, or that the manifest gives.
-NOT_SETTINGS = {
-    *("_from_model_config", "transformers_version", "bos_token_id", "use_cache"),
-    *("cache_implementation", "return_dict_in_generate", "output_scores", "output_logits"),
-}
-NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
 MAX_LENGTH_PENALTY = 7.0  # 100,000 tokens to this power still fit float32
 
 
@@ -116,47 +107,6 @@ class GenerationConfig:
         values["given"] = frozenset(name for name, value in settings.items() if value is not None)
         for name, value in values.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> GenerationConfig:
-        """Return the artifact's settings: its generation_config.json, with the manifest's special ids as defaults.
-
-        Raises:
-            UserError: the file is no JSON object, or holds a value out of range.
-        """
-        ids = {name: getattr(artifact.manifest, name) for name in ("eos_token_id", "pad_token_id")}
-        return cls.of_file(artifact.file("generation_config.json"), ids)
-
-    @classmethod
-    def of_file(
-        cls, path: Path, ids: Mapping[str, Any], remedy: str = "Restore it or export again"
-    ) -> GenerationConfig:
-        """Return the settings of a generation_config.json; the defaults if there is no such file.
-
-        Args:
-            path: the file.
-            ids: eos_token_id and pad_token_id, for a file that has none.
-            remedy: ends the message of an error.
-
-        Raises:
-            UserError: the file is no JSON object, or holds a value out of range.
-        """
-        stored: dict[str, Any] = {}
-        if path.exists():
-            stored = read_object(path, remedy)
-        known, others = {}, []
-        for name, value in stored.items():
-            if name in FIELDS and name not in NOT_SETTINGS:
-                if value is not None:
-                    known[name] = value
-            elif name not in NOT_SETTINGS and value not in NEUTRAL:
-                others.append(name)
-        if others:
-            warnings.warn(f"{path}: {', '.join(others)}: not known to this runtime, so without effect", stacklevel=2)
-        try:
-            return cls(**{**ids, **known})
-        except UserError as error:
-            raise UserError(f"{path}: {error}. {remedy}") from error
 
     def updated(self, given: Mapping[str, Any], arguments: Sequence[str], caller: str) -> GenerationConfig:
         """Return these settings with those of a call in place.

@@ -15,11 +15,11 @@ MAX_TEMPLATE = 1 << 18  # characters; those of well-known models have up to 20,0
 LIMITS = Limits(seconds=2.0, memory=256 << 20, characters=16 << 20)
 
 
-def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Return the chat template of an artifact; None if it has none.
+def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chat templates of an artifact by name: "default" and maybe others, such as "tool_use".
 
     The file chat_template.jinja comes first, then `chat_template` of tokenizer_config.json: a string, or a list of
-    named templates, of which "default" is used.
+    named templates.
 
     Args:
         folder: the artifact's folder.
@@ -28,33 +28,40 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     Raises:
         UserError: a file is damaged.
     """
+    templates = templates_of_config(config, str(folder / "tokenizer_config.json"))
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return decode_template(path.read_bytes(), str(path))
-    return template_of_config(config, str(folder / "tokenizer_config.json"))
+        templates["default"] = decode_template(path.read_bytes(), str(path))
+    return templates
 
 
 def decode_template(data: bytes, where: str) -> str:
-    """Return the text of a chat_template.jinja. Raises UserError with the file's name if it is not UTF-8."""
+    """Return the text of a chat template's file. Raises UserError with the file's name if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: the chat template is not UTF-8 ({error}). Restore the file") from error
 
 
-def template_of_config(config: Mapping[str, Any], where: str) -> str | None:
-    """Return the chat template of a tokenizer_config.json; of several the one named "default"; None if it has none.
+def templates_of_config(config: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the chat templates of a tokenizer_config.json by name; a single one is "default".
 
     Raises UserError with the file's name if `chat_template` has another form.
     """
-    template = config.get("chat_template")
-    if isinstance(template, list) and all(isinstance(entry, Mapping) for entry in template):
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    if not isinstance(template, str | None):
+    given = config.get("chat_template")
+    if given is None:
+        return {}
+    named = [{"name": "default", "template": given}] if isinstance(given, str) else given
+    if not isinstance(named, list) or not all(_is_named(entry) for entry in named):
         raise UserError(
-            f"{where}: chat_template is a JSON {type(template).__name__}; needed: a text, or a list of named templates"
+            f"{where}: chat_template is a JSON {type(given).__name__}; needed: a text, or a list of named templates, "
+            '[{"name": "default", "template": "..."}, ...]'
         )
-    return template
+    return {entry["name"]: entry["template"] for entry in named}
+
+
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
 
 
 class ChatTemplate:

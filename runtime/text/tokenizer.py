@@ -12,7 +12,7 @@ import tokenizers
 
 from ..artifact.json_reader import read_object
 from ..errors import UserError, shown
-from .chat_template import ChatTemplate, check_messages, read_chat_template
+from .chat_template import ChatTemplate, check_messages, read_chat_templates
 from .components import byte_letters, components
 from .detokenizer import REPLACEMENT, TextStream
 from .length_bound import LengthBound
@@ -30,15 +30,21 @@ class Tokenizer:
         model: the tokenizer of the `tokenizers` package.
         special_tokens: text of the named special tokens, such as {"bos_token": "<s>"}.
         chat_template: Jinja source, or None.
+        named_templates: other Jinja sources by name, of which chats with tools use "tool_use".
     """
 
     def __init__(
-        self, model: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None
+        self,
+        model: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        chat_template: str | None,
+        named_templates: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
-        self._template: ChatTemplate | None = None
+        self.named_templates = dict(named_templates or {})
+        self._templates: dict[str, ChatTemplate] = {}  # by their source
 
     @classmethod
     def from_folder(cls, folder: str | Path, remedy: str = "Restore it or export again") -> Tokenizer:
@@ -55,11 +61,13 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(
-                f"{folder} has no tokenizer ({path.name}); artifacts of random weights (SYNTHETIC=1) have none. Pass "
-                "token ids to generate(), measure it with `edgellama bench`, or export a whole checkpoint"
+                f"{folder} has no tokenizer ({path.name}), so it takes and gives token ids, not text; artifacts of "
+                "random weights (SYNTHETIC=1) and of TOKENIZER=none have none. Pass token ids to generate(), measure "
+                "it with `edgellama bench`, or export a checkpoint with its tokenizer"
             )
         config = _json_object(folder / "tokenizer_config.json", remedy)
-        source = read_chat_template(folder, config)
+        named = read_chat_templates(folder, config)
+        source = named.pop("default", None)
         filed = folder / "chat_template.jinja"
         where = filed if filed.is_file() else folder / "tokenizer_config.json"
         template = None if source is None else ChatTemplate(source, str(where))
@@ -78,11 +86,20 @@ class Tokenizer:
                 f"{folder / 'tokenizer_config.json'}: {wrong[0]} is {shown(config[wrong[0]])}; needed: text, or an "
                 f"object with the text as its content. {remedy}"
             )
-        made = cls(model, special, source)
+        made = cls(model, special, source, named)
         if template is not None:
             template.check()
-            made._template = template
+            made._templates[template.source] = template
         return made
+
+    def check_templates(self) -> None:
+        """Compile all chat templates, also those that `from_folder` leaves until they are needed.
+
+        Raises:
+            UserError: one of them cannot be compiled.
+        """
+        for name, source in self.named_templates.items():
+            ChatTemplate(source, f"the chat template {name!r}").check()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
@@ -125,22 +142,35 @@ class Tokenizer:
         Args:
             messages: [{"role": ..., "content": ...}, ...].
             add_generation_prompt: end with the beginning of the assistant's answer.
-            variables: further variables of the template (tools, documents, ...).
+            variables: further variables of the template (tools, documents, ...). With tools the template "tool_use" is
+                used, if there is one. `chat_template` is the name of another one.
 
         Raises:
-            UserError: the artifact has no chat template, `messages` is no list of messages, or the template refuses
-                them.
+            UserError: the artifact has no such chat template, `messages` is no list of messages, or the template
+                refuses them.
         """
         check_messages(messages)
-        if self.chat_template is None:
-            raise UserError(
-                "this artifact has no chat template. Give the prompt as plain text (generate --raw, or stream())"
-            )
+        source = self._template_source(variables.pop("chat_template", None), variables.get("tools"))
         defaults = {"tools": None, "documents": None, **self.special_tokens}
         named = {**defaults, **variables, "add_generation_prompt": add_generation_prompt}
-        if self._template is None or self._template.source != self.chat_template:
-            self._template = ChatTemplate(self.chat_template)
-        return self._template.render(messages, named)
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(source)
+        return self._templates[source].render(messages, named)
+
+    def _template_source(self, name: str | None, tools: Any) -> str:
+        """Return the source of the template called `name`; without a name, of the one for these tools."""
+        templates = self.named_templates
+        if self.chat_template is not None:
+            templates = {**templates, "default": self.chat_template}
+        if name is None:
+            name = "tool_use" if tools is not None and "tool_use" in templates else "default"
+        if name in templates:
+            return templates[name]
+        if templates:
+            raise UserError(f"this artifact has no chat template {name!r}; it has {', '.join(map(repr, templates))}")
+        raise UserError(
+            "this artifact has no chat template. Give the prompt as plain text (generate --raw, or stream())"
+        )
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of `render_chat`; the template itself writes bos and similar tokens."""

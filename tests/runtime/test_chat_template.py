@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from edgellama.errors import UserError
-from edgellama.exporter.checkpoint.tokenizer_files import check_text_files
 from edgellama.text import chat_template
-from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, template_of_config
+from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, templates_of_config
 from support.toy_tokenizers import byte_level, save
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -85,8 +84,6 @@ def test_a_template_that_fails_is_one_clear_error(source: str, reason: str) -> N
 def test_a_template_that_cannot_be_compiled_names_its_file(source: str, reason: str) -> None:
     with pytest.raises(UserError, match=f"my.jinja: the chat template cannot be compiled: .*({reason})"):
         ChatTemplate(source, "my.jinja").check()
-    with pytest.raises(UserError, match="model: the chat template cannot be compiled"):
-        check_text_files({"chat_template.jinja": source.encode()}, "model")
 
 
 def test_the_syntax_is_checked_without_running_anything(tmp_path: Path) -> None:
@@ -103,10 +100,10 @@ def test_the_syntax_is_checked_without_running_anything(tmp_path: Path) -> None:
         check_syntax(tmp_path)
 
 
-@pytest.mark.parametrize("value", [3, {"a": "b"}, ["a"], [{"name": "default", "template": 3}]])
+@pytest.mark.parametrize("value", [3, {"a": "b"}, ["a"], [{"name": "default", "template": 3}], [{"template": "x"}]])
 def test_a_template_of_another_type_is_reported(value: Any) -> None:
     with pytest.raises(UserError, match=r"chat_template is a JSON .*; needed: a text"):
-        template_of_config({"chat_template": value}, "tokenizer_config.json")
+        templates_of_config({"chat_template": value}, "tokenizer_config.json")
 
 
 def test_the_template_works_again_after_a_limit() -> None:

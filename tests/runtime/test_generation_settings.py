@@ -13,6 +13,7 @@ import pytest
 
 from edgellama.errors import UserError
 from edgellama.generation.config import GenerationConfig
+from edgellama.generation.stored_settings import artifact_settings
 from edgellama.model import GenerateOutput, LlamaForCausalLM
 from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, artifact, whole_text_logits
@@ -56,7 +57,7 @@ def test_generation_config_jsons_special_tokens_count(tmp_path: Path) -> None:
     path = model.artifact.file("generation_config.json")
     for stored, eos, pad in (({"eos_token_id": [30, 31], "pad_token_id": 4}, (30, 31), 4), ({}, (2,), None)):
         path.write_text(json.dumps(stored))
-        config = GenerationConfig.of(model.artifact)
+        config = artifact_settings(model.artifact)
         assert (config.eos_token_id, config.pad_token_id) == (eos, pad or model.artifact.manifest.pad_token_id)
 
 
@@ -114,9 +115,49 @@ def test_defaults_are_the_artifacts_and_a_call_goes_first(tmp_path: Path) -> Non
     (tmp_path / "generation_config.json").write_text(json.dumps({"guidance_scale": 2.5}))
     with pytest.warns(UserWarning, match="guidance_scale: not known"):
         load(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 7}))
-    with pytest.raises(UserError, match=r"generation_config\.json: top_p is 7"):
-        load(tmp_path)
+
+
+def test_published_values_that_transformers_loads_load_here(tmp_path: Path) -> None:
+    """What no token can be drawn with is replaced, and the user is told. Then a call works."""
+    artifact(tmp_path)
+    path = tmp_path / "generation_config.json"
+    greedy, told = GenerationConfig(), pytest.warns
+    for stored, expected, message in (
+        ({"do_sample": True, "temperature": 0.0}, greedy, "temperature is 0 with do_sample. The likeliest"),
+        ({"do_sample": True, "temperature": 0, "top_p": 0.0}, greedy, "temperature is 0 with do_sample. The likeliest"),
+        ({"do_sample": True, "top_p": 0.0}, greedy, "top_p is 0 with do_sample. The likeliest"),
+        ({"do_sample": False, "temperature": 0.0, "top_p": 0}, greedy, None),
+        ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, GenerationConfig(temperature=0.9, top_p=0.6), None),
+        ({"top_k": -1}, GenerationConfig(top_k=0), None),
+        ({"top_k": 40.0, "max_new_tokens": 7.0}, GenerationConfig(top_k=40, max_new_tokens=7), None),
+        ({"temperature": "0.7", "do_sample": "true"}, GenerationConfig(temperature=0.7, do_sample=True), None),
+        ({"do_sample": 1, "top_k": "20"}, GenerationConfig(do_sample=True, top_k=20), None),
+        ({name: None for name in ("top_k", "top_p", "temperature", "eos_token_id", "typical_p")}, greedy, None),
+        ({"pad_token_id": -1, "eos_token_id": -1, "bos_token_id": [1]}, greedy, None),
+        ({"eos_token_id": [7, 9, 7, None]}, GenerationConfig(eos_token_id=(7, 9)), None),
+        ({"max_length": 4096}, GenerationConfig(max_length=4096), None),
+        ({"max_new_tokens": 0}, greedy, "max_new_tokens is 0; needed: .*default .None. is used"),
+        ({"repetition_penalty": 0}, greedy, "repetition_penalty is 0; .*default .1.0. is used"),
+        ({"top_p": 7, "temperature": -1}, greedy, "top_p is 7; needed"),
+        ({"num_return_sequences": 3}, greedy, "num_return_sequences is 3.*One answer is returned"),
+        ({"stop_strings": "", "bad_words_ids": [[]], "early_stopping": "x"}, greedy, "stop_strings is ''"),
+        ({"chat_format": "chatml", "user_token_id": 195, "trust_remote_code": True}, greedy, "chat_format, user_token"),
+    ):
+        path.write_text(json.dumps(stored))
+        with warnings.catch_warnings() if message is None else told(UserWarning, match=message):
+            if message is None:
+                warnings.simplefilter("error")
+            model = load(tmp_path, eos_token_id=())
+        assert model.generation_config == expected, stored
+        assert model.generate([5, 6], do_sample=False, max_new_tokens=4)[0, 2:].tolist() == continuation([5, 6], 4)
+        if expected is greedy:
+            assert model.generate([5, 6], max_new_tokens=4)[0, 2:].tolist() == continuation([5, 6], 4)
+
+
+def test_token_type_ids_of_a_tokenizer_are_accepted(model: LlamaForCausalLM) -> None:
+    """AutoTokenizer of transformers 4 gives them for many checkpoints, and examples pass all that it gives."""
+    given = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]], "token_type_ids": [[0, 0]]}
+    assert model.generate(**given, max_new_tokens=4)[0, 2:].tolist() == continuation([5, 6], 4)
 
 
 def test_a_sampling_setting_without_sampling_gives_a_warning(model: LlamaForCausalLM) -> None:

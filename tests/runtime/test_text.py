@@ -281,7 +281,24 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     assert save(tmp_path / "none", byte_level()).chat_template is None
     assert save(tmp_path / "listed", byte_level(), chat_template=named).chat_template == "listed"
     (tmp_path / "listed" / "chat_template.jinja").write_text("filed")
-    assert Tokenizer.from_folder(tmp_path / "listed").render_chat(CHAT) == "filed"
+    filed = Tokenizer.from_folder(tmp_path / "listed")
+    assert filed.render_chat(CHAT) == "filed"
+
+
+def test_chats_with_tools_use_the_template_for_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools[0].function.name }}"}]
+    tokenizer = save(tmp_path / "both", byte_level(), chat_template=[*named, {"name": "rag", "template": "found"}])
+    assert tokenizer.render_chat(CHAT) == tokenizer.render_chat(CHAT, tools=None) == "plain"
+    assert tokenizer.render_chat(CHAT, tools=tools) == "f"
+    assert tokenizer.render_chat(CHAT, tools=tools, chat_template="rag") == "found"
+    with pytest.raises(UserError, match="no chat template 'x'; it has 'tool_use', 'rag', 'default'"):
+        tokenizer.render_chat(CHAT, chat_template="x")
+    only = save(tmp_path / "only", byte_level(), chat_template=named[1:])
+    assert only.render_chat(CHAT, tools=tools) == "f"
+    with pytest.raises(UserError, match="no chat template 'default'; it has 'tool_use'"):
+        only.render_chat(CHAT)
+    assert save(tmp_path / "plain", byte_level(), chat_template="plain").render_chat(CHAT, tools=tools) == "plain"
 
 
 def test_padding_and_truncation_of_the_file_do_not_apply(tmp_path: Path) -> None:
