@@ -10,21 +10,21 @@ from edgellama.errors import UserError
 from .base import Checkpoint, read_config_file
 from .presets import PRESETS
 from .source import ResolvedSource, expanded, model_name, resolve
+from .source_kinds import local_source
 from .synthetic import SyntheticCheckpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face folder or a .gguf file. Raises UserError if it is not a complete, supported Llama."""
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
+    path = local_source(path)
     # Late imports: a board that verifies an artifact has safetensors or gguf, not both.
     if path.is_dir():
         from .safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
-    if path.suffix != ".gguf":
-        raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
     from .gguf import GGUFCheckpoint
 
     return GGUFCheckpoint(path)

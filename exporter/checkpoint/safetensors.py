@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,21 @@ from safetensors import SafetensorError, safe_open
 from edgellama.artifact.safetensors import read_header
 from edgellama.errors import UserError, shown
 
-from .base import Checkpoint, RawBlocks, account, check_finite, content_revision, read_config_file, read_json
+from .base import (
+    Checkpoint,
+    RawBlocks,
+    account,
+    check_finite,
+    content_revision,
+    expected_tensors,
+    read_config_file,
+    read_json,
+)
 from .row_blocks import row_blocks
+from .source_kinds import INDEX, SINGLE
 from .tokenizer_files import folder_tokenizer_files, generation_config
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 FLOATS = ("F32", "F16", "BF16")
 # Buffers in older checkpoints. They follow from the config, so they are ignored.
 _DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
@@ -37,14 +48,16 @@ class SafetensorsCheckpoint(Checkpoint):
         self.config = read_config_file(folder / "config.json")
         index = _index(folder)
         self.files = _weight_files(folder) if index is None else [folder / name for name in sorted(set(index.values()))]
-        reader = {path: _open(path) for path in self.files}
-        held = {path.name: list(file.keys()) for path, file in reader.items()}
+        self._reader = {path: _open(path) for path in self.files}
+        held = {path.name: list(file.keys()) for path, file in self._reader.items()}
         if index is not None:
             _check_index(folder / INDEX, index, held)
-        self._home = {name: file for path, file in reader.items() for name in held[path.name]}
-        found = {name: self._shape(name) for name in self._home if not _DERIVED.fullmatch(name)}
-        if self.config.tie_word_embeddings and "lm_head.weight" in found:
-            self._check_tied(found.pop("lm_head.weight"))
+        self._home = {name: file for path, file in self._reader.items() for name in held[path.name]}
+        self._stored = {name: name for name in self._home if not _DERIVED.fullmatch(name)} | self._shared()
+        found = {name: self._shape(name) for name in self._stored}
+        if self.config.tie_word_embeddings and HEAD in found:
+            self._check_tied(found.pop(HEAD))
+        self._check_untied(found)
         account(folder, found, self.config)
         wrong = [f"{name} ({self.dtype(name)})" for name in found if self.dtype(name) not in FLOATS]
         if wrong:
@@ -54,10 +67,10 @@ class SafetensorsCheckpoint(Checkpoint):
             )
 
     def dtype(self, name: str) -> str:
-        return str(self._home[name].get_slice(name).get_dtype())
+        return str(self._slice(name).get_dtype())
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        values = _float32(self._home[name].get_slice(name)[first : first + count])
+        values = _float32(self._slice(name)[first : first + count])
         check_finite(self.path, name, first, values)
         return values
 
@@ -80,17 +93,49 @@ class SafetensorsCheckpoint(Checkpoint):
         return read_json(path) if path.exists() else generation_config(self.config)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._home[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str) -> Any:
+        stored = self._stored[name]
+        return self._home[stored].get_slice(stored)
+
+    def _shared(self) -> dict[str, str]:
+        """Return the weights that are stored under another weight's name: name -> the stored one.
+
+        safetensors' save_model stores one tensor of several that share memory, the first by name, and has the others in
+        the file's metadata. For the embedding and the output matrix that is lm_head.weight.
+        """
+        expected = expected_tensors(self.config)
+        shared = {
+            name: kept
+            for reader in self._reader.values()
+            for name, kept in (reader.metadata() or {}).items()
+            if name in expected and name not in self._home and kept in self._home
+        }
+        if self.config.tie_word_embeddings and HEAD in self._home and EMBEDDING not in self._home:
+            shared[EMBEDDING] = HEAD
+        return shared
+
+    def _check_untied(self, found: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise UserError if an untied checkpoint lacks either the embedding or the output matrix, and nothing else."""
+        missing = [name for name in expected_tensors(self.config) if name not in found]
+        if missing in ([HEAD], [EMBEDDING]) and not self.config.tie_word_embeddings:
+            raise UserError(
+                f"{self.path} lacks {missing[0]}, and tie_word_embeddings is false in its config. Download the "
+                "checkpoint again, or set tie_word_embeddings to true in config.json if it has one matrix for both"
+            )
 
     def _check_tied(self, shape: tuple[int, ...]) -> None:
         """Raise UserError if a tied checkpoint contains an output matrix that differs from the embedding."""
-        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-        same = embedding in self._home and shape == self._shape(embedding)
+        if self._stored.get(EMBEDDING, HEAD) == HEAD:  # the same tensor; or `account` reports the embedding
+            return
         blocks = row_blocks(shape[0], 4 * shape[-1])
-        if not same or any(not np.array_equal(self.rows(head, *b), self.rows(embedding, *b)) for b in blocks):
+        if shape != self._shape(EMBEDDING) or any(
+            not np.array_equal(self.rows(HEAD, *block), self.rows(EMBEDDING, *block)) for block in blocks
+        ):
             raise UserError(
-                f"{self.path}: tie_word_embeddings is true in the config, but the checkpoint has a {head} that differs "
-                f"from {embedding}; set tie_word_embeddings to false in config.json to use the stored {head}"
+                f"{self.path}: tie_word_embeddings is true in the config, but the checkpoint has a {HEAD} that differs "
+                f"from {EMBEDDING}; set tie_word_embeddings to false in config.json to use the stored {HEAD}"
             )
 
 
@@ -143,13 +188,6 @@ def _check_index(path: Path, index: dict[str, str], held: dict[str, list[str]]) 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
-    if pickled := sorted(p.name for pattern in ("*.bin", "*.pth", "*.pt") for p in folder.glob(pattern)):
-        raise UserError(
-            f"{folder} has its weights in {pickled[0]} only; save them as safetensors with transformers' "
-            "from_pretrained(...).save_pretrained(...)"
-        )
-    if ggufs := sorted(folder.glob("*.gguf")):
-        raise UserError(f"{folder} has no {SINGLE}; to export its GGUF file, name the file: MODEL={ggufs[0]}")
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; an export needs the weights as safetensors")
 
 

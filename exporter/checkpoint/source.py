@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import os
 import re
@@ -10,7 +11,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,11 +24,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from edgellama.artifact.files import sha256_file
 from edgellama.errors import UserError
 
+from ..network.config import LlamaConfig
+from .base import read_json
+from .gguf_file import whole_name
 from .presets import PRESETS, RegistryFile
+from .source_kinds import check_quantization, listing, local_source, weights_of, whole_files
+from .tokenizer_files import NAMED
 
 # The files of a hub repository that an export reads. Sub-folders contain other formats of the same weights.
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-HUB_NOT = ("*/*", "consolidated*")  # consolidated.safetensors: Mistral's own layout of the same weights
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", f"{NAMED}/*.jinja")
+HUB_FILES = (*SMALL_FILES, "*.safetensors")
+HUB_NOT = ("consolidated*", "adapter_model*")  # the same weights in their publisher's layout; an adapter beside them
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?::(.+))?")
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,10 @@ def resolve(model: str) -> ResolvedSource:
         return ResolvedSource(preset.name, fetch_hub(preset.hub_id, model), f"hub {preset.hub_id}", preset.licence)
     path = expanded(model)
     if model and path.exists():
-        return ResolvedSource(model_name(model), path, f"local {path.resolve().name}", None)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
-        return ResolvedSource(model_name(model), fetch_hub(model, model), f"hub {model}", None)
+        return ResolvedSource(model_name(model), local_source(path), f"local {path.resolve().name}", None)
+    hub = _HUB_ID.fullmatch(model)
+    if hub is not None and (hub[2] is not None or path.suffix != ".gguf"):
+        return ResolvedSource(model_name(model), fetch_hub(hub[1], model, hub[2]), f"hub {model}", None)
     raise UserError(_unknown(model))
 
 
@@ -122,20 +135,94 @@ def fetch_registry_file(file: RegistryFile) -> Path:
     return path
 
 
-def fetch_hub(hub_id: str, model: str) -> Path:
-    """Download a hub repository and return its folder.
+def fetch_hub(hub_id: str, model: str, chosen: str | None = None) -> Path:
+    """Download what an export reads of a hub repository. Returns its folder, or its GGUF file.
 
-    huggingface_hub's settings for token, cache, mirror and offline use apply. Raises UserError, with the remedy, if the
-    model is gated, unknown, or cannot be downloaded.
+    huggingface_hub's settings for token, cache, mirror and offline use apply. The names of the files and the config are
+    looked at before the weights are downloaded.
+
+    Args:
+        hub_id: the repository.
+        model: MODEL, for messages.
+        chosen: the GGUF file of a repository that has several: its name, or a part of it such as Q4_K_M.
+
+    Raises:
+        UserError: with the remedy, if the repository is gated, unknown, cannot be downloaded, or has no weights that an
+            export reads.
     """
     if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")):
         _home("HF_HOME")  # without a home folder, huggingface_hub would write into a folder of the name ~
-    from huggingface_hub import errors, snapshot_download
+    with _explained(hub_id, model):
+        names = _listed(hub_id)
+        gguf = weights_of(names, hub_id, f"{hub_id}:{{}}") if chosen is None else _chosen(names, hub_id, chosen)
+        if gguf is not None:
+            parts = [name for name in names if whole_name(name) == whole_name(gguf)]
+            return _download(hub_id, parts) / gguf
+        small = [name for name in names if _matches(name, SMALL_FILES)]
+        folder = _download(hub_id, small)
+        if (folder / "config.json").exists():  # else the reader of the folder says so
+            check_quantization(folder / "config.json")
+            LlamaConfig.from_dict(read_json(folder / "config.json"))
+        return _download(hub_id, [name for name in names if _matches(name, HUB_FILES)])
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether an export reads a file: of the top folder, or a chat template."""
+    inside = "/" not in name or name.startswith(f"{NAMED}/")
+    return inside and any(map(partial(fnmatch, name), patterns)) and not any(map(partial(fnmatch, name), HUB_NOT))
+
+
+def _listed(hub_id: str) -> list[str]:
+    """Return the paths of a repository's files; without a connection, of those in the cache on this machine."""
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    client_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        return HfApi().list_repo_files(hub_id)
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        raise
+    except (client_error, OSError, errors.OfflineModeIsEnabled):
+        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=[]))
+        found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        if not any(name.endswith((".safetensors", ".gguf")) for name in found):
+            raise errors.LocalEntryNotFoundError(f"the cache has no weights of {hub_id}") from None
+        return found
+
+
+def _download(hub_id: str, names: list[str]) -> Path:
+    """Download these files of a repository, those that are not in the cache. Returns the folder with them."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, allow_patterns=[glob.escape(name) for name in names]))
+
+
+def _chosen(names: list[str], hub_id: str, wanted: str) -> str:
+    """Return the GGUF file that `wanted` names: its path, its name, or the only one with this part in its name."""
+    ggufs = whole_files(names)
+    if wanted in names and wanted.endswith(".gguf"):
+        return wanted
+    plain = wanted.lower().removesuffix(".gguf")
+    stems = {path: Path(path).stem.lower() for path in ggufs}
+    exact = [path for path, stem in stems.items() if stem == plain]
+    marked = [path for path, stem in stems.items() if re.search(rf"(^|[.\-_]){re.escape(plain)}$", stem)]
+    found = exact or marked or [path for path, stem in stems.items() if plain in stem]
+    if len(found) == 1:
+        return ggufs[found[0]]
+    if not ggufs:
+        raise UserError(f"{hub_id} has no GGUF files. Give the repository alone: MODEL={hub_id}")
+    number = f"{len(found)} GGUF files" if found else "no GGUF file"
+    raise UserError(f"{hub_id} has {number} with {wanted!r} in the name; it has {listing(found or ggufs)}")
+
+
+@contextmanager
+def _explained(hub_id: str, model: str) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into UserErrors with the remedy."""
+    from huggingface_hub import errors
 
     # The base error of the HTTP client, which differs between releases of huggingface_hub.
     client_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
+        yield
     except errors.GatedRepoError as error:
         raise UserError(
             f"{hub_id} is gated: accept its licence on its page on the hub, then log in with `hf auth login` "
@@ -206,7 +293,11 @@ def model_name(model: str) -> str:
         return preset.name
     path = expanded(model)
     if path.is_file():
-        return _folder_name(path.stem)
+        return _folder_name(Path(whole_name(path.name)).stem if path.suffix == ".gguf" else path.name)
+    hub = _HUB_ID.fullmatch(model)
+    if hub is not None and hub[2] is not None:
+        file = Path(whole_name(hub[2]))
+        return _folder_name(file.stem if file.suffix == ".gguf" else f"{hub[1].partition('/')[2]}-{hub[2]}")
     return _folder_name(path.resolve().name if path.exists() else path.name)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -13,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file, save_model
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers import LlamaForCausalLM
 
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.checkpoint.presets import PRESETS
+from edgellama.exporter.checkpoint.source import resolve
 
 CONFIG: dict[str, Any] = {
     **{"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2},
@@ -150,6 +153,39 @@ def test_tied_output_matrix_may_be_stored_if_it_is_the_embedding(tmp_path: Path)
     assert "lm_head.weight" in open_checkpoint(tmp_path).names()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_name_of_a_shared_matrix_is_enough(tmp_path: Path, tied: bool) -> None:
+    """As safetensors' save_model stores it: the first name, and the other one in the metadata."""
+    model = save(tmp_path, tie_word_embeddings=True)
+    path = tmp_path / "model.safetensors"
+    path.unlink()
+    save_model(model, str(path), metadata={"format": "pt"})
+    with safe_open(path, framework="pt") as stored:
+        assert "model.embed_tokens.weight" not in stored.keys()  # noqa: SIM118
+    edit_json(tmp_path / "config.json", tie_word_embeddings=tied)
+    checkpoint = open_checkpoint(tmp_path)
+    matrix = model.get_input_embeddings().weight.detach().numpy()
+    for name in ("model.embed_tokens.weight", "lm_head.weight")[: 2 - tied]:
+        np.testing.assert_array_equal(checkpoint.tensor(name), matrix)
+        assert checkpoint.dtype(name) == "F32"
+    assert ("lm_head.weight" in checkpoint.names()) != tied
+
+
+def test_a_tied_head_alone_without_metadata(tmp_path: Path) -> None:
+    save(tmp_path, tie_word_embeddings=True)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, path)
+    matrix = tensors["lm_head.weight"].numpy()
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).tensor("model.embed_tokens.weight"), matrix)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"lacks model\.embed_tokens\.weight, and .*set tie_word_embeddings to true"):
+        open_checkpoint(tmp_path)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=True)  # the remedy
+    open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("lost", [1, 1000, -40, -4])
 def test_a_cut_file_is_refused_before_any_work(tmp_path: Path, lost: int) -> None:
     """The file is cut at its end, or (negative) to a few bytes of the header."""
@@ -206,18 +242,120 @@ def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         open_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        open_checkpoint(tmp_path)
     HFLlamaConfig(**CONFIG).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has neither model\.safetensors nor"):
         open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin only; save them as safetensors"):
+    save(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.txt").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"neither a Hugging Face folder nor a \.gguf"):
-        open_checkpoint(tmp_path / "model.txt")
+
+
+OTHERS = {
+    "adapter_config.json adapter_model.safetensors": r"is an adapter \(adapter_config\.json\), not a model\. Merge it",
+    "params.json consolidated.00.pth tokenizer.model": r"original layout of its publisher .*Hugging Face version",
+    "params.json consolidated.safetensors tekken.json": r"original layout of its publisher .*Hugging Face version",
+    "config.json pytorch_model.bin": r"pytorch_model\.bin only, a pickle; save them as safetensors",
+    "config.json pytorch_model.bin.index.json pytorch_model-00001-of-00002.bin": r"00002\.bin only, a pickle",
+    "config.json model.onnx": r"has an ONNX model \(model\.onnx\).*Export the model that it was made of",
+    "config.json onnx/model.onnx": r"has an ONNX model \(onnx/model\.onnx\)",
+    "config.json openvino_model.xml openvino_model.bin": r"has an OpenVINO model",
+    "config.json tf_model.h5": "has a TensorFlow model",
+    "config.json flax_model.msgpack": "has a Flax model",
+    "config.json manifest.json weights.safetensors": "is an artifact, the result of an export",
+    "config.json output.safetensors": r"has output\.safetensors, but neither model\.safetensors nor",
+    "README.md fp16/model.safetensors fp16/config.json": r"in a folder of it: MODEL must be that folder \(fp16\)",
+    "a.Q4_0.gguf b.Q8_0.gguf": r"has 2 GGUF files: a\.Q4_0\.gguf, b\.Q8_0\.gguf\. Choose one.* MODEL=.*a\.Q4_0\.gguf",
+    "config.json README.md": r"has neither model\.safetensors nor .*nor a GGUF file",
+}
+
+
+@pytest.mark.parametrize("names", OTHERS)
+def test_other_folders_are_recognised_by_the_names_of_their_files(tmp_path: Path, names: str) -> None:
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=OTHERS[names]) as error:
+        resolve(str(tmp_path))  # before any work
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=OTHERS[names]):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    for name in ("m.Q8_0.gguf", "mmproj-m.gguf", "README.md"):  # mmproj: the vision part of a multimodal model
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert resolve(str(tmp_path)).path == tmp_path / "m.Q8_0.gguf"
+    (tmp_path / "m.Q8_0.gguf").unlink()
+    for part in (2, 1):
+        (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    assert resolve(str(tmp_path)).path == tmp_path / "m-00001-of-00002.gguf"
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "3" * 64 + "\nsize 17209920\n"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(["config.json"], ["model.safetensors"], ["tokenizer.json"], ["tokenizer.model"], ["chat_template.jinja"]),
+        *(["m.gguf"], ["pytorch_model.bin"], ["model-00001-of-00002.safetensors", "tokenizer.json"]),
+    ],
+)
+def test_git_lfs_pointers_are_named_with_the_command_that_fetches_the_files(tmp_path: Path, names: list[str]) -> None:
+    save(tmp_path)
+    for name in names:
+        (tmp_path / name).write_text(POINTER)
+    listed = ".*".join(map(re.escape, names))
+    with pytest.raises(UserError, match=rf"Git LFS pointer.*{listed}|{listed} is a Git LFS pointer.*") as error:
+        resolve(str(tmp_path))
+    assert f"`git lfs pull` in {tmp_path}" in str(error.value)
+    if names == ["m.gguf"]:
+        with pytest.raises(UserError, match=r"m\.gguf is a Git LFS pointer"):
+            resolve(str(tmp_path / "m.gguf"))
+
+
+FILES = {
+    b"PK\x03\x04data": "is a pickle of PyTorch, or another archive",
+    b"\x80\x02}q\x00(": "is a pickle of PyTorch",
+    b"tjgg\x03\0\0\0": "is a GGML file of before August 2023",
+    b"\x89HDF\r\n\x1a\n": "is an HDF5 file of TensorFlow",
+    b"hello world": r"neither a Hugging Face folder nor a \.gguf file \(it begins with b'hell'\)",
+    b"": "neither a Hugging Face folder nor",
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_a_file_without_suffix_is_recognised_by_its_first_bytes(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(UserError, match=FILES[content]):
+        resolve(str(tmp_path / "model"))
+    (tmp_path / "model").write_bytes(b"GGUF" + content)
+    assert resolve(str(tmp_path / "model")).path == tmp_path / "model"
+
+
+def test_a_file_of_a_checkpoint_names_its_folder(tmp_path: Path) -> None:
+    save(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(UserError, match=rf"is a file of a checkpoint\. Give the folder: MODEL={tmp_path}"):
+            resolve(str(tmp_path / name))
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "blob")
+    with pytest.raises(UserError, match=r"blob is a safetensors file\. Give a folder with it as model\.safetensors"):
+        resolve(str(tmp_path / "blob"))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"quantization": {"group_size": 64, "bits": 4}}, "MLX"),
+        ({"quantization_config": {"quant_method": "exl2", "bits": 4.0}}, "ExLlama"),
+    ],
+)
+def test_weights_of_other_runtimes_are_named(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    save(tmp_path)
+    edit_json(tmp_path / "config.json", **change)
+    with pytest.raises(UserError, match=f"weights in the format of {what}, by its config.json"):
+        resolve(str(tmp_path))
 
 
 def test_revision_is_the_hubs_commit_or_follows_the_content(tmp_path: Path) -> None:
@@ -235,46 +373,6 @@ def test_revision_is_the_hubs_commit_or_follows_the_content(tmp_path: Path) -> N
     content[-3] ^= 1
     path.write_bytes(content)
     assert open_checkpoint(tmp_path / "same").revision != one
-
-
-def tokenizer_json() -> bytes:
-    return Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).to_str().encode()
-
-
-def test_tokenizer_files_are_copied_and_what_is_absent_is_derived(tmp_path: Path) -> None:
-    save(tmp_path, bos_token_id=1, eos_token_id=[2, 5])
-    (tmp_path / "generation_config.json").unlink(missing_ok=True)
-    checkpoint = open_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        checkpoint.tokenizer_files()
-
-    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json())
-    config = b'{ "tokenizer_class": "PreTrainedTokenizerFast",  "chat_template": "{{ messages }}" }'
-    (tmp_path / "tokenizer_config.json").write_bytes(config)
-    files = checkpoint.tokenizer_files()
-    assert files["tokenizer.json"] == tokenizer_json()
-    assert files["tokenizer_config.json"] == config
-    assert files["chat_template.jinja"] == b"{{ messages }}"
-    assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": [2, 5]}
-    assert checkpoint.eos_token_id() == (2, 5)
-
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
-    (tmp_path / "chat_template.jinja").write_text("{{ 1 }}")
-    named = {"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
-    files = checkpoint.tokenizer_files()
-    assert files["chat_template.jinja"] == b"{{ 1 }}"
-    assert files["generation_config.json"] == b'{"eos_token_id": 9}'
-    assert checkpoint.eos_token_id() == (9,)
-    (tmp_path / "chat_template.jinja").unlink()
-    assert checkpoint.tokenizer_files()["chat_template.jinja"] == b"d"
-
-
-def test_a_sentencepiece_file_that_cannot_be_converted_is_reported(tmp_path: Path) -> None:
-    save(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"no protobuf at all")
-    with pytest.raises(UserError, match=r"cannot create one from its tokenizer\.model.*sentencepiece"):
-        open_checkpoint(tmp_path).tokenizer_files()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

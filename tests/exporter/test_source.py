@@ -10,6 +10,8 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote
 
 import pytest
 
@@ -93,10 +95,11 @@ def test_local_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "My Model v2").mkdir()
     (tmp_path / "Tiny.Q8_0.gguf").write_bytes(b"GGUF")
+    (tmp_path / "blob").write_bytes(b"GGUF")
     folder = resolve(str(tmp_path / "My Model v2"))
     assert folder == ResolvedSource("my-model-v2", tmp_path / "My Model v2", "local My Model v2", None)
     assert resolve("Tiny.Q8_0.gguf").name == "tiny.q8_0"
-    assert resolve(".").name == tmp_path.name.lower()
+    assert resolve("blob").path == Path("blob")
 
 
 def test_a_preset_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,20 +130,35 @@ def test_a_model_that_does_not_exist_lists_the_presets(model: str) -> None:
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = json.dumps(PRESETS["llama3.2-1b"].hf_config | {"model_type": "llama"}).encode()
 HUB_FOLDER = {
-    "config.json": b"{}",
+    "config.json": CONFIG,
     "model.safetensors": b"weights",
     "tokenizer.json": b"{}",
+    "vocab.json": b"{}",
+    "merges.txt": b"a b",
     "chat_template.jinja": b"x",
-    "README.md": b"not wanted",
-    "consolidated.safetensors": b"not wanted",
-    "pytorch_model.bin": b"not wanted",
-    "original/model.safetensors": b"not wanted",
+    "additional_chat_templates/tool_use.jinja": b"x",
+}
+UNWANTED = ("README.md", "consolidated.safetensors", "pytorch_model.bin", "original/model.safetensors", "vocab.txt")
+GGUFS = ("m.Q4_K_M.gguf", "m.Q4_K_S.gguf", "m.Q8_0.gguf", "mmproj-m.gguf", "big/m.F32-00001-of-00002.gguf")
+REPOSITORIES: dict[str, dict[str, bytes]] = {
+    "org/open": {**HUB_FOLDER, **dict.fromkeys(UNWANTED, b"not wanted")},
+    "org/mamba": {**HUB_FOLDER, "config.json": b'{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}'},
+    "org/mlx": {**HUB_FOLDER, "config.json": CONFIG[:-1] + b', "quantization": {"group_size": 64, "bits": 4}}'},
+    "org/ggufs": {name: b"GGUF" for name in (*GGUFS, "big/m.F32-00002-of-00002.gguf")},
+    "org/gguf": {"README.md": b"x", "only.gguf": b"GGUF", "mmproj-only.gguf": b"GGUF"},
+    "org/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"},
+    "org/meta": {"params.json": b"{}", "consolidated.00.pth": b"x", "tokenizer.model": b"x"},
+    "org/pickle": {"config.json": CONFIG, "pytorch_model.bin": b"x"},
+    "org/onnx": {"config.json": CONFIG, "onnx/model.onnx": b"x"},
 }
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The requests of a hub that a snapshot needs: org/open exists, org/gated is gated, others do not exist."""
+    """The requests of a hub that a snapshot needs: REPOSITORIES exist, org/gated is gated, others do not exist."""
+
+    served: ClassVar[list[str]] = []  # the files that were downloaded
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -149,18 +167,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if "org/gated" in path:
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
-        if "org/open" not in path:
+        name = next((name for name in REPOSITORIES if f"/{name}/" in f"{path}/"), None)
+        if name is None:
             return self.answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"})
-        if path.startswith("/api/models/org/open/tree"):
+        held = REPOSITORIES[name]
+        if path.startswith(f"/api/models/{name}/tree"):
             files = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in HUB_FOLDER.items()
+                {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for file, data in held.items()
             ]
             return self.answer(200, json.dumps(files).encode(), {})
-        if path.startswith("/api/models/org/open"):
-            listed = [{"rfilename": name} for name in HUB_FOLDER]
-            return self.answer(200, json.dumps({"id": "org/open", "sha": COMMIT, "siblings": listed}).encode(), {})
-        data = HUB_FOLDER[path.split(f"/resolve/{COMMIT}/")[1]]
+        if path.startswith(f"/api/models/{name}"):
+            listed = [{"rfilename": file} for file in held]
+            return self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": listed}).encode(), {})
+        file = unquote(path.split(f"/resolve/{COMMIT}/")[1])
+        self.served.append(file)
+        data = held[file]
         return self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -216,7 +238,7 @@ def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:
     assert (name, origin) == ("open", "hub org/open")
     assert Path(path).name == COMMIT
     fetched = {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()}
-    assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert fetched == set(HUB_FOLDER)
     assert "org/gated is gated: accept its licence" in str(gated)
     assert "`hf auth login`" in str(gated)
     assert "the hub has no model org/llama3.2-1" in str(absent)
@@ -226,6 +248,39 @@ def test_hub_ids_go_through_huggingface_hub(hub: str, tmp_path: Path) -> None:
     again, other = resolve_elsewhere(["org/open", "org/other"], tmp_path, HF_HUB_OFFLINE="1")
     assert again == found
     assert "org/other is not in the hub's cache on this machine, and HF_HUB_OFFLINE=1 is set" in str(other)
+
+
+def test_a_gguf_file_of_a_repository_is_chosen_by_its_name(hub: str, tmp_path: Path) -> None:
+    models = ["org/gguf", "org/ggufs", "org/ggufs:q8_0", "org/ggufs:m.Q4_K_S.gguf", "org/ggufs:Q4_K", "org/ggufs:F32"]
+    found = resolve_elsewhere([*models, "org/ggufs:IQ2", "org/open:Q8_0"], tmp_path, HF_ENDPOINT=hub)
+    only, several, q8, named, unclear, split, absent, none = found
+    assert isinstance(only, list) and isinstance(q8, list) and isinstance(named, list) and isinstance(split, list)
+    assert [Path(x[1]).name for x in (only, q8, named)] == ["only.gguf", "m.Q8_0.gguf", "m.Q4_K_S.gguf"]
+    assert [x[0] for x in (only, q8, named, split)] == ["gguf", "ggufs-q8_0", "m.q4_k_s", "ggufs-f32"]
+    assert {path.name for path in Path(split[1]).parent.iterdir()} == {f"m.F32-0000{i}-of-00002.gguf" for i in (1, 2)}
+    assert "has 4 GGUF files: big/m.F32.gguf, m.Q4_K_M.gguf, m.Q4_K_S.gguf, m.Q8_0.gguf. Choose one" in str(several)
+    assert "MODEL=org/ggufs:big/m.F32.gguf" in str(several)
+    assert "2 GGUF files with 'Q4_K' in the name; it has m.Q4_K_M.gguf, m.Q4_K_S.gguf" in str(unclear)
+    assert "no GGUF file with 'IQ2' in the name; it has big/m.F32.gguf, m.Q4_K_M" in str(absent)
+    assert "org/open has no GGUF files. Give the repository alone: MODEL=org/open" in str(none)
+    (again,) = resolve_elsewhere(["org/ggufs:Q8_0"], tmp_path, HF_HUB_OFFLINE="1")
+    assert isinstance(again, list)
+    assert again[1] == q8[1]
+
+
+def test_what_cannot_be_exported_is_told_before_its_weights_are_downloaded(hub: str, tmp_path: Path) -> None:
+    reasons = {
+        "org/adapter": "org/adapter is an adapter (adapter_config.json), not a model. Merge it",
+        "org/meta": "has the original layout of its publisher (params.json, consolidated.*)",
+        "org/pickle": "has its weights in pytorch_model.bin only, a pickle; save them as safetensors",
+        "org/onnx": "has an ONNX model (onnx/model.onnx), and an export needs its weights as safetensors or GGUF",
+        "org/mamba": "model_type 'mamba' is not supported",
+        "org/mlx": "weights in the format of MLX",
+    }
+    Hub.served.clear()
+    for reason, found in zip(reasons.values(), resolve_elsewhere([*reasons], tmp_path, HF_ENDPOINT=hub), strict=True):
+        assert reason in str(found)
+    assert not [name for name in Hub.served if name.endswith((".safetensors", ".bin", ".pth", ".onnx"))]
 
 
 def test_a_hub_that_cannot_be_reached_is_reported(tmp_path: Path) -> None:
