@@ -34,7 +34,7 @@ from .checkpoint.base import Checkpoint
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
 from .checkpoint.source import local_files
-from .checkpoint.tokenizer_files import check_text_files
+from .checkpoint.tokenizer_files import to_json
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
@@ -43,6 +43,7 @@ from .progress import Progress
 from .proof import verify
 from .targets import TARGETS
 from .writing import atomic_folder
+from .writing.companions import write_companions
 from .writing.constants import write_constants
 from .writing.convert_config import CONFIG, conversion_config
 from .writing.weights_file import write_weights
@@ -94,14 +95,17 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         progress.console.print(
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
-    tokenizer = checkpoint.tokenizer_files()  # fails before the long work if the tokenizer is not supported
-    check_text_files(tokenizer, options.model)
+    if options.tokenizer == "none":
+        companions = {"generation_config.json": to_json(checkpoint.generation_config())}
+    else:
+        companions = checkpoint.tokenizer_files()
 
     with claim.written() as partial:
+        # Before the long work: a tokenizer or a chat template that the runtime cannot use ends the export.
+        for note in write_companions(partial, companions, checkpoint.config.vocab_size, checkpoint.path):
+            progress.console.print(note, highlight=False, markup=False)
         writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)
         graphs, weights = writer.write(buckets)
-        for name, data in tokenizer.items():
-            (partial / name).write_bytes(data)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
         origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed)

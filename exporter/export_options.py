@@ -46,6 +46,11 @@ def _check_batch(batch: int) -> None:
         raise UserError(f"BATCH is {batch}; an artifact has at least 1 row")
 
 
+def _check_tokenizer(tokenizer: str) -> None:
+    if tokenizer not in ("checkpoint", "none"):
+        raise UserError(f"TOKENIZER is {tokenizer!r}; choose from checkpoint, none")
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What an option is, beside the name, type and default of its field.
@@ -122,6 +127,14 @@ class ExportOptions:
         ),
     )
     batch: int = field(default=1, metadata=_declared("rows that are generated together", parse=int, check=_check_batch))
+    tokenizer: str = field(
+        default="checkpoint",
+        metadata=_declared(
+            "none: export without the checkpoint's tokenizer; the artifact takes and gives token ids",
+            check=_check_tokenizer,
+            planned=False,
+        ),
+    )
     out: Path | None = field(
         default=None,
         metadata=_declared(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgellama.artifact.json_reader import read_object
 from edgellama.errors import UserError
+from edgellama.generation.stored_settings import usable
 
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import linear_sizes
@@ -90,8 +91,8 @@ class Checkpoint(ABC):
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name.
 
-        They are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if there is a
-        chat template.
+        They are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if there is one
+        chat template; several named ones are in tokenizer_config.json.
         """
 
     @abstractmethod
@@ -100,10 +101,8 @@ class Checkpoint(ABC):
 
     def eos_token_id(self) -> tuple[int, ...]:
         """Return the ids that end a sequence: those of the generation config; if it has none, those of the config."""
-        eos = self.generation_config().get("eos_token_id")
-        if eos is None:
-            return self.config.eos_token_id
-        return tuple(eos) if isinstance(eos, list) else (eos,)
+        eos = usable(self.generation_config())[0].get("eos_token_id")
+        return self.config.eos_token_id if eos is None else tuple(eos)
 
 
 def expected_tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -1,67 +1,99 @@
-"""Collect the tokenizer files of a Hugging Face folder for an artifact."""
+"""The tokenizer files of an artifact, made from those of a Hugging Face folder.
+
+A folder describes its tokenizer in up to eight files, of which one overrides the other. transformers reads them. The
+result is written as one tokenizer.json, which the runtime and every release of transformers open alike.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from edgellama.artifact.json_reader import parse_object, read_bytes
 from edgellama.errors import UserError
-from edgellama.generation.config import GenerationConfig
-from edgellama.text.chat_template import ChatTemplate, decode_template, template_of_config
-from edgellama.text.tokenizer import Tokenizer
 
 from ..network.config import LlamaConfig
+from .lfs_pointer import check_content
 
 REMEDY = "Download the checkpoint again, or correct the file"
 LARGEST = 256 << 20  # bytes of a file; tokenizer.json of Gemma has 33 MB
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")  # one of them is needed
+READ = (
+    *TOKENIZERS,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "chat_template.jinja"),
 )
+NAMED = "additional_chat_templates"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ENDLESS = 10**18  # transformers writes 10**30 as the greatest length of a model that has none
 
 
 def folder_tokenizer_files(folder: Path, config: LlamaConfig) -> dict[str, bytes]:
-    """Return the tokenizer files, name -> content. Existing files are copied unchanged; missing ones are derived.
+    """Return the tokenizer files, name -> content.
 
-    If the folder has only a SentencePiece or tiktoken file, transformers converts it. Raises UserError if there is no
-    tokenizer.json and transformers cannot create one.
+    They are tokenizer.json, tokenizer_config.json, generation_config.json, and chat_template.jinja if there is one chat
+    template. Several named templates are in tokenizer_config.json.
+
+    Raises UserError if the folder has no tokenizer, a file is damaged, or transformers cannot open the tokenizer.
     """
-    files = {name: _content(folder / name) for name in COPIED if (folder / name).exists()}
-    if "tokenizer.json" not in files:
-        files = {**_convert(folder), **files}
-    files.setdefault("tokenizer_config.json", b"{}\n")
-    if "chat_template.jinja" not in files and (
-        template := template_of_config(
-            parse_object(files["tokenizer_config.json"]), str(folder / "tokenizer_config.json")
+    _check_files(folder)
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise UserError(
+            f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json). Download the checkpoint "
+            "again, with its tokenizer, or export it without one: TOKENIZER=none"
         )
-    ):
-        files["chat_template.jinja"] = template.encode()
-    files.setdefault("generation_config.json", to_json(generation_config(config)))
-    return files
+    opened = _opened(folder)
+    model = tokenizers.Tokenizer.from_str(opened.backend_tokenizer.to_str())
+    model.no_padding()
+    model.no_truncation()
+    templates = opened.chat_template or {}
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    named = {name: token for name in SPECIAL if (token := getattr(opened, name, None)) is not None}
+    settings: dict[str, Any] = {name: str(token) for name, token in named.items()}
+    if others := [str(token) for token in getattr(opened, "extra_special_tokens", None) or []]:
+        settings["additional_special_tokens"] = others
+    if opened.model_max_length < ENDLESS:
+        settings["model_max_length"] = int(opened.model_max_length)
+    settings["padding_side"] = opened.padding_side
+    settings["clean_up_tokenization_spaces"] = bool(opened.clean_up_tokenization_spaces)
+    return {
+        **tokenizer_files(model, settings, templates),
+        "generation_config.json": _generation_config(folder, config),
+    }
 
 
-def _content(path: Path) -> bytes:
-    """Return the content of a file. JSON is checked, except in tokenizer.json, which the tokenizers library reads.
+def tokenizer_files(
+    model: tokenizers.Tokenizer, settings: Mapping[str, Any], templates: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Return tokenizer.json, tokenizer_config.json and maybe chat_template.jinja, name -> content.
 
-    Raises UserError if it cannot be read, or is damaged.
+    Args:
+        model: the whole tokenizer, as encoding and decoding need it.
+        settings: further keys of tokenizer_config.json.
+        templates: the chat templates by name.
     """
-    try:
-        data = read_bytes(path, LARGEST)
-        if path.suffix == ".json" and path.name != "tokenizer.json":
-            parse_object(data)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}. {REMEDY}") from error
-    return data
+    written: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        # transformers 4 adds token_type_ids otherwise, which no model of this family takes.
+        "model_input_names": ["input_ids", "attention_mask"],
+        **settings,
+    }
+    splitter = json.loads(model.to_str())["pre_tokenizer"] or {}
+    if "add_prefix_space" in splitter:  # transformers 4 sets it to False if it is absent here
+        written["add_prefix_space"] = splitter["add_prefix_space"]
+    files = {"tokenizer.json": model.to_str(pretty=True).encode()}
+    if set(templates) == {"default"}:
+        files["chat_template.jinja"] = templates["default"].encode()
+    elif templates:
+        # The only form of several templates that all releases read: a chat_template.jinja would hide the others.
+        written["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    files["tokenizer_config.json"] = to_json(written)
+    return files
 
 
 def generation_config(config: LlamaConfig) -> dict[str, Any]:
@@ -73,42 +105,77 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def check_text_files(files: Mapping[str, bytes], where: str) -> None:
-    """Load the tokenizer, the chat template and the generation config as the runtime will.
+def content(path: Path) -> bytes:
+    """Return the content of a file. The JSON of all but tokenizer.json, which tokenizers reads, is checked.
 
-    Args:
-        files: name -> content, of an artifact.
-        where: the checkpoint, for messages.
-
-    Raises:
-        UserError: the runtime cannot load one of them.
+    Raises UserError if it cannot be read, is empty or damaged, or holds no JSON object.
     """
-    template = files.get("chat_template.jinja")
-    if template is not None and "tokenizer.json" not in files:
-        ChatTemplate(decode_template(template, where), where).check()
-    with tempfile.TemporaryDirectory() as made:
-        for name, data in files.items():
-            (Path(made) / name).write_bytes(data)
-        try:
-            if "tokenizer.json" in files:  # random weights have none
-                Tokenizer.from_folder(made, REMEDY)
-            GenerationConfig.of_file(Path(made) / "generation_config.json", {}, REMEDY)
-        except UserError as error:
-            raise UserError(f"{where}: {str(error).replace(f'{made}{os.sep}', '')}") from error
-
-
-def _convert(folder: Path) -> dict[str, bytes]:
-    if not any((folder / name).exists() for name in ("tokenizer.model", "vocab.json")):
-        raise UserError(f"{folder} has no tokenizer.json; download the checkpoint again, with its tokenizer")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ImportError, ValueError, OSError) as error:
-        raise UserError(
-            f"{folder} has no tokenizer.json, and transformers cannot create one from its tokenizer.model ({error}); "
-            "install sentencepiece and tiktoken, or download tokenizer.json from the model's page"
-        ) from error
-    with tempfile.TemporaryDirectory() as made:
-        tokenizer.save_pretrained(made)
-        return {name: (Path(made) / name).read_bytes() for name in COPIED if (Path(made) / name).exists()}
+        data = read_bytes(path, LARGEST)
+        check_content(path, data)
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            parse_object(data)
+        elif path.suffix == ".jinja":
+            data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Download it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start:,}). Download it again") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. {REMEDY}") from error
+    return data
+
+
+def _generation_config(folder: Path, config: LlamaConfig) -> bytes:
+    path = folder / "generation_config.json"
+    return content(path) if path.exists() else to_json(generation_config(config))
+
+
+def _check_files(folder: Path) -> None:
+    """Raise UserError, which names it, for a damaged file of those that describe the tokenizer."""
+    for name in READ:
+        if (folder / name).exists():
+            content(folder / name)
+    for path in sorted((folder / NAMED).glob("*.jinja")):
+        content(path)
+
+
+def _opened(folder: Path) -> Any:
+    """Return the tokenizer of a folder, opened by transformers. No code of the folder runs.
+
+    Raises UserError if transformers cannot open it.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    declared = parse_object(content(path)) if path.exists() else {}
+    # With classes of its own code, or without a class for a lone tokenizer.model, the files alone say what it does.
+    alone = not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tekken.json"))
+    plain = "auto_map" in declared or (alone and "tokenizer_class" not in declared)
+    kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        opened = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        opened.backend_tokenizer.to_str()
+    except Exception as error:  # tokenizers raises Exception itself, and transformers what its parsing runs into
+        raise _not_opened(folder, error) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    return opened
+
+
+def _not_opened(folder: Path, error: Exception) -> UserError:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        try:
+            tokenizers.Tokenizer.from_file(str(path))
+        except Exception as cause:  # tokenizers raises Exception itself
+            return UserError(f"{path}: tokenizers cannot read it ({cause}). Download it again")
+    names = [name for name in READ if (folder / name).exists() and name != "generation_config.json"]
+    named = [f"{NAMED}/{path.name}" for path in sorted((folder / NAMED).glob("*.jinja"))]
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return UserError(
+        f"{folder}: transformers cannot open the tokenizer of {', '.join(names + named)} ({reason}). Download them "
+        "again, or export without a tokenizer: TOKENIZER=none"
+    )

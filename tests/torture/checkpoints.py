@@ -146,7 +146,7 @@ def split(folder: Path) -> list[str]:
 
 RULE = (
     "the exporter accepts it and reads what is there: each setting of config.json has the value in the file, each "
-    "tensor is what the safetensors library reads, a text has the tokens of the tokenizers library; and the runtime "
+    "tensor is what the safetensors library reads, a text has the tokens of transformers; and the runtime "
     "loads the tokenizer and the generation config"
 )
 CLASSES = (

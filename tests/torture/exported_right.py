@@ -22,35 +22,33 @@ TEXT = "The quick brown fox, \u00e9\U0001f642 the 12th."
 def import_readers() -> None:
     """Import what the cases need, so that the children of this process have it already."""
     import safetensors
-    import tokenizers
     from gguf import GGUFReader
+    from transformers import AutoTokenizer
 
     import edgellama.exporter.checkpoint.gguf
     import edgellama.exporter.checkpoint.safetensors
     import edgellama.exporter.export_options
 
-    assert GGUFReader and safetensors and tokenizers and edgellama.exporter.export_options
+    assert GGUFReader and safetensors and AutoTokenizer and edgellama.exporter.export_options
 
 
 def is_right(checkpoint: Path, out: Path) -> Outcome:
     """Do all that an export does with a checkpoint, except for tracing graphs, and compare. Raises what that raises."""
     from edgellama.artifact.manifest_checks import MOST_TOKENS
     from edgellama.exporter.checkpoint.open import open_model
-    from edgellama.exporter.checkpoint.tokenizer_files import check_text_files
     from edgellama.exporter.export_options import ExportOptions, shape_of
     from edgellama.exporter.network.rope import rope_tables
+    from edgellama.exporter.writing.companions import write_companions
 
     options = ExportOptions(model=str(checkpoint), target="cpu", buckets=())
     _, opened = open_model(options.model, None)
     shape, _ = shape_of(options, opened.config)
     files = opened.tokenizer_files()
-    check_text_files(files, options.model)
+    out.mkdir()
+    write_companions(out, files, opened.config.vocab_size, opened.path)
     rope_tables(opened.config, shape.context)
     tensors = {name: opened.tensor(name) for name in opened.names()}
     assert opened.revision and all(0 <= number < MOST_TOKENS for number in opened.eos_token_id())
-    out.mkdir()
-    for name, data in files.items():
-        (out / name).write_bytes(data)
     (out / "config.json").write_text(json.dumps(opened.config.to_dict()))
     problem = difference(checkpoint, out, tensors)
     return Outcome("harmless") if problem is None else Outcome("silent", f"accepted, and {problem}")
@@ -58,7 +56,7 @@ def is_right(checkpoint: Path, out: Path) -> Outcome:
 
 def difference(checkpoint: Path, out: Path, tensors: dict[str, np.ndarray]) -> str | None:
     """Return how what would be exported differs from the checkpoint; None if it does not."""
-    from tokenizers import Tokenizer as Theirs
+    from transformers import AutoTokenizer
 
     from edgellama.text.tokenizer import Tokenizer
 
@@ -66,7 +64,7 @@ def difference(checkpoint: Path, out: Path, tensors: dict[str, np.ndarray]) -> s
     ids = tokenizer.encode(TEXT)
     if checkpoint.is_dir():
         stored = folder_tensors(checkpoint)
-        if ids != Theirs.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids:
+        if ids != AutoTokenizer.from_pretrained(checkpoint)(TEXT).input_ids:
             return "a text has other tokens"
         found = json.loads((checkpoint / "config.json").read_text("utf-8-sig"))
         if (problem := other_config(found, json.loads((out / "config.json").read_text()))) is not None:
