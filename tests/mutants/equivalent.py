@@ -41,6 +41,7 @@ CHUNKS = "runtime/engine/chunks.py"
 PREFIX = "runtime/engine/prefix_cache.py"
 STEP = "runtime/engine/step_inputs.py"
 ENGINE = "runtime/engine/engine.py"
+SCHEDULER = "runtime/serve/scheduler.py"
 DECODE = "runtime/generation/decode.py"
 BATCH = "runtime/generation/batch.py"
 FORMAT = "kernels/weight_format.py"
@@ -116,6 +117,19 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))",
         r"rows\[ -1\]|- len",
         "rows in order are copied instead of sliced",
+    ),
+    Equivalent(
+        SCHEDULER,
+        "may_share = sequence.reuse_prefix and sequence.row < 0 and len(sequence.prompt) > self.chunk",
+        "row != 0",
+        "a sequence that waited has no row; one with a row has no earlier one with an equal first chunk",
+    ),
+    Equivalent(
+        "runtime/generation/token_selector.py",
+        "keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # some beam must be able to go "
+        "on",
+        "num_beams <= 1|keep = 0",
+        "num_beams is at least 1; the sampler always keeps one token",
     ),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(

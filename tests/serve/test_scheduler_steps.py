@@ -80,6 +80,18 @@ def test_places_are_reserved_and_given_back(model: LlamaForCausalLM) -> None:
         scheduler.reserve(1)
 
 
+def test_reserved_places_are_enough_for_a_full_queue(model: LlamaForCausalLM) -> None:
+    scheduler = Scheduler(model.engine, queue=0)
+    scheduler.reserve(ROWS)
+    clients = [Client(model, [i], 2) for i in range(ROWS)]
+    scheduler.submit([client.sequence for client in clients], reserved=ROWS)
+    with pytest.raises(QueueFullError):
+        submit(scheduler, model, [1])
+    finish_all(scheduler)
+    assert all(len(client.events) == 2 for client in clients)
+    scheduler.reserve(ROWS)
+
+
 def test_running_sequences_need_no_places_in_the_queue(model: LlamaForCausalLM) -> None:
     scheduler = Scheduler(model.engine, queue=1)
     submit(scheduler, model, [1], [2], limit=9)
