@@ -95,7 +95,7 @@ def run_module(tree: Tree, module: Module, most: int, seed: int) -> Result:
     result = Result(module.path)
     for mutant in sampled(module.path, source, most, seed):
         tree.write(module.path, mutant.changed)
-        state, _ = tree.run(module.tests, 20 + 8 * seconds)
+        state, _ = tree.run(module.tests, 15 + 4 * seconds)
         result.mutants += 1
         result.killed += state != "passed"
         result.hung += state == "hung"
