@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ def part_names(text: str) -> list[str]:
 def main() -> int:
     """Run the mutants, print the table and the survivors; 1 if a part is below NEEDED, 2 if the tests fail anyway."""
     options = parse_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copy is deleted
     began = time.monotonic()
     shares = []
     with tempfile.TemporaryDirectory(prefix="edgellama-mutants-") as scratch:

@@ -131,6 +131,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "num_beams <= 1|keep = 0",
         "num_beams is at least 1; the sampler always keeps one token",
     ),
+    Equivalent(
+        "runtime/artifact/files.py",
+        "if os.path.commonpath([root, real]) != root:",
+        "< root",
+        "the common path is the root or a beginning of it, which is smaller",
+    ),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(
         FORMAT,

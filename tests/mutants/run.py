@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import resource
@@ -88,18 +89,17 @@ class Tree:
         if child == 0:
             self._test(tests, keep_bytecode)
         status = None
-        while status is None and time.monotonic() - began < limit:
-            done, code = os.waitpid(child, os.WNOHANG)
-            status = code if done else time.sleep(0.02)
-        for _ in range(2):  # what the tests have started, and the child itself
-            try:
+        try:
+            while status is None and time.monotonic() - began < limit:
+                done, code = os.waitpid(child, os.WNOHANG)
+                status = code if done else time.sleep(0.02)
+        finally:  # ends what the tests have started, and on a hang or Ctrl-C the child itself
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            except ProcessLookupError:
-                break
             if status is None:
                 os.waitpid(child, 0)
-                return "hung", time.monotonic() - began
-        return "passed" if status == 0 else "failed", time.monotonic() - began
+        seconds = time.monotonic() - began
+        return "hung" if status is None else "passed" if status == 0 else "failed", seconds
 
     def _place(self, path: str) -> Path:
         top, _, rest = path.partition("/")
