@@ -38,7 +38,16 @@ def check_graphs(artifact: Artifact) -> None:
             differs. For a converted artifact: a part of the file is malformed, or leads out of the folder.
     """
     manifest = artifact.manifest
+    for graph in manifest.graphs:
+        path = artifact.file(graph.file)
+        if path.is_symlink():  # MindSpore Lite may look for the data beside the target of the link
+            raise UserError(f"{path}: a link; needed: the file itself. Copy it into the folder")
     if manifest.converted is not None:
+        if manifest.opset != "ascend":  # the checks of a converted graph alone are too weak for a load on the host
+            raise UserError(
+                f"{artifact.path}: op set is {manifest.opset!r}, and manifest.json says that CANN compiled it; only "
+                f"artifacts of Ascend targets are converted. {REMEDY}"
+            )
         from .converted import check_converted
 
         for graph in manifest.graphs:

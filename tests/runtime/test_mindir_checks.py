@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgellama.artifact.manifest import Artifact, Graph, digest, file_entry, write_manifest
+from edgellama.artifact.manifest import Artifact, Conversion, Graph, digest, file_entry, write_manifest
 from edgellama.backend.ascend.trial import try_in_child
+from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
 from edgellama.mindir.check import check_graphs, difference, graph_bytes
 from edgellama.mindir.network import Network
@@ -175,6 +177,27 @@ def test_a_converted_graph_reads_only_the_data_that_the_manifest_lists(tmp_path:
         opened = converted(tmp_path, compiled(inputs, external=external), data_0=b"8 bytes.")
         with pytest.raises(UserError, match=rf"external_data.*{message}.* Convert the exported artifact again"):
             check_graphs(opened)
+
+
+def test_a_graph_file_that_is_a_link_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    """Otherwise native code might read the data that lies beside the target, which nobody has checked."""
+    folder = Path(shutil.copytree(exported["portable"], tmp_path / "linked"))
+    graph = folder / "graphs" / "4.mindir"
+    (folder / "other").mkdir()
+    graph.rename(folder / "other" / "4.mindir")
+    graph.symlink_to("../other/4.mindir")
+    with pytest.raises(UserError, match=r"4.mindir: a link; needed: the file itself. Copy it into the folder"):
+        check_graphs(Artifact.open(folder))
+
+
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_a_host_artifact_does_not_pass_as_a_converted_one(exported: dict[str, Path], target: str) -> None:
+    """Otherwise the weaker checks of a converted graph, without a child process, would admit it to this process."""
+    artifact = Artifact.open(exported[target])
+    made = Conversion("Ascend310B4", artifact.manifest.buckets, "8.2", "2.7.0")
+    claimed = Artifact(artifact.path, dataclasses.replace(artifact.manifest, converted=made))
+    with pytest.raises(UserError, match=r"only artifacts of Ascend targets are converted. .* Export again"):
+        Engine(claimed)
 
 
 @pytest.mark.parametrize(
