@@ -276,6 +276,7 @@ def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:
     """
     given = {"allOf": [schema]} if isinstance(schema, bool) else dict(schema)
     given.pop(ENGINE_OPTIONS, None)
+    _check_size(given, what)
     text = json.dumps(given, allow_nan=False)
     if len(text) > MAX_CHARACTERS:
         raise UserError(
@@ -293,6 +294,22 @@ def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:
             f"{what}: the schema has {properties:,} properties; at most {MAX_PROPERTIES:,} are possible. Simplify it"
         )
     return text
+
+
+def _check_size(schema: Any, what: str) -> None:
+    """Refuse what would become a text of more than MAX_CHARACTERS: a part may occur many times, or within itself."""
+    size, rest = 0, [schema]
+    while rest:
+        value = rest.pop()
+        size += len(value) if isinstance(value, (str, Mapping, list, tuple)) else 1
+        if size > MAX_CHARACTERS:
+            raise UserError(
+                f"{what}: the schema has more than {MAX_CHARACTERS:,} characters, which is the limit. Simplify it"
+            )
+        if isinstance(value, Mapping):
+            rest.extend((*value.keys(), *value.values()))
+        elif isinstance(value, (list, tuple)):
+            rest.extend(value)
 
 
 def _reason(matcher: Any) -> str:

@@ -13,7 +13,7 @@ KEYWORDS = (
 FORMATS = "date, time, date-time, duration, email, hostname, ipv4, ipv6, uri, uuid"
 LOCAL = "Put the schema under $defs, and refer to it as #/$defs/NAME"
 ENDLESS = (
-    "no text fits it, for example because a $ref leads back to itself with nothing in between. Place such a $ref under "
+    "no text fits it, for example because a $ref leads back to itself with nothing in between. Put such a $ref under "
     "`properties` or `items`, or in an `anyOf` beside another schema"
 )
 COMPLEX = "it is too complex to be followed. Simplify it"
@@ -32,7 +32,7 @@ MESSAGES: tuple[tuple[str, str], ...] = (
     (
         r"circular references with sibling keys .*",
         "a $ref that leads back to itself has other keywords beside it. "
-        "Remove them, or place the $ref under `properties` or `items`",
+        "Remove them, or put the $ref under `properties` or `items`",
     ),
     (r"Unimplemented keys: \[(.*)\]", rf"not supported: \1. Leave it out; supported are {KEYWORDS}"),
     (r"oneOf constraints .*", "oneOf is supported only if its schemas differ in type or value. Use anyOf"),

@@ -27,7 +27,7 @@ from ..model import LlamaForCausalLM
 from .errors import ApiError, from_validation
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from .metrics import Metrics
-from .openapi import description
+from .openapi import Described, description
 from .preprocess import Preprocessor
 from .request import ChatRequest, CompletionRequest, GenerationRequest
 from .responses import ResponseWriter
@@ -76,7 +76,8 @@ class Service:
         max_body: largest request body, in bytes
         """
         self.model = model
-        if model.artifact.file("tokenizer.json").is_file():
+        has_tokenizer = model.artifact.file("tokenizer.json").is_file()
+        if has_tokenizer:
             model.tokenizer  # noqa: B018 - a chat template that cannot be compiled is refused at the start
         self.name = model.artifact.manifest.name
         self._created = int(model.artifact.file("manifest.json").stat().st_mtime)
@@ -87,7 +88,16 @@ class Service:
         self._html = {
             name: _html(name) for name in ("page.html", "docs.html")
         }  # read once: later there may be no descriptor
-        self._description = description(__version__, self.name, self._preprocessor.limits, bool(api_key))
+        self._description = description(
+            Described(
+                __version__,
+                self.name,
+                self._preprocessor.limits,
+                model.engine.vocab_size,
+                takes_empty_text=has_tokenizer and bool(model.tokenizer.encode("")),
+                has_key=api_key is not None,
+            )
+        )
         self._body_bytes = 0  # of large bodies that are being read or validated
         self._api_key = api_key
         self._hosts = hosts
@@ -152,7 +162,7 @@ class Service:
     def _check_host(self, request: Request) -> None:
         host = host_name(request.headers.getlist("host"))
         if self._hosts is not None and host not in self._hosts:
-            raise ApiError(403, f"this server's name is not {host!r}; use {', '.join(sorted(self._hosts))}")
+            raise ApiError(403, f"this server's name is not {host!r}. Use {', '.join(sorted(self._hosts))}")
 
     def _check_key(self, request: Request) -> None:
         if self._api_key is None:
@@ -163,7 +173,7 @@ class Service:
         ):
             raise ApiError(
                 401,
-                "the API key is missing or wrong; needed: Authorization: Bearer KEY with the server's key",
+                "the API key is missing or wrong. Send Authorization: Bearer KEY, with the server's key",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
@@ -205,9 +215,7 @@ class Service:
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(
-                404, f"no model {name!r} here; this server has {self.name!r}", param="model", code="model_not_found"
-            )
+            raise ApiError(404, f"no model {name!r} here. Use {self.name!r}", param="model", code="model_not_found")
 
     async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
         start = time.perf_counter()
@@ -223,9 +231,11 @@ class Service:
             finally:
                 self.scheduler.release(reserved)
         except QueueFullError:
-            raise ApiError(429, "every row is taken and the queue is full", headers={"retry-after": "1"}) from None
+            raise ApiError(
+                429, "every row is taken and the queue is full. Try again", headers={"retry-after": "1"}
+            ) from None
         except SchedulerClosedError:
-            raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"}) from None
+            raise ApiError(503, "the server is shutting down. Try again later", headers={"retry-after": "10"}) from None
         writer = ResponseWriter(request, self.name, self.model.tokenizer)
         active = ActiveRequest(sequences, queue, writer, self.scheduler.cancel, self.metrics, start)
         if request.stream:
@@ -262,8 +272,10 @@ class Service:
         A page of another site cannot send this content type without a preflight request, which this server refuses.
         """
         if http_request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "the body's type is not JSON; needed: Content-Type: application/json")
-        too_large = ApiError(413, f"the body has more than {self._max_body:,} bytes, the most that this server takes")
+            raise ApiError(415, "the body's type is not JSON. Send it with Content-Type: application/json")
+        too_large = ApiError(
+            413, f"the body has more than {self._max_body:,} bytes, the most that this server takes. Send less"
+        )
         if int(http_request.headers.get("content-length") or 0) > self._max_body:
             raise too_large
         body = bytearray()
@@ -296,7 +308,7 @@ def host_name(headers: Sequence[str]) -> str | None:
     found = HOST.fullmatch(headers[0].strip()) if len(headers) == 1 else None
     if found is None:
         shown = ", ".join(repr(header[:100]) for header in headers[:3])
-        raise ApiError(400, f"the Host header is {shown}; needed: one name or address, and a port if it is not 80")
+        raise ApiError(400, f"the Host header is {shown}. Send one name or address, and a port if it is not 80")
     return (found["address"] or found["name"]).lower()
 
 
@@ -310,9 +322,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     message, path = error.detail, request.scope["path"][:100]
     if error.status_code == 404:
-        message = f"no path {path!r} here. /docs lists the paths"
+        message = f"no path {path!r} here. Use one that /docs lists"
     elif error.status_code == 405:
-        message = f"the path {path!r} has no method {request.method}. /docs lists the methods"
+        message = f"the path {path!r} has no method {request.method}. Use one that /docs lists"
     return JSONResponse(ApiError(error.status_code, message).body, error.status_code, error.headers)
 
 

@@ -41,6 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = 0  # bytes received while headers are incomplete
         self._head = 0  # bytes of the URL and the headers of the current request
         self._in_headers = True  # no body is awaited
+        self._begun = False  # a request has begun and is not complete
         self._refused = False  # what the client still sends is ignored
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -78,12 +79,20 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self._receiving is None and self.timeout_keep_alive_task is None:  # empty lines before a request
             self._receive_within(HEADER_SECONDS)
 
+    def eof_received(self) -> None:
+        """The client sends no more: refuse a request that is not complete."""
+        if self._begun or self._unparsed:
+            self._refuse(400, "the connection ended before the request. Send all of it")
+
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed. uvicorn calls this."""
         if self._head > MAX_HEADERS:
             self._refuse_head()
         else:
-            self._refuse(400, "this is not a valid HTTP/1.1 request")
+            self._refuse(
+                400,
+                "this is not a valid HTTP/1.1 request. Send one, with a correct request line, headers and body length",
+            )
 
     def on_url(self, url: bytes) -> None:
         """Add a part of the URL."""
@@ -98,6 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Wait for headers."""
         super().on_message_begin()
+        self._begun = True
         self._head = 0
         self._in_headers = True
         self._receive_within(HEADER_SECONDS)
@@ -111,12 +121,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._in_headers = True
+        self._begun = False
         self._receive_within(None)
         super().on_message_complete()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection without a request. uvicorn calls this."""
-        self._refuse(408, f"no request arrived within {IDLE_SECONDS} seconds")
+        self._refuse(408, f"no request arrived within {IDLE_SECONDS} seconds. Open a new connection to send one")
 
     def pause_writing(self) -> None:
         """Wait until the client reads."""
@@ -135,7 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError("the headers are too long")  # ends the parser, which calls send_400_response
 
     def _refuse_head(self) -> None:
-        self._refuse(431, f"the URL and headers have more than {MAX_HEADERS:,} bytes, the most that this server takes")
+        self._refuse(431, f"the URL and headers have more than {MAX_HEADERS:,} bytes. Send less")
 
     def _receive_within(self, seconds: float | None) -> None:
         if self._receiving is not None:
@@ -144,7 +155,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _too_slow(self, seconds: float) -> None:
         part = "headers" if self._in_headers else "body"
-        self._refuse(408, f"the {part} of the request did not arrive within {seconds:g} seconds")
+        self._refuse(408, f"the {part} of the request did not arrive within {seconds:g} seconds. Send it faster")
 
     def _stop_reading_timer(self) -> None:
         if self._reading is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+MAX_PATH = 100  # characters of a field's path in a message
+
 
 class ApiError(Exception):
     """An HTTP status and OpenAI's error object. The message of a 4xx status tells the client what to change."""
@@ -65,12 +67,14 @@ def from_validation(error: ValidationError) -> ApiError:
     field = found[0]["loc"][:1]
     first = max((one for one in found if one["loc"][:1] == field), key=lambda one: len(one["loc"]))
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['msg']}")
+        return ApiError(400, f"the body is not JSON: {first['msg']}. Correct it")
     # pydantic adds the names of the tried types to the path; they are not part of the request
     path = ".".join(
         str(part) for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str")
     )
-    message = first["msg"].removeprefix("Value error, ")
+    path = path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    message += ". Give it" if first["type"] == "missing" else ". Change it"
     if first["type"] == "extra_forbidden":
         message = "this server has no such field, or does not support it. Leave it out"
     return ApiError(400, f"{path}: {message}" if path else message, param=path or None)

@@ -5,6 +5,7 @@ It describes the running server: its model, its limits, and whether it has a key
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -20,6 +21,7 @@ from .request import (
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 NULL, NULLABLE = {"type": "null"}, {"type": ["string", "null"]}
+JSON_CONTENT = {"contentMediaType": "application/json"}
 # path, method, needs the key, what it does, request body, response (a schema, or the media type of a text)
 ENDPOINTS: tuple[tuple[str, str, bool, str, str | None, str], ...] = (
     ("/v1/chat/completions", "post", True, "Answer a list of messages", "ChatRequest", "ChatCompletion"),
@@ -46,33 +48,44 @@ ERRORS = {
     "503": "the server is shutting down, or has too many connections or large requests",
 }
 ERROR_HEADERS = {"401": ("www-authenticate",), "429": ("retry-after",), "503": ("retry-after",)}
-STREAM = (
-    "server-sent events, if the request has `stream: true`: `data: ` and a {chunk} for each part, or an Error, which "
-    "ends the stream; then `data: [DONE]`"
-)
+STREAM = "one of the server-sent events, if the request has `stream: true`. An Error ends the stream without [DONE]"
 
 
-def description(version: str, model: str, limits: RequestLimits, has_key: bool) -> dict[str, Any]:
-    """Return the OpenAPI document.
+@dataclass(frozen=True)
+class Described:
+    """What the description says about a running server.
 
-    Args:
+    Attributes:
         version: of this package.
         model: name of the model.
         limits: of requests.
+        vocab_size: number of token ids.
+        takes_empty_text: whether the tokenizer makes a token of an empty text.
         has_key: whether requests need a key.
     """
+
+    version: str
+    model: str
+    limits: RequestLimits
+    vocab_size: int
+    takes_empty_text: bool
+    has_key: bool
+
+
+def description(server: Described) -> dict[str, Any]:
+    """Return the OpenAPI document."""
     paths: dict[str, Any] = {}
     for path, method, key, summary, body, response in ENDPOINTS:
-        paths.setdefault(path, {})[method] = _operation(path, key and has_key, summary, body, response)
+        paths.setdefault(path, {})[method] = _operation(path, key and server.has_key, summary, body, response)
     paths["/v1/models/{name}"]["get"]["parameters"] = [
-        {"name": "name", "in": "path", "required": True, "schema": TEXT, "example": model}
+        {"name": "name", "in": "path", "required": True, "schema": TEXT, "example": server.model}
     ]
     return {
         "openapi": "3.1.0",
-        "info": {"title": "edgellama", "version": version, "description": "OpenAI's HTTP API for one model."},
+        "info": {"title": "edgellama", "version": server.version, "description": "OpenAI's HTTP API for one model."},
         "paths": paths,
         "components": {
-            "schemas": {**_requests(model, limits), **_responses()},
+            "schemas": {**_requests(server), **_responses()},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -82,9 +95,9 @@ def _operation(path: str, key: bool, summary: str, body: str | None, response: s
     content: dict[str, Any] = {response: {"schema": TEXT}} if "/" in response else _json(response)
     answer: dict[str, Any] = {"description": "the answer", "content": content}
     if body is not None:
-        content["text/event-stream"] = {
-            "schema": {**TEXT, "description": STREAM.format(chunk=response + "Chunk")},
-        }
+        chunk = {"anyOf": [_reference(response + "Chunk"), _reference("Error")]}
+        data = {"anyOf": [{"const": "[DONE]"}, {**TEXT, **JSON_CONTENT, "contentSchema": chunk}]}
+        content["text/event-stream"] = {"schema": {**_object(data=data), "description": STREAM}}
     if response == "text/html":
         answer["headers"] = _headers("content-security-policy", "cache-control")
     skipped = set() if body is not None else {"413", "415", "429"}
@@ -118,7 +131,7 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: {"required": True, "schema": INTEGER if name == "retry-after" else TEXT} for name in names}
 
 
-def _requests(model: str, limits: RequestLimits) -> dict[str, Any]:
+def _requests(server: Described) -> dict[str, Any]:
     """The schemas of the bodies: pydantic's, and what its validators check besides."""
     _, made = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")],
@@ -127,8 +140,8 @@ def _requests(model: str, limits: RequestLimits) -> dict[str, Any]:
     schemas: dict[str, Any] = made["$defs"]
     for name in ("ChatRequest", "CompletionRequest"):
         fields = schemas[name]["properties"]
-        fields["model"] = {"const": model}
-        fields["n"]["maximum"] = min(fields["n"]["maximum"], limits.sequences)
+        fields["model"] = {"const": server.model}
+        fields["n"]["maximum"] = min(fields["n"]["maximum"], server.limits.sequences)
         fields["logit_bias"] = {
             "type": "object",
             "propertyNames": {"pattern": f"^[0-9]{{1,{MAX_ID_DIGITS}}}$"},
@@ -137,19 +150,23 @@ def _requests(model: str, limits: RequestLimits) -> dict[str, Any]:
             "description": "by token id",
         }
     chat, message = schemas["ChatRequest"], schemas["ChatMessage"]
-    chat["properties"]["messages"]["maxItems"] = limits.context - 1
+    chat["properties"]["messages"]["maxItems"] = server.limits.context - 1
     chat["anyOf"] = [
         {"properties": {"top_logprobs": NULL}},
         {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
     ]
     empty: dict[str, Any] = {"enum": [None, False, 0, "", [], {}]}
     message["properties"] |= {name: {**empty, "description": "ignored"} for name in EMPTY_MESSAGE_FIELDS}
-    _, ids, texts, lists = schemas["CompletionRequest"]["properties"]["prompt"]["oneOf"]
+    text, ids, texts, lists = schemas["CompletionRequest"]["properties"]["prompt"]["oneOf"]
     for tokens in (ids, lists["items"]):
-        tokens["maxItems"] = limits.context - 1
+        tokens["maxItems"] = server.limits.context - 1
+        tokens["items"] = {"type": "integer", "minimum": 0, "maximum": server.vocab_size - 1}
+    if not server.takes_empty_text:
+        text["minLength"] = texts["items"]["minLength"] = 1
     for several in (texts, lists):
-        several |= {"minItems": 1, "maxItems": limits.sequences}
+        several |= {"minItems": 1, "maxItems": server.limits.sequences}
     schemas["CompletionRequest"]["properties"]["best_of"]["description"] = "the value of n"
+    schemas["CompletionRequest"]["properties"]["echo"]["const"] = False
     schemas["ResponseFormat"]["anyOf"] = [
         {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": NULL}},
         {

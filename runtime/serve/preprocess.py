@@ -103,9 +103,11 @@ class Preprocessor:
             prompt = self._encode(prompt, context, add_special_tokens)
         ids = np.asarray(prompt, np.int64)
         if ids.size == 0:
-            raise ApiError(400, "the prompt is empty; needed: at least one token", param="prompt")
+            raise ApiError(400, "the prompt is empty. Give at least one token", param="prompt")
         if ids.max() >= vocab_size:
-            raise ApiError(400, f"token id {ids.max()}; this model's are 0..{vocab_size - 1}", param="prompt")
+            raise ApiError(
+                400, f"token id {ids.max()}; this model's are 0..{vocab_size - 1}. Use these", param="prompt"
+            )
         if ids.size >= context:
             raise context_length_error(f"the prompt has {ids.size:,} tokens", context)
         return ids
@@ -149,7 +151,7 @@ class Preprocessor:
             if not (known and number):
                 raise ApiError(
                     400,
-                    f"logit_bias of {reprlib.repr(token)} is {reprlib.repr(bias)}; needed: a token id in "
+                    f"logit_bias of {reprlib.repr(token)} is {reprlib.repr(bias)}. Give a token id in "
                     f"0..{vocab_size - 1} and -{LOGIT_BIAS}..{LOGIT_BIAS}",
                     param="logit_bias",
                 )
@@ -163,7 +165,7 @@ class Preprocessor:
         form = request.response_format.json_schema
         schema = {"type": "object"} if form is None else form.schema_
         if not eos:
-            raise ApiError(400, "response_format needs an eos token to end with; leave ignore_eos out")
+            raise ApiError(400, "response_format needs an eos token to end with. Leave ignore_eos out")
         what = "response_format"
         try:
             text = schema_text(schema, what)

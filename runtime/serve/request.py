@@ -47,6 +47,16 @@ class RequestLimits:
     sequences: int
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is an integer in JSON Schema, and some clients write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+NotNegative = Annotated[int, Field(ge=0), WHOLE]
+Positive = Annotated[int, Field(ge=1), WHOLE]
+
+
 def _check_token_count(value: Any, info: ValidationInfo[RequestLimits]) -> Any:
     if isinstance(value, list) and len(value) >= info.context.context:
         raise context_length_error(f"the prompt has {len(value):,} tokens", info.context.context)
@@ -72,11 +82,11 @@ def _prompt_tag(value: Any) -> str | None:
     if isinstance(value, str):
         return "a text"
     first = value[0] if isinstance(value, list) and value else None
-    return {int: "token ids", str: "several texts", list: "several lists"}.get(type(first))
+    return {int: "token ids", float: "token ids", str: "several texts", list: "several lists"}.get(type(first))
 
 
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**63)]],
+    list[Annotated[int, Field(ge=0, lt=2**63), WHOLE]],
     Field(min_length=1, fail_fast=True),
     BeforeValidator(_check_token_count),
 ]
@@ -150,19 +160,19 @@ class GenerationRequest(StrictModel):
     model: str
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1)
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] = 1
+    max_tokens: Positive | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: NotNegative | None = None
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=1e-6, le=1e6)  # scores stay finite in float32
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Any] = {}  # preprocess.py checks its keys and values together
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)] = []
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: NotNegative | None = None
     ignore_eos: bool = False
     response_format: ResponseFormat = ResponseFormat(type="text")
     # fields that describe the caller: accepted and ignored
@@ -183,16 +193,18 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompt
-    logprobs: int | None = Field(None, ge=0, le=5)
-    best_of: int | None = None
-    echo: Literal[False] = False
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
+    best_of: Annotated[int, WHOLE] | None = None
+    echo: bool = False
 
     @model_validator(mode="after")
-    def _check_best_of(self) -> CompletionRequest:
+    def _check_best_of_and_echo(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise ApiError(
                 400, f"best_of is {self.best_of}; needed: {self.n}, the value of n. Or leave it out", param="best_of"
             )
+        if self.echo:
+            raise ApiError(400, "echo is not supported. Leave it out, or set it to false", param="echo")
         return self
 
     @property
@@ -236,9 +248,9 @@ class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_message_count)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Positive | None = None
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
     tools: Annotated[list[Any], Field(max_length=0)] = []
     tool_choice: Literal["none", "auto"] = "none"
@@ -249,7 +261,9 @@ class ChatRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+            raise ApiError(
+                400, "top_logprobs goes with logprobs: true. Set it, or leave top_logprobs out", param="top_logprobs"
+            )
         return self
 
 

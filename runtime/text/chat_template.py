@@ -106,7 +106,10 @@ class ChatTemplate:
         try:
             return self._process.ask({**variables, "messages": list(messages)})
         except RefusedError as error:
-            raise UserError(f"the chat template refuses these messages: {error}") from error
+            reason = _one_line(error)
+            raise UserError(
+                f"the chat template refuses these messages: {reason}. Change them, or correct the template"
+            ) from error
         except LimitError as error:
             raise UserError(
                 f"the chat template refuses these messages: {error}. Correct the template (chat_template.jinja), or "
@@ -156,8 +159,13 @@ def _check_length(source: str, where: str) -> None:
         raise _not_valid(where, f"it has {len(source):,} characters; at most {MAX_TEMPLATE:,} are possible")
 
 
+def _one_line(reason: object) -> str:
+    """The reason in printable characters, without a full stop. A template may raise any text."""
+    return "".join(c if c.isprintable() else " " for c in str(reason)).strip().rstrip(".")
+
+
 def _not_valid(where: str, reason: object) -> UserError:
-    text = str(reason).rstrip(".")
+    text = _one_line(reason)
     return UserError(
         f"{where}: the chat template cannot be compiled: {text}. Correct it, or delete it to use the model without "
         "chats"

@@ -43,7 +43,7 @@ FAULTY = {
     "{{ absent | tojson }}": "not JSON serializable",
     "{% include 'other' %}": "no loader",
     "{{ messages|map('nothing')|list }}": "No filter named",
-    "{{ raise_exception('one at a time') }}": "one at a time",
+    "{{ raise_exception('one\n\tat a time.') }}": "one  at a time. Change them",
     "{{ strftime_now(3) }}": "must be str",
 }
 NOT_VALID = {

@@ -154,7 +154,7 @@ def test_a_new_prompt_starts_again_also_after_an_abandoned_text(model: LlamaForC
     jsonschema.validate(json.loads(again), PERSON)
 
 
-ENDLESS = "a \\$ref leads back to itself .* Place such a \\$ref under `properties`"
+ENDLESS = "a \\$ref leads back to itself .* Put such a \\$ref under `properties`"
 
 
 @pytest.mark.parametrize(
@@ -297,11 +297,21 @@ def test_a_real_artifact_writes_what_fits(tiny_artifact: Path) -> None:
             assert re.fullmatch(pattern, model.tokenizer.decode(row))
 
 
+def shared_parts(levels: int) -> dict[str, Any]:
+    """A small object in Python, whose text would have 2**levels parts."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"anyOf": [schema, schema]}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
         ({"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}, "3,000 properties; at most 2,000"),
-        ({"const": "x" * (1 << 20)}, "characters; at most 1,048,576"),
+        ({"const": "x" * (1 << 20)}, "more than 1,048,576 characters"),
+        ({"const": '"' * 600_000}, "1,200,013 characters; at most 1,048,576"),
+        (shared_parts(40), "more than 1,048,576 characters"),
         ({"allOf": [{"pattern": f".*a.{{{i}}}"} for i in range(15)]}, "processor time to compile|MiB of memory"),
     ],
 )

@@ -124,6 +124,18 @@ def test_what_is_not_http_gets_an_error_in_openais_shape(
     assert all(body["error"]["message"] for status, body in found if status != 200)
 
 
+@pytest.mark.parametrize("sent", [b"GET /hea", POST + b"content-length: 9\r\n\r\n{", POST, HEALTH + b"GET"])
+def test_a_request_that_ends_early_is_refused(server: tuple[Service, str], sent: bytes) -> None:
+    with connect(server[1]) as client:
+        client.sendall(sent)
+        if sent.startswith(HEALTH):
+            while b"waiting" not in client.recv(1 << 16):
+                pass
+        client.shutdown(socket.SHUT_WR)
+        ((status, body),) = received(client)
+    assert status == 400 and "ended before the request. Send all of it" in body["error"]["message"]
+
+
 def test_one_connection_too_many_is_refused(model: LlamaForCausalLM) -> None:
     with serving(model, connections=3) as (_, address):
         open_ones = [connect(address) for _ in range(3)]

@@ -50,3 +50,18 @@ def test_responses_conform_to_the_description(model: LlamaForCausalLM) -> None:
         for path in ("/docs", "/"):
             answer = httpx.get(address + path)
             assert "default-src 'none'" in answer.headers["content-security-policy"] and "http" not in answer.text
+
+
+def test_the_description_is_that_of_the_running_server(model: LlamaForCausalLM) -> None:
+    with serving(model, queue=6) as (service, address):
+        described = httpx.get(f"{address}/openapi.json").json()
+        body = described["components"]["schemas"]["CompletionRequest"]["properties"]
+        assert body["model"] == {"const": service.name} and body["n"]["anyOf"][0]["maximum"] == 6 + model.engine.batch
+        ids = body["prompt"]["oneOf"][1]
+        assert (ids["maxItems"], ids["items"]["maximum"]) == (model.engine.context - 1, model.engine.vocab_size - 1)
+        assert described["paths"]["/v1/models"]["get"]["security"] == []
+        asked = {"model": service.name, "prompt": "a", "n": None, "unknown": None}
+        jsonschema.validate(
+            asked, {"$ref": "#/components/schemas/CompletionRequest", "components": described["components"]}
+        )
+        assert httpx.post(f"{address}/v1/completions", json=asked, timeout=60).status_code == 200

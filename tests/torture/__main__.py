@@ -29,7 +29,11 @@ MODULES = (
     "manifests",
     "weight_headers",
     "checkpoints",
-    # the endpoint, templates and grammars
+    "http_cases",
+    "abandoned",
+    "soak",
+    "templates",
+    "grammars",
 )
 
 

@@ -1,0 +1,28 @@
+"""A check of schemathesis: what the description calls valid is refused only for reasons that it cannot state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+
+CODES = {"context_length_exceeded"}
+# Field: why the description cannot state what is valid.
+FIELDS = {
+    "best_of": "it is the value of n",
+    "response_format": "its schema may contradict itself, or need an eos token",
+    "logit_bias": "its keys are token ids",
+    "prompt": "a text may have no token",
+    "top_p": "a positive number may be too small to differ from 0",
+    "min_tokens": "it may be above the limit of new tokens",
+}
+
+
+@schemathesis.check
+def refused_for_a_reason(ctx: Any, response: Any, case: Any) -> None:
+    """Fail for a valid request that is refused for another reason."""
+    if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code != 400:
+        return
+    error = response.json()["error"]
+    many = "answers (prompts times n)" in error["message"]
+    assert many or error["code"] in CODES or error["param"] in FIELDS, error
