@@ -102,7 +102,7 @@ CLASSES = (
         "templates",
         f"{len(BOMBS)} kinds of bombs in chat templates, and {len(PUBLISHED)} forms of published templates",
         "a published form gives the text that transformers gives; a bomb gives a text within the limits",
-        150,
+        220,
         40,
         run,
     ),
