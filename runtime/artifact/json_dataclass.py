@@ -6,15 +6,30 @@ Unknown fields, missing fields and values of another type are errors.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import UserError
 
 T = TypeVar("T")
 LARGEST_INTEGER = (1 << 63) - 1  # of int64, which native code takes
+Decoder = Callable[[Any], Any]
+
+
+class _MisfitError(Exception):
+    """A value that does not fit the schema.
+
+    Attributes:
+        kind: "field" or "unknown field".
+        path: the field, seen from the object that is being decoded; each level puts its own part before it.
+        text: what is wrong with it.
+    """
+
+    def __init__(self, kind: str, path: str, text: str) -> None:
+        self.kind, self.path, self.text = kind, path, text
 
 
 def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -26,41 +41,125 @@ def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Args:
         where: the path of the object in the file, such as "cache.", for messages
     """
+    try:
+        found: T = _object_decoder(cls)(values)
+    except _MisfitError as error:
+        raise UserError(f"{error.kind} {where}{error.path} {error.text}") from None
+    return found
+
+
+@functools.cache
+def _object_decoder(cls: type[Any]) -> Decoder:
+    """Return the decoder of a dataclass. It is made once: looking types up takes longer than decoding with them."""
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise UserError(f"unknown field {where}{unknown[0][:60]} (value {_short(values[unknown[0]])})")
-    arguments = {}
-    for name, field in fields.items():
-        if name in values:
-            arguments[name] = _value(hints[name], values[name], where + name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"field {where}{name} is missing; needed: {_describe(hints[name])}")
-    return cls(**arguments)
+    decoders = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(cls)}
+    required = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+
+    def decode_object(values: Mapping[str, Any]) -> Any:
+        arguments = {}
+        name = ""
+        try:
+            for name, value in values.items():
+                decoder = decoders.get(name)
+                if decoder is None:
+                    raise _MisfitError("unknown field", "", f"(value {_short(value)})")
+                arguments[name] = decoder(value)
+        except _MisfitError as error:
+            error.path = name[:60] + error.path
+            raise
+        for name in required:
+            if name not in arguments:
+                raise _MisfitError("field", name, f"is missing; needed: {_describe(hints[name])}")
+        return cls(**arguments)
+
+    return decode_object
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
+@functools.cache
+def _decoder(kind: Any) -> Decoder:
+    """Return the function that checks a JSON value against a type and converts it. It raises _MisfitError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key[:60]}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return decode(kind, value, where + ".")  # type: ignore[arg-type]
-    if kind is Any or (kind in (str, bool) and isinstance(value, kind)):
-        return value
-    if kind in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise UserError(f"field {where} is {_short(value)}; needed: at most {LARGEST_INTEGER}")
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise UserError(f"field {where} is {_short(value)}; needed: {_describe(kind)}")
+        inner = _decoder(next(a for a in arguments if a is not type(None)))
+        return (lambda value: None if value is None else inner(value)) if type(None) in arguments else inner
+    if origin is tuple:
+        return _list_decoder(kind, _decoder(arguments[0]))
+    if origin is dict:
+        return _dict_decoder(kind, _decoder(arguments[1]))
+    if dataclasses.is_dataclass(kind):
+        return _nested_decoder(kind, _object_decoder(kind))  # type: ignore[arg-type]
+    return (lambda value: value) if kind is Any else _scalar_decoder(kind)
+
+
+def _list_decoder(kind: Any, item: Decoder) -> Decoder:
+    def decode_list(values: Any) -> tuple[Any, ...]:
+        if not isinstance(values, list):
+            raise _wrong(kind, values)
+        found: list[Any] = []
+        try:
+            for value in values:
+                found.append(item(value))
+        except _MisfitError as error:
+            error.path = f"[{len(found)}]{error.path}"
+            raise
+        return tuple(found)
+
+    return decode_list
+
+
+def _dict_decoder(kind: Any, item: Decoder) -> Decoder:
+    def decode_dict(values: Any) -> dict[str, Any]:
+        if not isinstance(values, dict):
+            raise _wrong(kind, values)
+        found = {}
+        key = ""
+        try:
+            for key, value in values.items():
+                found[key] = item(value)
+        except _MisfitError as error:
+            error.path = f".{key[:60]}{error.path}"
+            raise
+        return found
+
+    return decode_dict
+
+
+def _nested_decoder(kind: Any, decode_object: Decoder) -> Decoder:
+    def decode_nested(values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise _wrong(kind, values)
+        try:
+            return decode_object(values)
+        except _MisfitError as error:
+            error.path = f".{error.path}"
+            raise
+
+    return decode_nested
+
+
+def _scalar_decoder(kind: Any) -> Decoder:
+    def decode_scalar(value: Any) -> Any:
+        if kind in (str, bool):
+            if isinstance(value, kind):
+                return value
+        elif isinstance(value, int):
+            if abs(value) > LARGEST_INTEGER:
+                raise _MisfitError("field", "", f"is {_short(value)}; needed: at most {LARGEST_INTEGER}")
+            if not isinstance(value, bool):
+                return kind(value)
+        elif kind is float and isinstance(value, float):
+            return value
+        raise _wrong(kind, value)
+
+    return decode_scalar
+
+
+def _wrong(kind: Any, value: Any) -> _MisfitError:
+    return _MisfitError("field", "", f"is {_short(value)}; needed: {_describe(kind)}")
 
 
 def _describe(kind: Any) -> str:

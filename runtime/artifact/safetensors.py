@@ -180,6 +180,7 @@ class MappedWeights:
             self._table = read_table(header, len(self._map) - self._data)
         except ValueError as error:
             raise UserError(f"{path}: {error}. {remedy}") from error
+        self._stretches: dict[str, tuple[int, int]] = {}
         self.metadata: dict[str, str] = header.get("__metadata__", {})
 
     def __contains__(self, name: str) -> bool:
@@ -217,6 +218,7 @@ class MappedWeights:
             UserError: a tensor is missing, surplus, misplaced, or has another dtype or shape.
         """
         stored: list[TensorSpec] = []
+        names = self.names()
         for spec in wanted:
             if not spec.name.endswith(STRETCH):
                 stored.append(spec)
@@ -225,7 +227,7 @@ class MappedWeights:
             if spec.shape != (end - begin,):
                 raise self._wrong(spec, f"uint8 [{end - begin}]")
             needed = [member.name for member in members[spec.name]]
-            found = [name for name in self.names() if name.startswith(spec.name.removesuffix("*"))]
+            found = [name for name in names if name.startswith(spec.name.removesuffix("*"))]
             if found != needed:
                 differing = next((x for x in zip(found, needed, strict=False) if x[0] != x[1]), (found, needed))
                 raise UserError(
@@ -243,7 +245,7 @@ class MappedWeights:
                     f"{self.path}: tensor {spec.name!r} begins at byte {self._data + entry.begin:,}; needed: a "
                     f"multiple of {alignment}. {self._remedy}"
                 )
-        surplus = sorted(set(self.names()) - {spec.name for spec in stored})
+        surplus = sorted(set(names) - {spec.name for spec in stored})
         if surplus:
             raise UserError(f"{self.path}: has a tensor {_short(surplus[0])} that no graph takes. {self._remedy}")
 
@@ -258,10 +260,13 @@ class MappedWeights:
 
     def _stretch(self, name: str) -> tuple[int, int]:
         """Return the bytes of all tensors below a name, from the start of the data."""
+        if name in self._stretches:
+            return self._stretches[name]
         below = name.removesuffix("*")
         inside = [entry for key, entry in self._table.items() if key.startswith(below)]
         if not inside or any(first.end != second.begin for first, second in pairwise(inside)):
             raise UserError(
                 f"{self.path}: the tensors {name!r} are not one contiguous range, which the graph needs. {self._remedy}"
             )
-        return inside[0].begin, inside[-1].end
+        self._stretches[name] = inside[0].begin, inside[-1].end
+        return self._stretches[name]

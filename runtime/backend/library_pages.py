@@ -13,6 +13,7 @@ from pathlib import Path
 
 SMAPS = Path("/proc/self/smaps")
 MADV_DONTNEED = 4  # madvise(2): for an unmodified private file mapping, read the page from the file when next touched
+LOWER_HEX = frozenset("0123456789abcdef")
 MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (....) [0-9a-f]+ \S+ [1-9]\d*\s+(/.*)$")
 
 
@@ -50,13 +51,11 @@ def unmodified_mappings(smaps: str, folder: str) -> list[tuple[int, int, int]]:
     begin = end = resident = 0
     wanted = False
     for line in smaps.splitlines():
-        start = MAPPING.match(line)
-        if start:
-            path, mode = start[4], start[3]
-            wanted = folder in path and ".so" in path and mode in ("r--p", "r-xp")
-            begin, end = int(start[1], 16), int(start[2], 16)
-        elif re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):  # a mapping of no file
-            wanted = False
+        if line[:1] in LOWER_HEX:  # a mapping begins; the names of its fields begin with capitals
+            start = MAPPING.match(line) if folder in line else None
+            wanted = start is not None and ".so" in start[4] and start[3] in ("r--p", "r-xp")
+            if start:
+                begin, end = int(start[1], 16), int(start[2], 16)
         elif wanted and line.startswith("Rss:"):
             resident = int(line.split()[1]) * 1024
         elif wanted and line.startswith("Anonymous:") and int(line.split()[1]) == 0:

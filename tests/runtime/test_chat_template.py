@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from edgellama.artifact import hash_cache
 from edgellama.errors import UserError
 from edgellama.text import chat_template
 from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, templates_of_config
@@ -187,3 +188,24 @@ def test_a_loaded_tokenizer_renders_a_template_that_is_set_later(tmp_path: Path)
     assert tokenizer.render_chat(CHAT) == "1"
     mapped: list[Mapping[str, Any]] = [OrderedDict(role="user", content="x")]
     assert tokenizer.render_chat(mapped) == "1"
+
+
+def test_a_template_without_errors_is_parsed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing imports jinja2, a tenth of the time that loading a model takes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hash_cache, "SETTLED", -60.0)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text("{{ messages }}")
+    parsed: list[str] = []
+    original = chat_template.environment
+    monkeypatch.setattr(chat_template, "environment", lambda: parsed.append("") or original())
+    for _ in range(3):
+        check_syntax(tmp_path)
+    assert len(parsed) == 1
+    path.write_text("{{ messages ")
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot be compiled: line 1"):
+            check_syntax(tmp_path)
+    assert len(parsed) == 3
