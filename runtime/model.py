@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from .artifact.files import COMPANIONS
 from .artifact.manifest import Artifact
 from .conversation.session import Session
 from .conversation.transcript import Transcript, Transcripts
 from .engine.engine import Engine
 from .errors import UserError
 from .generation.batch import Batch, GenerateCall, batch_output
-from .generation.beam_batch import BeamBatch, beam_output
+from .generation.beam_batch import beam_search
 from .generation.config import GenerationConfig
 from .generation.decode import GenerationTimings
 from .generation.output import ChatAnswer, GenerateOutput, Streamer
@@ -66,6 +67,7 @@ class LlamaForCausalLM:
         threads: int | None = None,
         device_id: int | None = None,
         check: str = "once",
+        weights_memory: str = "copy",
         show_progress: bool = False,
         show_native_log: bool = False,
         **hugging_face: Any,
@@ -78,6 +80,8 @@ class LlamaForCausalLM:
             device_id: the NPU, for artifacts of Ascend targets; None takes the first.
             check: "once" hashes every file at the first load on this machine, and again only after it has changed;
                 "always" hashes at every load; "sizes" hashes the graph files only.
+            weights_memory: "copy" reads the weights into private memory; "map" shares the file's pages with other
+                processes, and the file must not change while the model is used (`Engine`).
             show_progress: print a line on standard error while the model loads.
             show_native_log: print what MindSpore Lite logs while loading; otherwise only a failure prints it.
             hugging_face: device, device_map, dtype and torch_dtype are accepted if they name what the artifact was
@@ -87,13 +91,18 @@ class LlamaForCausalLM:
             UserError: the folder is no complete, unchanged artifact that this runtime can run.
             TypeError: an unknown keyword.
         """
-        artifact = Artifact.open(path, check=check, show_progress=show_progress)
+        artifact = Artifact.open(path, check=check, show_progress=show_progress, weights_later=True)
         check_placement("from_pretrained", hugging_face, artifact.manifest)
         check_syntax(artifact.path)
         size = sum(entry.bytes for entry in artifact.manifest.files()) / 1e6
         what = f"Loading {artifact.manifest.name} ({size:,.0f} MB)"
         with progress(what) if show_progress else nullcontext():
-            return cls(artifact, Engine(artifact, threads, device_id=device_id, show_native_log=show_native_log))
+            engine = Engine(
+                artifact, threads, device_id=device_id, weights_memory=weights_memory, show_native_log=show_native_log
+            )
+            model = cls(artifact, engine)
+        artifact.require_unchanged(artifact.seen)
+        return model
 
     @property
     def config(self) -> SimpleNamespace:
@@ -109,9 +118,12 @@ class LlamaForCausalLM:
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. `transformers.AutoTokenizer.from_pretrained(<artifact>)` works as well.
 
-        Raises UserError if the artifact has none.
+        Raises UserError if the artifact has none, or its files were changed since the model was loaded.
         """
-        return Tokenizer.from_folder(self.artifact.path)
+        self.artifact.require_unchanged(COMPANIONS)
+        tokenizer = Tokenizer.from_folder(self.artifact.path)
+        self.artifact.require_unchanged(COMPANIONS)
+        return tokenizer
 
     def generate(
         self,
@@ -170,7 +182,8 @@ class LlamaForCausalLM:
         if call.config.num_beams > 1:
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
-            return self._beam_search(call, ids, rows, limits)
+            source = self.artifact.manifest.source.model
+            return beam_search(self.engine, lambda: self.tokenizer, call, source, ids, rows, limits)
         several = call.config.num_return_sequences
         ids = np.repeat(ids, several, axis=0)
         rows, limits = [row for row in rows for _ in range(several)], np.repeat(limits, several).tolist()
@@ -346,25 +359,6 @@ class LlamaForCausalLM:
                 if streamer is not None:
                     streamer.end()
         return batches
-
-    def _beam_search(
-        self, call: GenerateCall, ids: np.ndarray, rows: list[np.ndarray], limits: list[int]
-    ) -> np.ndarray | GenerateOutput:
-        config, timings = call.config, GenerationTimings()
-        at_once = self.engine.batch // config.num_beams
-        if at_once == 0:
-            raise UserError(
-                f"num_beams is {config.num_beams}; this artifact has {self.engine.batch} rows (batch), one a beam. "
-                f"Export with `make export MODEL={self.artifact.manifest.source.model} BATCH={config.num_beams}`"
-            )
-        batches = [
-            BeamBatch(self.engine, lambda: self.tokenizer, call, rows[mine], first, limits[mine])
-            for first in range(0, len(rows), at_once)
-            for mine in [slice(first, first + at_once)]
-        ]
-        with self.engine.engine_lock.take(call.cancelled):
-            found = [beams for batch in batches for beams in batch.run(timings)]
-        return beam_output(ids, batches, found, timings)
 
     def _call(
         self,

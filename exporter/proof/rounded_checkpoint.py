@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import Manifest
-from edgellama.artifact.safetensors import MappedWeights
+from edgellama.artifact.private_copy import mapped
+from edgellama.artifact.safetensors import TensorFile
 from edgellama.errors import UserError
 from edgellama.kernels.weight_format import PANEL, panel_count, unpack
 
@@ -37,7 +38,8 @@ class RoundedCheckpoint(Checkpoint):
             raise UserError(f"{folder} has no weights file; its weights are those of the checkpoint")
         self.path, self.config = folder, checkpoint.config
         self._checkpoint, self._weights_format = checkpoint, manifest.weights_format
-        self._stored = MappedWeights(folder / manifest.weights.file)
+        path = folder / manifest.weights.file
+        self._stored = TensorFile(path, data=mapped(path))
 
     def dtype(self, name: str) -> str:
         return format_of(name, self._weights_format)

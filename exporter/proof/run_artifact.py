@@ -22,7 +22,7 @@ def engine_for(artifact: Artifact) -> Engine:
         from ..onnx_twin.run import twin_engine
 
         return twin_engine(artifact)
-    return Engine(artifact)
+    return Engine(artifact, weights_memory="map")  # of our own export, which may be larger than the free memory
 
 
 def logits(folder: Path, job: Path) -> np.ndarray:

@@ -78,18 +78,33 @@ def check_size(folder: Path, name: str, needed: int) -> None:
     """Raise WrongFileError unless the file is present, regular, inside the folder, and has `needed` bytes."""
     size = find(folder, name).st_size
     if size != needed:
-        raise WrongFileError(
-            "wrong size",
-            f"{folder / name}: {size:,} bytes; manifest.json says {needed:,}. "
-            f"The file was truncated or replaced. {REMEDY}",
-        )
+        raise wrong_size(folder / name, size, needed)
 
 
-def check_companions(folder: Path) -> None:
-    """Raise WrongFileError if a file that the manifest does not list, such as tokenizer.json, is no regular file."""
-    for name in COMPANIONS:
-        if os.path.lexists(folder / name):
-            find(folder, name)
+def wrong_size(path: Path, size: int, needed: int) -> WrongFileError:
+    """Return the error for a file of `size` bytes that the manifest lists with `needed` bytes."""
+    return WrongFileError(
+        "wrong size",
+        f"{path}: {size:,} bytes; manifest.json says {needed:,}. The file was truncated or replaced. {REMEDY}",
+    )
+
+
+def check_companions(folder: Path) -> dict[str, str]:
+    """Return the identity of each file that the manifest does not list, such as tokenizer.json; "" for none.
+
+    Raises:
+        WrongFileError: one of them is no regular file.
+    """
+    return {name: identity(folder, name) for name in COMPANIONS}
+
+
+def identity(folder: Path, name: str) -> str:
+    """Return a text that differs if the file is replaced or changed; "" if there is none.
+
+    Raises:
+        WrongFileError: it is no regular file inside the folder.
+    """
+    return hash_cache.key(find(folder, name), "") if os.path.lexists(folder / name) else ""
 
 
 def check_hashes(

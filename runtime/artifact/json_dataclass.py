@@ -42,7 +42,7 @@ def decode(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         where: the path of the object in the file, such as "cache.", for messages
     """
     try:
-        found: T = _object_decoder(cls)(values)
+        found: T = _object_decoder(cls)(values)  # type: ignore[arg-type]
     except _MisfitError as error:
         raise UserError(f"{error.kind} {where}{error.path} {error.text}") from None
     return found

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
-from .files import check_companions, check_hashes, check_size, find, sha256_file
+from .files import WrongFileError, check_companions, check_hashes, check_size, find, identity, sha256_file
 from .json_dataclass import decode
 from .json_reader import read_object
 from .manifest_checks import check_agreement
@@ -271,13 +271,22 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact folder whose manifest and files passed the checks of `open`."""
+    """An artifact folder whose manifest and files passed the checks of `open`.
+
+    Attributes:
+        hash_later: the check ("once" or "always") that the weights file still needs; None if it needs none.
+        seen: which file each name was when it was checked (`files.identity`).
+    """
 
     path: Path
     manifest: Manifest
+    hash_later: str | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path, *, check: str = "once", show_progress: bool = False) -> Artifact:
+    def open(
+        cls, path: str | Path, *, check: str = "once", show_progress: bool = False, weights_later: bool = False
+    ) -> Artifact:
         """Read and check an artifact folder.
 
         Checks:
@@ -293,6 +302,7 @@ class Artifact:
                 not hashed again; "always": every file is hashed; "sizes": only the graph files are hashed, because
                 native code parses them.
             show_progress: print a line on standard error if hashing takes more than a second.
+            weights_later: do not hash the weights file: the engine hashes the bytes that it loads.
 
         Raises:
             UserError: a check failed.
@@ -303,11 +313,29 @@ class Artifact:
         path = _absolute(Path(path))
         for entry in manifest.files():
             check_size(path, entry.file, entry.bytes)
-        check_companions(path)
+        seen = {entry.file: identity(path, entry.file) for entry in manifest.files()}
+        seen |= check_companions(path)
         graphs = {graph.file for graph in manifest.graphs}
         entries = [entry for entry in manifest.files() if check != "sizes" or entry.file in graphs]
+        hash_later = None
+        if weights_later and manifest.weights in entries:
+            entries.remove(manifest.weights)
+            hash_later = check
         check_hashes(path, entries, known=() if check == "always" else None, show_progress=show_progress)
-        return cls(path, manifest)
+        return cls(path, manifest, hash_later, seen)
+
+    def require_unchanged(self, names: Iterable[str]) -> None:
+        """Raise UserError if one of these files is not the one that `open` has checked, or was changed since.
+
+        A file that was not there then may be there now.
+        """
+        for name in names:
+            if self.seen.get(name) and identity(self.path, name) != self.seen[name]:
+                raise WrongFileError(
+                    "damaged",
+                    f"{self.file(name)}: was changed after the model began to load. Load the model again when nothing "
+                    "writes to the artifact",
+                )
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the artifact."""

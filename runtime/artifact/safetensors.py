@@ -1,4 +1,4 @@
-"""Read weights.safetensors through a memory map: all graphs and processes share one copy in memory.
+"""Reads weights.safetensors and session files: checks the table of tensors, and gives views of their bytes.
 
 The runtime does not depend on the safetensors library. The format is a header (8 bytes of size, then JSON) followed by
 the tensors: https://github.com/huggingface/safetensors#format. Opening a file checks its whole table: each tensor has a
@@ -7,9 +7,9 @@ known dtype, a shape, and as many bytes as both need; the tensors cover the file
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import mmap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import UserError
 from .json_reader import LARGEST, parse_object
 from .manifest import TensorSpec
+from .private_copy import copied
 from .step_graph import STRETCH
 
 CODES = {  # numpy's name of a dtype -> the format's
@@ -158,26 +159,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class MappedWeights:
-    """The tensors of a safetensors file as read-only views of the mapped file."""
+class TensorFile:
+    """The tensors of a safetensors file as read-only views of its bytes."""
 
-    def __init__(self, path: Path, remedy: str = REMEDY) -> None:
-        """Map the file and check its table. Raises UserError, which ends with `remedy`, if the file is damaged."""
+    def __init__(self, path: Path, remedy: str = REMEDY, data: np.ndarray | None = None) -> None:
+        """Check the table of a file.
+
+        Args:
+            path: the file.
+            remedy: ends the messages of errors.
+            data: its bytes, uint8 [size]; None copies the file to private memory.
+
+        Raises:
+            UserError: the file is damaged or cannot be read.
+        """
         self.path = path
         self._remedy = remedy
+        self._bytes = copied(path, remedy) if data is None else data
+        length = min(int.from_bytes(self._bytes[:8].tobytes(), "little"), LARGEST)  # of the header, if it is right
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}). {remedy}") from error
-        except ValueError as error:  # an empty file
-            raise UserError(f"{path}: 0 bytes. {remedy}") from error
-        try:
-            header, self._data = read_header(self._map)
+            header, self._data = read_header(io.BytesIO(self._bytes[: 8 + length].tobytes()))
         except ValueError as error:
             raise UserError(f"{path}: its header is {error}. {remedy}") from error
         try:
-            self._table = read_table(header, len(self._map) - self._data)
+            self._table = read_table(header, len(self._bytes) - self._data)
         except ValueError as error:
             raise UserError(f"{path}: {error}. {remedy}") from error
         self._stretches: dict[str, tuple[int, int]] = {}
@@ -191,19 +196,19 @@ class MappedWeights:
         return [name for name in self._table if not self._is_filler(name)]
 
     def array(self, name: str) -> np.ndarray:
-        """Return a view of the tensor with this name. Reading the view reads the file.
+        """Return a view of the tensor with this name.
 
         A name such as `model.layers.0.*` returns the range of the file that holds all tensors below that name, as uint8
         [bytes]. Raises UserError if the tensor is missing, or its range is not valid.
         """
         if name.endswith(STRETCH):
             begin, end = self._stretch(name)
-            return np.frombuffer(self._map, np.uint8, end - begin, self._data + begin)
+            return np.frombuffer(self._bytes, np.uint8, end - begin, self._data + begin)
         if name not in self._table:
             raise UserError(f"{self.path}: has no tensor {name!r}, which the graph needs. {self._remedy}")
         entry = self._table[name]
         count = math.prod(entry.shape)
-        return np.frombuffer(self._map, DTYPES[entry.dtype], count, self._data + entry.begin).reshape(entry.shape)
+        return np.frombuffer(self._bytes, DTYPES[entry.dtype], count, self._data + entry.begin).reshape(entry.shape)
 
     def check(self, wanted: Sequence[TensorSpec], members: Mapping[str, Sequence[TensorSpec]], alignment: int) -> None:
         """Check the table against what the graphs take from the file, before native code gets a pointer into it.

@@ -33,6 +33,19 @@ def add_model(command: argparse.ArgumentParser) -> None:
     add_threads(command)
     command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
     add_check(command)
+    add_weights_memory(command)
+
+
+def add_weights_memory(command: argparse.ArgumentParser) -> None:
+    """Declare --weights-memory."""
+    command.add_argument(
+        "--weights-memory",
+        choices=("copy", "map"),
+        default="copy",
+        help="copy: read the weights into memory of this process, on huge pages; map: share the pages of the file, for "
+        "models that nearly fill the memory or run in several processes; the file must not change meanwhile. "
+        "Default: %(default)s",
+    )
 
 
 def add_check(command: argparse.ArgumentParser) -> None:
@@ -58,6 +71,7 @@ def load(options: argparse.Namespace) -> LlamaForCausalLM:
         threads=options.threads,
         device_id=options.device_id,
         check=check(options),
+        weights_memory=options.weights_memory,
         show_progress=True,
         show_native_log=options.debug,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import output_file
 from ..artifact.manifest import Manifest, TensorSpec
-from ..artifact.safetensors import MappedWeights, encode_header
+from ..artifact.safetensors import TensorFile, encode_header
 from ..engine.engine import Engine
 from ..errors import UserError
 from ..generation.decode import GenerationTimings, StepBatch
@@ -100,7 +100,7 @@ def restore(path: str | Path, engine: Engine) -> tuple[np.ndarray, dict[str, str
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. {REMEDY}")
-    file = MappedWeights(path, REMEDY)
+    file = TensorFile(path, REMEDY)
     notes = file.metadata
     found = notes.get("format")
     if found == WITHOUT_CHECKSUM:

@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..artifact.manifest import Artifact, Graph, TensorSpec
-from ..artifact.manifest_checks import weight_inputs
-from ..artifact.safetensors import ALIGNMENT, MappedWeights
-from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, STRETCH, shape_at
+from ..artifact.sizes import cache_bytes
+from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
 from ..backend.cpu_kernels import load_cpu_kernels
 from ..backend.library_pages import release_library_pages
@@ -29,9 +28,10 @@ from ..mindir.check import check_graphs
 from .chunks import CPU_PADDING, plan_chunks
 from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
-from .memory import build_with_reserve, limited_memory
+from .memory import COPY, WEIGHTS_MEMORY, build_with_reserve, limited_memory
 from .prefix_cache import PrefixCache
 from .step_inputs import StepInputs
+from .weights import begin_weights
 
 OPSETS = ("portable", "cpu", "ascend")
 
@@ -100,6 +100,7 @@ class Engine:
         threads: int | None = None,
         *,
         device_id: int | None = None,
+        weights_memory: str = COPY,
         show_native_log: bool = False,
         build: Callable[[Path], BuiltGraph] | None = None,
     ) -> None:
@@ -109,6 +110,9 @@ class Engine:
             artifact: the artifact.
             threads: of the host CPU; None takes all processors that this process may use.
             device_id: the NPU, for an artifact of an Ascend target; None takes the first.
+            weights_memory: "copy" copies the weights file to private memory, so that later changes of the file change
+                nothing; "map" maps it, so that processes share one copy, and a change of the file changes the answers
+                or ends the process. Without a weights file (targets portable and ascend) both are the same.
             show_native_log: print what MindSpore Lite logs while loading.
             build: loads a graph file; None takes MindSpore Lite.
 
@@ -125,6 +129,8 @@ class Engine:
             raise UserError(f"threads is {threads}; needed: at least 1")
         if device_id is not None and manifest.opset != "ascend":
             raise UserError(f"device_id is {device_id}, and {artifact.path} runs on the host CPU. Leave device_id out")
+        if weights_memory not in WEIGHTS_MEMORY:
+            raise UserError(f"weights_memory is {weights_memory!r}; needed: one of {', '.join(WEIGHTS_MEMORY)}")
         self.threads = threads or available_threads()
         self.manifest = manifest
         self.batch = manifest.batch
@@ -133,44 +139,47 @@ class Engine:
         self.padding = CPU_PADDING if manifest.opset == "cpu" else 1.0
         self.vocab_size = _vocab_size(manifest.graphs[0])
         self.timings = EngineTimings()
-        self.cache: KVCache | DeviceCache = KVCache()
+        self.cache: KVCache | DeviceCache = KVCache(cache_bytes(manifest))
         self.engine_lock = EngineLock()
         began = time.perf_counter()
         if build is not None:
-            self._load(artifact, build)
+            self._load(artifact, build, weights_memory)
         elif manifest.opset == "ascend":
             self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
-            self._load(artifact, build)
+            self._load(artifact, build, weights_memory)
         else:
             check_graphs(artifact)
 
             def build_on_host(path: Path) -> BuiltGraph:
+                if manifest.opset == "cpu":
+                    load_cpu_kernels(manifest)
+
                 def load() -> LiteGraph:
                     return LiteGraph(path, self.threads, show_native_log=show_native_log)
 
                 return build_with_reserve(load, manifest)
 
-            with limited_memory(artifact, self.threads):
-                if manifest.opset == "cpu":
-                    load_cpu_kernels(manifest)
-                self._load(artifact, build_on_host)
+            with limited_memory(artifact, self.threads, weights_memory):
+                self._load(artifact, build_on_host, weights_memory)
         keep_libraries()
         release_library_pages()
         self.timings.load = time.perf_counter() - began
 
-    def _load(self, artifact: Artifact, build: Callable[[Path], BuiltGraph]) -> None:
-        """Map the weights, build the graphs, and bind the inputs of every bucket."""
+    def _load(self, artifact: Artifact, build: Callable[[Path], BuiltGraph], weights_memory: str) -> None:
+        """Build the graphs while the weights are copied, and bind the inputs of every bucket."""
         manifest = self.manifest
-        self._weights = _checked_weights(artifact)
         self.prefixes = PrefixCache(self.cache, self.batch, self.context)
         self._ready: dict[int, _Bucket] = {}
         self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
-        for graph in manifest.graphs:
-            built = build(artifact.file(graph.file))
+        with begin_weights(artifact, weights_memory) as weights:
+            built = [build(artifact.file(graph.file)) for graph in manifest.graphs]
+            self._weights = weights()
+        artifact.require_unchanged(entry.file for entry in manifest.files())
+        for graph, graph_built in zip(manifest.graphs, built, strict=True):
             # a converted model (gears) is in no bucket at first
             self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket
             for bucket in graph.buckets:
-                self._ready[bucket] = self._prepare(graph, built, bucket)
+                self._ready[bucket] = self._prepare(graph, graph_built, bucket)
 
     def forward(
         self,
@@ -292,29 +301,6 @@ class Engine:
                 if not 0 <= token < self.vocab_size:
                     raise UserError(f"token id {token}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, starts, lengths
-
-
-def _checked_weights(artifact: Artifact) -> MappedWeights | None:
-    """Map the weights file and compare its tensors with the graphs' inputs; None if the graphs hold their weights.
-
-    Raises UserError if a tensor is missing, surplus, misplaced, or has another dtype or shape.
-    """
-    manifest = artifact.manifest
-    if manifest.weights is None:
-        return None
-    weights = MappedWeights(artifact.file(manifest.weights.file))
-    wanted = {spec.name: spec for graph in manifest.graphs for spec in weight_inputs(graph)}
-    layers = [name for name in wanted if name.endswith(STRETCH)]
-    members = {}
-    if layers:
-        from ..backend.layer_tensors import layer_tensors
-
-        for name in layers:
-            below = name.removesuffix("*")
-            members[name] = layer_tensors(manifest.config, manifest.weights_format, below, weights.names())
-    # The kernels load whole cache lines; built-in operators take any place.
-    weights.check(list(wanted.values()), members, ALIGNMENT if manifest.opset == "cpu" else 1)
-    return weights
 
 
 def _on_device(

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..artifact.manifest import Artifact, Manifest
+from ..artifact.private_copy import HUGE_PAGE, READERS
 from ..artifact.sizes import cache_bytes, weights_bytes
 from ..backend.resources import (
     Limit,
@@ -27,6 +28,9 @@ from ..errors import UserError
 
 T = TypeVar("T")
 
+# Where the weights file is: a private copy, or the file itself, mapped. artifact/private_copy.py says what both mean.
+WEIGHTS_MEMORY = COPY, MAP = "copy", "map"
+
 # The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
 # x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
 CONSTANT_COPIES = 5.4
@@ -36,6 +40,7 @@ PRIVATE = 50_000_000  # bytes of a process that has loaded a graph of a few kB, 
 LIBRARIES = 320_000_000  # what `import mindspore_lite` maps
 RESERVED = 60_000_000  # of a process that has loaded a graph of a few kB: private memory, and stacks of threads
 RESERVED_PER_THREAD = 45_000_000
+STACK = 8_400_000  # of a thread that copies weights
 # MindSpore Lite takes up to four pools of 256 MB while there is address space, and then lacks it for its own threads,
 # which ends the process. With less left than one pool takes, it does without pools.
 POOLS = 2_500_000_000  # with more address space than this the pools do no harm
@@ -43,15 +48,18 @@ LESS_THAN_A_POOL = 240_000_000
 
 
 @contextmanager
-def limited_memory(artifact: Artifact, threads: int) -> Iterator[None]:
+def limited_memory(artifact: Artifact, threads: int, weights_memory: str) -> Iterator[None]:
     """Load an artifact on the host in the block.
+
+    Args:
+        artifact, threads, weights_memory: as in `check_memory`.
 
     Raises:
         UserError: the memory or the address space that this process can get is too small. The message has both numbers.
     """
     if available_address_space() is not None:
         share_one_heap()
-    check_memory(artifact, threads)
+    check_memory(artifact, threads, weights_memory)
     try:
         yield
     except (MemoryError, OSError) as error:
@@ -74,22 +82,28 @@ def build_with_reserve(build: Callable[[], T], manifest: Manifest) -> T:
         return build()
 
 
-def check_memory(artifact: Artifact, threads: int) -> None:
+def check_memory(artifact: Artifact, threads: int, weights_memory: str) -> None:
     """Raise UserError if the artifact cannot be loaded on the host within the memory that this process can get.
 
     Args:
         artifact: of a target that runs on the host's processors.
         threads: CPU threads.
+        weights_memory: of WEIGHTS_MEMORY.
     """
     manifest = artifact.manifest
-    _compare(artifact, memory_needed(manifest), available_memory(), "memory")
+    needed, limit = memory_needed(manifest, weights_memory), available_memory()
+    mapped = memory_needed(manifest, MAP)
+    _compare(
+        artifact, needed, limit, "memory", map_fits=limit is not None and mapped <= limit.available and mapped < needed
+    )
     _compare(artifact, address_space_needed(manifest, threads), available_address_space(), "address space")
 
 
-def memory_needed(manifest: Manifest) -> int:
+def memory_needed(manifest: Manifest, weights_memory: str) -> int:
     """Return the bytes that loading takes at least, without the pages of mapped files."""
     constants = 0 if manifest.weights is not None else weights_bytes(manifest)
-    return int((CONSTANT_COPIES - 1) * constants) + cache_bytes(manifest) + PRIVATE
+    copied = manifest.weights.bytes if manifest.weights is not None and weights_memory == COPY else 0
+    return int((CONSTANT_COPIES - 1) * constants) + copied + cache_bytes(manifest) + PRIVATE
 
 
 def address_space_needed(manifest: Manifest, threads: int) -> int:
@@ -98,16 +112,18 @@ def address_space_needed(manifest: Manifest, threads: int) -> int:
     mapped = weights_bytes(manifest) + int((CONSTANT_COPIES - 1) * constants) + cache_bytes(manifest)
     libraries = 0 if "mindspore_lite" in sys.modules else LIBRARIES
     workers = min(threads, os.cpu_count() or 1)  # MindSpore Lite starts no more
-    return mapped + libraries + RESERVED + RESERVED_PER_THREAD * workers
+    copying = 2 * HUGE_PAGE + READERS * STACK
+    return mapped + libraries + copying + RESERVED + RESERVED_PER_THREAD * workers
 
 
-def _compare(artifact: Artifact, needed: int, limit: Limit | None, what: str) -> None:
+def _compare(artifact: Artifact, needed: int, limit: Limit | None, what: str, map_fits: bool = False) -> None:
     if limit is None or needed <= limit.available:
         return
     manifest = artifact.manifest
+    remedy = 'Load it with weights_memory="map" (--weights-memory map), raise' if map_fits else "Raise"
     raise UserError(
         f"{artifact.path}: loading it takes at least {needed / 1e6:,.0f} MB of {what}, weights "
         f"{weights_bytes(manifest) / 1e6:,.0f} MB and KV cache {cache_bytes(manifest) / 1e6:,.0f} MB among them; "
-        f"{limit.available / 1e6:,.0f} MB are available ({limit.source}). Raise the limit or end other processes, or "
-        f"export with a smaller CONTEXT (now {manifest.context:,}), BATCH ({manifest.batch}) or model"
+        f"{limit.available / 1e6:,.0f} MB are available ({limit.source}). {remedy} the limit or end other processes, "
+        f"or export with a smaller CONTEXT (now {manifest.context:,}), BATCH ({manifest.batch}) or model"
     )

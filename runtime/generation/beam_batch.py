@@ -179,3 +179,45 @@ def _stacked(parts: Sequence[np.ndarray], width: int, filler: int) -> np.ndarray
     return np.concatenate(
         [np.pad(p[:, :width], ((0, 0), (0, max(0, width - p.shape[1]))), constant_values=filler) for p in parts]
     )
+
+
+def beam_search(
+    engine: Engine,
+    tokenizer: Callable[[], Tokenizer],
+    call: GenerateCall,
+    source: str,
+    ids: np.ndarray,
+    rows: Sequence[np.ndarray],
+    limits: Sequence[int],
+) -> np.ndarray | GenerateOutput:
+    """Search with beams for all prompts of a call, as many at once as the engine has rows for.
+
+    Args:
+        engine, tokenizer, call: as in `BeamBatch`.
+        source: the model that was exported, for the remedy of an error.
+        ids: the prompts [B, n], with their padding.
+        rows: the same without padding.
+        limits: how many tokens may follow each of them.
+
+    Returns:
+        As `beam_output`.
+
+    Raises:
+        UserError: the engine has fewer rows than there are beams.
+    """
+    beams = call.config.num_beams
+    at_once = engine.batch // beams
+    if at_once == 0:
+        raise UserError(
+            f"num_beams is {beams}; this artifact has {engine.batch} rows (batch), one a beam. "
+            f"Export with `make export MODEL={source} BATCH={beams}`"
+        )
+    timings = GenerationTimings()
+    batches = [
+        BeamBatch(engine, tokenizer, call, rows[mine], first, limits[mine])
+        for first in range(0, len(rows), at_once)
+        for mine in [slice(first, first + at_once)]
+    ]
+    with engine.engine_lock.take(call.cancelled):
+        found = [done for batch in batches for done in batch.run(timings)]
+    return beam_output(ids, batches, found, timings)

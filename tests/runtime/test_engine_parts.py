@@ -9,7 +9,7 @@ import pytest
 
 from edgellama.artifact.manifest import Graph, TensorSpec
 from edgellama.engine.chunks import plan_chunks
-from edgellama.engine.kv_cache import ALIGNMENT, KVCache, aligned_zeros
+from edgellama.engine.kv_cache import ALIGNMENT, KVCache
 from edgellama.engine.step_inputs import MASKED, StepInputs, causal_mask
 from edgellama.errors import UserError
 
@@ -142,8 +142,9 @@ def test_a_graph_without_tokens_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "int16", "int8"])
 def test_arrays_begin_at_a_cache_line(dtype: str) -> None:
+    cache = KVCache(200)
     for size in (1, 3, 5, 64):
-        found = aligned_zeros((2, size), dtype)
+        found = cache.bind(TensorSpec(f"k_cache.{size}", dtype, (2, size)))
         assert (found.dtype, found.shape, found.ctypes.data % ALIGNMENT) == (np.dtype(dtype), (2, size), 0)
         assert not found.any()
         found[:] = 1  # all of it is its own

@@ -31,7 +31,7 @@ from edgellama.artifact.json_reader import (
     read_object,
 )
 from edgellama.artifact.manifest import FileEntry, TensorSpec
-from edgellama.artifact.safetensors import LARGEST, Entry, MappedWeights, encode_header, read_header, read_table
+from edgellama.artifact.safetensors import LARGEST, Entry, TensorFile, encode_header, read_header, read_table
 from edgellama.errors import UserError
 
 
@@ -380,7 +380,7 @@ def test_a_header_is_read_by_the_library(tmp_path: Path, alignment: int) -> None
             np.testing.assert_array_equal(file.get_tensor(spec.name), value)
         fillers = {name for name in file.keys() if name.endswith(".alignment")}  # noqa: SIM118
     assert fillers == {1: set(), 8: {"a.alignment", "c.alignment"}, 64: {"a.alignment", "c.alignment"}}[alignment]
-    ours = MappedWeights(path)
+    ours = TensorFile(path)
     assert ours.names() == ["a", "b", "c"] and ours.metadata == {"made": "here"}
     for spec, value in zip(SPECS, values, strict=True):
         np.testing.assert_array_equal(ours.array(spec.name), value)
@@ -464,12 +464,12 @@ def test_long_values_are_shortened() -> None:
         assert found == f"tensor '{shown} leaves 1 bytes unused"
 
 
-def weights(folder: Path, alignment: int = 8, **tensors: int) -> MappedWeights:
+def weights(folder: Path, alignment: int = 8, **tensors: int) -> TensorFile:
     """Returns a file of uint8 tensors of these sizes, named with dots for double underscores."""
     specs = [TensorSpec(name.replace("__", "."), "uint8", (size,)) for name, size in tensors.items()]
     data = b"".join(bytes([i]) * spec.nbytes + bytes(-spec.nbytes % alignment) for i, spec in enumerate(specs, 1))
     (folder / "w").write_bytes(encode_header(specs, None, alignment) + data)
-    return MappedWeights(folder / "w", "Do this")
+    return TensorFile(folder / "w", "Do this")
 
 
 def test_a_stretch_is_one_range(tmp_path: Path) -> None:
@@ -505,12 +505,12 @@ def test_the_table_is_compared_with_what_the_graphs_take(tmp_path: Path) -> None
 
 def test_files_that_hold_no_table(tmp_path: Path) -> None:
     path = tmp_path / "w"
-    assert refusal(lambda: MappedWeights(path), UserError).startswith(f"{path}: cannot be read (No such file")
+    assert refusal(lambda: TensorFile(path), UserError).startswith(f"{path}: cannot be read (No such file")
     path.write_bytes(b"")
-    assert refusal(lambda: MappedWeights(path), UserError).startswith(f"{path}: 0 bytes. Copy the whole")
+    assert refusal(lambda: TensorFile(path), UserError).startswith(f"{path}: 0 bytes. Copy the whole")
     path.write_bytes(b"\2\0\0\0\0\0\0\0[]")
-    assert refusal(lambda: MappedWeights(path), UserError).startswith(f"{path}: its header is a JSON list")
+    assert refusal(lambda: TensorFile(path), UserError).startswith(f"{path}: its header is a JSON list")
     save_file({"w": np.arange(4)}, path)
     path.write_bytes(path.read_bytes() + b"1")
-    assert refusal(lambda: MappedWeights(path), UserError).startswith(f"{path}: 1 bytes follow its last tensor.")
+    assert refusal(lambda: TensorFile(path), UserError).startswith(f"{path}: 1 bytes follow its last tensor.")
     assert json_reader.LARGEST == LARGEST == 16 << 20

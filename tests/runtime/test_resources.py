@@ -125,15 +125,15 @@ def test_both_numbers_and_the_remedy_are_in_the_error(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     artifact = Artifact.open(tiny_artifact)
-    memory_needed = memory.memory_needed(artifact.manifest)
+    memory_needed = memory.memory_needed(artifact.manifest, "copy")
     space_needed = memory.address_space_needed(artifact.manifest, 1)
     found = {"memory": memory_needed, "address space": space_needed}
     monkeypatch.setattr(memory, "available_memory", lambda: Limit(found["memory"], "limit A"))
     monkeypatch.setattr(memory, "available_address_space", lambda: Limit(found["address space"], "limit B"))
-    memory.check_memory(artifact, 1)  # exactly what is needed is enough
+    memory.check_memory(artifact, 1, "copy")  # exactly what is needed is enough
     needed, found[which] = found[which], 1_000_000
     with pytest.raises(UserError) as caught:
-        memory.check_memory(artifact, 1)
+        memory.check_memory(artifact, 1, "copy")
     numbers = (f"{needed / 1e6:,.0f} MB of {which}", "1 MB are available (limit ")
     for text in (*numbers, "Raise the limit", "CONTEXT (now 64)"):
         assert text in str(caught.value)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from edgellama.artifact.manifest import TensorSpec
-from edgellama.artifact.safetensors import ALIGNMENT, MappedWeights
+from edgellama.artifact.safetensors import ALIGNMENT, TensorFile
 from edgellama.errors import UserError
 from edgellama.exporter.writing.weights_file import write_weights
 
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_tensors_are_what_the_library_wrote_and_share_the_file(path: Path) -> None:
-    weights = MappedWeights(path)
+    weights = TensorFile(path)
     for name, expected in TENSORS.items():
         assert name in weights
         got = weights.array(name)
@@ -51,35 +51,35 @@ def test_a_stretch_is_the_bytes_of_everything_below_a_name(tmp_path: Path) -> No
     value = {tensor.name: np.arange(3, dtype=np.float32) + i for i, tensor in enumerate(tensors)}
     write_weights(tmp_path, path.name, tensors, lambda name: [lambda: value[name]])
     for layer in (1, 10):
-        found = MappedWeights(path).array(f"layers.{layer}.*")
+        found = TensorFile(path).array(f"layers.{layer}.*")
         assert found.shape == (2 * ALIGNMENT,) and found.ctypes.data % ALIGNMENT == 0
         for i, name in enumerate("ab"):
             part = found[i * ALIGNMENT :][:12].view(np.float32)
             np.testing.assert_array_equal(part, value[f"layers.{layer}.{name}"])
     with pytest.raises(UserError, match=r"layers.2.\*' are not one contiguous range"):
-        MappedWeights(path).array("layers.2.*")
+        TensorFile(path).array("layers.2.*")
 
 
 def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:
     values = torch.tensor([1.0, -2.5, 3.14], dtype=torch.bfloat16)
     save_torch({"w": values}, tmp_path / "w.safetensors")
-    bits = MappedWeights(tmp_path / "w.safetensors").array("w")
+    bits = TensorFile(tmp_path / "w.safetensors").array("w")
     np.testing.assert_array_equal((bits.astype(np.uint32) << 16).view(np.float32), values.float().numpy())
 
 
 def test_damage_is_reported(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     with pytest.raises(UserError, match="has no tensor 'w'"):
-        MappedWeights(path).array("w")
+        TensorFile(path).array("w")
     cut = tmp_path / "cut"
     cut.write_bytes(whole[:-4])
     with pytest.raises(UserError, match="ends outside the file"):
         for name in TENSORS:
-            MappedWeights(cut).array(name)
+            TensorFile(cut).array(name)
     for rest in (whole[:50], b"\xff" * 40):
         cut.write_bytes(rest)
         with pytest.raises(UserError, match="not valid JSON"):
-            MappedWeights(cut)
+            TensorFile(cut)
     cut.write_bytes(b"")
     with pytest.raises(UserError, match="0 bytes"):
-        MappedWeights(cut)
+        TensorFile(cut)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellama.artifact.manifest import TensorSpec
-from edgellama.artifact.safetensors import ALIGNMENT, MappedWeights
+from edgellama.artifact.safetensors import ALIGNMENT, TensorFile
 from edgellama.backend.layer_tensors import layer_tensors
 from edgellama.exporter.writing.weights_file import write_weights
 
@@ -22,15 +22,15 @@ class LayeredWeights(NamedTuple):
     inputs: list[TensorSpec]
     layers: dict[str, list[TensorSpec]]
 
-    def checked(self, path: Path) -> MappedWeights:
+    def checked(self, path: Path) -> TensorFile:
         """Returns another file, which passed the check against the inputs and layers of this one."""
-        weights = MappedWeights(path)
+        weights = TensorFile(path)
         weights.check(self.inputs, self.layers, ALIGNMENT)
         return weights
 
-    def differing(self, weights: MappedWeights) -> str | None:
+    def differing(self, weights: TensorFile) -> str | None:
         """Returns the first input whose bytes differ from those of this file."""
-        good = MappedWeights(self.path)
+        good = TensorFile(self.path)
         differ = (x.name for x in self.inputs if not np.array_equal(weights.array(x.name), good.array(x.name)))
         return next(differ, None)
 
@@ -42,7 +42,7 @@ def layered_weights(folder: Path) -> LayeredWeights:
     stored = [tensor for tensors in layers.values() for tensor in tensors] + [norm]
     value = {x.name: np.full(x.shape, i, x.dtype) for i, x in enumerate(stored)}
     write_weights(folder, "w", stored, lambda name: [lambda: value[name]])
-    whole = MappedWeights(folder / "w")
+    whole = TensorFile(folder / "w")
     inputs = [TensorSpec(name, "uint8", whole.array(name).shape) for name in layers]
     made = LayeredWeights(folder / "w", [*inputs, norm], layers)
     made.checked(made.path)
