@@ -154,7 +154,7 @@ class PrivateCopy:
     def _copy(self, first: int, step: int) -> str:
         """Copy the blocks that begin at first, first + step, ... Return the SHA-256 of the copied bytes if needed."""
         state = hashlib.sha256()
-        view = memoryview(self._memory)
+        view = self._memory.data
         for begin in range(first, len(view), step):
             at, end = begin, min(begin + BLOCK, len(view))
             while at < end and not self._stopped:

@@ -31,13 +31,8 @@ def kernel_library() -> ctypes.CDLL:
         raise UserError(str(error)) from error
 
 
-def load_cpu_kernels(manifest: Manifest) -> None:
-    """Register the custom operators with MindSpore Lite, before it builds a graph that names them.
-
-    Raises:
-        UserError: the artifact needs kernels of another ABI, MindSpore Lite cannot be imported, or the kernels are not
-            built.
-    """
+def check_kernel_abi(manifest: Manifest) -> None:
+    """Raise UserError if the artifact needs kernels of another ABI than this release has. Loads nothing."""
     from edgellama.kernels.cpu.library import ABI
 
     if manifest.kernel_abi != ABI:
@@ -48,6 +43,14 @@ def load_cpu_kernels(manifest: Manifest) -> None:
     for graph in manifest.graphs:
         if len(graph.buckets) > 1:  # MindSpore Lite cannot resize a graph with custom operators
             raise UserError(f"{graph.file} serves buckets {list(graph.buckets)}; needed: one. Export again")
+
+
+def load_cpu_kernels() -> None:
+    """Register the custom operators with MindSpore Lite, before it builds a graph that names them.
+
+    Raises:
+        UserError: MindSpore Lite cannot be imported, or the kernels are not built.
+    """
     import_lite()
     register()
 

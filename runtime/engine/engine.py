@@ -18,7 +18,7 @@ from ..artifact.manifest import Artifact, Graph, TensorSpec
 from ..artifact.sizes import cache_bytes
 from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
-from ..backend.cpu_kernels import load_cpu_kernels
+from ..backend.cpu_kernels import check_kernel_abi, load_cpu_kernels
 from ..backend.library_pages import release_library_pages
 from ..backend.lite_graph import LiteGraph
 from ..backend.native_exit import keep_libraries
@@ -148,11 +148,13 @@ class Engine:
             self.cache, build = _on_device(artifact, device_id or 0, show_native_log)
             self._load(artifact, build, weights_memory)
         else:
+            if manifest.opset == "cpu":
+                check_kernel_abi(manifest)
             check_graphs(artifact)
 
             def build_on_host(path: Path) -> BuiltGraph:
                 if manifest.opset == "cpu":
-                    load_cpu_kernels(manifest)
+                    load_cpu_kernels()
 
                 def load() -> LiteGraph:
                     return LiteGraph(path, self.threads, show_native_log=show_native_log)
