@@ -16,6 +16,8 @@
 # make torture [ONLY= SEED= QUICK=1]      inject faults into everything (minutes to hours), and print what happened;
 #              ONLY= names fault classes, QUICK=1 is the five-minute form of CI
 # make mutants [PART= SAMPLE= ALL=1 SEED=]   change modules in small ways, and report which changes no test notices (an hour)
+# make fuzz [TARGET_NAME= SECONDS= SEED=]   fuzz everything that reads files and requests of strangers, a minute in all;
+#              TARGET_NAME= names one target, SECONDS= is for each target (the default is 8)
 # make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
 # make check-install   run `pip install .` in an empty environment, and generate an answer there
@@ -37,7 +39,7 @@ SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL
+GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -61,7 +63,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture mutants lint clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture fuzz mutants lint clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -138,6 +140,9 @@ browser:
 
 test-fast: $(VENV)/ready-test
 	$(PYTHON) -m pytest -m "not slow"
+
+fuzz: $(VENV)/ready-test
+	@$(PYTHON) tests/fuzz $(if $(TARGET_NAME),$(call option,TARGET_NAME,target)) $(call options,SECONDS SEED)
 
 torture: $(VENV)/ready-test
 	$(PYTHON) tests/torture $(if $(filter-out 0,$(QUICK)),--quick) $(call options,ONLY SEED)

@@ -7,12 +7,22 @@ import errno
 import os
 import re
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class UserError(Exception):
     """A problem that the user can solve: the message gives the value found, the limit, and the remedy.
 
-    The command line prints the message and exits with status 2; `--debug` shows the traceback.
+    The command line prints the message and exits with status 2; `--debug` shows the traceback. A message may quote
+    names from files of strangers. So control characters are escaped, except line breaks: they could control a terminal.
     """
+
+    def __init__(self, message: str, **named: str) -> None:
+        """Args:
+        message: one line.
+        named: of the other base class of a subclass, such as `name` of ImportError.
+        """
+        super().__init__(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], message), **named)
 
 
 class LogitsError(RuntimeError):

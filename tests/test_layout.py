@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 FILES = sorted(TESTS.rglob("*.py"))
 FOLDERS = {"support", "exporter", "runtime", "serve", "kernels", "ascend", "end_to_end", "data"}
-PROGRAMS = {"peers", "torture", "mutants"}  # each is a folder of a program that make runs, with its tests
+PROGRAMS = {"peers", "torture", "mutants", "fuzz"}  # each is a folder of a program that make runs, with its tests
 
 
 def modules_imported_by(source: str) -> set[str]:

@@ -76,6 +76,8 @@ def test_every_value_arrives_as_it_was_given(stub: Path, value: str) -> None:
     assert calls[0][4:] == option("measured", value)
     _, calls = make(stub, "torture", "--assume-old=.venv/ready-test", f"ONLY={value}", f"SEED={value}", "QUICK=1")
     assert calls == [["tests/torture", "--quick", *option("only", value), *option("seed", value)]]
+    _, calls = make(stub, "fuzz", "--assume-old=.venv/ready-test", f"TARGET_NAME={value}", f"SECONDS={value}")
+    assert calls == [["tests/fuzz", *option("target", value), *option("seconds", value)]]
     _, calls = make(stub, "convert", f"ARTIFACT={value}", f"SOC={value}", f"OUT={value}")
     assert calls == [["-m", "exporter", "convert", path(value), *option("soc", value), *option("out", value)]]
     _, calls = make(stub, "board-check", f"PROBE={value}", f"DEVICE={value}")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.json_reader import read_object
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 from edgellama.generation.stored_settings import usable
 
 from ..network.config import LlamaConfig
@@ -141,7 +141,7 @@ def account(where: Path, found: Mapping[str, tuple[int, ...]], config: LlamaConf
     expected = expected_tensors(config)
     problems = [
         _listing("missing", (name for name in expected if name not in found)),
-        _listing("surplus", (name for name in found if name not in expected)),
+        _listing("surplus", (shown(name)[1:-1] for name in found if name not in expected)),
         _listing(
             "of a wrong shape",
             (f"{n} {list(found[n])}, not {list(s)}" for n, s in expected.items() if n in found and found[n] != s),

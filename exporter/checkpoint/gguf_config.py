@@ -52,7 +52,12 @@ def read_config(file: GGUFFile) -> LlamaConfig:
                 f"{file.path}: {kind}.{key} = {value} is not supported; needed: the head size {head_dim}. "
                 "Convert the model again"
             )
-    tokens = file.fields.get("tokenizer.ggml.tokens", ())
+    tokens = file.fields.get("tokenizer.ggml.tokens", [])
+    if not isinstance(tokens, list):
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.tokens must be of type list, not {type(tokens).__name__}. "
+            "Convert the model again"
+        )
     config = {
         "model_type": kind,
         "vocab_size": keys.take("vocab_size", int) or len(tokens),
@@ -127,13 +132,19 @@ class _Keys:
         unknown = {
             key: value
             for key, value in self.left.items()
-            if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and value == _NEUTRAL_VALUES[key])
+            if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and _is_neutral(value, _NEUTRAL_VALUES[key]))
         }
         if unknown:
-            listed = ", ".join(f"{self.prefix}{key} = {shown(value)}" for key, value in list(unknown.items())[:5])
+            listed = ", ".join(
+                f"{shown(self.prefix + key)[1:-1]} = {shown(value)}" for key, value in list(unknown.items())[:5]
+            )
             raise UserError(
                 f"{self.path}: {listed} is not supported and may change the mathematics. Choose a file without it"
             )
+
+
+def _is_neutral(value: Any, neutral: object) -> bool:
+    return not isinstance(value, np.ndarray) and value == neutral
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 from edgellama.kernels.weight_format import round_up
 
 _SCALARS = {
@@ -212,7 +212,9 @@ class GGUFFile:
         for name, shape, kind, offset in table:
             tensor = GGUFTensor(_kind(name, kind), shape or (1,), start + offset, part)
             if tensor.shape[-1] % GGML_QUANT_SIZES[tensor.kind][0]:
-                raise ValueError(f"{name}: rows of {tensor.shape[-1]} do not divide into {tensor.kind.name} blocks")
+                raise ValueError(
+                    f"{shown(name)}: rows of {tensor.shape[-1]} are no multiple of {tensor.kind.name} blocks"
+                )
             found[name] = tensor
         return found
 
@@ -257,4 +259,4 @@ def _kind(name: str, number: int) -> GGMLQuantizationType:
     try:
         return GGMLQuantizationType(number)
     except ValueError:
-        raise UserError(f"tensor {name} has GGML type {number}, which the gguf package does not know") from None
+        raise UserError(f"tensor {shown(name)} has GGML type {number}, which this release does not know") from None

@@ -22,6 +22,7 @@ NOT_SETTINGS = {
 }
 LIMITS = {**CHECKS, "temperature": UNUSED_TEMPERATURE}
 DRAWN = ("temperature", "top_p")  # at 0 only the likeliest token can be drawn
+LONGEST_NUMBER = 40  # characters of a whole number that is written as text
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
 
 
@@ -88,6 +89,8 @@ def _plain(name: str, given: Any) -> Any:
     if name == "eos_token_id":
         several = value if isinstance(value, list) else [value]
         ids = [_whole(x) for x in several]
+        if any(isinstance(x, (list, dict)) for x in ids):
+            return ids
         return list(dict.fromkeys(x for x in ids if x is not None and not (isinstance(x, int) and x < 0))) or None
     if name == "pad_token_id":
         value = _whole(value)
@@ -100,6 +103,6 @@ def _plain(name: str, given: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     """Return a whole number as int: 50.0 becomes 50. Other values stay."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and value.strip().removeprefix("-").isdecimal():
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -18,6 +18,7 @@ from .detokenizer import REPLACEMENT, TextStream
 from .length_bound import LengthBound
 
 CACHED_TOKENS = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
+REMEDY = "Restore it or export again"
 LONG = 4096  # characters that take a millisecond to encode
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # a byte as SentencePiece writes it
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -47,7 +48,7 @@ class Tokenizer:
         self._templates: dict[str, ChatTemplate] = {}  # by their source
 
     @classmethod
-    def from_folder(cls, folder: str | Path, remedy: str = "Restore it or export again") -> Tokenizer:
+    def from_folder(cls, folder: str | Path, remedy: str = REMEDY) -> Tokenizer:
         """Read the tokenizer files of an artifact.
 
         Args:
@@ -75,9 +76,10 @@ class Tokenizer:
             template.start()  # it compiles while the tokenizer is read
         try:
             model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
-            reason = " ".join(str(error).split())[:500]
-            raise UserError(f"{path}: tokenizers cannot read it ({reason}). {remedy}") from error
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
+            raise UserError(f"{path}: tokenizers cannot read it ({_reason(error)}). {remedy}") from error
         model.no_padding()
         model.no_truncation()
         special = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
@@ -109,17 +111,23 @@ class Tokenizer:
             add_special_tokens: add special tokens such as bos, as the tokenizer's post-processor does.
 
         Raises:
-            UserError: the text holds half a surrogate pair, which Python makes of bytes that are not UTF-8.
+            UserError: the text holds half a surrogate pair, which Python makes of bytes that are not UTF-8; or the
+                tokenizer is damaged and cannot encode this text.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             found = f"U+{ord(text[error.start]):04X} at {error.start:,}"
             raise UserError(f"the text is not valid Unicode ({found}). Give it as UTF-8") from error
-        if len(text) < LONG:
-            return self.model.encode(text, add_special_tokens=add_special_tokens).ids
-        # Encoding a batch lets Python's other threads run; a single text does not. It starts native threads for that.
-        return self.model.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        try:
+            if len(text) < LONG:
+                return self.model.encode(text, add_special_tokens=add_special_tokens).ids
+            # Encoding a batch lets Python's other threads run, a single text does not. It starts native threads for it.
+            return self.model.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
+            raise UserError(f"tokenizer.json cannot encode this text ({_reason(error)}). {REMEDY}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids.
@@ -127,8 +135,17 @@ class Tokenizer:
         Args:
             ids: the token ids.
             skip_special_tokens: leave special tokens out of the text.
+
+        Raises:
+            UserError: the tokenizer is damaged and cannot decode these ids.
         """
-        return self.model.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        numbers = [int(i) for i in ids]
+        try:
+            return self.model.decode(numbers, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
+            raise UserError(f"tokenizer.json cannot decode these token ids ({_reason(error)}). {REMEDY}") from error
 
     def fewest_tokens(self, text: str) -> int:
         """Return a number of tokens that `text` has at least, without encoding it; 0 if there is no bound."""
@@ -190,7 +207,7 @@ class Tokenizer:
     def decode_token(self) -> Callable[[int, bool], str]:
         """A cached function (token, skip_special_tokens) -> the text of this token by itself."""
         return functools.lru_cache(maxsize=CACHED_TOKENS)(
-            lambda token, skip_special_tokens: self.model.decode([token], skip_special_tokens=skip_special_tokens)
+            lambda token, skip_special_tokens: self.decode([token], skip_special_tokens=skip_special_tokens)
         )
 
     def token_bytes(self, token: int, *, first: bool = False) -> bytes:
@@ -244,6 +261,15 @@ class Tokenizer:
     @functools.cached_property
     def _special(self) -> frozenset[int]:
         return frozenset(token for token, added in self.model.get_added_tokens_decoder().items() if added.special)
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """Whether the tokenizers package raised it: a bare Exception, or a PanicException, which is no Exception."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _content(token: Any) -> Any:
