@@ -41,6 +41,8 @@ CHUNKS = "runtime/engine/chunks.py"
 PREFIX = "runtime/engine/prefix_cache.py"
 STEP = "runtime/engine/step_inputs.py"
 ENGINE = "runtime/engine/engine.py"
+FILES = "runtime/artifact/files.py"
+CHECKS = "runtime/artifact/manifest_checks.py"
 SCHEDULER = "runtime/serve/scheduler.py"
 DECODE = "runtime/generation/decode.py"
 BATCH = "runtime/generation/batch.py"
@@ -132,10 +134,48 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "num_beams is at least 1; the sampler always keeps one token",
     ),
     Equivalent(
-        "runtime/artifact/files.py",
+        FILES,
         "if os.path.commonpath([root, real]) != root:",
         "< root",
         "the common path is the root or a beginning of it, which is smaller",
+    ),
+    Equivalent(FILES, "BLOCK = 1 << 20  # bytes", "", "the hash does not depend on the size of the blocks"),
+    Equivalent(
+        FILES,
+        "SMALL = 1 << 20  # bytes; smaller files are hashed at each load, which takes a millisecond",
+        "",
+        "a measured limit: it only decides which files are hashed again",
+    ),
+    Equivalent(
+        FILES,
+        "known = hash_cache.remembered() if any(entry.bytes > SMALL for entry in entries) else ()",
+        "!= SMALL",
+        "the entries of the cache are read, and not used",
+    ),
+    Equivalent(
+        FILES,
+        'return f"Checking the files of {folder.name} ({hashed / max(total, 1):.0%} of {total / 1e6:,.0f} MB)"',
+        r"100000\d",
+        "the text is rounded to megabytes",
+    ),
+    Equivalent(
+        CHECKS,
+        'SIZES = {"num_hidden_layers": -1, "num_key_value_heads": 1, "head_dim": 3}  # key -> axis of the cache; -1: the '
+        "layers",
+        "- 2,",
+        "every negative number means the layers",
+    ),
+    Equivalent(
+        CHECKS,
+        '_require(not twice, f"{graph.file}: tensor", twice[:1], "each name once")',
+        r"\[: 2\]",
+        "how many names the message lists",
+    ),
+    Equivalent(
+        CHECKS,
+        '_require(not twice, "file", twice[:1], "each file once")',
+        r"\[: 2\]",
+        "how many names the message lists",
     ),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(

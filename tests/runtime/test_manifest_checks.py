@@ -220,6 +220,8 @@ def test_the_shape_of_each_step_input(
     for shape in bad:
         found = verdict(with_input(portable, name, dtype, *shape))
         assert f"step.mindir: {name} is '{dtype} {list(shape)}'; needed: {dtype} [" in found
+    if name == "self_mask":
+        assert verdict(with_input(portable, name, dtype, *bad[0])).endswith("needed: float32 [2, 1, 16, 16]")
     odd = verdict(with_input(portable, "tokens_by_step", "int32", BATCH, BUCKET))
     assert "one called tokens" in odd
 
@@ -283,6 +285,14 @@ def test_outputs_are_the_logits_and_what_the_cache_policy_returns(portable: Mani
         assert f"output is '{other}'; needed: k_new and v_new" in found
         found = verdict(with_outputs(portable, lambda i, x, at=index: replace(x, shape=longer) if i == at else x))
         assert f"{names[index - 1]} is 'float32 [2, 2, 17, 4]'; needed: float32 [2, 2, 16, 4]" in found
+
+
+def test_a_single_layer_returns_two_outputs(portable: Manifest) -> None:
+    graph, cache = portable.graphs[0], replace(portable.cache, layers=1)
+    inputs = tuple(spec for spec in graph.inputs if not spec.name.endswith("_cache.1"))
+    for count, needed in ((3, ""), (2, "outputs is 2; needed: 3"), (4, "outputs is 4; needed: 3")):
+        small = replace(portable, graphs=(replace(graph, inputs=inputs, outputs=graph.outputs[:count]),), cache=cache)
+        assert needed in verdict(small) and bool(needed) == bool(verdict(small))
 
 
 def test_graphs_agree_on_their_weights(cpu: Manifest) -> None:
