@@ -160,8 +160,8 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     ),
     Equivalent(
         CHECKS,
-        'SIZES = {"num_hidden_layers": -1, "num_key_value_heads": 1, "head_dim": 3}  # key -> axis of the cache; -1: the '
-        "layers",
+        'SIZES = {"num_hidden_layers": -1, "num_key_value_heads": 1, "head_dim": 3}  # key -> axis of the cache; -1: '
+        "the layers",
         "- 2,",
         "every negative number means the layers",
     ),

@@ -436,6 +436,7 @@ def test_the_table_is_sorted_by_place() -> None:
         ({"a": row(), "__metadata__": []}, "its __metadata__ is no object of strings"),
         ({"a": row(), "__metadata__": {"x": 1}}, "its __metadata__ is no object of strings"),
         ({"a": 1}, "needed: dtype, shape and data_offsets"),
+        ({"a": {"dtype": "U8", "shape": [4]}}, "needed: dtype, shape and data_offsets"),
         ({"a": {**row(), "more": 1}}, "needed: dtype, shape and data_offsets"),
         ({"a": row("F8")}, "dtype 'F8'; known: BOOL, U8, I8, I16, F16, I32, F32, I64, BF16"),
         ({"a": row(["U8"])}, r"dtype ['U8']"),
