@@ -177,6 +177,30 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         r"\[: 2\]",
         "how many names the message lists",
     ),
+    Equivalent(
+        "runtime/artifact/json_reader.py",
+        'if text.count("[") + text.count("{") <= DEEPEST:',
+        "== DEEPEST|< DEEPEST|<= -",
+        SPEED,
+    ),
+    Equivalent(
+        "runtime/artifact/json_reader.py", "if len(found) != len(pairs):", "<", "a dict has at most as many keys"
+    ),
+    Equivalent(
+        "runtime/artifact/hash_cache.py",
+        "MOST = 1000  # entries; each has about 130 bytes",
+        "",
+        "a chosen limit: it only decides which files are hashed again",
+    ),
+    Equivalent(
+        "runtime/artifact/hash_cache.py", "LARGEST = 1 << 20  # bytes of the file", "", "a chosen limit, as MOST"
+    ),
+    Equivalent(
+        "runtime/artifact/hash_cache.py",
+        'json.dump({"format": FORMAT, "verified": merged}, file, indent=0)',
+        "indent=",
+        "the layout of a file that only the same code reads",
+    ),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(
         FORMAT,

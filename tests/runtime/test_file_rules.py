@@ -504,6 +504,18 @@ def test_the_table_is_compared_with_what_the_graphs_take(tmp_path: Path) -> None
     assert "begins at byte" in check([stretch, y], [a, b], 1 << 20) and check([stretch, y], [a, b], 1) == ""
 
 
+def test_a_tensor_is_aligned_in_the_file_and_not_in_the_data(tmp_path: Path) -> None:
+    y = TensorSpec("y", "uint8", (4,))
+    aligned = []
+    for size in range(10, 74):  # bytes before y, under the name of a filler
+        header = encode_header([TensorSpec("y.alignment", "uint8", (size,)), y], {"m": "x" * 12})
+        (tmp_path / "w").write_bytes(header + bytes(size) + b"1234")
+        found = refusal(lambda: MappedWeights(tmp_path / "w").check([y], {}, 64), UserError)
+        assert bool(found) == bool((len(header) + size) % 64)
+        aligned.append(not found)
+    assert sum(aligned) == 1 and len(header) % 32
+
+
 def test_files_that_hold_no_table(tmp_path: Path) -> None:
     path = tmp_path / "w"
     assert refusal(lambda: TensorFile(path), UserError).startswith(f"{path}: cannot be read (No such file")
