@@ -510,7 +510,7 @@ def test_a_tensor_is_aligned_in_the_file_and_not_in_the_data(tmp_path: Path) -> 
     for size in range(10, 74):  # bytes before y, under the name of a filler
         header = encode_header([TensorSpec("y.alignment", "uint8", (size,)), y], {"m": "x" * 12})
         (tmp_path / "w").write_bytes(header + bytes(size) + b"1234")
-        found = refusal(lambda: MappedWeights(tmp_path / "w").check([y], {}, 64), UserError)
+        found = refusal(lambda: TensorFile(tmp_path / "w").check([y], {}, 64), UserError)
         assert bool(found) == bool((len(header) + size) % 64)
         aligned.append(not found)
     assert sum(aligned) == 1 and len(header) % 32
