@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import LogitsError, UserError, explain_os_error, os_error_of
+from .errors import LogitsError, UserError, explain_os_error, os_error_of, printable
 
 if TYPE_CHECKING:
     # Imported where it is used. Until `main` runs, Ctrl-C is a traceback, so this module imports little.
@@ -167,7 +167,7 @@ def _replace_undecodable() -> None:
 def error_message(error: BaseException) -> str | None:
     """Return the message for an error that the user can fix; None for a defect of ours."""
     if isinstance(error, (UserError, LogitsError)):
-        return str(error)
+        return printable(str(error))
     if not isinstance(error, Exception):  # SystemExit of argparse
         return None
     if (cause := os_error_of(error)) is not None:

@@ -121,3 +121,10 @@ def shown(value: object, longest: int = 80) -> str:
     """Return a value for a message: its repr, cut after `longest` characters, without line breaks."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for the characters that a terminal obeys: names in a damaged file may hold them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

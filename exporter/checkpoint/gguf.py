@@ -72,7 +72,8 @@ class GGUFCheckpoint(Checkpoint):
         if wrong:
             raise UserError(
                 f"{path} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
-                f"supported: {', '.join(kind.name for kind in GGMLQuantizationType if readable(kind))}"
+                f"supported: {', '.join(kind.name for kind in GGMLQuantizationType if readable(kind))}. Choose a "
+                "file with one of them"
             )
 
     def dtype(self, name: str) -> str:

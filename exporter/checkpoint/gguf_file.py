@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from edgellama.errors import UserError, shown
 from edgellama.kernels.weight_format import round_up
 
+MOST_DIMENSIONS = 4  # of a tensor, as in ggml
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -124,7 +126,9 @@ class GGUFFile:
             raise UserError(f"{path} is empty; download it again")
         data = np.memmap(path, dtype=np.uint8, mode="r")
         if bytes(data[:4]) != b"GGUF":
-            raise UserError(f"{path} is not a GGUF file (it begins with {bytes(data[:4])!r}, not with b'GGUF')")
+            raise UserError(
+                f"{path} is not a GGUF file (it begins with {bytes(data[:4])!r}, not with b'GGUF'). Download it again"
+            )
         try:
             tensors = self._read_header(path, _Cursor(data.data), len(self._data))
         except (_PastEndError, UnicodeDecodeError, ValueError) as error:
@@ -193,15 +197,23 @@ class GGUFFile:
         cursor.take(4)
         version = cursor.number("<I")
         if version not in (2, 3):
-            raise UserError(f"{path} is GGUF version {version:#x}; supported: 2 and 3 (little-endian)")
+            raise UserError(
+                f"{path} is GGUF version {version:#x}; supported: 2 and 3 (little-endian). Convert the model again"
+            )
         tensors, fields = cursor.number("<Q"), cursor.number("<Q")
         for _ in range(fields):
             key = cursor.string()
+            if key in self.fields:
+                raise ValueError(f"the key {shown(key)} occurs twice")
             self.fields[key] = cursor.value(GGUFValueType(cursor.number("<I")))
         table = []
         for _ in range(tensors):
             name = cursor.string()
-            shape = tuple(cursor.number("<Q") for _ in range(cursor.number("<I")))[::-1]
+            if (rank := cursor.number("<I")) > MOST_DIMENSIONS:
+                raise ValueError(
+                    f"tensor {shown(name)} has {rank:,} dimensions, at most {MOST_DIMENSIONS} are possible"
+                )
+            shape = tuple(cursor.number("<Q") for _ in range(rank))[::-1]
             kind = cursor.number("<I")
             table.append((name, shape, kind, cursor.number("<Q")))
         alignment = self.fields.get("general.alignment", 32)
@@ -215,8 +227,22 @@ class GGUFFile:
                 raise ValueError(
                     f"{shown(name)}: rows of {tensor.shape[-1]} are no multiple of {tensor.kind.name} blocks"
                 )
+            if offset % alignment:
+                raise ValueError(f"{shown(name)} begins at byte {offset:,}; needed: a multiple of {alignment}")
+            if name in found:
+                raise ValueError(f"the tensor {shown(name)} occurs twice")
             found[name] = tensor
+        _check_overlaps(found)
         return found
+
+
+def _check_overlaps(tensors: Mapping[str, GGUFTensor]) -> None:
+    """Raise ValueError if two tensors share bytes."""
+    end, last = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.nbytes and tensor.offset < end:
+            raise ValueError(f"the tensors {shown(last)} and {shown(name)} overlap")
+        end, last = tensor.offset + tensor.nbytes, name
 
 
 class _PastEndError(Exception):
@@ -259,4 +285,4 @@ def _kind(name: str, number: int) -> GGMLQuantizationType:
     try:
         return GGMLQuantizationType(number)
     except ValueError:
-        raise UserError(f"tensor {shown(name)} has GGML type {number}, which this release does not know") from None
+        raise ValueError(f"tensor {shown(name)} has GGML type {number}, which this release does not know") from None

@@ -15,7 +15,7 @@ import numpy as np
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
 from .gguf_file import GGUFFile
 from .gguf_pre_kinds import PRE_KINDS, PreKind, kind_without_name
@@ -40,7 +40,8 @@ class _Vocabulary:
             return None
         if not 0 <= number < len(self.tokens):
             raise UserError(
-                f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is outside the {len(self.tokens)} tokens"
+                f"{self.file.path}: tokenizer.ggml.{key}_token_id = {number} is outside the {len(self.tokens)} tokens. "
+                "Convert the model again"
             )
         return self.tokens[number]
 
@@ -62,17 +63,23 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
     """Build the tokenizer from the metadata. Token ids are those of the file."""
     vocabulary = _read(file)
     kind = vocabulary.get("model")
-    if kind == "gpt2":
-        tokenizer, add_bos = _byte_level_bpe(vocabulary)
-    elif kind == "llama":
-        tokenizer, add_bos = _sentencepiece_bpe(vocabulary), True
-    else:
+    if kind not in ("gpt2", "llama"):
         raise UserError(
-            f"{file.path}: tokenizer.ggml.model = {kind!r} is not supported; supported: gpt2 and llama. "
+            f"{file.path}: tokenizer.ggml.model = {shown(kind)} is not supported; supported: gpt2 and llama. "
             "Export the Hugging Face checkpoint instead, or this file without its tokenizer (TOKENIZER=none)"
         )
-    _add_marked_tokens(tokenizer, vocabulary)
-    _add_template(tokenizer, vocabulary, add_bos)
+    try:
+        if kind == "gpt2":
+            tokenizer, add_bos = _byte_level_bpe(vocabulary)
+        else:
+            tokenizer, add_bos = _sentencepiece_bpe(vocabulary), True
+        _add_marked_tokens(tokenizer, vocabulary)
+        _add_template(tokenizer, vocabulary, add_bos)
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception for tokens that it cannot use
+        reason = " ".join(str(error).split())[:500]
+        raise UserError(f"{file.path}: its tokenizer.ggml keys are damaged ({reason}). Download it again") from error
     return tokenizer
 
 
@@ -88,12 +95,13 @@ def _check_types(file: GGUFFile) -> None:
         name = key.removeprefix("tokenizer.ggml.")
         kind = int if name.endswith("_token_id") else bool if name.endswith("_token") else _TYPES.get(name)
         if name != key and kind is not None and type(value) is not kind:
-            raise UserError(f"{file.path}: {key} must be of type {kind.__name__}, not {type(value).__name__}")
+            raise UserError(f"{file.path}: {key} must be of type {kind.__name__}, not {type(value).__name__}. {AGAIN}")
     for key, value in file.fields.items():
         if (key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")) and not isinstance(value, str):
-            raise UserError(f"{file.path}: {key} must be of type str")
+            raise UserError(f"{file.path}: {key} must be of type str. {AGAIN}")
 
 
+AGAIN = "Convert the model again"
 _TEMPLATE = "tokenizer.chat_template"  # others have their name behind it: tokenizer.chat_template.tool_use
 
 
@@ -165,7 +173,7 @@ def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= known:
             raise UserError(
-                f"{vocabulary.file.path}: the merge {merge!r} does not join two tokens into a token; "
+                f"{vocabulary.file.path}: the merge {shown(merge)} does not join two tokens into a token; "
                 "convert the model again"
             )
         pairs.append((left, right))
@@ -178,7 +186,7 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Tokenizer:
         raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.scores is missing or short; convert the model again")
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if np.any(vocabulary.get(key, False)):
-            raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.{key} is not supported")
+            raise UserError(f"{vocabulary.file.path}: tokenizer.ggml.{key} is not supported. Choose a file without it")
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary.ids(),

@@ -63,7 +63,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if wrong:
             raise UserError(
                 f"{folder} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
-                f"supported: {', '.join(FLOATS)}"
+                f"supported: {', '.join(FLOATS)}. Choose a checkpoint with one of them"
             )
 
     def dtype(self, name: str) -> str:

@@ -401,3 +401,26 @@ def test_a_scale_or_value_that_is_not_finite_is_refused(
             for piece in weight_pieces(name, checkpoint, "q4_0"):
                 piece()
     assert not recwarn.list
+
+
+def test_doubled_and_overlapping_parts_are_refused(tmp_path: Path, small: LlamaForCausalLM) -> None:
+    write_model(tmp_path / "m.gguf", small)
+    data = (tmp_path / "m.gguf").read_bytes()
+
+    def damaged(name: str, changed: bytes) -> None:
+        assert changed != data
+        (tmp_path / name).write_bytes(changed)
+
+    damaged("key.gguf", data.replace(b"llama.rope.freq_base", b"llama.context_length"))  # of the same length
+    damaged("tensor.gguf", data.replace(b"blk.0.attn_k.weight", b"blk.0.attn_v.weight"))
+    at = data.index(b"blk.0.ffn_norm.weight") + len(b"blk.0.ffn_norm.weight") + 4 + 8 + 4  # its offset
+    damaged("place.gguf", data[:at] + bytes(8) + data[at + 8 :])
+    damaged("aligned.gguf", data[:at] + bytes([1]) + data[at + 1 :])
+    for name, message in (
+        ("key", "the key 'llama.context_length' occurs twice"),
+        ("tensor", "the tensor 'blk.0.attn_v.weight' occurs twice"),
+        ("place", "overlap"),
+        ("aligned", "needed: a multiple of 32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(tmp_path / f"{name}.gguf")

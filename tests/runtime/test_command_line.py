@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellama.__main__ import main
+from edgellama.__main__ import error_message, main
 from edgellama.artifact.manifest import MANIFEST
+from edgellama.errors import UserError
 from edgellama.generation.decode import StepBatch
 from support.child import REPOSITORY, run_child, run_cli
 from support.command_line import run_main
@@ -183,6 +184,11 @@ def test_an_error_of_the_user_is_one_line_and_status_2(
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
 
 
+def test_an_error_shows_no_control_characters() -> None:
+    found = error_message(UserError("the tensor a\x1b[2Jb\x0bc\u202e is surplus, \u00e9 stays"))
+    assert found == "the tensor a\\x1b[2Jb\\x0bc\\u202e is surplus, \u00e9 stays"
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = ["generate", str(tmp_path / "none"), "--prompt", "x"]
     plain = run_cli(*command)
@@ -256,7 +262,8 @@ class Interrupting:
                 raise ImportError("initialization failed") from None
 
 sys.meta_path.insert(0, Interrupting())
-from edgellama.__main__ import main
+from edgellama.__main__ import error_message, main
+from edgellama.errors import UserError
 sys.exit(main(["generate", "x", "--prompt", "x"]))
 """
 

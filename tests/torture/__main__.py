@@ -29,6 +29,8 @@ MODULES = (
     "manifests",
     "weight_headers",
     "checkpoints",
+    "artifacts",
+    "folders",
     "http_cases",
     "abandoned",
     "soak",

@@ -144,6 +144,35 @@ def split(folder: Path) -> list[str]:
     return names
 
 
+def gguf(cases: Iterator[Case], shared: Path) -> Iterator[Outcome]:
+    """A GGUF file whose header is damaged, or that is cut off."""
+    from edgellama.exporter.checkpoint.gguf_file import GGUFFile
+    from torture.artifacts import broken
+    from torture.exported_right import import_readers, is_right
+
+    good = fixture(shared, "gguf") / "model.gguf"
+    data, header = good.read_bytes(), GGUFFile(good).header_size()
+    import_readers()
+    for case in cases:
+        path = case.folder / good.name
+        kind = case.rng.randrange(10)
+        if kind < 5:
+            path.write_bytes(broken(data[:header], case.rng) + data[header:])
+        elif kind < 9:
+            path.write_bytes(with_number(data, header, case.rng))
+        else:
+            path.write_bytes(data[: case.rng.choice((case.rng.randrange(len(data)), case.rng.randrange(64)))])
+        yield in_child(lambda path=path: is_right(path, path.with_name("out")), [path.name], SECONDS)
+
+
+def with_number(data: bytes, header: int, rng: random.Random) -> bytes:
+    """Return a copy with a number of 4 or 8 bytes overwritten; half of them in the table of tensors."""
+    at = rng.randrange(24, header - 8) if rng.random() < 0.5 else rng.randrange(header - 1500, header - 8)
+    size = rng.choice((4, 8))
+    value = rng.choice((0, 1, 2, 3, 7, 32, 64, 255, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 63) + 5))
+    return data[:at] + (value % (1 << 8 * size)).to_bytes(size, "little") + data[at + size :]
+
+
 RULE = (
     "the exporter accepts it and reads what is there: each setting of config.json has the value in the file, each "
     "tensor is what the safetensors library reads, a text has the tokens of transformers; and the runtime "
@@ -175,5 +204,13 @@ CLASSES = (
         exporting(tokenizer_damage),
     ),
     FaultClass("checkpoint-weights", "the header of model.safetensors", RULE, 300, 60, exporting(safetensors_damage)),
+    FaultClass(
+        "checkpoint-gguf",
+        "the header of a GGUF file",
+        "the exporter accepts it, every tensor is what the gguf package reads, and the runtime loads the tokenizer",
+        400,
+        80,
+        gguf,
+    ),
     FaultClass("checkpoint-shards", "an index of shards, or a shard", RULE, 300, 60, exporting(shards_damage)),
 )

@@ -57,7 +57,33 @@ def _artifact(folder: Path) -> None:
     export_all([{"model": chat_checkpoint(), "out": folder, "target": "cpu", "verify": False, **sizes}])
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"checkpoint": _checkpoint, "artifact": _artifact}
+def _gguf(folder: Path) -> None:
+    """A GGUF file of the model and the tokenizer of the checkpoint."""
+    import json
+
+    from support.exported import chat_checkpoint, reference
+    from support.gguf_files import Kind, write_model
+
+    tokenizer = json.loads((chat_checkpoint() / "tokenizer.json").read_text())
+    vocab = {**tokenizer["model"]["vocab"], **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
+    tokens = sorted(vocab, key=lambda token: int(vocab[token]))
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    merges = tokenizer["model"]["merges"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+        "tokenizer.ggml.bos_token_id": vocab["<s>"],
+        "tokenizer.ggml.eos_token_id": vocab["</s>"],
+        "tokenizer.chat_template": (chat_checkpoint() / "chat_template.jinja").read_text(),
+    }
+    folder.mkdir()
+    write_model(folder / "model.gguf", reference(), Kind.Q8_0, metadata)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"checkpoint": _checkpoint, "artifact": _artifact, "gguf": _gguf}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torture.outcomes import Outcome
 from torture.report import Counted
@@ -22,11 +23,12 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_
 
 @dataclass
 class Worker:
-    """The process of one class, and what it has written since its last whole line."""
+    """The process of one class, its log, and what it has written since its last whole line."""
 
     name: str
     process: subprocess.Popen[bytes]
     reading: int
+    log: Path
     last: float
     rest: bytes = b""
 
@@ -72,10 +74,12 @@ def start(command: Sequence[str], name: str, cases: range) -> Worker:
     arguments = [*command, "--worker", name, "--numbers", str(cases.start), str(cases.stop), "--output", str(writing)]
     work = command[command.index("--work") + 1]
     # The product remembers hashes in the user's cache folder; a run has its own.
-    environment = {**os.environ, **ENVIRONMENT, "XDG_CACHE_HOME": os.path.join(work, "cache")}  # noqa: PTH118
-    process = subprocess.Popen(arguments, pass_fds=[writing], stdout=subprocess.DEVNULL, env=environment)
+    environment = {**os.environ, **ENVIRONMENT, "XDG_CACHE_HOME": str(Path(work, "cache"))}
+    log = Path(work, f"{name}.log")
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(arguments, pass_fds=[writing], stdout=stderr, stderr=stderr, env=environment)
     os.close(writing)
-    return Worker(name, process, reading, time.monotonic())
+    return Worker(name, process, reading, log, time.monotonic())
 
 
 def receive(worker: Worker, counted: Counted) -> bool:
@@ -95,4 +99,5 @@ def finish(worker: Worker, counted: Counted) -> None:
     status = worker.process.wait()
     counted.end()
     if status != 0:
-        counted.add(-1, Outcome("traceback", f"the process of the class {worker.name} ended with status {status}"))
+        log = worker.log.read_text(errors="replace").strip()
+        counted.add(-1, Outcome("traceback", f"the process of the class {worker.name} ended with {status}: {log}"))
