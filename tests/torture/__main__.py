@@ -31,6 +31,7 @@ MODULES = (
     "checkpoints",
     "artifacts",
     "folders",
+    "sessions",
     "http_cases",
     "abandoned",
     "soak",
