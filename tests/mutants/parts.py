@@ -23,6 +23,7 @@ class Module:
 
 # Tests that take seconds, and that no mutant needs: quicker tests of the same files notice the same changes.
 LEFT_OUT = (
+    "test_a_change_of_any_file_is_an_error_or_changes_nothing",
     "test_any_sequence_of_calls_equals_one_pass_per_row",
     "test_each_answer_equals_the_one_that_it_would_get_alone",
     "test_first_tokens_follow_the_models_distribution",
@@ -44,6 +45,7 @@ PARTS: dict[str, tuple[Module, ...]] = {
     ),
     "engine": (
         Module("runtime/engine/engine.py", (*ENGINE, "ascend/test_runtime.py")),
+        Module("runtime/engine/weights.py", ("runtime/test_engine_calls.py", "runtime/test_changed_files.py")),
         Module("runtime/engine/chunks.py", ENGINE),
         Module("runtime/engine/kv_cache.py", ENGINE),
         Module("runtime/engine/step_inputs.py", ENGINE),
@@ -56,6 +58,7 @@ PARTS: dict[str, tuple[Module, ...]] = {
         Module("runtime/artifact/files.py", FILES),
         Module("runtime/artifact/manifest_checks.py", ("runtime/test_manifest_checks.py",)),
         Module("runtime/artifact/safetensors.py", ("runtime/test_file_rules.py", "runtime/test_artifact_faults.py")),
+        Module("runtime/artifact/private_copy.py", ("runtime/test_changed_files.py", *FILES)),
         Module("runtime/artifact/json_reader.py", FILES),
         Module("runtime/artifact/hash_cache.py", FILES),
     ),

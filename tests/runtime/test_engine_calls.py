@@ -152,7 +152,7 @@ def test_times_are_divided_among_switches_runs_and_the_cache(tmp_path: Path, mon
         engine.forward(np.ones((1, 1), int), np.zeros(1), np.ones(1))
     engine.reorder(np.array([0]), 1)
     timings = engine.timings
-    assert (timings.switch, timings.run, timings.cache) == (1 + 16, 2 + 32, 4 + 64 + 256)
+    assert dataclasses.asdict(timings) == {"load": timings.load, "switch": 17, "run": 2 + 32, "cache": 4 + 64 + 256}
 
 
 def test_the_sliding_window_of_the_config_is_the_masks(tmp_path: Path) -> None:
@@ -187,11 +187,28 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     opened = artifact(tmp_path)
     with pytest.raises(UserError, match=r"device_id is 0, and .* runs on the host CPU. Leave device_id out"):
         Engine(opened, device_id=0)
+    with pytest.raises(UserError, match=r"weights_memory is 'disk'; needed: one of copy, map"):
+        Engine(opened, weights_memory="disk")
     with pytest.raises(UserError, match=r"threads is 0; needed: at least 1"):
         Engine(opened, 0)
     graph = opened.manifest.graphs[0]
     assert Engine(opened, 1, build=lambda _: NumpyGraph(Weights(CONTEXT), graph)).threads == 1
     assert Engine(opened, build=lambda _: NumpyGraph(Weights(CONTEXT), graph)).threads >= 1
+
+
+@pytest.mark.parametrize("memory", ["map", "copy"])
+def test_only_mapped_weights_follow_the_file(tmp_path: Path, memory: str) -> None:
+    made = in_place_manifest(tmp_path, 1)
+    graphs = {graph.file: graph for graph in made.graphs}
+    opened = Artifact.open(tmp_path)
+    engine = Engine(opened, weights_memory=memory, build=lambda path: InPlaceGraph(graphs[path.name]))
+    weights = engine._weights
+    assert weights is not None
+    with (tmp_path / "weights.safetensors").open("r+b") as file:
+        file.seek(8 + int.from_bytes((tmp_path / "weights.safetensors").read_bytes()[:8], "little"))
+        file.write(bytes(range(1, 250)))
+    after = [weights.array(name) for name in ("embedding", "position", "q", "k", "v")]
+    assert any(array.tobytes().startswith(bytes(range(1, 250))) for array in after) == (memory == "map")
 
 
 LAYER = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 16, "intermediate_size": 24}
