@@ -10,6 +10,8 @@ from edgellama.errors import UserError
 from edgellama.generation.stored_settings import usable
 from edgellama.text.tokenizer import Tokenizer
 
+from ..checkpoint.tokenizer_files import REMEDY
+
 SAMPLE = "The quick brown fox jumps over 13 lazy dogs.\n"
 
 
@@ -35,7 +37,7 @@ def write_companions(folder: Path, files: Mapping[str, bytes], vocab_size: int, 
     if "tokenizer.json" not in files:
         return notes
     try:
-        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer = Tokenizer.from_folder(folder, REMEDY)
         tokenizer.check_templates()
         tokenizer.decode(tokenizer.encode(SAMPLE))
     except UserError as error:

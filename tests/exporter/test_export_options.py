@@ -32,7 +32,7 @@ def test_the_makefile_forwards_every_option() -> None:
     assert planned == [option.name.upper() for option in OPTIONS if declaration(option).planned]
     assert exported == [option.name.upper() for option in OPTIONS]
     switches = [option.name.upper() for option in OPTIONS if isinstance(option.default, bool)]
-    assert lists["SWITCHES"].split() == switches
+    assert [name for name in lists["SWITCHES"].split() if name in exported] == switches
 
 
 def test_a_variable_becomes_an_option_if_it_is_set() -> None:

@@ -114,7 +114,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     jobs = {
         "int4": {"model": plain, "weights": "int4"},
         "int8": {"model": plain, "weights": "int8", "cache": "int8"},
-        "fp32": {"model": plain, "weights": "fp32", "cache": "int8"},
+        "fp32": {"model": texts, "weights": "fp32", "cache": "int8", "tokenizer": "none"},
         "portable": {"model": plain, "target": "portable"},
         "texts": {"model": texts, "weights": "bf16"},
     }
@@ -143,6 +143,14 @@ def test_without_a_tokenizer_ids_generate_and_text_is_refused(artifacts: dict[st
     report = json.loads(done.stdout)
     assert report["loop"] is None
     assert report["output"]["new_tokens"] > 0
+
+
+def test_a_folders_tokenizer_is_left_out_on_request(artifacts: dict[str, Path]) -> None:
+    assert not (artifacts["fp32"] / "tokenizer.json").exists()
+    assert (artifacts["fp32"] / "generation_config.json").exists()
+    done = run_cli("generate", str(artifacts["fp32"]), "--prompt", "hello")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "token ids, not text; artifacts of random weights (SYNTHETIC=1) and of TOKENIZER=none" in done.stderr
 
 
 def test_a_folders_tokenizer_is_kept(artifacts: dict[str, Path]) -> None:
