@@ -38,6 +38,7 @@ from .checkpoint.tokenizer_files import to_json
 from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
+from .needed_memory import check_export, check_proof
 from .opsets.ascend_model_checks import check_operators, logits_in_float32
 from .progress import Progress
 from .proof import verify
@@ -82,6 +83,7 @@ def export(options: ExportOptions, progress: Progress) -> Path:
     writing it, or if the artifact fails the comparison with the reference. An export that fails leaves nothing behind.
     """
     out = options.folder()
+    check_export(options.model)
     with atomic_folder.claimed(out, *local_files(options.model)) as claim:
         _export(options, claim, progress)
     return out
@@ -112,6 +114,7 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, graphs, weights)
         check_graphs(Artifact(partial, manifest))  # the runtime loads nothing else
         if options.verify:
+            check_proof(manifest)
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
         write_manifest(partial, manifest)
 
