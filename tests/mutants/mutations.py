@@ -176,8 +176,8 @@ def _allowed(source: str) -> Callable[[str, Position, Position], bool]:
 
 def _is_text(node: ast.expr) -> bool:
     """Whether an operand is a text or the name of a constant, for example `kind.STRING`."""
-    literal = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return literal or (isinstance(node, ast.Attribute) and node.attr.isupper())
+    name = getattr(node, "attr", "") or getattr(node, "id", "")
+    return name.isupper() or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _called(call: ast.Call) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellama.artifact import files, hash_cache
 from edgellama.artifact.manifest import Artifact, Graph, TensorSpec, file_entry, write_manifest
 from edgellama.artifact.safetensors import ALIGNMENT
 from edgellama.backend.layer_tensors import layer_tensors
@@ -211,6 +212,38 @@ def test_only_mapped_weights_follow_the_file(tmp_path: Path, memory: str) -> Non
     assert any(array.tobytes().startswith(bytes(range(1, 250))) for array in after) == (memory == "map")
 
 
+@pytest.mark.parametrize("memory", ["map", "copy"])
+def test_weights_are_hashed_once_or_always_wherever_they_are(
+    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "SMALL", 100)
+    made = in_place_manifest(tmp_path / "toy", 1)
+    graphs = {graph.file: graph for graph in made.graphs}
+    monkeypatch.setattr(hash_cache, "SETTLED", -60.0)
+
+    def load(check: str) -> Engine:
+        opened = Artifact.open(tmp_path / "toy", check=check)
+        return Engine(opened, weights_memory=memory, build=lambda path: InPlaceGraph(graphs[path.name]))
+
+    assert made.weights is not None
+    path = tmp_path / "toy" / made.weights.file
+    load("once")
+    assert [entry.rpartition("-")[2] for entry in hash_cache.remembered()] == [made.weights.sha256]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for check in ("once", "always"):
+        with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
+            load(check)
+    load("sizes")
+    # As if the cache said that the damaged file is right: "always" does not believe it.
+    hash_cache.remember([hash_cache.key(path.stat(), made.weights.sha256)])
+    load("once")
+    with pytest.raises(UserError, match=r"weights\.safetensors: SHA-256"):
+        load("always")
+
+
 LAYER = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 16, "intermediate_size": 24}
 
 
@@ -270,4 +303,4 @@ def test_a_layers_range_holds_what_its_kernel_reads(tmp_path: Path) -> None:
 def test_only_custom_kernels_need_aligned_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needed: a multiple of 64"):
         layered(tmp_path / "a", alignment=8)
-    assert layered(tmp_path / "b", opset="portable", alignment=8).padding == 1.0
+    assert layered(tmp_path / "b", opset="portable", alignment=1).padding == 1.0
