@@ -152,17 +152,28 @@ def _opened(folder: Path) -> Any:
     # With classes of its own code, or without a class for a lone tokenizer.model, the files alone say what it does.
     alone = not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tekken.json"))
     plain = "auto_map" in declared or (alone and "tokenizer_class" not in declared)
-    kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    kinds = [transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer]
+    if not (folder / "tokenizer.json").exists() and (folder / "merges.txt").exists():
+        # For some architectures AutoTokenizer does not look for vocab.json and merges.txt: byte-level BPE, as GPT-2's.
+        named = declared.get("tokenizer_class")
+        kinds.append(getattr(transformers, named if isinstance(named, str) else "", transformers.GPT2Tokenizer))
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    first: Exception | None = None
     try:
-        opened = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        opened.backend_tokenizer.to_str()
-    except Exception as error:  # tokenizers raises Exception itself, and transformers what its parsing runs into
-        raise _not_opened(folder, error) from error
+        for kind in kinds:
+            try:
+                opened = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                opened.backend_tokenizer.to_str()
+                return opened
+            except (
+                Exception
+            ) as error:  # tokenizers raises Exception itself, and transformers what its parsing runs into
+                first = first or error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    return opened
+    assert first is not None
+    raise _not_opened(folder, first) from first
 
 
 def _not_opened(folder: Path, error: Exception) -> UserError:
