@@ -121,16 +121,18 @@ class Preprocessor:
 
     def _config(self, request: GenerationRequest) -> tuple[GenerationConfig, int]:
         """The artifact's settings, updated by the request, and the limit of new tokens."""
+        context = self.model.engine.context
         given: dict[str, Any] = {
             "repetition_penalty": request.repetition_penalty,
-            "min_new_tokens": request.min_tokens,
+            "min_new_tokens": _at_most(context, request.min_tokens),
             "stop_strings": request.stop_strings or None,
             "sequence_bias": self._logit_bias(request) or None,
         }
         if request.temperature is not None and request.temperature < MIN_TEMPERATURE:
             given["do_sample"] = False
         else:
-            sampling = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+            sampling = {name: getattr(request, name) for name in ("temperature", "top_p", "min_p")}
+            sampling["top_k"] = _at_most(self.model.engine.vocab_size, request.top_k)
             if any(value is not None for value in sampling.values()):
                 given = {**given, **sampling, "do_sample": True}
         if request.ignore_eos:
@@ -138,8 +140,8 @@ class Preprocessor:
         config = self.model.generation_config.updated(given, (), "the request")
         limit = request.max_tokens
         if isinstance(request, ChatRequest):
-            limit = request.max_completion_tokens or limit or self.model.engine.context
-        return config, limit or COMPLETION_TOKENS
+            limit = request.max_completion_tokens or limit or context
+        return config, min(limit or COMPLETION_TOKENS, context)
 
     def _logit_bias(self, request: GenerationRequest) -> dict[tuple[int, ...], float]:
         """`logit_bias` as generate()'s sequence_bias."""
@@ -181,6 +183,11 @@ class Preprocessor:
     @cached_property
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         return GrammarTokenizer.of(self.model)
+
+
+def _at_most(most: int, value: int | None) -> int | None:
+    """A larger value means the same as `most`; JSON has integers of any size."""
+    return value if value is None else min(value, most)
 
 
 def _processors(request: GenerationRequest, prompt_length: int, grammar: Grammar | None) -> list[LogitsProcessor]:

@@ -183,6 +183,14 @@ def test_values_that_only_resemble_a_valid_one_are_refused(
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith(next(iter(wrong)))
 
 
+def test_integers_have_any_size(server: tuple[Service, str], name: str) -> None:
+    for huge in (2**63, 10**300, 1e300):
+        body = {"model": name, "prompt": "x", "max_tokens": huge, "top_k": huge}
+        assert httpx.post(f"{server[1]}/v1/completions", json=body, timeout=60).status_code == 200
+        answer = httpx.post(f"{server[1]}/v1/completions", json={**body, "min_tokens": huge}, timeout=60)
+        assert answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] == "length"
+
+
 def test_a_number_without_a_fraction_is_an_integer(server: tuple[Service, str], name: str) -> None:
     body = {"model": name, "prompt": [1.0, 2], "max_tokens": 2.0, "n": 1.0, "top_k": 1e2, "seed": 5.0, "logprobs": 1.0}
     answer = httpx.post(f"{server[1]}/v1/completions", json=body, timeout=60)
