@@ -71,7 +71,7 @@ def chunked(rng: random.Random, model: str) -> Sent:
     """Bodies in chunks with wrong sizes, ends, extensions and trailers."""
     head = f"POST {rng.choice([CHAT, COMPLETIONS])} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     chunk = rng.choice(CHUNKS)
-    if rng.random() < 0.3:
+    if chunk and rng.random() < 0.3:
         chunk = damaged(chunk, rng)
     return Sent(head.encode() + b"transfer-encoding: chunked\r\n\r\n" + chunk)
 
