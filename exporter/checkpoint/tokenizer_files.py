@@ -149,9 +149,10 @@ def _opened(folder: Path) -> Any:
 
     path = folder / "tokenizer_config.json"
     declared = parse_object(content(path)) if path.exists() else {}
-    # With classes of its own code, or without a class for a lone tokenizer.model, the files alone say what it does.
-    alone = not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tekken.json"))
-    plain = "auto_map" in declared or (alone and "tokenizer_class" not in declared)
+    # With a class of its own code, the files alone say what it does. A lone tokenizer.model says it all, and
+    # transformers' LlamaTokenizer would ignore its normalization and take every model for BPE.
+    alone = not any((folder / name).exists() for name in TOKENIZERS if name != "tokenizer.model")
+    plain = "auto_map" in declared or alone
     kinds = [transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer]
     if not (folder / "tokenizer.json").exists() and (folder / "merges.txt").exists():
         # For some architectures AutoTokenizer does not look for vocab.json and merges.txt: byte-level BPE, as GPT-2's.

@@ -152,13 +152,19 @@ def corpus() -> list[str]:
     return (Path(__file__).parents[2] / "README.md").read_text().splitlines()
 
 
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "add_bos_token": True}
+
+
+@pytest.mark.parametrize("declared", [None, LLAMA])
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("options", [{}, {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"}])
-def test_a_sentencepiece_model_alone(tmp_path: Path, kind: str, options: Mapping[str, Any]) -> None:
+def test_a_sentencepiece_model_alone(
+    tmp_path: Path, kind: str, options: Mapping[str, Any], declared: dict[str, Any] | None
+) -> None:
     """The ids of sentencepiece itself, also for bytes and for what its normalization changes."""
     import sentencepiece  # the export's packages have it
 
-    source = folder(tmp_path / "m")
+    source = folder(tmp_path / "m", **({} if declared is None else {"tokenizer_config.json": declared}))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()),
         model_prefix=str(source / "tokenizer"),
@@ -170,6 +176,7 @@ def test_a_sentencepiece_model_alone(tmp_path: Path, kind: str, options: Mapping
         if "<|" not in text:
             assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), text
             assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
+    assert ours.encode("a") == [1] * (declared is not None) + theirs.encode("a")
 
 
 @pytest.mark.parametrize("declared", [{"tokenizer_class": "GPT2Tokenizer"}, None])
