@@ -13,15 +13,19 @@ import numpy as np
 
 from edgellama.artifact.json_reader import parse, parse_object
 from edgellama.artifact.manifest import MANIFEST, Artifact, TensorSpec, digest, read_manifest, write_manifest
-from edgellama.artifact.safetensors import CODES, DTYPES, MappedWeights, encode_header
+from edgellama.artifact.safetensors import CODES, DTYPES, TensorFile, encode_header
 from edgellama.artifact.sizes import bytes_per_step, weights_bytes
 from edgellama.conversation import session_file
 from edgellama.errors import UserError
+from edgellama.exporter.mindir.schema import pb
 from edgellama.generation.config import GenerationConfig
 from edgellama.generation.stored_settings import artifact_settings
+from edgellama.mindir.check import check_graphs
+from edgellama.mindir.reader import Reader
 from edgellama.model import LlamaForCausalLM
 from edgellama.text.tokenizer import Tokenizer
 from support import toy_chat, toy_model
+from support.ascend_artifact import ascend_manifest
 
 from .target import Target, scratch
 
@@ -67,7 +71,7 @@ def check_weights(data: bytes) -> None:
     """weights.safetensors: its tensors cover the data exactly; a file with the same header is read the same."""
     path = scratch("weights") / "weights.safetensors"
     path.write_bytes(data)
-    weights = MappedWeights(path)
+    weights = TensorFile(path)
     arrays = {name: weights.array(name) for name in weights.names()}
     fillers = {name: weights.array(name) for name in weights._table if name not in arrays}
     begin = 8 + int.from_bytes(data[:8], "little")
@@ -85,7 +89,7 @@ def check_weights(data: bytes) -> None:
         weights.check(specs, {}, 1)
     if all(min(spec.shape, default=1) > 0 for spec in specs) and len(specs) == len(weights._table):
         path.write_bytes(encode_header(specs, weights.metadata) + data[begin:])
-        again = MappedWeights(path)
+        again = TensorFile(path)
         assert {name: entry.shape for name, entry in again._table.items()} == {
             name: entry.shape for name, entry in weights._table.items()
         }
@@ -152,7 +156,7 @@ def _with_checksum(data: bytes, path: Path) -> bytes:
     """The same session with the checksum of its content, if it can be read."""
     path.write_bytes(data)
     try:
-        file = MappedWeights(path)
+        file = TensorFile(path)
         arrays = {name: file.array(name) for name in file.names()}
     except UserError:
         return data
@@ -177,6 +181,27 @@ def toy_letters() -> LlamaForCausalLM:
     return toy_chat.toy(scratch("toy-chat"), eos_token_id=(47,))
 
 
+def check_mindir(data: bytes) -> None:
+    """A graph file that CANN has compiled: MindSpore's own parser reads the same nodes."""
+    opened = _converted()
+    path = opened.file(opened.manifest.graphs[0].file)
+    path.write_bytes(data)
+    check_graphs(opened)
+    model = Reader(memoryview(data), unknown=True).read()
+    theirs = pb.ModelProto()
+    theirs.ParseFromString(data)
+    ours = [node for _, graph in model.messages("graph") for _, node in graph.messages("node")]
+    assert [node.text("op_type") for node in ours] == [node.op_type for node in theirs.graph.node]
+    assert [node.texts("input") for node in ours] == [list(node.input) for node in theirs.graph.node]
+
+
+@cache
+def _converted() -> Artifact:
+    """The toy of support/ascend_artifact.py, converted."""
+    ascend_manifest(scratch("mindir"))
+    return Artifact.open(scratch("mindir"))
+
+
 def _object(data: bytes) -> dict[str, Any]:
     """The JSON object in an input. Another input is refused here: its form is not what the target reads."""
     try:
@@ -189,6 +214,7 @@ ARTIFACT_TARGETS = (
     Target("json", check_json, (ValueError,), "json"),
     Target("manifest", check_manifest, (UserError,), "json"),
     Target("weights", check_weights, (UserError,), "safetensors"),
+    Target("mindir", check_mindir, (UserError,), "mindir", 1 << 13),
     Target("tokenizer", check_tokenizer, (UserError,), "json"),
     Target("generation_config", check_generation_config, (UserError,), "json", 1 << 12),
     Target("session", check_session, (UserError,), "safetensors"),

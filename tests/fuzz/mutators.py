@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from support import json_mutations
+from support import json_mutations, mindir_mutations
 
 Mutate = Callable[[bytes, int], bytes]  # libFuzzer's own: data, largest size
 
@@ -35,11 +35,11 @@ def mutated(form: str, data: bytes, largest: int, seed: int, mutate: Mutate) -> 
         mutate: changes bytes.
     """
     rng = random.Random(seed)
-    function = {"json": _json, "safetensors": _safetensors, "gguf": _gguf}.get(form)
+    function = {"json": _json, "safetensors": _safetensors, "gguf": _gguf, "mindir": _mindir}.get(form)
     if function is not None and rng.random() < 0.85:
         try:
             return function(data, rng, mutate)[:largest]
-        except (ValueError, RecursionError, struct.error, IndexError, OverflowError):
+        except (ValueError, RecursionError, struct.error, IndexError, KeyError, OverflowError):
             pass  # not of this form any more
     return mutate(data, largest)
 
@@ -105,6 +105,15 @@ def _safetensors(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     length = len(text) + (rng.choice((-1, 1, 1 << 40)) if rng.random() < 0.05 else 0)
     return max(length, 0).to_bytes(8, "little") + text + rest
 
+
+def _mindir(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
+    """Change one field of a graph file."""
+    if len(data) < LEAST_MINDIR:
+        raise ValueError("too little is left of the graph")
+    return mindir_mutations.structured(data, rng.getrandbits(32))[1]
+
+
+LEAST_MINDIR = 200  # bytes
 
 # A scalar's format and size by its number in GGUF: uint8, int8, uint16, int16, uint32, int32, float32, bool, then text,
 # array, and uint64, int64, float64.

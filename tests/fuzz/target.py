@@ -30,7 +30,7 @@ class Target:
     Attributes:
         run: takes an input; returns if it is accepted.
         errors: the exceptions that refuse an input.
-        form: "json", "safetensors", "gguf" or "bytes": how mutators.py changes inputs.
+        form: "json", "safetensors", "gguf", "mindir" or "bytes": how mutators.py changes inputs.
         largest: bytes of an input.
     """
 
