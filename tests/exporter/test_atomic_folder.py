@@ -1,4 +1,4 @@
-"""The folder that an export writes: what it may replace, locks, kills at every moment, and writers that compete."""
+"""The folder that an export writes: what it may replace, locks, and kills at every moment. `make torture` has races."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_the_second_writer_is_told_at_once(tmp_path: Path) -> None:
 def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(
     exchange: bool, before: bool, tmp_path: Path
 ) -> None:
-    done = run_support("folder_writers", "killed", str(tmp_path), json.dumps(exchange), json.dumps(before))
+    done = run_support("folder_writers", str(tmp_path), json.dumps(exchange), json.dumps(before))
     results = json.loads(done.stdout)
     assert len(results) > 10
     old = "old" if before else None
@@ -223,26 +223,6 @@ def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(
         assert recovered in (old, "new")
         assert (after, names) == ("next", ["x"])
     assert {found for found, *_ in results} >= {old, "new"}
-
-
-def test_one_of_two_writers_wins_and_the_other_reports_it(tmp_path: Path) -> None:
-    done = run_support("folder_writers", "raced", str(tmp_path), "20")
-    for statuses, found, names in json.loads(done.stdout):
-        assert sorted(statuses) == [0, 2]
-        assert found == "ab"[statuses.index(0)]
-        assert names == ["x"]
-
-
-def test_two_exports_at_once(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edgellama", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "x")]
-    command += ["--target", "portable", "--context", "32", "--buckets", "8", "--no-verify"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(2)]
-    errors = [process.communicate()[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], errors
-    (loser,) = (error for process, error in zip(both, errors, strict=True) if process.returncode)
-    assert "another command" in loser and loser.count("\n") == 1
-    assert run_cli("inspect", str(tmp_path / "x")).returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_export_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

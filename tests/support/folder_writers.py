@@ -157,10 +157,9 @@ def raced(parent: Path, rounds: int) -> list[list]:
 
 
 def main() -> None:
-    """Runs `killed` or `raced` with the arguments of the process, and prints the result as JSON."""
-    name, folder, *rest = sys.argv[1:]
-    function = {"killed": killed, "raced": raced}[name]
-    print(json.dumps(function(Path(folder), *(json.loads(argument) for argument in rest))))
+    """Runs `killed` with the arguments of the process, and prints the result as JSON."""
+    folder, *rest = sys.argv[1:]
+    print(json.dumps(killed(Path(folder), *(json.loads(argument) for argument in rest))))
 
 
 if __name__ == "__main__":
