@@ -20,13 +20,22 @@
 #              TARGET_NAME= names one target, SECONDS= is for each target (the default is 8)
 # make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
-# make check-install   run `pip install .` in an empty environment, and generate an answer there
+# make check-install   install the package in an empty environment, and generate an answer there
+# make lock [UPGRADE=1]   write the lock files of requirements/ from setup.cfg and pyproject.toml, and its table of
+#              licences; UPGRADE=1 takes the newest versions instead of those that still fit
+# make audit         look for known vulnerabilities of the locked packages, if a database can be reached
 # make clean         remove the environment and the build folder, but not the artifacts
 
 PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
+# Packages come only from the lock files: as wheels, because a source package would run code and fetch unlocked tools.
+# The exception is yattag, which has no wheel: it is built with the locked tools.
+INSTALL_LOCKED := install --require-hashes --only-binary :all:
+# The package itself is built with the locked tools, so outside pip's isolated environment, which would fetch others.
+# pip compares setup.cfg and pyproject.toml with what is installed; without an index it can add nothing.
+INSTALL_PACKAGE := install --no-index --no-build-isolation --check-build-dependencies
 
 MODEL ?= smollm2-135m-instruct
 PROMPT ?= Why is the sky blue?
@@ -39,7 +48,7 @@ SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS
+GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS UPGRADE
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -63,7 +72,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture fuzz mutants lint clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture fuzz mutants lint lock audit clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -127,7 +136,9 @@ check-kernels: $(VENV)/ready-test
 # Runs in its own folder: nothing of the checkout can be imported there.
 check-install: artifact
 	rm -rf build/installed && $(PYTHON3) -m venv build/installed
-	build/installed/bin/pip --disable-pip-version-check install --quiet ".[lite]"
+	build/installed/bin/pip --disable-pip-version-check $(INSTALL_LOCKED) --quiet -r requirements/runtime.txt
+	PATH="$$PWD/build/installed/bin:$$PATH" \
+	  build/installed/bin/pip --disable-pip-version-check $(INSTALL_PACKAGE) --quiet ".[lite]"
 	cd build/installed && bin/python -m edgellama.lite install
 	$(find_artifact) && artifact=$$(realpath -- "$$artifact") && cd build/installed && \
 	  bin/edgellama generate "$$artifact" $(call option,PROMPT,prompt) --max-new-tokens 20
@@ -157,6 +168,20 @@ lint: $(VENV)/ready-test
 	$(PYTHON) -m mypy
 	@cd build/typing && PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../setup.cfg
 
+# Has its own environment: with a requirement that no lock file has yet, .venv cannot be made.
+lock: build/lock/ready
+	build/lock/bin/python requirements/lock.py $(if $(filter 1,$(UPGRADE)),--upgrade)
+	@$(MAKE) --no-print-directory $(VENV)/ready-test
+	$(PYTHON) requirements/licences.py
+
+build/lock/ready: requirements/lock.txt
+	rm -rf $(@D) && $(PYTHON3) -m venv $(@D)
+	$(@D)/bin/pip --disable-pip-version-check $(INSTALL_LOCKED) --quiet -r requirements/lock.txt
+	@touch $@
+
+audit: $(VENV)/ready-test
+	@$(PYTHON) requirements/audit.py
+
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info
 
@@ -167,14 +192,20 @@ $(PYTHON):
 	  { echo "error: $$($(PYTHON3) --version) found, 3.10 to 3.12 needed; set PYTHON3=python3.11" >&2; exit 2; }
 	@$(PYTHON3) -m venv $(VENV)
 
+LOCKS := $(addprefix requirements/,build.txt runtime.txt serve.txt export.txt test.txt)# what .venv is made of
+
 # pip builds the kernels with the package: a changed source installs it again.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h) \
-  $(wildcard runtime/lite/*.cpp runtime/lite/*.h) | $(PYTHON)
-	$(PIP) install --editable ".[export]"
+  $(wildcard runtime/lite/*.cpp runtime/lite/*.h) $(filter-out %/test.txt,$(LOCKS)) | $(PYTHON)
+	$(PIP) $(INSTALL_LOCKED) -r requirements/export.txt
+	PATH="$$PWD/$(VENV)/bin:$$PATH" $(PIP) $(INSTALL_PACKAGE) --editable ".[export]"
 	$(PYTHON) -m edgellama.lite install
 	@touch $@
 
-$(VENV)/ready-test: $(VENV)/ready
+# torch comes by its pin: with hashes, pip prefers a file of the registry to a CPU-only one of the machine. The CPU build
+# needs nothing more than test.txt; where pip finds only the CUDA build, it adds NVIDIA's packages.
+$(VENV)/ready-test: $(VENV)/ready $(LOCKS)
 	@echo "Adding what the tests need: about 1 GB more (torch, onnxruntime)."
-	$(PIP) install --editable ".[test,dev]"
+	$(PIP) $(INSTALL_LOCKED) --no-binary yattag --no-build-isolation -r requirements/test.txt
+	$(PIP) install --only-binary :all: "$$(grep -Eo 'torch==[0-9.]+' setup.cfg)"
 	@touch $@

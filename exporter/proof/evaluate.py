@@ -170,7 +170,7 @@ def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats
     job, result = scratch / "job.npz", scratch / "logits.npy"
     np.savez(job, windows=windows, first=first)
     run_in_child("run_windows", folder, job, result)
-    return np.asanyarray(np.load(result, mmap_mode="r"))
+    return np.asanyarray(np.load(result, mmap_mode="r", allow_pickle=False))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

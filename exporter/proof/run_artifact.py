@@ -33,7 +33,7 @@ def logits(folder: Path, job: Path) -> np.ndarray:
     edges[i + b], and row b starts decoding b calls later. So rows of different lengths share a call, and some rows of a
     call are empty.
     """
-    with np.load(job) as given:
+    with np.load(job, allow_pickle=False) as given:
         tokens, edges, decode = given["tokens"], given["edges"], given["decode"]
         manifest = Manifest.from_dict(json.loads(str(given["manifest"])))
     engine = engine_for(Artifact(folder, manifest))

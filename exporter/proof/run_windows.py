@@ -23,7 +23,7 @@ def write_logits(folder: Path, job: Path, result: Path) -> None:
     job: an npz file with windows [n, W] and first. Tokens 0 .. first are one prefill; each later token is one decode
     step. A batch of windows uses all rows of the artifact.
     """
-    with np.load(job) as given:
+    with np.load(job, allow_pickle=False) as given:
         windows, first = given["windows"], int(given["first"])
     engine = engine_for(Artifact.open(folder))
     count, size = windows.shape

@@ -125,7 +125,7 @@ def run_artifact(
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
         np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))
         run_in_child("run_artifact", folder, job, result)
-        return np.asarray(np.load(result))
+        return np.asarray(np.load(result, allow_pickle=False))
 
 
 def json_text(value: object) -> str:

@@ -30,7 +30,7 @@ def say(stage: str, **values: Any) -> None:
 def run(folder: Path, device: int | None) -> None:
     """Measure the probe in `folder`. device: number of the NPU; None runs a probe for a host, which the tests do."""
     artifact = Artifact.open(folder)
-    with np.load(folder / EXPECTED) as saved:
+    with np.load(folder / EXPECTED, allow_pickle=False) as saved:
         tokens, prompts, expected = saved["tokens"], saved["prompts"], saved["logits"]
     before = find(device).free if device is not None else 0
     engine = Engine(artifact, device_id=device)

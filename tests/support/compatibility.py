@@ -1,0 +1,107 @@
+"""The small artifacts and sessions of tests/data/compatibility, and the program that writes those of this release.
+
+    PYTHONPATH=.:tests .venv/bin/python -m support.compatibility
+
+replaces the folder of this release's version; the folders of older releases stay as those releases wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from support.child import REPOSITORY, run_python
+
+FOLDER = REPOSITORY / "tests" / "data" / "compatibility"
+EXPECTED = "expected.json"  # {"prompt": ids, "tokens": {artifact: ids}}, beside the artifacts
+PROMPT, COUNT = list(b"A small text, "), 16
+KINDS = (("portable", "fp32"), ("cpu", "int8"), ("cpu", "int4"))
+# As small as the formats of the weights permit.
+CONFIG = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+
+# What a child process with MindSpore Lite does with each of several artifacts: the error, or tokens and sessions.
+RUN = """
+import json, sys
+from pathlib import Path
+from edgellama import LlamaForCausalLM
+from edgellama.errors import UserError
+
+found = {}
+given = json.load(sys.stdin)
+for path in map(Path, given["artifacts"]):
+    try:
+        model = LlamaForCausalLM.from_pretrained(path)
+    except UserError as error:
+        found[str(path)] = {"error": str(error)}
+        continue
+    ids = model.generate([given["prompt"]], max_new_tokens=given["count"], eos_token_id=()).tolist()
+    answer = found[str(path)] = {"tokens": ids[0][len(given["prompt"]):]}
+    session = model.session()
+    file = path.with_name(path.name + ".session")
+    if given["save"]:
+        session.generate(given["prompt"], max_new_tokens=4, eos_token_id=())
+        session.save(file)
+    elif file.exists():
+        try:
+            session.load(file)
+            answer["session"] = list(session.ids)
+            answer["continued"] = session.generate([], max_new_tokens=4, eos_token_id=()).tolist()
+        except UserError as error:
+            answer["session error"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def releases() -> list[Path]:
+    """Returns the folders of tests/data/compatibility: a release, or another state of the formats, each."""
+    return sorted(path for path in FOLDER.iterdir() if path.is_dir())
+
+
+def artifacts(release: Path) -> list[Path]:
+    return sorted(path.parent for path in release.glob("*/manifest.json"))
+
+
+def load_artifacts(paths: list[Path], save: bool = False) -> dict[Path, dict[str, Any]]:
+    """Loads artifacts in one child process, and returns for each of them:
+
+    - "error": why it was refused; nothing else then
+    - "tokens": COUNT greedy tokens after PROMPT
+    - "session", "continued": the text of the session file beside the artifact, and 4 more tokens; or "session error"
+
+    With `save`, the child writes the session file, with PROMPT and 4 tokens, instead.
+    """
+    given = {"artifacts": list(map(str, paths)), "prompt": PROMPT, "count": COUNT, "save": save}
+    return {Path(path): answer for path, answer in run_python(RUN, input=json.dumps(given)).items()}
+
+
+def main() -> None:
+    import edgellama
+    from support.checkpoints import export_all, make_checkpoint
+
+    release = FOLDER / edgellama.__version__
+    shutil.rmtree(release, ignore_errors=True)
+    sizes = {"context": 64, "buckets": (4,)}
+    model = Path("build", "compatibility", "tiny-llama")  # relative, because the manifest contains it
+    make_checkpoint(REPOSITORY / model, **CONFIG)
+    export_all(
+        [
+            {"model": model, "out": release / f"{target}-{weights}", "target": target, "weights": weights, **sizes}
+            for target, weights in KINDS
+        ]
+    )
+    tokens = {path.name: answer["tokens"] for path, answer in load_artifacts(artifacts(release), save=True).items()}
+    text = json.dumps({"prompt": PROMPT, "tokens": tokens})
+    (release / EXPECTED).write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
