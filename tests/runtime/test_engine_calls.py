@@ -223,7 +223,7 @@ def test_weights_are_hashed_once_or_always_wherever_they_are(
     monkeypatch.setattr(hash_cache, "SETTLED", -60.0)
 
     def load(check: str) -> Engine:
-        opened = Artifact.open(tmp_path / "toy", check=check)
+        opened = Artifact.open(tmp_path / "toy", check=check, weights_later=True)
         return Engine(opened, weights_memory=memory, build=lambda path: InPlaceGraph(graphs[path.name]))
 
     assert made.weights is not None
