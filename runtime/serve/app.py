@@ -24,7 +24,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..errors import UserError
 from ..model import LlamaForCausalLM
-from .errors import ApiError, from_validation
+from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from .metrics import Metrics
 from .openapi import Described, description
@@ -162,7 +162,9 @@ class Service:
     def _check_host(self, request: Request) -> None:
         host = host_name(request.headers.getlist("host"))
         if self._hosts is not None and host not in self._hosts:
-            raise ApiError(403, f"this server's name is not {host!r}. Use {', '.join(sorted(self._hosts))}")
+            raise ApiError(
+                403, f"this server's name is not {shortened(repr(host))}. Use {', '.join(sorted(self._hosts))}"
+            )
 
     def _check_key(self, request: Request) -> None:
         if self._api_key is None:
@@ -215,7 +217,9 @@ class Service:
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(404, f"no model {name!r} here. Use {self.name!r}", param="model", code="model_not_found")
+            raise ApiError(
+                404, f"no model {shortened(repr(name))} here. Use {self.name!r}", param="model", code="model_not_found"
+            )
 
     async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
         start = time.perf_counter()

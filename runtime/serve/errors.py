@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-MAX_PATH = 100  # characters of a field's path in a message
+MAX_SHOWN = 100  # characters of a value of the request in a message
 
 
 class ApiError(Exception):
@@ -43,6 +43,11 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+def shortened(text: str) -> str:
+    """The beginning of a text from a request, for a message."""
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
 def context_length_error(found: str, context: int) -> ApiError:
     """The error for a prompt that does not fit. found: a clause such as "the prompt has 9,000 tokens"."""
     return ApiError(
@@ -72,7 +77,7 @@ def from_validation(error: ValidationError) -> ApiError:
     path = ".".join(
         str(part) for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str")
     )
-    path = path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
+    path = shortened(path)
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     message += ". Give it" if first["type"] == "missing" else ". Change it"
     if first["type"] == "extra_forbidden":

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import ApiError, context_length_error, too_many_sequences_error
+from .errors import ApiError, context_length_error, shortened, too_many_sequences_error
 
 MAX_CHOICES = 128  # n
 MAX_STOP_STRINGS = 16
@@ -201,7 +201,9 @@ class CompletionRequest(GenerationRequest):
     def _check_best_of_and_echo(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise ApiError(
-                400, f"best_of is {self.best_of}; needed: {self.n}, the value of n. Or leave it out", param="best_of"
+                400,
+                f"best_of is {shortened(str(self.best_of))}; needed: {self.n}, the value of n. Or leave it out",
+                param="best_of",
             )
         if self.echo:
             raise ApiError(400, "echo is not supported. Leave it out, or set it to false", param="echo")

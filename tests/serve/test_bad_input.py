@@ -40,6 +40,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ),
     ({"messages": "hello"}, 400, "messages: "),
     ({"model": "gpt-4"}, 404, "no model 'gpt-4' here"),
+    ({"model": "x" * 9000}, 404, "xxx... here. Use"),
     ({"model": 3}, 400, "model: "),
     ({"temperature": 2.5}, 400, "temperature: "),
     ({"temperature": "1"}, 400, "temperature: "),
@@ -82,6 +83,7 @@ RAW: list[tuple[bytes, dict[str, str], int, str]] = [
     (b'{"model": "\\ud800"}', {}, 400, ""),
     (b"{}", {"content-type": "text/plain"}, 415, "Content-Type: application/json"),
     (b" " * (9 << 20), {}, 413, "8,388,608 bytes"),
+    (b"{}", {"host": "9" * 9000}, 403, "999.... Use "),
     (b"{}", {"host": "evil.example"}, 403, "this server's name is not 'evil.example'"),
 ]
 
