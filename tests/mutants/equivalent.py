@@ -201,6 +201,7 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "indent=",
         "the layout of a file that only the same code reads",
     ),
+    Equivalent(WEIGHTS, "return rows[0] if len(rows) == 1 else np.concatenate(rows)", "== 0|< 1", SPEED),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(
         FORMAT,
