@@ -46,7 +46,7 @@ REMEDIES = {
     errno.EROFS: "The file system is read-only: choose a place on another one",
     errno.ENOSPC: "The disk is full: free some space, or choose a place on another disk",
     errno.EDQUOT: "The disk quota of this user is used up: free some space, or choose another place",
-    errno.EFBIG: "The file is larger than the limit of the file system or of this process (ulimit -f)",
+    errno.EFBIG: "The file exceeds a limit of the process or the disk: raise it (ulimit -f), or choose another place",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
     errno.ENFILE: "The whole system has too many open files: close other programs",
     errno.EAGAIN: "The system has no resources for it now (ulimit -u): close other programs and try again",
