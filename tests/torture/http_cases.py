@@ -82,7 +82,7 @@ def sizes(rng: random.Random, model: str) -> Sent:
     whole = posted(COMPLETIONS, body)
     kind = rng.randrange(3)
     if kind == 0:
-        return Sent(whole[: rng.randrange(len(whole))])
+        return Sent(whole[: rng.randrange(1, len(whole))])
     if kind == 1:
         length = rng.choice([0, 1, len(body) - 1, len(body) + 1, len(body) + 1000, 8 << 20, (8 << 20) + 1, 10**12])
         return Sent(whole.replace(f"content-length: {len(body)}".encode(), f"content-length: {length}".encode()))
