@@ -150,7 +150,6 @@ class Engine:
         else:
             if manifest.opset == "cpu":
                 check_kernel_abi(manifest)
-            check_graphs(artifact)
 
             def build_on_host(path: Path) -> BuiltGraph:
                 if manifest.opset == "cpu":
@@ -162,6 +161,7 @@ class Engine:
                 return build_with_reserve(load, manifest)
 
             with limited_memory(artifact, self.threads, weights_memory):
+                check_graphs(artifact)
                 self._load(artifact, build_on_host, weights_memory)
         keep_libraries()
         release_library_pages()
