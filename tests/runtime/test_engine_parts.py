@@ -151,6 +151,15 @@ def test_arrays_begin_at_a_cache_line(dtype: str) -> None:
     assert ALIGNMENT == 64
 
 
+def test_arrays_are_cut_from_one_block_while_it_lasts() -> None:
+    made = KVCache(4 * ALIGNMENT)
+    arrays = [made.bind(TensorSpec(f"k_cache.{i}", "float32", (2, 5))) for i in range(5)]  # 40 of 64 bytes each
+    places = [array.ctypes.data - arrays[0].ctypes.data for array in arrays]
+    assert places[:4] == [i * ALIGNMENT for i in range(4)]
+    arrays[4][:] = 1  # behind the end of the block: memory of its own
+    assert not any(array.any() for array in arrays[:4])
+
+
 @pytest.fixture
 def cache() -> KVCache:
     made = KVCache()
