@@ -23,13 +23,14 @@ def import_readers() -> None:
     """Import what the cases need, so that the children of this process have it already."""
     import safetensors
     from gguf import GGUFReader
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
     import edgellama.exporter.checkpoint.gguf
     import edgellama.exporter.checkpoint.safetensors
     import edgellama.exporter.export_options
 
-    assert GGUFReader and safetensors and AutoTokenizer and edgellama.exporter.export_options
+    assert AutoTokenizer and LlamaConfig and LlamaTokenizer and PreTrainedTokenizerFast
+    assert GGUFReader and safetensors and edgellama.exporter.export_options
 
 
 def is_right(checkpoint: Path, out: Path) -> Outcome:
