@@ -36,10 +36,12 @@ def _pack(fmt: str, shape: tuple[int, ...], threads: int, **arrays: NDArray[np.g
     lib, (n, k) = library(), shape
     out = np.empty(packed_bytes(fmt, n, k), np.uint8)
     pointers = [_pointer(arrays.get(name)) for name in ("w", "scales", "q")]
-    lib.edgellama_pack(
+    code = lib.edgellama_pack(
         lib.edgellama_best_isa(), threads, FORMATS.index(fmt), ctypes.c_long(n), ctypes.c_long(k), *pointers,
         _pointer(out),
     )  # fmt: skip
+    if code:
+        raise ValueError(f"the packer refuses {fmt} [{n}, {k}] (code {code})")
     return out
 
 

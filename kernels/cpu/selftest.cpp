@@ -343,8 +343,9 @@ void test_kernels() {
   test_penalties();
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
-    if (!isa_available(isa)) continue;
-    std::printf("%s\n", isa_name(isa));
+    const char* const absent = isa_available(isa) ? "not in this build" : "not run: this CPU lacks it";
+    std::printf("%s: %s\n", isa_name(isa), kernels(isa) ? "running" : absent);
+    if (!kernels(isa)) continue;
     test_pack(isa);
     test_embedding(isa);
     test_linear(isa);

@@ -35,12 +35,16 @@ std::string attention_size_error(const AttentionArgs& a) {
          << ", head_dim " << a.head_dim << ", capacity " << a.capacity << "; each must be at least 1";
   else if (a.heads % a.groups)
     text << a.heads << " query heads are not a multiple of " << a.groups << " key/value heads";
+  else if (!is_size(long(a.rows) * a.tokens) || !is_size(long(a.rows) * a.heads * a.head_dim) ||
+           !is_size((long(a.heads) + 2L * a.groups) * a.head_dim))
+    text << "rows " << a.rows << ", tokens " << a.tokens << ", heads " << a.heads << ", groups " << a.groups
+         << ", head_dim " << a.head_dim << "; rows * tokens, and all values of a token, are at most " << kMostSize;
   else if (a.head_dim % 2)
     text << "head_dim " << a.head_dim << " is odd; the rotary embedding needs an even one";
   else if (a.positions < a.capacity)
     text << "the rotary tables hold " << a.positions << " positions, the cache " << a.capacity;
-  else if (a.capacity >= 1 << 24)
-    text << "capacity " << a.capacity << " is past the limit of " << (1 << 24) - 1;
+  else if (a.capacity >= kMostSize)
+    text << "capacity " << a.capacity << " is past the limit of " << kMostSize - 1;
   else if (a.window < 0)
     text << "window " << a.window << " is negative; 0 means none";
   else if (a.cache != CacheType::f32 && a.cache != CacheType::f16 && a.cache != CacheType::s8)
@@ -68,8 +72,9 @@ std::string attention_range_error(const AttentionArgs& a) {
 
 using edgellama::AttentionArgs;
 
+// The scratch that edgellama_attention needs; 0 if it would refuse the sizes.
 EDGELLAMA_API size_t edgellama_attention_scratch_bytes(const AttentionArgs* args) {
-  return edgellama::attention_scratch_bytes(*args);
+  return edgellama::attention_size_error(*args).empty() ? edgellama::attention_scratch_bytes(*args) : 0;
 }
 
 // Runs one call `repeats` times with the variant `isa` on args->threads threads. Returns 0. On an error returns 1 and
@@ -77,6 +82,10 @@ EDGELLAMA_API size_t edgellama_attention_scratch_bytes(const AttentionArgs* args
 EDGELLAMA_API int edgellama_attention(const AttentionArgs* args, int isa, int repeats, char* message, size_t size) {
   const edgellama::Kernels* table = edgellama::kernels(static_cast<edgellama::Isa>(isa));
   std::string error = edgellama::attention_size_error(*args);
+  const bool arrays = args->qkv && args->cos && args->sin && args->start && args->length && args->k_cache &&
+                      args->v_cache && args->out && args->scratch;
+  const bool scales = args->cache != edgellama::CacheType::s8 || (args->k_scale && args->v_scale);
+  if (error.empty() && !(arrays && scales)) error = "FusedAttention: an array is missing";
   if (error.empty()) error = edgellama::attention_range_error(*args);
   if (error.empty() && !table) error = "FusedAttention: this CPU or this build lacks the instruction set";
   if (!error.empty()) {

@@ -106,10 +106,4 @@ bool isa_available(Isa isa) {
   return i >= 0 && i < kIsaCount && once.isa[i];
 }
 
-Isa best_isa() {
-  for (int i = kIsaCount - 1; i > 0; --i)
-    if (isa_available(static_cast<Isa>(i))) return static_cast<Isa>(i);
-  return Isa::portable;
-}
-
 }  // namespace edgellama

@@ -23,7 +23,4 @@ const char* isa_name(Isa isa);
 // Linux, which AMX needs.
 EDGELLAMA_EXPORT bool isa_available(Isa isa);
 
-// The last available variant in the order above: the fastest.
-EDGELLAMA_EXPORT Isa best_isa();
-
 }  // namespace edgellama

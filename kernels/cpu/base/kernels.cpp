@@ -23,10 +23,16 @@ const Kernels* kernels(Isa isa) {
 #if defined(EDGELLAMA_HAVE_avx2)
     case Isa::avx2:
       return &avx2::variant();
+#endif
+#if defined(EDGELLAMA_HAVE_avxvnni)
     case Isa::avxvnni:
       return &avxvnni::variant();
+#endif
+#if defined(EDGELLAMA_HAVE_avx512)
     case Isa::avx512:
       return &avx512::variant();
+#endif
+#if defined(EDGELLAMA_HAVE_amx)
     case Isa::amx:
       return &amx::variant();
 #endif
@@ -35,11 +41,17 @@ const Kernels* kernels(Isa isa) {
   }
 }
 
+Isa best_isa() {
+  for (int i = kIsaCount - 1; i > 0; --i)
+    if (kernels(static_cast<Isa>(i))) return static_cast<Isa>(i);
+  return Isa::portable;
+}
+
 }  // namespace edgellama
 
 using edgellama::Isa;
 
 // The C interface. `isa` is a number of enum class Isa.
-EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::isa_available(static_cast<Isa>(isa)); }
+EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::kernels(static_cast<Isa>(isa)) != nullptr; }
 EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
 EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }

@@ -26,4 +26,7 @@ struct Kernels {
 // The table of a variant, or nullptr if this build or this CPU lacks it.
 EDGELLAMA_EXPORT const Kernels* kernels(Isa isa);
 
+// The last variant, in the order of enum class Isa, that this build and this CPU have: the fastest.
+EDGELLAMA_EXPORT Isa best_isa();
+
 }  // namespace edgellama

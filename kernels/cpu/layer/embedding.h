@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/export.h"
 #include "linear/weight_format.h"
 
 namespace edgellama {
@@ -16,5 +17,11 @@ struct EmbeddingArgs {
   const int32_t* length = nullptr;  // [B], each 0..S
   float* y = nullptr;               // [B, S, K]; positions from length[b] on are not written
 };
+
+// Whether the kernel can run with these sizes, as linear_sizes_fit.
+EDGELLAMA_EXPORT bool embedding_sizes_fit(const EmbeddingArgs& args);
+
+// The position b * tokens + s of the first valid token whose id is not in 0..V-1, or -1. The lengths are right.
+EDGELLAMA_EXPORT int64_t wrong_token(const EmbeddingArgs& args);
 
 }  // namespace edgellama

@@ -17,7 +17,7 @@ namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
 constexpr int kTileRows = 12;  // from this many rows on, AMX tiles save more time than unpacking the weights costs
-constexpr int kManyRows = 20;  // the same for words of 16 bits, without AMX
+[[maybe_unused]] constexpr int kManyRows = 20;  // the same for words of 16 bits, without AMX
 
 // Writes row t of the input to `out` [padded K]: normalised if there is a gamma, and padded with zeros.
 void normalised_row(const LinearArgs& a, int t, float* out) {

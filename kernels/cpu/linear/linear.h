@@ -97,6 +97,12 @@ struct WideScratch {
   long own() const { return weights + sums + line; }
 };
 
+// Whether a kernel can run with these sizes: each is at least 1 and at most kMostSize, and so are the positions.
+bool linear_sizes_fit(const LinearShape& shape);
+
+// The first row whose length is not in 0..tokens, or -1.
+EDGELLAMA_EXPORT int wrong_length(const int32_t* length, int rows, int tokens);
+
 // Bytes of scratch for up to `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 

@@ -7,6 +7,19 @@
 
 namespace edgellama {
 
+bool linear_sizes_fit(const LinearShape& shape) {
+  const int format = static_cast<int>(shape.format), epilogue = static_cast<int>(shape.epilogue);
+  return format >= 0 && format < kFormatCount && epilogue >= 0 && epilogue <= static_cast<int>(Epilogue::swiglu) &&
+         is_size(shape.rows) && is_size(shape.tokens) && is_size(static_cast<long>(shape.rows) * shape.tokens) &&
+         is_size(shape.in) && is_size(shape.out);
+}
+
+int wrong_length(const int32_t* length, int rows, int tokens) {
+  for (int b = 0; b < rows; ++b)
+    if (length[b] < 0 || length[b] > tokens) return b;
+  return -1;
+}
+
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
   // A call may have fewer valid rows than `count`. If they are few, each thread prepares its own copy, which can need
   // more memory than all rows prepared once.
@@ -50,14 +63,14 @@ void run_linear(LinearArgs args, Isa isa, int threads) {
 
 }  // namespace edgellama
 
-// Runs one Linear over plain arrays, for the tests. Shapes as in LinearArgs. Returns 0, or -1 if this CPU lacks the
-// variant.
+// Runs one Linear over plain arrays, for the tests. Shapes as in LinearArgs. Returns 0, -1 if this CPU or this build
+// lacks the variant, or -2 for a wrong argument.
 EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogue, int rows, int tokens, int in,
                                    int out, int last_only, float eps, const float* x, const void* weight,
                                    const float* gamma, const float* bias, const float* residual,
                                    const int32_t* length, float* y) {
   using namespace edgellama;
-  if (!isa_available(static_cast<Isa>(isa))) return -1;
+  if (!kernels(static_cast<Isa>(isa))) return -1;
   LinearArgs args;
   args.shape.format = static_cast<Format>(format);
   args.shape.epilogue = static_cast<Epilogue>(epilogue);
@@ -74,6 +87,9 @@ EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogu
   args.residual = residual;
   args.length = length;
   args.y = y;
+  if (!linear_sizes_fit(args.shape) || !x || !weight || !length || !y || wrong_length(length, rows, tokens) >= 0 ||
+      (args.shape.epilogue == Epilogue::residual_add && !residual))
+    return -2;
   run_linear(args, static_cast<Isa>(isa), threads);
   return 0;
 }

@@ -4,7 +4,8 @@
 #include "base/pool.h"
 
 // Packs floats w [n, k] or, if w is null, scales [n, k / 32] and q [n, k] into `out`, which has packed_bytes() bytes.
-// Returns 0, or -1 if this CPU lacks the variant.
+// Returns 0, -1 if this CPU or this build lacks the variant, or -2 for a wrong argument: a size below 1 or too large, or
+// arrays that do not fit the format. Float formats and float weights have no scales, and q4_0 has no float weights.
 EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long k, const float* w,
                                  const uint16_t* scales, const uint8_t* q, void* out) {
   using namespace edgellama;
@@ -18,6 +19,9 @@ EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long 
   args.scales = scales;
   args.q = q;
   args.out = static_cast<uint8_t*>(out);
+  const bool quantized = q && scales && k % kGroup == 0 && format > static_cast<int>(Format::bf16);
+  const bool floats = w && !q && format != static_cast<int>(Format::q4_0);
+  if (format < 0 || format >= kFormatCount || !is_size(n) || !is_size(k) || !out || !(quantized || floats)) return -2;
   ThreadPool::instance().run(threads, [&](Worker& me) { table->pack(args, me); });
   return 0;
 }

@@ -4,10 +4,12 @@
 // The exporter writes each attribute as text.
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <string>
+#include <system_error>
 
 namespace edgellama {
 
@@ -57,6 +59,13 @@ inline std::map<std::string, std::string> custom_attributes(const void* primitiv
     if (name && data) found[FlatTable::text(FlatTable::follow(name))] = FlatTable::text(FlatTable::follow(data));
   }
   return found;
+}
+
+// Reads a whole number that takes all of the text. Returns false if it is none, or does not fit.
+inline bool read_integer(const std::string& text, int& number) {
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  return error == std::errc() && stop == end;
 }
 
 }  // namespace edgellama

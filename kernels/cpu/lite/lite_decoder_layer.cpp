@@ -10,7 +10,8 @@ enum Input : size_t { kHidden, kStart, kLength, kCos, kSin, kWeights, kKeys, kVa
 void DecoderLayerOperator::prepare() {
   prepare_attention();
   const AttentionArgs& attention = args_.attention;
-  const int hidden = static_cast<int>(size(kHidden, 2)), inner = integer("inner");
+  if (failed()) return;
+  const int hidden = size(kHidden, 2), inner = size_attribute("inner");
   const int heads = attention.heads * attention.head_dim;
   parts_.clear();
   bytes_ = 0;
@@ -25,16 +26,16 @@ void DecoderLayerOperator::prepare() {
 
 void DecoderLayerOperator::prepare_attention() {
   AttentionArgs& a = args_.attention;
-  a.heads = integer("heads");
+  a.heads = size_attribute("heads");
   a.window = integer("window");
   a.scale = real("scale");
   a.cache = static_cast<CacheType>(choice("cache", {"f32", "f16", "s8"}));
-  a.rows = static_cast<int32_t>(size(kHidden, 0));
-  a.tokens = static_cast<int32_t>(size(kHidden, 1));
-  a.positions = static_cast<int32_t>(size(kCos, 0));
-  a.groups = static_cast<int32_t>(size(kKeys, 1));
-  a.capacity = static_cast<int32_t>(size(kKeys, 2));
-  a.head_dim = static_cast<int32_t>(size(kKeys, 3));
+  a.rows = size(kHidden, 0);
+  a.tokens = size(kHidden, 1);
+  a.positions = size(kCos, 0);
+  a.groups = size(kKeys, 1);
+  a.capacity = size(kKeys, 2);
+  a.head_dim = size(kKeys, 3);
   a.threads = threads_;
   const std::vector<int64_t> table = {a.positions, a.head_dim / 2};
   const std::vector<int64_t> scales = {a.rows, a.groups, a.capacity};

@@ -1,8 +1,10 @@
 #include "lite/lite_operator.h"
 
+#include <cmath>
 #include <cstdlib>
 
 #include "base/abi.h"
+#include "base/kernels.h"
 
 namespace edgellama {
 namespace {
@@ -29,6 +31,14 @@ const char* text(DataType type) {
   return "another type";
 }
 
+// A text of the graph as a message shows it: without control characters, and not long.
+std::string printable(std::string text) {
+  if (text.size() > 80) text.resize(80);
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return text;
+}
+
 bool fits(const MSTensor& tensor, DataType type, const std::vector<int64_t>& shape) {
   const std::vector<int64_t>& found = tensor.Shape();
   if (tensor.DataType() != type || found.size() != shape.size()) return false;
@@ -50,12 +60,18 @@ Operator::Operator(const char* op, const std::vector<MSTensor>& inputs, const st
 
 int Operator::Prepare() {
   const std::string* name = attribute("name");
-  if (name) op_ += " " + *name;
+  if (name) op_ += " " + printable(*name);
   const int version = integer("abi");
   if (!failed_ && version != kAbi)
     fail("the graph was exported for kernel ABI " + std::to_string(version) + ", this library is ABI " +
          std::to_string(kAbi) + ": export again with this release");
   if (!failed_) prepare();
+  return failed_ ? -1 : 0;
+}
+
+int Operator::ReSize() {
+  failed_ = false;
+  prepare();
   return failed_ ? -1 : 0;
 }
 
@@ -79,12 +95,18 @@ const std::string* Operator::attribute(const char* name) {
 
 int Operator::integer(const char* name) {
   const std::string* value = attribute(name);
-  return value ? std::atoi(value->c_str()) : 0;
+  int number = 0;
+  if (value && !read_integer(*value, number)) fail(std::string("attribute ") + name + " is no whole number of 32 bits");
+  return number;
 }
 
 float Operator::real(const char* name) {
   const std::string* value = attribute(name);
-  return value ? std::strtof(value->c_str(), nullptr) : 0;
+  if (!value) return 0;
+  char* end = nullptr;
+  const float number = std::strtof(value->c_str(), &end);
+  if (value->empty() || *end || !std::isfinite(number)) fail(std::string("attribute ") + name + " is no finite number");
+  return number;
 }
 
 int Operator::choice(const char* name, const std::vector<const char*>& choices) {
@@ -92,7 +114,7 @@ int Operator::choice(const char* name, const std::vector<const char*>& choices) 
   if (!value) return 0;
   for (size_t i = 0; i < choices.size(); ++i)
     if (*value == choices[i]) return static_cast<int>(i);
-  fail(std::string("attribute ") + name + " is " + *value + ", which this library does not know");
+  fail(std::string("attribute ") + name + " is " + printable(*value) + ", which this library does not know");
   return 0;
 }
 
@@ -115,12 +137,26 @@ void Operator::expect_output(DataType type, const std::vector<int64_t>& shape) {
 
 std::string Operator::tensor_name(size_t input) const {
   const std::vector<char> name = inputs_[input].CharName();
-  return std::string(name.begin(), name.end());
+  return printable(std::string(name.begin(), name.end()));
 }
 
-int64_t Operator::size(size_t input, size_t axis) const {
-  if (input >= inputs_.size() || axis >= inputs_[input].Shape().size()) return 0;
-  return inputs_[input].Shape()[axis];
+int Operator::size(size_t input, size_t axis) {
+  if (input >= inputs_.size() || axis >= inputs_[input].Shape().size()) {
+    fail("input " + std::to_string(input) + " is missing or has no axis " + std::to_string(axis));
+    return 1;
+  }
+  const int64_t found = inputs_[input].Shape()[axis];
+  if (is_size(found)) return static_cast<int>(found);
+  fail(tensor_name(input) + " is " + text(inputs_[input].Shape()) + "; each size must be in 1.." +
+       std::to_string(kMostSize));
+  return 1;
+}
+
+int Operator::size_attribute(const char* name) {
+  const int found = integer(name);
+  if (is_size(found)) return found;
+  fail(std::string("attribute ") + name + " is " + std::to_string(found) + "; needs 1.." + std::to_string(kMostSize));
+  return 1;
 }
 
 }  // namespace edgellama

@@ -24,7 +24,8 @@ class Operator : public mindspore::kernel::Kernel {
 
   int Prepare() final;
   int Execute() final;
-  int ReSize() final { return 0; }
+  // The sizes of the inputs have changed: checks them again.
+  int ReSize() final;
   mindspore::schema::PrimitiveType type() const final {
     return static_cast<mindspore::schema::PrimitiveType>(primitive_type(primitive_));
   }
@@ -49,7 +50,9 @@ class Operator : public mindspore::kernel::Kernel {
   void expect(size_t input, DataType type, const std::vector<int64_t>& shape);
   void expect_output(DataType type, const std::vector<int64_t>& shape);
   std::string tensor_name(size_t input) const;
-  int64_t size(size_t input, size_t axis) const;
+  // A size of an input, or an attribute that is a size. Fails unless it is in 1..kMostSize, and returns 1 then.
+  int size(size_t input, size_t axis);
+  int size_attribute(const char* attribute);
 
   template <typename T>
   T* data(size_t input) {

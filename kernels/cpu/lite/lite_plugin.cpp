@@ -2,6 +2,7 @@
 // operator checks its inputs when a graph is built, and runs on the process's thread pool.
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 
 #include "base/kernels.h"
 #include "base/pool.h"
@@ -13,13 +14,6 @@
 namespace edgellama {
 namespace {
 
-// The first row whose length is not in 0..tokens, or -1.
-int bad_length(const int32_t* length, int rows, int tokens) {
-  for (int b = 0; b < rows; ++b)
-    if (length[b] < 0 || length[b] > tokens) return b;
-  return -1;
-}
-
 // EdgeEmbedding(tokens [B, S], weight, length [B]) -> [B, S, K]
 class EmbeddingOperator : public Operator {
  public:
@@ -28,14 +22,15 @@ class EmbeddingOperator : public Operator {
  private:
   void prepare() final {
     args_.format = static_cast<Format>(choice("format", kFormats));
-    args_.vocabulary = integer("vocabulary");
-    args_.width = integer("width");
-    args_.rows = static_cast<int>(size(0, 0));
-    args_.tokens = static_cast<int>(size(0, 1));
+    args_.vocabulary = size_attribute("vocabulary");
+    args_.width = size_attribute("width");
+    args_.rows = size(0, 0);
+    args_.tokens = size(0, 1);
     expect(0, DataType::kInt32, {-1, -1});
     expect(1, DataType::kUInt8, {panel_count(args_.vocabulary), int64_t(panel_bytes(args_.format, args_.width))});
     expect(2, DataType::kInt32, {args_.rows});
     expect_output(DataType::kFloat32, {args_.rows, args_.tokens, args_.width});
+    if (!embedding_sizes_fit(args_)) fail("rows * tokens are more than " + std::to_string(kMostSize));
   }
 
   void run() final {
@@ -43,15 +38,13 @@ class EmbeddingOperator : public Operator {
     args_.weight = data<const uint8_t>(1);
     args_.length = data<const int32_t>(2);
     args_.y = output<float>();
-    const int bad = bad_length(args_.length, args_.rows, args_.tokens);
+    const int bad = wrong_length(args_.length, args_.rows, args_.tokens);
     if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
-    int count = 0;
-    for (int b = 0; b < args_.rows; ++b)
-      for (int s = 0; s < args_.length[b]; ++s, ++count) {
-        const int32_t id = args_.ids[b * args_.tokens + s];
-        if (id < 0 || id >= args_.vocabulary)
-          return fail("token id " + std::to_string(id) + " is outside 0.." + std::to_string(args_.vocabulary - 1));
-      }
+    const int64_t wrong = wrong_token(args_);
+    if (wrong >= 0)
+      return fail("token id " + std::to_string(args_.ids[wrong]) + " is outside 0.." +
+                  std::to_string(args_.vocabulary - 1));
+    const int count = std::accumulate(args_.length, args_.length + args_.rows, 0);
     const auto kernel = kernels(isa_)->embedding;
     ThreadPool::instance().run(count < 4 ? 1 : threads_, [&](Worker& me) { kernel(args_, me); });
   }
@@ -70,15 +63,16 @@ class HeadOperator : public Operator {
     shape.format = static_cast<Format>(choice("format", kFormats));
     shape.last_only = true;
     shape.eps = real("eps");
-    shape.in = static_cast<int>(size(0, 2));
-    shape.out = integer("vocabulary");
-    shape.rows = static_cast<int>(size(0, 0));
-    shape.tokens = static_cast<int>(size(0, 1));
+    shape.in = size(0, 2);
+    shape.out = size_attribute("vocabulary");
+    shape.rows = size(0, 0);
+    shape.tokens = size(0, 1);
     expect(0, DataType::kFloat32, {-1, -1, -1});
     expect(1, DataType::kUInt8, {shape.panels(), int64_t(panel_bytes(shape.format, shape.in))});
     expect(2, DataType::kInt32, {shape.rows});
     expect(3, DataType::kFloat32, {shape.in});
     expect_output(DataType::kFloat32, {shape.rows, shape.out});
+    if (!linear_sizes_fit(shape)) fail("rows * tokens are more than " + std::to_string(kMostSize));
   }
 
   void run() final {
@@ -87,7 +81,7 @@ class HeadOperator : public Operator {
     args_.length = data<const int32_t>(2);
     args_.gamma = data<const float>(3);
     args_.y = output<float>();
-    const int bad = bad_length(args_.length, args_.shape.rows, args_.shape.tokens);
+    const int bad = wrong_length(args_.length, args_.shape.rows, args_.shape.tokens);
     if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
     run_linear(args_, isa_, threads_);
   }
@@ -119,9 +113,11 @@ class Shapes : public mindspore::kernel::KernelInterface {
   const Infer3 shape_;
 };
 
+// The number in an attribute; 0, which the operator refuses, if there is none.
 int64_t number(const std::map<std::string, std::string>& attributes, const char* name) {
   const auto found = attributes.find(name);
-  return found == attributes.end() ? 0 : std::stoll(found->second);
+  int number = 0;
+  return found != attributes.end() && read_integer(found->second, number) ? number : 0;
 }
 
 template <typename T>

@@ -21,7 +21,7 @@ constexpr float kLikely = 0.5f;
 constexpr int kTries = 2;  // of draw()
 constexpr double kBelowOne = 1 - 0x1p-53;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr int kNotNumbers = -1, kNothingLeft = -2, kNoKernels = -3;  // returned instead of a token
+constexpr int kNotNumbers = -1, kNothingLeft = -2, kNoKernels = -3, kOutOfRange = -4;  // returned instead of a token
 
 // Selects a token from one row of scores.
 class Row {
@@ -313,6 +313,11 @@ template <class Function>
 int with_row(const Sampling& settings, const float* scores, long n, bool draw, Function&& f) {
   const Kernels* table = kernels(settings.isa < 0 ? best_isa() : static_cast<Isa>(settings.isa));
   if (!table) return kNoKernels;
+  const bool limits = settings.top_p >= 0 && settings.top_p <= 1 && settings.typical_p >= 0 && settings.typical_p <= 1 &&
+                      settings.min_p <= 1 && settings.top_k >= 0 && settings.keep >= 1;
+  const float inverse = 1.0f / settings.temperature;
+  if (!limits || !(inverse > 0 && std::isfinite(inverse)) || n < 1 || n > std::numeric_limits<int>::max())
+    return kOutOfRange;
   thread_local Workspace work;
   Row row(settings, *table->scores, scores, n, work);
   if (const int trouble = row.trouble(draw)) return trouble;
@@ -331,6 +336,7 @@ int edgellama_likeliest(const Sampling* settings, const float* scores, long row,
 }
 
 int edgellama_draw(const Sampling* settings, const float* scores, long row, long n, double uniform) {
+  if (!(uniform >= 0 && uniform < 1)) return edgellama::kOutOfRange;
   return edgellama::with_row(*settings, scores + row * n, n, true, [&](Row& x) {
     x.apply(true);
     return static_cast<int>(x.draw(uniform));

@@ -62,7 +62,9 @@ struct Sampling {
 }  // namespace edgellama
 
 // The C interface. The functions take scores [n], or row `row` of scores [rows, n], all float32. On an error they
-// return -1 (scores are not numbers), -2 (all scores are -infinity) or -3 (this CPU lacks the variant).
+// return -1 (scores are not numbers), -2 (all scores are -infinity), -3 (this CPU or this build lacks the variant) or -4
+// (out of range: the inverse of the temperature must be positive and finite, top_p and typical_p in [0, 1], min_p at
+// most 1, top_k at least 0, keep at least 1, n in 1..2^31-1, uniform in [0, 1)).
 
 // Returns the first of the tokens with the highest score.
 EDGELLAMA_API int edgellama_likeliest(const edgellama::Sampling* settings, const float* scores, long row, long n);
