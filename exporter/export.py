@@ -31,6 +31,7 @@ from edgellama.kernels.ascend.chips import CHIPS
 from edgellama.mindir.check import check_graphs
 
 from .checkpoint.base import Checkpoint
+from .checkpoint.folded import folded
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
 from .checkpoint.source import local_files
@@ -106,7 +107,7 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         # Before the long work: a tokenizer or a chat template that the runtime cannot use ends the export.
         for note in write_companions(partial, companions, checkpoint.config.vocab_size, checkpoint.path):
             progress.console.print(note, highlight=False, markup=False)
-        writer = _Writer(checkpoint, shape, TARGETS[options.target].opset.cells(), partial, progress)
+        writer = _Writer(folded(checkpoint), shape, TARGETS[options.target].opset.cells(), partial, progress)
         graphs, weights = writer.write(buckets)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
@@ -225,7 +226,7 @@ def _manifest(
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         tools={name: metadata.version(name) for name in TOOLS},
-        kernel_abi=opset.kernel_abi,
+        kernel_abi=opset.kernel_abi(config),
         parity=None,
     )
 

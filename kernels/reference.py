@@ -42,6 +42,37 @@ def rotate_half_split(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
 
 
+def rms_norm(x: Array, gamma: Array, eps: float) -> Array:
+    """Return x / sqrt(mean(x^2) + eps) * gamma (arXiv:1910.07467) along the last axis of x [..., n]; gamma [n]."""
+    scaled: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * gamma.astype(np.float32)
+    return scaled
+
+
+def norm_heads(x: Array, gamma: Array | None, eps: float) -> Array:
+    """RMSNorm (arXiv:1910.07467) of queries or keys x [n, heads, D]; returns x without gamma.
+
+    gamma [D]: each head has its own norm; [heads * D]: one norm spans the heads of a token.
+    """
+    if gamma is None:
+        return x
+    whole = gamma.size != x.shape[-1]
+    return rms_norm(x.reshape(len(x), 1, -1) if whole else x, gamma, eps).reshape(x.shape)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """Return cap * tanh(x / cap), which is within (-cap, cap); x itself if cap is None or 0."""
+    return x if not cap else cap * np.tanh(x / cap)
+
+
+def activation(x: Array, name: str) -> Array:
+    """Apply an activation by its name in transformers: "silu", or "gelu_pytorch_tanh" (arXiv:1606.08415)."""
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu_pytorch_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    raise ValueError(f"activation {name!r} is not defined")
+
+
 def quantize_rows(x: Array) -> tuple[Array, Array]:
     """Quantize rows for the int8 cache: x [..., D] -> (int8 [..., D], float16 scale [...]) with x ~ int8 * scale.
 
@@ -70,6 +101,11 @@ def fused_attention(
     heads: int,
     scale: float,
     window: int = 0,
+    softcap: float = 0.0,
+    q_gamma: Array | None = None,
+    k_gamma: Array | None = None,
+    norm_eps: float = 0.0,
+    norm_after_rope: bool = False,
     k_scale: Array | None = None,
     v_scale: Array | None = None,
 ) -> Array:
@@ -83,6 +119,11 @@ def fused_attention(
              receive the rotated keys and the values, rounded to the cache's dtype. No other byte changes.
     heads    H
     scale    multiplies q.k; 1/sqrt(D) in Llama
+    softcap  if not 0, scores become softcap * tanh(score / softcap)
+    q_gamma, k_gamma   the weights of RMSNorm of q and k before they are rotated: [D] for a norm of each head, or
+             [H * D] and [G * D] for one norm of all heads. None: no norm
+    norm_eps eps of these norms
+    norm_after_rope    the norms follow the rotary embedding; only for norms of each head
     window   the number of latest positions that a token sees, its own included (sliding-window attention); 0: all
     k_scale, v_scale [B, G, C] float16, only for int8 caches. MUTATED like the caches: they receive the scale of each
              written position, as quantize_rows defines it. A cached element has the value int8 * scale.
@@ -111,7 +152,11 @@ def fused_attention(
         q, k, v = np.split(x, [heads, heads + groups], axis=1)  # [n, H | G | G, D]
         position = np.arange(first, first + n)
         c, s = cos[position, None, :], sin[position, None, :]  # [n, 1, D/2]
+        if not norm_after_rope:
+            q, k = norm_heads(q, q_gamma, norm_eps), norm_heads(k, k_gamma, norm_eps)
         q, k = rotate_half_split(q, c, s), rotate_half_split(k, c, s)
+        if norm_after_rope:
+            q, k = norm_heads(q, q_gamma, norm_eps), norm_heads(k, k_gamma, norm_eps)
         end = first + n
         if k_scale is None or v_scale is None:
             k_cache[b, :, position, :] = k
@@ -125,6 +170,7 @@ def fused_attention(
             values = v_cache[b, :, :end] * v_scale[b, :, :end, None].astype(np.float32)
         q = q.reshape(n, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)  # [G, H/G, n, D]
         scores = np.float32(scale) * (q @ keys[:, None].swapaxes(-1, -2))  # [G, H/G, n, end]
+        scores = soft_cap(scores, softcap)
         distance = position[:, None] - np.arange(end)[None, :]  # [n, end]
         visible = (distance >= 0) & ((distance < window) if window else True)
         scores = np.where(visible, scores, -np.inf)
@@ -159,6 +205,8 @@ def linear(
     bias: Array | None = None,
     residual: Array | None = None,
     swiglu: bool = False,
+    act: str = "silu",
+    softcap: float = 0.0,
     last_only: bool = False,
 ) -> Array:
     """Linear: y = epilogue(norm(x) W^T + bias), computed in float64.
@@ -171,7 +219,9 @@ def linear(
     eps      of RMSNorm
     bias     [N], in the order of the weight's columns
     residual [B, S, N]: added to the result
-    swiglu   the result is silu(gate) * up (arXiv:2002.05202), N' columns
+    swiglu   the result is act(gate) * up (arXiv:2002.05202), N' columns
+    act      of swiglu, by its name in `activation`
+    softcap  if not 0, the result becomes softcap * tanh(result / softcap)
     last_only   the result has only the last valid token of each row
 
     Returns [B, S, N] float32, or [B, N] with last_only. Positions from length[b] on are unspecified: NaN here. With
@@ -190,7 +240,8 @@ def linear(
     if swiglu:
         pairs = y.reshape(*y.shape[:-1], -1, 2, 16)
         gate, up = pairs[..., 0, :], pairs[..., 1, :]
-        y = (gate / (1 + np.exp(-gate)) * up).reshape(*y.shape[:-1], -1)
+        y = (activation(gate, act) * up).reshape(*y.shape[:-1], -1)
+    y = soft_cap(y, softcap)
     if residual is not None:
         y = y + residual
     if last_only:
@@ -239,15 +290,26 @@ def decoder_layer(
     scale: float,
     eps: float,
     window: int = 0,
+    softcap: float = 0.0,
+    act: str = "silu",
+    norm_eps: float = 0.0,
+    attention_norm: Array | None = None,
+    mlp_norm: Array | None = None,
+    q_gamma: Array | None = None,
+    k_gamma: Array | None = None,
+    norm_after_rope: bool = False,
     k_scale: Array | None = None,
     v_scale: Array | None = None,
 ) -> Array:
-    """DecoderLayer: one pre-norm block (arXiv:2302.13971), made of the operators above.
+    """DecoderLayer: one block (arXiv:2302.13971), made of the operators above.
 
     h        [B, S, E] float32, row b is valid up to length[b]
-    qkv, o, gate_up, down: the linear layers. qkv and gate_up have the gamma of the norm before them. gate_up has the
-             interleaved columns that `linear` needs for swiglu
-    eps      of RMSNorm
+    qkv, o, gate_up, down: the linear layers. qkv and gate_up have the gamma of the norm before them, if there is one.
+             gate_up has the interleaved columns that `linear` needs for swiglu
+    eps      of the norms before qkv and gate_up
+    act      the activation of the MLP
+    attention_norm, mlp_norm [E]: gammas of the norms of what attention and MLP add to h; None: no norm
+    norm_eps eps of these norms, and of those of q and k
     the other parameters as in fused_attention, which MUTATES the caches
 
     Returns [B, S, E] float32. Positions from length[b] on are unspecified: NaN here.
@@ -263,8 +325,15 @@ def decoder_layer(
 
     attended = fused_attention(
         apply(h, qkv), cos, sin, start, length, k_cache, v_cache,
-        heads=heads, scale=scale, window=window, k_scale=k_scale, v_scale=v_scale,
+        heads=heads, scale=scale, window=window, softcap=softcap, q_gamma=q_gamma, k_gamma=k_gamma, norm_eps=norm_eps,
+        norm_after_rope=norm_after_rope, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
-    h = apply(attended, o, residual=h)
-    inner = apply(h, gate_up, swiglu=True)[..., : down.weight.shape[1]]
-    return apply(inner, down, residual=h)
+
+    def add(h: Array, x: Array, part: LinearWeights, gamma: Array | None) -> Array:
+        if gamma is None:
+            return apply(x, part, residual=h)
+        return h + rms_norm(apply(x, part), gamma, norm_eps)
+
+    h = add(h, attended, o, attention_norm)
+    inner = apply(h, gate_up, swiglu=True, act=act)[..., : down.weight.shape[1]]
+    return add(h, inner, down, mlp_norm)

@@ -21,7 +21,7 @@ from edgellama.errors import UserError, shown
 from edgellama.generation.stored_settings import usable
 
 from ..network.config import LlamaConfig
-from ..network.layer_sizes import linear_sizes
+from ..network.layer_sizes import layer_norms, linear_sizes
 
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
@@ -43,6 +43,7 @@ class Checkpoint(ABC):
 
     path: Path
     config: LlamaConfig
+    is_folded = False  # the weights are those that the graphs take (folded.py)
 
     def names(self) -> list[str]:
         """Return the name of every weight, in network order; lm_head.weight only if it is not tied."""
@@ -111,13 +112,13 @@ def expected_tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
-        out[f"{layer}.input_layernorm.weight"] = (hidden,)
+        for norm, size in layer_norms(config).items():
+            out[f"{layer}.{norm}.weight"] = (size,)
         for name in LINEARS:
             rows, columns, has_bias = linear_sizes(config, name)
             out[f"{layer}.{name}.weight"] = (rows, columns)
             if has_bias:
                 out[f"{layer}.{name}.bias"] = (rows,)
-        out[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
     out["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         out["lm_head.weight"] = (config.vocab_size, hidden)

@@ -27,6 +27,7 @@ from .base import (
     read_config_file,
     read_json,
 )
+from .fused import split_fused
 from .row_blocks import row_blocks
 from .source_kinds import INDEX, SINGLE
 from .tokenizer_files import folder_tokenizer_files, generation_config
@@ -53,11 +54,13 @@ class SafetensorsCheckpoint(Checkpoint):
         if index is not None:
             _check_index(folder / INDEX, index, held)
         self._home = {name: file for path, file in self._reader.items() for name in held[path.name]}
+        self._joined: dict[str, tuple[str, int]] = {}
         self._stored = {name: name for name in self._home if not _DERIVED.fullmatch(name)} | self._shared()
         found = {name: self._shape(name) for name in self._stored}
         if self.config.tie_word_embeddings and HEAD in found:
             self._check_tied(found.pop(HEAD))
         self._check_untied(found)
+        found, self._joined = split_fused(found, self.config)
         account(folder, found, self.config)
         wrong = [f"{name} ({self.dtype(name)})" for name in found if self.dtype(name) not in FLOATS]
         if wrong:
@@ -70,7 +73,10 @@ class SafetensorsCheckpoint(Checkpoint):
         return str(self._slice(name).get_dtype())
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        values = _float32(self._slice(name)[first : first + count])
+        _, begin = self._joined.get(name, (name, 0))
+        if name in self._joined:
+            count = min(count, self.shape(name)[0] - first)
+        values = _float32(self._slice(name)[begin + first : begin + first + count])
         check_finite(self.path, name, first, values)
         return values
 
@@ -96,7 +102,8 @@ class SafetensorsCheckpoint(Checkpoint):
         return tuple(self._slice(name).get_shape())
 
     def _slice(self, name: str) -> Any:
-        stored = self._stored[name]
+        joined, _ = self._joined.get(name, (name, 0))
+        stored = self._stored[joined]
         return self._home[stored].get_slice(stored)
 
     def _shared(self) -> dict[str, str]:

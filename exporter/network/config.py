@@ -1,19 +1,23 @@
 """LlamaConfig: the description of a network. The schema is Hugging Face's config.json.
 
-Field names are those of transformers' LlamaConfig, MistralConfig and Qwen2Config (family.py has the differences). An
-unsupported key that changes the mathematics raises an error that names the key; config_keys.py lists the neutral keys.
+Field names are those of transformers' LlamaConfig; family.py has the differences of other architectures, and
+rope_scaling.py the rotary embeddings. An unsupported key that changes the mathematics raises an error that names the
+key; config_keys.py lists the neutral keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgellama.errors import UserError, shown
 
 from .config_keys import refusal
-from .config_types import CORRECT, KINDS, ROPE_KINDS, check_type, check_types
-from .family import FAMILIES, SLIDING, family_of, read_windows, unknown_family, windows_as_hf
+from .config_types import CORRECT, KINDS, check_type, check_types
+from .family import FAMILIES, Family, family_of, unknown_family
+from .rope_scaling import RopeScaling, read_ropes
+from .windows import SLIDING, windows_as_hf
 
 REQUIRED = (
     "vocab_size",
@@ -26,61 +30,7 @@ REQUIRED = (
 )
 
 MOST_PROBLEMS = 5  # keys that one message names
-
-# Rope kinds and their parameters: (required, optional).
-ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "default": (frozenset(), frozenset()),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
-    "yarn": (
-        frozenset({"factor", "original_max_position_embeddings"}),
-        frozenset({"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}),
-    ),
-    "llama3": (
-        frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
-        frozenset(),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Parameters of a rope kind other than "default". A parameter that does not belong to the kind is None.
-
-    Raises UserError for an unknown kind, a missing or surplus parameter, or a value out of range.
-    """
-
-    rope_type: str
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.rope_type not in ROPE_PARAMETERS or self.rope_type == "default":
-            raise UserError(_unknown_rope_type(self.rope_type))
-        given = self.to_dict().keys() - {"rope_type"}
-        required, optional = ROPE_PARAMETERS[self.rope_type]
-        if missing := sorted(required - given):
-            raise UserError(_lacks(self.rope_type, missing))
-        if surplus := sorted(given - required - optional):
-            raise UserError(f"rope type {self.rope_type!r} does not take {', '.join(surplus)}. {CORRECT}")
-        for name in given:
-            check_type(f"rope_scaling.{name}", ROPE_KINDS[name], getattr(self, name))
-        if self.rope_type == "llama3" and (self.high_freq_factor or 0) <= (self.low_freq_factor or 0):
-            raise UserError(
-                f"rope_scaling.high_freq_factor = {self.high_freq_factor} must be above "
-                f"low_freq_factor = {self.low_freq_factor}. {CORRECT}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
@@ -111,27 +61,83 @@ class LlamaConfig:
     eos_token_id: tuple[int, ...] = ()  # each of them ends a sequence
     pad_token_id: int | None = None
     model_type: str = "llama"
+    # The following fields differ from these defaults in some architectures only; see family.py.
+    attention_scale: float | None = None  # multiplies the scores; None: 1 / sqrt(head_dim)
+    attn_logit_softcapping: float | None = None  # scores become cap * tanh(score / cap)
+    final_logit_softcapping: float | None = None  # logits likewise
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # multiplies what attention and MLP add to the residual stream
+    logits_multiplier: float = 1.0
+    layers_without_rope: tuple[int, ...] = ()
+    local_rope_theta: float | None = None  # of layers with a window, if it differs; they have no scaling
+    partial_rotary_factor: float = 1.0  # the share of a head that is rotated, its first elements
+    # The keys of config.json, if to_dict cannot restore them from the other fields.
+    published: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
             raise UserError(unknown_family(self.model_type))
-        for field in fields(self):
-            if field.name in KINDS and field.name != "rope_scaling":  # which checks itself
-                check_type(field.name, KINDS[field.name], getattr(self, field.name))
-        if self.hidden_act != "silu":
+        for one in fields(self):
+            if one.name in KINDS and one.name != "rope_scaling":  # which checks itself
+                check_type(one.name, KINDS[one.name], getattr(self, one.name))
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
             raise UserError(
-                f"hidden_act {shown(self.hidden_act)} is not supported; needed: 'silu', as Llama's MLP has. Choose a "
-                "checkpoint with it"
+                f"hidden_act {shown(self.hidden_act)} is not supported; supported: {known}. Choose a checkpoint with "
+                "one of them"
             )
         _multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _multiple("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)
         if self.head_dim % 2:
             raise UserError(f"head_dim = {self.head_dim} is odd; rotary embeddings need an even head size. {CORRECT}")
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise UserError(
+                f"partial_rotary_factor = {self.partial_rotary_factor} in the config rotates {self.rotary_dim} of "
+                f"{self.head_dim} elements of a head; needed: an even number of them. {CORRECT}"
+            )
+        for key in ("short_factor", "long_factor"):
+            factors = getattr(self.rope_scaling, key, None)
+            if factors is not None and len(factors) != self.rotary_dim // 2:
+                raise UserError(
+                    f"rope_scaling.{key} in the config has {len(factors)} numbers; needed: {self.rotary_dim // 2}, "
+                    f"half the rotated elements of a head. {CORRECT}"
+                )
+
+    @property
+    def family(self) -> Family:
+        """The architecture's differences from Llama."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def scale(self) -> float:
+        """Multiplies the scores of attention."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of elements of a head that are rotated, the first ones."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def reference_dict(self) -> dict[str, Any]:
+        """Return a config.json from which transformers builds this network, or an equal one of another architecture."""
+        published = self.to_dict()
+        stand_in = self.family.stand_in
+        return published if stand_in is None else stand_in({k: v for k, v in published.items() if v is not None})
+
+    @property
+    def stream_norm_eps(self) -> float:
+        """eps of the norms that read the residual stream.
+
+        The graphs' stream is the network's, divided by embedding_multiplier (checkpoint/folded.py): RMSNorm of x / m
+        with eps / m^2 is RMSNorm of x with eps.
+        """
+        return self.rms_norm_eps / self.embedding_multiplier**2
 
     @property
     def qkv_bias(self) -> bool:
         """Whether the q, k and v projections have biases. The o projection has one only with attention_bias."""
-        return self.attention_bias or FAMILIES[self.model_type].qkv_bias
+        return self.attention_bias or self.family.qkv_bias
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -152,99 +158,60 @@ class LlamaConfig:
         if missing := [key for key in REQUIRED if key not in values]:
             raise UserError(f"config.json lacks {', '.join(missing)}. Use the one that was published with the model")
         known = _KNOWN | family.keys
-        problems = [why for key in hf if key not in known if (why := refusal(key, hf[key]))]
+        own_code = family.stand_in is not None
+        problems = [why for key in hf if key not in known if (why := refusal(key, hf[key], own_code))]
         if problems:
             raise UserError("; ".join(problems[:MOST_PROBLEMS]))
 
         found = {key: values[key] for key in _PLAIN_FIELDS if key in values}
         for key in _OF_SOME - family.keys:  # `refusal` has checked that their values are neutral
             found.pop(key, None)
-        if "sliding_window" in family.keys:
-            found["sliding_window"], found["layer_types"] = read_windows(values)
         heads = found["num_attention_heads"]
         _multiple("hidden_size", found["hidden_size"], "num_attention_heads", heads)
         found.setdefault("num_key_value_heads", heads)
         found.setdefault("head_dim", found["hidden_size"] // heads)
-        found["rope_theta"], found["rope_scaling"] = _read_rope(values)
+        if family.windows is not None:
+            found["sliding_window"], found["layer_types"] = family.windows(values)
+        ropes = read_ropes(values, family.local_theta, "partial_rotary_factor" in family.keys, family.dynamic_rope)
+        found["rope_theta"], found["rope_scaling"] = ropes.theta, ropes.scaling
+        found["local_rope_theta"] = ropes.local_theta if found.get("sliding_window") else None
+        found["partial_rotary_factor"] = ropes.rotated
+        found |= family.read(values)
         eos = values.get("eos_token_id", ())
         found["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
         if found.get("pad_token_id") == -1:  # the first Llama configs use -1 for "none"
             found["pad_token_id"] = None
+        if hf["model_type"] not in _RESTORED:
+            found["published"] = {key: value for key, value in hf.items() if key in known}
         return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a config.json, from which transformers 4 and 5 build the same network."""
-        family = FAMILIES[self.model_type]
-        out = {key: value for key, value in asdict(self).items() if key not in _OF_SOME or key in family.keys}
-        out |= windows_as_hf(self.model_type, self.sliding_window, self.layer_types, self.num_hidden_layers)
-        out["architectures"] = [family.architecture]
-        out["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
+        own = asdict(self)
+        if self.model_type in _RESTORED:
+            out = {key: own[key] for key in _RESTORED_FIELDS if key not in _OF_SOME or key in self.family.keys}
+            out |= windows_as_hf(self.model_type, self.sliding_window, self.layer_types, self.num_hidden_layers)
+            out["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
+        else:
+            out = {**self.family.defaults, **self.published}
+            for key in (*REQUIRED, "num_key_value_heads", "head_dim", "bos_token_id", "pad_token_id", "model_type"):
+                out[key] = own[key]
+            if self.family.windows is not None:
+                out["sliding_window"] = self.sliding_window
+        out["architectures"] = [self.family.architecture]
         eos = self.eos_token_id
         out["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
         return out
 
 
 _OF_SOME = frozenset().union(*(family.keys for family in FAMILIES.values()))  # keys that not every family has
-_PLAIN_FIELDS = frozenset(LlamaConfig.__dataclass_fields__) - {"rope_theta", "rope_scaling", "eos_token_id"}
+_RESTORED = ("llama", "mistral", "qwen2")  # the fields of LlamaConfig restore their config.json
+_NEW_FIELDS = tuple(LlamaConfig.__dataclass_fields__)
+_NEW_FIELDS = _NEW_FIELDS[_NEW_FIELDS.index("attention_scale") :]
+_RESTORED_FIELDS = tuple(name for name in LlamaConfig.__dataclass_fields__ if name not in _NEW_FIELDS)
+_PLAIN_FIELDS = frozenset(_RESTORED_FIELDS) - {"rope_theta", "rope_scaling", "eos_token_id"}
 _SHARED = {"rope_parameters", "original_max_position_embeddings"}
-_KNOWN = (frozenset(LlamaConfig.__dataclass_fields__) | _SHARED) - _OF_SOME
-
-
-def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Return (rope_theta, scaling), from `rope_scaling` + `rope_theta` (transformers 4) or `rope_parameters` (5)."""
-    found = []
-    for key in ("rope_scaling", "rope_parameters"):
-        if not values.get(key):
-            continue
-        rope = dict(values[key])
-        # "type" is the older name of "rope_type"; published configs have one of them or both.
-        kind = rope.pop("type", None)
-        rope["rope_type"] = rope.get("rope_type") or kind or "default"
-        rope.setdefault("rope_theta", values.get("rope_theta", 10000.0))
-        found.append(rope)
-    if len(found) == 2 and found[0] != found[1]:
-        raise UserError(
-            f"config.json has rope_scaling {shown(values['rope_scaling'], 300)} and rope_parameters "
-            f"{shown(values['rope_parameters'], 300)}, which differ. Remove the wrong one"
-        )
-    rope = found[0] if found else {"rope_type": "default", "rope_theta": values.get("rope_theta", 10000.0)}
-    rope = {key: value for key, value in rope.items() if value is not None}
-
-    kind, theta = rope["rope_type"], rope.pop("rope_theta")
-    if kind not in ROPE_PARAMETERS:
-        raise UserError(_unknown_rope_type(kind))
-    partial = rope.pop("partial_rotary_factor", 1.0)
-    if partial != 1:
-        raise UserError(
-            f"partial_rotary_factor = {partial} is not supported; Llama rotates the whole head (1.0). Choose a "
-            "checkpoint without it"
-        )
-    required, optional = ROPE_PARAMETERS[kind]
-    if "original_max_position_embeddings" in required:
-        # As in transformers: the top-level value takes precedence, and the context length is the default.
-        outer = values.get("original_max_position_embeddings")
-        inner = rope.get("original_max_position_embeddings")
-        rope["original_max_position_embeddings"] = outer or inner or values["max_position_embeddings"]
-    if kind == "yarn" and "factor" not in rope:
-        rope["factor"] = values["max_position_embeddings"] / rope["original_max_position_embeddings"]
-    if unknown := sorted(rope.keys() - required - optional - {"rope_type"}):
-        raise UserError(
-            f"rope type {kind!r} does not take {', '.join(f'{key[:40]} = {shown(rope[key])}' for key in unknown[:5])}; "
-            f"it takes {', '.join(sorted(required | optional)) or 'nothing but rope_theta'}. {CORRECT}"
-        )
-    if missing := sorted(required - rope.keys()):
-        raise UserError(_lacks(kind, missing))
-    return theta, None if kind == "default" else RopeScaling(**rope)
-
-
-def _lacks(kind: str, missing: list[str]) -> str:
-    return f"rope type {kind!r} needs {', '.join(missing)}. Add it to rope_scaling in config.json"
-
-
-def _unknown_rope_type(kind: Any) -> str:
-    why = " (its frequencies depend on the running length)" if kind == "longrope" else ""
-    known = ", ".join(ROPE_PARAMETERS)
-    return f"rope type {shown(kind)} is not supported{why}; supported: {known}. Choose a checkpoint with one of them"
+_KNOWN = (frozenset(_RESTORED_FIELDS) | _SHARED) - _OF_SOME
 
 
 def _multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -23,6 +23,7 @@ no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_score
 return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
 neftune_noise_alpha use_reentrant_checkpointing use_flashattn attention_probs_dropout_prob classifier_dropout dropout
 embd_pdrop embedding_dropout hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout
+eod_token_id cache_implementation
 """
 NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
 # Metadata of the tool that saved the config: transformers' convention is "_", other tools use their names.
@@ -51,6 +52,9 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "rope_traditional": (False,),
     "sliding_window": (),
     "tie_encoder_decoder": (False,),
+    "use_bidirectional_attention": (False,),
+    "use_cla": (False,),
+    "use_mla": (False,),
     "use_mrope": (False,),
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
@@ -63,13 +67,16 @@ REMEDIES: dict[str, str] = {
 }
 
 
-def refusal(key: str, value: Any) -> str | None:
-    """Return why a key that the architecture lacks is refused, with the remedy; None if it may be ignored."""
+def refusal(key: str, value: Any, own_code: bool = False) -> str | None:
+    """Return why a key that the architecture lacks is refused, with the remedy; None if it may be ignored.
+
+    own_code: the published model has its own code, which the exporter knows.
+    """
     if value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES):
         return None
     if key == "auto_map":
         # Custom code of a tokenizer or config class does not change the network; custom code of a model does.
-        refused = any(name.startswith("AutoModel") for name in value)
+        refused = not own_code and any(name.startswith("AutoModel") for name in value)
     elif key == "layer_types":
         refused = any(kind != "full_attention" for kind in value)
     elif key in NEUTRAL_VALUES:

@@ -40,6 +40,10 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
+def _are_positive(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(is_number(item) and item > 0 for item in value)
+
+
 SIZE = Kind(lambda value: is_whole(value, 1), f"an integer above 0, at most {LARGEST:,}")
 POSITIVE = Kind(lambda value: is_number(value) and value > 0, "a number above 0")
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
@@ -56,9 +60,21 @@ SIZES = (
 KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(SIZES, SIZE),
     "num_hidden_layers": Kind(lambda value: is_whole(value, 1) and value <= MOST_LAYERS, f"1 to {MOST_LAYERS:,}"),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta"), POSITIVE),
+    **dict.fromkeys(
+        (
+            *("rms_norm_eps", "rope_theta", "rope_local_base_freq", "local_rope_theta", "partial_rotary_factor"),
+            *("embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier"),
+            *("logits_multiplier", "attention_scale", "scale_emb", "scale_depth", "dim_model_base"),
+            *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+        ),
+        POSITIVE,
+    ),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), FLAG),
-    "hidden_act": TEXT,
+    **dict.fromkeys(("bias", "qkv_bias"), FLAG),
+    **dict.fromkeys(("hidden_act", "hidden_activation"), TEXT),
+    "no_rope_layer_interval": SIZE,
+    "no_rope_layers": Kind(lambda value: isinstance(value, list) and all(map(is_whole, value)), "a list of integers"),
+    "sliding_window_pattern": Kind(lambda value: isinstance(value, str) or is_whole(value), "an integer or text"),
     **dict.fromkeys(("architectures", "layer_types"), TEXTS),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "auto_map"), OBJECT),
     "max_window_layers": COUNT,
@@ -71,10 +87,12 @@ ROPE_KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(
         (
             *("factor", "rope_theta", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"),
-            *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+            *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "alpha"),
+            "llama_4_scaling_beta",
         ),
         POSITIVE,
     ),
+    **dict.fromkeys(("short_factor", "long_factor"), Kind(_are_positive, "a list of numbers above 0")),
     "truncate": FLAG,
     "original_max_position_embeddings": SIZE,
 }
@@ -85,9 +103,15 @@ def check_types(values: Mapping[str, Any]) -> None:
     for name, kind in KINDS.items():
         check_type(name, kind, values.get(name))
     for name in ("rope_scaling", "rope_parameters"):
-        for key, value in (values.get(name) or {}).items():
-            if key in ROPE_KINDS:  # others belong to no kind of rope
-                check_type(f"{name}.{key}", ROPE_KINDS[key], value)
+        _check_rope(name, values.get(name) or {})
+
+
+def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
+    for key, value in rope.items():
+        if key in ROPE_KINDS:  # others belong to no kind of rope
+            check_type(f"{name}.{key}", ROPE_KINDS[key], value)
+        elif isinstance(value, dict) and name in ("rope_scaling", "rope_parameters"):  # of one kind of layers
+            _check_rope(f"{name}.{key[:40]}", value)
 
 
 def check_type(name: str, kind: Kind, value: Any) -> None:

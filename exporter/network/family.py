@@ -1,44 +1,242 @@
-"""The differences between the architectures of the Llama family: names, biases, sliding windows, config defaults.
+"""The architectures that can be exported, as data: how each differs from Llama, and how its config.json says so.
 
-Defaults are those that transformers uses for keys that a config.json lacks.
+A new architecture near Llama is one row of FAMILIES, with a reader if its config has keys of its own. Defaults are
+those that transformers uses for keys that a config.json lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellama.errors import UserError, shown
 
-from .config_types import CORRECT
+from .family_readers import (
+    EXAONE_WINDOWS,
+    Values,
+    exaone4,
+    gemma,
+    gemma2,
+    granite,
+    internlm3,
+    minicpm,
+    minicpm_as_granite,
+    pangu,
+    pangu_as_llama,
+    smollm3,
+)
+from .windows import Windows, every_nth_is_full, mistral_windows, qwen_windows, smollm3_windows
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+# The norms of a layer: their place in the network -> their name in the checkpoint.
+PRE_ATTENTION, POST_ATTENTION, PRE_MLP, POST_MLP = "pre_attention", "post_attention", "pre_mlp", "post_mlp"
+PRE_NORMS = {PRE_ATTENTION: "input_layernorm", PRE_MLP: "post_attention_layernorm"}
+POST_NORMS = {POST_ATTENTION: "post_attention_layernorm", POST_MLP: "post_feedforward_layernorm"}
+BOTH_NORMS = {PRE_ATTENTION: "input_layernorm", PRE_MLP: "pre_feedforward_layernorm", **POST_NORMS}
+
+
+class QKNorm(NamedTuple):
+    """RMSNorm of the queries and of the keys.
+
+    Attributes:
+        q, k: the names of the norms in the checkpoint.
+        whole: one norm spans all heads of a token. If not, each head has its own norm, with shared weights [D].
+        after_rope: the norms follow the rotary embedding.
+    """
+
+    q: str = "q_norm"
+    k: str = "k_norm"
+    whole: bool = False
+    after_rope: bool = False
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. keys: the keys of its config.json that not every architecture has."""
+    """One architecture.
+
+    Attributes:
+        architecture: the name of its class.
+        alias: the name that transformers saves, if it uses another class.
+        keys: the keys of its config.json that not every architecture has.
+        defaults: the values of keys that a config.json lacks.
+        qkv_bias: q, k and v always have biases. If not, the key attention_bias decides.
+        norms: the norms of a layer, PRE_NORMS, POST_NORMS or BOTH_NORMS.
+        norm_offset: is added to every weight of a norm.
+        qk_norm: the norms of queries and keys, if it has them.
+        fused: the checkpoint joins q, k and v in qkv_proj, and gate and up in gate_up_proj.
+        local_theta: the key with the rope_theta of layers with a window, and its default. These layers have no scaling.
+            An empty key: the same rope_theta. None: all layers have the same rotary embedding.
+        dynamic_rope: what the rope type "dynamic" means if it has the parameter alpha.
+        read: returns fields of LlamaConfig from the values of a config.json, for keys that need more than renaming.
+        windows: returns (sliding_window, the kind of each layer) from these values; None: no layer has a window.
+        stand_in: for an architecture that transformers does not have. Returns the config.json of an equal network of
+            another architecture, given the values of this one.
+    """
 
     architecture: str
-    keys: frozenset[str]
-    qkv_bias: bool = False  # q, k and v always have biases; Llama's config decides with attention_bias instead
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
+    defaults: Values = field(default_factory=dict)
+    qkv_bias: bool = False
+    norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
+    norm_offset: float = 0.0
+    qk_norm: QKNorm | None = None
+    fused: bool = False
+    local_theta: tuple[str, float] | None = None
+    dynamic_rope: str = "dynamic"
+    read: Callable[[Values], dict[str, Any]] = lambda values: {}
+    windows: Callable[[Values], Windows] | None = None
+    stand_in: Callable[[Values], dict[str, Any]] | None = None
+    alias: str = ""
 
+
+def _keys(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_QWEN_KEYS = _keys("sliding_window use_sliding_window max_window_layers layer_types")
+_QWEN_DEFAULTS = {"sliding_window": 4096, "num_key_value_heads": 32, "max_window_layers": 28}
+_GEMMA_KEYS = _keys("attention_bias hidden_activation")
+_GEMMA2_KEYS = _GEMMA_KEYS | _keys(
+    "query_pre_attn_scalar sliding_window layer_types attn_logit_softcapping final_logit_softcapping"
+)
+_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "bos_token_id": 2, "eos_token_id": 1}
+_GEMMA2_DEFAULTS = {**_GEMMA_DEFAULTS, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", frozenset({"attention_bias", "mlp_bias"})),
+    "llama": Family("LlamaForCausalLM", _keys("attention_bias mlp_bias")),
     "mistral": Family(
         "MistralForCausalLM",
-        frozenset({"sliding_window"}),
+        _keys("sliding_window"),
         defaults={"sliding_window": 4096, "num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2},
+        windows=mistral_windows,
     ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}),
-        qkv_bias=True,
-        defaults={"sliding_window": 4096, "num_key_value_heads": 32, "max_window_layers": 28},
+    "qwen2": Family("Qwen2ForCausalLM", _QWEN_KEYS, _QWEN_DEFAULTS, qkv_bias=True, windows=qwen_windows),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        _QWEN_KEYS | {"attention_bias"},
+        {**_QWEN_DEFAULTS, "head_dim": 128},
+        qk_norm=QKNorm(),
+        windows=qwen_windows,
     ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        _keys("attention_bias mlp_bias sliding_window use_sliding_window max_window_layers layer_types no_rope_layers")
+        | {"no_rope_layer_interval"},
+        {"no_rope_layer_interval": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        read=smollm3,
+        windows=smollm3_windows,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        _keys("attention_bias mlp_bias embedding_multiplier residual_multiplier logits_scaling attention_multiplier"),
+        {
+            **{"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0},
+            **{"attention_multiplier": 1.0, "bos_token_id": 1, "eos_token_id": 2},
+        },
+        read=granite,
+    ),
+    "minicpm": Family(
+        "MiniCPMForCausalLM",
+        _keys("attention_bias scale_emb scale_depth dim_model_base"),
+        {"scale_emb": 1, "scale_depth": 1, "dim_model_base": 1, "tie_word_embeddings": True},
+        read=minicpm,
+        stand_in=minicpm_as_granite,
+    ),
+    "PanguEmbedded": Family("PanguEmbeddedForCausalLM", _keys("bias"), read=pangu, stand_in=pangu_as_llama),
+    "hunyuan_v1_dense": Family(
+        "HunYuanDenseV1ForCausalLM",
+        _keys("attention_bias"),
+        qk_norm=QKNorm("query_layernorm", "key_layernorm", after_rope=True),
+        dynamic_rope="ntk_alpha",
+    ),
+    "internlm3": Family(
+        "InternLM3ForCausalLM",
+        _keys("attention_bias mlp_bias bias qkv_bias"),
+        {"head_dim": 128},
+        read=internlm3,
+        alias="LlamaForCausalLM",
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        _keys("attention_bias"),
+        {"rms_norm_eps": 1e-5, "eos_token_id": 50279},
+        norms=POST_NORMS,
+        qk_norm=QKNorm(whole=True),
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        _keys("attention_bias sliding_window layer_types"),
+        {"rms_norm_eps": 1e-5, "eos_token_id": 50279, "sliding_window": 4096, "rope_theta": 500000.0},
+        norms=POST_NORMS,
+        qk_norm=QKNorm(whole=True),
+        local_theta=("", 500000.0),
+        windows=every_nth_is_full(4),
+    ),
+    "exaone4": Family(
+        "Exaone4ForCausalLM",
+        _keys("sliding_window sliding_window_pattern layer_types"),
+        {"sliding_window": 4096, "num_key_value_heads": 32, "rms_norm_eps": 1e-5},
+        norms=POST_NORMS,
+        qk_norm=QKNorm(),
+        read=exaone4,
+        windows=EXAONE_WINDOWS,
+    ),
+    "ministral3": Family(
+        "Ministral3ForCausalLM",
+        _keys("sliding_window"),
+        {"num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2},
+        windows=mistral_windows,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        _keys("sliding_window partial_rotary_factor attention_bias"),
+        {"bos_token_id": 1, "eos_token_id": 32000, "original_max_position_embeddings": 4096},
+        fused=True,
+        windows=mistral_windows,
+    ),
+    "gemma": Family("GemmaForCausalLM", _GEMMA_KEYS, _GEMMA_DEFAULTS, norm_offset=1.0, read=gemma),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        _GEMMA2_KEYS,
+        {**_GEMMA2_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        norms=BOTH_NORMS,
+        norm_offset=1.0,
+        read=gemma2,
+        windows=every_nth_is_full(2),
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _GEMMA2_KEYS | _keys("rope_local_base_freq sliding_window_pattern"),
+        {**_GEMMA2_DEFAULTS, "rope_theta": 1e6},
+        norms=BOTH_NORMS,
+        norm_offset=1.0,
+        qk_norm=QKNorm(),
+        local_theta=("rope_local_base_freq", 10000.0),
+        read=gemma2,
+        windows=every_nth_is_full(6),
+    ),
+}
+
+# Models that are not a decoder of dense layers: parts of model_type or keys of config.json -> what they are.
+_OTHER_KINDS = (
+    (re.compile(r"moe|mixtral|deepseek_v[23]|gpt_oss|llama4|dbrx"), "a mixture of experts"),
+    (re.compile(r"mamba|jamba|bamba|zamba|rwkv|hybrid|falcon_h1|lfm2|recurrent|qwen3_next|nemotron_h"), "a hybrid"),
+    (re.compile(r"_vl|llava|vision|omni|audio|mllama|gemma3$|gemma3n|mistral3|pixtral|multimodal|paligemma|internvl"),
+     "multimodal"),
+)  # fmt: skip
+_OTHER_KEYS = {
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "vision_config": "multimodal",
+    "audio_config": "multimodal",
+    "ssm_cfg": "a hybrid",
+}
+_WHY = {
+    "a mixture of experts": "each token would run other matrices, and the graphs are fixed. Choose a dense model",
+    "a hybrid": "its recurrent state has no place in the KV cache. Choose a model with attention in every layer",
+    "multimodal": "the graphs take token ids only. If the text model is published on its own, export that",
 }
 
 
@@ -46,10 +244,15 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """Return the architecture that a config.json names. Raises UserError if it does not belong to the family."""
     kind = hf.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    found = next((what for key, what in _OTHER_KEYS.items() if hf.get(key) not in (None, 0, 1)), None)
+    if family is None and isinstance(kind, str):
+        found = next((what for pattern, what in _OTHER_KINDS if pattern.search(kind)), found)
+    if found is not None:
+        raise UserError(f"model_type {shown(kind)} is {found} model, which is not supported: {_WHY[found]}")
     if family is None:
         raise UserError(unknown_family(kind))
     for name in hf.get("architectures") or ():
-        if name.lower() != family.architecture.lower():
+        if name.lower() not in (family.architecture.lower(), family.alias.lower()):
             raise UserError(
                 f"architecture {shown(name)} is not supported; needed: {family.architecture!r}. Choose a "
                 "checkpoint of it"
@@ -61,45 +264,3 @@ def unknown_family(kind: Any) -> str:
     """Return the message for a model_type that is not one of FAMILIES."""
     known = ", ".join(map(repr, FAMILIES))
     return f"model_type {shown(kind)} is not supported; this release exports {known}. Choose a model of one of them"
-
-
-def read_windows(values: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """Return (sliding_window, the kind of each layer) of a config.json; (None, ()) if no layer has a window.
-
-    Mistral's window applies to every layer. Qwen2's window applies only if use_sliding_window is true: to the layers
-    that layer_types names, or, without layer_types, to the layers from max_window_layers on.
-    """
-    layers, window, kinds = values["num_hidden_layers"], values.get("sliding_window"), None
-    first = 0
-    if values["model_type"] == "qwen2":
-        first, kinds = values["max_window_layers"], values.get("layer_types")
-        window = window if values.get("use_sliding_window", False) else None
-    if kinds is None and window is not None:
-        kinds = [SLIDING if layer >= first else FULL for layer in range(layers)]
-    if kinds is None:
-        return None, ()
-    if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
-        raise UserError(
-            f"layer_types = {shown(kinds, 200)} in the config must name {FULL!r} or {SLIDING!r} for each of {layers} "
-            f"layers. {CORRECT}"
-        )
-    if SLIDING not in kinds:
-        return None, ()
-    if window is None:
-        raise UserError(
-            f"layer_types in the config names {SLIDING!r}, but sliding_window is not set or not in use. {CORRECT}"
-        )
-    return window, tuple(kinds)
-
-
-def windows_as_hf(model_type: str, window: int | None, kinds: tuple[str, ...], layers: int) -> dict[str, Any]:
-    """Return the config.json keys from which `read_windows` reads this window and these kinds."""
-    if model_type != "qwen2":
-        return {"sliding_window": window} if model_type == "mistral" else {}
-    return {
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        # For readers that do not know layer_types.
-        "max_window_layers": kinds.index(SLIDING) if kinds else layers,
-        "layer_types": list(kinds) or [FULL] * layers,
-    }

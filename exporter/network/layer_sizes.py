@@ -25,6 +25,16 @@ def linear_sizes(config: LlamaConfig, name: str) -> tuple[int, int, bool]:
     }[name.rpartition(".")[2]]
 
 
+def layer_norms(config: LlamaConfig) -> dict[str, int]:
+    """Return the norms of a layer: their name in the checkpoint -> their size, in elements."""
+    found = dict.fromkeys(config.family.norms.values(), config.hidden_size)
+    if (norm := config.family.qk_norm) is not None:
+        dim = config.head_dim
+        found[f"self_attn.{norm.q}"] = config.num_attention_heads * dim if norm.whole else dim
+        found[f"self_attn.{norm.k}"] = config.num_key_value_heads * dim if norm.whole else dim
+    return found
+
+
 def windows(config: LlamaConfig, context: int) -> tuple[int, ...]:
     """Return the sliding window of each layer in a graph with this cache capacity.
 

@@ -1,4 +1,4 @@
-"""The network: the pre-norm decoder of arXiv:2302.13971, written once for every op set.
+"""The network: the decoder of arXiv:2302.13971 and its relatives (family.py), written once for every op set.
 
 This module defines what a step computes, in reading order. The op set (`ops`, a module of opsets/) defines how each
 part is computed and which checkpoint tensors it reads. Prefill and decode use the same code; they differ in the number
@@ -13,7 +13,7 @@ from mindspore import nn
 
 from ..graph_spec import Shape
 from .config import LlamaConfig
-from .layer_sizes import windows
+from .family import POST_ATTENTION, POST_MLP, PRE_ATTENTION, PRE_MLP
 
 
 class DecoderLayer(nn.Cell):
@@ -22,11 +22,13 @@ class DecoderLayer(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape, ops: Any, layer: int):
         super().__init__(auto_prefix=False)
         name = f"model.layers.{layer}"
-        self.norm_qkv = ops.NormQKV(config, shape, f"{name}.input_layernorm", f"{name}.self_attn")
-        self.attention = ops.Attention(config, shape, f"{name}.self_attn", windows(config, shape.context)[layer])
-        self.o_proj = ops.LinearAdd(config, shape, f"{name}.self_attn.o_proj")
-        self.norm_swiglu = ops.NormSwiGLU(config, shape, f"{name}.post_attention_layernorm", f"{name}.mlp")
-        self.down_proj = ops.LinearAdd(config, shape, f"{name}.mlp.down_proj")
+        norms = {place: f"{name}.{norm}" for place, norm in config.family.norms.items()}
+        self.norm_qkv = ops.NormQKV(config, shape, norms.get(PRE_ATTENTION), f"{name}.self_attn")
+        self.attention = ops.Attention(config, shape, f"{name}.self_attn", layer)
+        self.o_proj = ops.LinearAdd(config, shape, f"{name}.self_attn.o_proj", norms.get(POST_ATTENTION))
+        # The names of these cells are part of the graph's format: a node has the path to its cell in its name.
+        self.norm_swiglu = ops.NormGLU(config, shape, norms.get(PRE_MLP), f"{name}.mlp")
+        self.down_proj = ops.LinearAdd(config, shape, f"{name}.mlp.down_proj", norms.get(POST_MLP))
 
     def construct(self, h: Any, step: Any, caches: Any) -> Any:
         attended, written = self.attention(self.norm_qkv(h, step), step, caches)

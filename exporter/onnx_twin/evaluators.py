@@ -69,10 +69,10 @@ class EdgeHead(OpRun):
     op_domain = DOMAIN
 
     def _run(
-        self, h: Any, packed: Any, length: Any, gamma: Any, format: str, vocabulary: int, eps: float
+        self, h: Any, packed: Any, length: Any, gamma: Any, format: str, vocabulary: int, eps: float, softcap: float
     ) -> tuple[np.ndarray]:
         weight = weight_format.unpack(packed, format, vocabulary, h.shape[-1])
-        return (reference.linear(h, weight, length, gamma=gamma, eps=eps, last_only=True),)
+        return (reference.linear(h, weight, length, gamma=gamma, eps=eps, softcap=softcap, last_only=True),)
 
 
 class EdgeDecoderLayer(OpRun):
@@ -108,16 +108,21 @@ class EdgeDecoderLayer(OpRun):
             )
 
         gated = weight_format.panel_count(inner) * weight_format.PANEL * 2
-        parts = (
-            part((heads + 2 * groups) * dim, hidden, norm=True, bias=given["q_bias"]),
-            part(hidden, heads * dim, norm=False, bias=given["o_bias"]),
-            part(gated, hidden, norm=True, bias=given["gate_bias"]),
-            part(hidden, inner, norm=False, bias=given["down_bias"]),
-        )
+        before, after, norm = given["norms"] != "post", given["norms"] != "pre", given["qk_norm"]
+        qkv = part((heads + 2 * groups) * dim, hidden, norm=before, bias=given["q_bias"])
+        counts = (heads, groups) if norm == "whole" else (1, 1)
+        q_gamma, k_gamma = (None if norm == "none" else take(n * dim, np.float32) for n in counts)
+        o = part(hidden, heads * dim, norm=False, bias=given["o_bias"])
+        attention_norm = take(hidden, np.float32) if after else None
+        gate_up = part(gated, hidden, norm=before, bias=given["gate_bias"])
+        down = part(hidden, inner, norm=False, bias=given["down_bias"])
+        mlp_norm = take(hidden, np.float32) if after else None
         h = reference.decoder_layer(
-            h, start, length, cos, sin, caches[0], caches[1], *parts,
+            h, start, length, cos, sin, caches[0], caches[1], qkv, o, gate_up, down,
             k_scale=caches[2] if len(caches) > 2 else None, v_scale=caches[3] if len(caches) > 2 else None,
-            heads=heads, scale=given["scale"], eps=given["eps"], window=given["window"],
+            heads=heads, scale=given["scale"], eps=given["eps"], window=given["window"], softcap=given["softcap"],
+            act=given["activation"], norm_eps=given["norm_eps"], attention_norm=attention_norm, mlp_norm=mlp_norm,
+            q_gamma=q_gamma, k_gamma=k_gamma, norm_after_rope=norm == "after_rope",
         )  # fmt: skip
         return (h, *copies)
 

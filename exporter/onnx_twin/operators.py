@@ -54,11 +54,17 @@ CUSTOM: dict[str, CustomOperator] = {
     "EdgeDecoderLayer": CustomOperator(
         ("h", "start", "length", "cos", "sin", "weights", *CACHES),
         {"format": str, "heads": int, "scale": float, "window": int, "inner": int, "eps": float}
-        | {f"{part}_bias": int for part in ("q", "o", "gate", "down")},
+        | {f"{part}_bias": int for part in ("q", "o", "gate", "down")}
+        | {"softcap": float, "activation": str, "norms": str, "qk_norm": str, "norm_eps": float},
         CACHES,
+        {"softcap": 0.0, "activation": "silu", "norms": "pre", "qk_norm": "none", "norm_eps": 0.0},
     ),
     "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
-    "EdgeHead": CustomOperator(("h", "weight", "length", "gamma"), {"format": str, "vocabulary": int, "eps": float}),
+    "EdgeHead": CustomOperator(
+        ("h", "weight", "length", "gamma"),
+        {"format": str, "vocabulary": int, "eps": float, "softcap": float},
+        defaults={"softcap": 0.0},
+    ),
     "FusedAttention": ATTENTION,
     "LmHead": CustomOperator(("x", "weight"), {}),
 }

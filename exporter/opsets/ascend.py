@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mindspore
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, ParameterTuple, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
@@ -31,7 +31,9 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.row_blocks import Piece
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
-from ..network.layer_sizes import linear_sizes
+from ..network.family import QKNorm
+from ..network.layer_sizes import layer_norms, linear_sizes, windows
+from ..network.rope import rope_index, rope_names
 from . import portable
 from .ascend_model_checks import logits_in_float32
 from .ascend_weights import is_quantized, weight_pieces
@@ -103,21 +105,39 @@ class LmHead(KernelOperator):
 
 
 class RMSNorm(nn.Cell):
-    """float32 [T, E] -> float16 [T, E], computed in float32; arXiv:1910.07467."""
+    """float32 [..., size] -> float32 [..., size], or float16 with `half`; arXiv:1910.07467."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+    def __init__(self, shape: Shape, name: str, size: int, eps: float, half: bool = False):
         super().__init__(auto_prefix=False)
-        self.cast = ops.Cast()
+        self.cast, self.half = ops.Cast(), half
         self.fused = CHIPS[str(shape.chip)].has("RmsNorm")
         if self.fused:
-            self.weight = weight(f"{name}.weight", config.hidden_size, dtype=FLOAT32)
-            self.norm = ops.RmsNorm(config.rms_norm_eps)
+            self.weight = weight(f"{name}.weight", size, dtype=FLOAT32)
+            self.norm = ops.RmsNorm(eps)
         else:
-            self.norm = portable.RMSNorm(config, name)
+            self.norm = portable.RMSNorm(name, size, eps)
 
     def construct(self, h: Any) -> Any:
         y = self.norm(h, self.weight)[0] if self.fused else self.norm(h)
-        return self.cast(y, FLOAT16)
+        return self.cast(y, FLOAT16) if self.half else y
+
+
+class ToHalf(nn.Cell):
+    """float32 -> float16: what takes the place of a norm of the residual stream that an architecture lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.cast = ops.Cast()
+
+    def construct(self, h: Any) -> Any:
+        return self.cast(h, FLOAT16)
+
+
+def stream_norm(config: LlamaConfig, shape: Shape, name: str | None) -> nn.Cell:
+    """Return the norm `name` of the residual stream: float32 [T, E] -> float16 [T, E]."""
+    if name is None:
+        return ToHalf()
+    return RMSNorm(shape, name, config.hidden_size, config.stream_norm_eps, half=True)
 
 
 class MatMul(nn.Cell):
@@ -157,15 +177,17 @@ class Linear(nn.Cell):
 
 
 class Prepare(nn.Cell):
-    """Returns the step's inputs and the rotary tables: tokens_by_step, start, length, last, cos, sin."""
+    """Returns the step's inputs and the rotary tables: tokens_by_step, start, length, last; cos, sin of each kind."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
         half = config.head_dim // 2
-        self.cos, self.sin = (weight(f"rope.{kind}", shape.context, half, dtype=FLOAT32) for kind in ("cos", "sin"))
+        self.tables = ParameterTuple([weight(name, shape.context, half, dtype=FLOAT32) for name in rope_names(config)])
 
     def construct(self, step: Any) -> Any:
-        return (*step, self.cos, self.sin)
+        for table in self.tables:
+            step = (*step, table)
+        return step
 
 
 class Embedding(nn.Cell):
@@ -182,62 +204,121 @@ class Embedding(nn.Cell):
         return self.cast(self.reshape(self.gather(self.weight, tokens, 0), self.flat), FLOAT32)  # [T, E]
 
 
-class NormQKV(nn.Cell):
-    """The attention's norm, then its q, k and v projections as one product."""
+class HeadNorms(nn.Cell):
+    """The norms of the queries and keys in qkv [T, (H + 2G) * D], float16, computed in float32."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, attention: str):
+    def __init__(self, config: LlamaConfig, shape: Shape, attention: str, norm: QKNorm):
         super().__init__(auto_prefix=False)
-        self.norm = RMSNorm(config, shape, norm)
+        heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        sizes, eps = layer_norms(config), config.rms_norm_eps
+        self.q_norm = RMSNorm(shape, f"{attention}.{norm.q}", sizes[f"self_attn.{norm.q}"], eps)
+        self.k_norm = RMSNorm(shape, f"{attention}.{norm.k}", sizes[f"self_attn.{norm.k}"], eps)
+        self.slice, self.join, self.reshape, self.cast = ops.Slice(), ops.Concat(1), ops.Reshape(), ops.Cast()
+        self.widths = heads * dim, groups * dim
+        self.each = not norm.whole
+        self.by_head = (-1, dim)
+
+    def part(self, qkv: Any, first: int, width: int) -> Any:
+        return self.slice(qkv, (0, first), (-1, width))
+
+    def normed(self, x: Any, norm: Any, width: int) -> Any:
+        x = self.cast(x, FLOAT32)
+        if self.each:
+            x = self.reshape(x, self.by_head)
+        x = norm(x)
+        if self.each:
+            x = self.reshape(x, (-1, width))
+        return self.cast(x, FLOAT16)
+
+    def construct(self, qkv: Any) -> Any:
+        heads, groups = self.widths
+        q = self.normed(self.part(qkv, 0, heads), self.q_norm, heads)
+        k = self.normed(self.part(qkv, heads, groups), self.k_norm, groups)
+        return self.join((q, k, self.part(qkv, heads + groups, groups)))
+
+
+class NormQKV(nn.Cell):
+    """The attention's norm, its q, k and v projections as one product, then the norms of q and k."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str | None, attention: str):
+        super().__init__(auto_prefix=False)
+        self.norm = stream_norm(config, shape, norm)
+        qk_norm = config.family.qk_norm
+        self.has_head_norms = qk_norm is not None
+        if qk_norm is not None:
+            self.head_norms = HeadNorms(config, shape, attention, qk_norm)
         rows = sum(linear_sizes(config, f"{attention}.{x}_proj")[0] for x in "qkv")
         _, k, bias = linear_sizes(config, f"{attention}.q_proj")
         self.linear = Linear(shape, f"{attention}.qkv_proj", (rows, k, bias))
         self.reshape, self.by_row = ops.Reshape(), (shape.rows, -1, rows)
 
     def construct(self, h: Any, step: Any) -> Any:
-        return self.reshape(self.linear(self.norm(h)), self.by_row)  # [B, S, (H + 2G) * D]
+        qkv = self.linear(self.norm(h))
+        if self.has_head_norms:
+            qkv = self.head_norms(qkv)
+        return self.reshape(qkv, self.by_row)  # [B, S, (H + 2G) * D]
 
 
 class Attention(nn.Cell):
     """kernels.reference.fused_attention"""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str, window: int):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str, layer: int):
         super().__init__(auto_prefix=False)
-        heads, dim = config.num_attention_heads, config.head_dim
-        self.attention = FusedAttention(f"{name}.attention", heads, dim**-0.5, window)
+        heads, dim, window = config.num_attention_heads, config.head_dim, windows(config, shape.context)[layer]
+        self.attention = FusedAttention(f"{name}.attention", heads, config.scale, window)
+        self.rope = 4 + rope_index(config, layer)
         self.reshape, self.flat = ops.Reshape(), (-1, heads * dim)
 
     def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
-        _, start, length, _, cos, sin = step
-        out = self.attention(qkv, cos, sin, start, length, *caches)[0]
+        start, length = step[1], step[2]
+        out = self.attention(qkv, step[self.rope], step[self.rope + 1], start, length, *caches)[0]
         return self.reshape(out, self.flat), ()  # [T, H * D]
 
 
 class LinearAdd(nn.Cell):
-    """A linear layer whose result is added to the residual stream in float32."""
+    """A linear layer whose result, or the norm of it, is added to the residual stream in float32."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, name: str):
+    def __init__(self, config: LlamaConfig, shape: Shape, name: str, norm: str | None):
         super().__init__(auto_prefix=False)
         self.linear, self.add, self.cast = Linear(shape, name, linear_sizes(config, name)), ops.Add(), ops.Cast()
+        self.has_norm = norm is not None
+        if norm is not None:
+            self.norm = RMSNorm(shape, norm, config.hidden_size, config.rms_norm_eps)
 
     def construct(self, x: Any, h: Any, step: Any) -> Any:
-        return self.add(h, self.cast(self.linear(x), FLOAT32))
+        y = self.cast(self.linear(x), FLOAT32)
+        return self.add(h, self.norm(y) if self.has_norm else y)
 
 
-class NormSwiGLU(nn.Cell):
-    """The MLP's norm, then silu(gate) * up, arXiv:2002.05202."""
+class GELU(nn.Cell):
+    """portable.GELU of a float16 gate, computed in float32."""
 
-    def __init__(self, config: LlamaConfig, shape: Shape, norm: str, mlp: str):
+    def __init__(self) -> None:
         super().__init__(auto_prefix=False)
-        self.norm = RMSNorm(config, shape, norm)
+        self.gelu, self.cast = portable.GELU(), ops.Cast()
+
+    def construct(self, x: Any) -> Any:
+        return self.cast(self.gelu(self.cast(x, FLOAT32)), FLOAT16)
+
+
+class NormGLU(nn.Cell):
+    """The MLP's norm, if there is one before it, then activation(gate) * up, arXiv:2002.05202."""
+
+    def __init__(self, config: LlamaConfig, shape: Shape, norm: str | None, mlp: str):
+        super().__init__(auto_prefix=False)
+        self.norm = stream_norm(config, shape, norm)
         self.gate, self.up = (
             Linear(shape, f"{mlp}.{x}_proj", linear_sizes(config, f"{mlp}.{x}_proj")) for x in ("gate", "up")
         )
-        self.sigmoid, self.mul = ops.Sigmoid(), ops.Mul()
+        self.sigmoid, self.mul, self.silu = ops.Sigmoid(), ops.Mul(), config.hidden_act == "silu"
+        if config.hidden_act != "silu":
+            self.gelu = GELU()
 
     def construct(self, h: Any, step: Any) -> Any:
         x = self.norm(h)
         gate = self.gate(x)
-        return self.mul(self.mul(gate, self.sigmoid(gate)), self.up(x))
+        activated = self.mul(gate, self.sigmoid(gate)) if self.silu else self.gelu(gate)
+        return self.mul(activated, self.up(x))
 
 
 class Head(nn.Cell):
@@ -248,13 +329,17 @@ class Head(nn.Cell):
 
     def __init__(self, config: LlamaConfig, shape: Shape, embedding: Parameter):
         super().__init__(auto_prefix=False)
-        self.norm = RMSNorm(config, shape, "model.norm")
+        self.norm = stream_norm(config, shape, "model.norm")
         vocabulary, hidden = config.vocab_size, config.hidden_size
         self.weight = embedding if config.tie_word_embeddings else weight("lm_head.weight", vocabulary, hidden)
         self.fused = logits_in_float32(config)
         self.matmul = LmHead("lm_head") if self.fused else ops.MatMul(transpose_b=True)
         self.gather, self.cast = ops.Gather(), ops.Cast()
+        self.capped = config.final_logit_softcapping is not None
+        if config.final_logit_softcapping is not None:
+            self.cap = portable.SoftCap(config.final_logit_softcapping, 2)
 
     def construct(self, h: Any, step: Any) -> Any:
         x = self.norm(self.gather(h, step[3], 0))  # [B, E]
-        return self.matmul(x, self.weight) if self.fused else self.cast(self.matmul(x, self.weight), FLOAT32)
+        logits = self.matmul(x, self.weight) if self.fused else self.cast(self.matmul(x, self.weight), FLOAT32)
+        return self.cap(logits) if self.capped else logits

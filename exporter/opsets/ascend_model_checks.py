@@ -21,6 +21,17 @@ def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> No
     """Raise UserError if the chip, its kernels or the converter do not support the model."""
     chip = CHIPS[str(shape.chip)]
     heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    name = config.family.architecture
+    if config.attn_logit_softcapping is not None:
+        raise UserError(
+            f"{name} bounds the scores of attention (attn_logit_softcapping), which the attention kernels of "
+            f"{chip.name} do not do. Export with TARGET=cpu or TARGET=portable"
+        )
+    if config.family.qk_norm is not None and config.family.qk_norm.after_rope:
+        raise UserError(
+            f"{name} normalises queries and keys after the rotary embedding, which the attention kernels of "
+            f"{chip.name} do not do. Export with TARGET=cpu or TARGET=portable"
+        )
     if shape.weights == "int8" and not chip.has("WeightQuantBatchMatmul"):
         raise UserError(
             f"WEIGHTS int8 with TARGET {shape.chip}: CANN's WeightQuantBatchMatmulV2 does not list {chip.name}. "

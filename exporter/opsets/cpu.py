@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mindspore
-from mindspore import Parameter, nn
+from mindspore import Parameter, ParameterTuple, nn
 from mindspore.common.initializer import initializer
 from mindspore.ops import PrimitiveWithInfer
 
@@ -29,8 +29,8 @@ from ..checkpoint.row_blocks import Piece, tensor_pieces
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import linear_sizes, windows
-from ..network.rope import rope_table
-from .cpu_weights import bias_value, format_of, layer_tensors, packed_matrix, weight_pieces
+from ..network.rope import rope_index, rope_names, rope_table
+from .cpu_weights import abi_of, bias_value, format_of, layer_tensors, layer_variant, packed_matrix, weight_pieces
 from .specs import CPU
 
 SPEC = CPU
@@ -55,10 +55,11 @@ def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
     return weight_pieces(name, checkpoint, format_of(name, shape.weights))
 
 
-def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
+def operator(op: str, config: LlamaConfig, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
     """Return the custom operator `op`, whose result is float32.
 
     Args:
+        config: of the network; it decides which ABI the graph needs.
         name: its name in the graph and in error messages.
         infer_shape: the shape of the result, given the shapes of the inputs.
         attributes: the kernel's attributes; they become text, as the kernels read them.
@@ -72,7 +73,7 @@ def operator(op: str, name: str, infer_shape: Any, **attributes: object) -> Prim
         },
     )
     primitive = kind(op)
-    for key, attribute in {"abi": SPEC.kernel_abi, "name": name, **attributes}.items():
+    for key, attribute in {"abi": abi_of(config), "name": name, **attributes}.items():
         primitive.add_prim_attr(key, str(attribute))
     return primitive
 
@@ -88,14 +89,17 @@ def packed(name: str, outer: int, inner: int, shape: Shape) -> Parameter:
 
 
 class Prepare(nn.Cell):
-    """Returns the step's inputs and the rotary tables: tokens, start, length, cos, sin."""
+    """Returns the step's inputs and the rotary tables: tokens, start, length, then cos, sin of each kind of table."""
 
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
-        self.cos, self.sin = (parameter(f"rope.{kind}", shape.context, config.head_dim // 2) for kind in ("cos", "sin"))
+        names = rope_names(config)
+        self.tables = ParameterTuple([parameter(name, shape.context, config.head_dim // 2) for name in names])
 
     def construct(self, step: Any) -> Any:
-        return (*step, self.cos, self.sin)
+        for table in self.tables:
+            step = (*step, table)
+        return step
 
 
 class Embedding(nn.Cell):
@@ -107,6 +111,7 @@ class Embedding(nn.Cell):
         self.weight = packed(name, config.vocab_size, width, shape)
         self.embedding = operator(
             "EdgeEmbedding",
+            config,
             "model.embed_tokens",
             lambda tokens, weight, length: [*tokens, width],
             format=format_of(name, shape.weights),
@@ -132,20 +137,24 @@ class DecoderLayer(nn.Cell):
         self.weights = parameter(f"{name}{STRETCH}", size, dtype=mindspore.uint8)
         self.layer = operator(
             "EdgeDecoderLayer",
+            config,
             name,
             lambda h, *rest: h,
             format=format_of(f"{name}.weight", shape.weights),
             heads=config.num_attention_heads,
-            scale=config.head_dim**-0.5,
+            scale=config.scale,
             window=windows(config, shape.context)[layer],
             cache=CACHE_KINDS[shape.cache],
             inner=config.intermediate_size,
             **{f"{part}_bias": int(linear_sizes(config, f"{part}_proj")[2]) for part in ("q", "o", "gate", "down")},
-            eps=config.rms_norm_eps,
+            eps=config.stream_norm_eps,
+            **layer_variant(config),
         )
+        self.rope = 3 + rope_index(config, layer)
 
     def construct(self, h: Any, step: Any, caches: Any) -> Any:
-        _, start, length, cos, sin = step
+        _, start, length = step[:3]
+        cos, sin = step[self.rope], step[self.rope + 1]
         return self.layer(h, start, length, cos, sin, self.weights, *caches), ()
 
 
@@ -160,11 +169,13 @@ class Head(nn.Cell):
         self.gamma = parameter("model.norm.weight", hidden)
         self.head = operator(
             "EdgeHead",
+            config,
             "lm_head",
             lambda h, *rest: [h[0], vocabulary],
             format=format_of(name, shape.weights),
             vocabulary=vocabulary,
-            eps=config.rms_norm_eps,
+            eps=config.stream_norm_eps,
+            **({} if config.final_logit_softcapping is None else {"softcap": config.final_logit_softcapping}),
         )
 
     def construct(self, h: Any, step: Any) -> Any:

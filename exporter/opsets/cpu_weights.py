@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgellama.artifact.manifest import TensorSpec
 from edgellama.backend.cpu_kernels import kernel_library
 from edgellama.errors import UserError
+from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 from edgellama.kernels.cpu.packing import pack, pack_quantized
 from edgellama.kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
 
@@ -20,7 +21,8 @@ from ..checkpoint.base import Checkpoint, check_finite
 from ..checkpoint.row_blocks import Piece, row_blocks
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
-from ..network.layer_sizes import linear_sizes
+from ..network.family import POST_ATTENTION, POST_MLP, POST_NORMS, PRE_ATTENTION, PRE_MLP, PRE_NORMS
+from ..network.layer_sizes import layer_norms, linear_sizes
 
 # WEIGHTS -> the packed format of the layers' matrices
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}
@@ -45,17 +47,49 @@ def layer_tensors(config: LlamaConfig, shape: Shape, layer: int) -> list[TensorS
     def add(linear: str, outer: int, inner: int, bias: bool, norm: str | None = None) -> None:
         found.append(packed_matrix(f"{name}.{linear}.weight", outer, inner, shape))
         if norm:
-            found.append(TensorSpec(f"{name}.{norm}.weight", "float32", (inner,)))
+            add_norm(norm)
         if bias:
             found.append(TensorSpec(f"{name}.{linear}.bias", "float32", (panel_count(outer) * PANEL,)))
 
+    def add_norm(norm: str | None) -> None:
+        if norm:
+            found.append(TensorSpec(f"{name}.{norm}.weight", "float32", (sizes[norm],)))
+
+    sizes, norms, qk_norm = layer_norms(config), config.family.norms, config.family.qk_norm
     (q, hidden, bias), (k, _, _) = (linear_sizes(config, f"{part}_proj") for part in "qk")
-    add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm="input_layernorm")
+    add("self_attn.qkv_proj", q + 2 * k, hidden, bias, norm=norms.get(PRE_ATTENTION))
+    for norm in (qk_norm.q, qk_norm.k) if qk_norm is not None else ():
+        add_norm(f"self_attn.{norm}")
     add("self_attn.o_proj", *linear_sizes(config, "o_proj"))
+    add_norm(norms.get(POST_ATTENTION))
     gate, _, bias = linear_sizes(config, "gate_proj")
-    add("mlp.gate_up_proj", panel_count(gate) * PANEL * 2, hidden, bias, norm="post_attention_layernorm")
+    add("mlp.gate_up_proj", panel_count(gate) * PANEL * 2, hidden, bias, norm=norms.get(PRE_MLP))
     add("mlp.down_proj", *linear_sizes(config, "down_proj"))
+    add_norm(norms.get(POST_MLP))
     return found
+
+
+def layer_variant(config: LlamaConfig) -> dict[str, Any]:
+    """Return the attributes of a decoder layer that differ from Llama's, which the kernels of ABI 2 do not know."""
+    family = config.family
+    found: dict[str, Any] = {}
+    if config.hidden_act != "silu":
+        found["activation"] = config.hidden_act
+    if config.attn_logit_softcapping is not None:
+        found["softcap"] = config.attn_logit_softcapping
+    if family.norms is not PRE_NORMS:
+        found["norms"] = "post" if family.norms is POST_NORMS else "both"
+    if family.qk_norm is not None:
+        found["qk_norm"] = "whole" if family.qk_norm.whole else "after_rope" if family.qk_norm.after_rope else "each"
+    if found.keys() & {"norms", "qk_norm"}:
+        found["norm_eps"] = config.rms_norm_eps
+    return found
+
+
+def abi_of(config: LlamaConfig) -> int:
+    """Return the oldest ABI of the kernels that run this network, so that older releases run what they can."""
+    plain = not layer_variant(config) and config.final_logit_softcapping is None
+    return OLDEST_ABI if plain else ABI
 
 
 def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece]:

@@ -12,13 +12,12 @@ from importlib import import_module
 from typing import Any
 
 from edgellama.artifact.manifest import TensorSpec
-from edgellama.kernels.cpu.library import ABI
 
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import windows
 from .ascend_weights import is_quantized
-from .cpu_weights import FORMATS, packed_matrix
+from .cpu_weights import FORMATS, abi_of, packed_matrix
 
 Tensors = Callable[[LlamaConfig, Shape], list[TensorSpec]]
 Matrix = Callable[[str, int, int, Shape], list[TensorSpec]]
@@ -38,9 +37,9 @@ class OpSetSpec:
         one_graph: one graph file serves all buckets. If not, each bucket has its own file.
         dynamic_tokens: the graph declares its token axis as -1. If not, as the bucket that it is traced at.
         fused_layer: a decoder layer is one operator, the cell DecoderLayer. If not, it is made of the cells NormQKV,
-            Attention, LinearAdd and NormSwiGLU.
+            Attention, LinearAdd and NormGLU.
         joined_qkv: q, k and v are one matrix.
-        kernel_abi: the version of the kernel library that the graphs need; None if they need none.
+        kernel_abi: returns the version of the kernel library that the graphs of a config need; None if they need none.
         step_inputs: the graph's inputs before the caches.
         cache_inputs: the graph's caches, layer by layer.
         outputs: the graph's outputs.
@@ -57,7 +56,7 @@ class OpSetSpec:
     dynamic_tokens: bool
     fused_layer: bool
     joined_qkv: bool
-    kernel_abi: int | None
+    kernel_abi: Callable[[LlamaConfig], int | None]
     step_inputs: Tensors
     cache_inputs: Tensors
     outputs: Tensors
@@ -178,7 +177,7 @@ PORTABLE = OpSetSpec(
     dynamic_tokens=False,  # MindSpore Lite 2.0 accepts no -1 beside a Gather
     fused_layer=False,
     joined_qkv=False,
-    kernel_abi=None,
+    kernel_abi=lambda config: None,
     step_inputs=_portable_inputs,
     cache_inputs=lambda config, shape: _layer_caches(config, shape, "float32"),
     outputs=_portable_outputs,
@@ -195,7 +194,7 @@ CPU = OpSetSpec(
     dynamic_tokens=False,
     fused_layer=True,
     joined_qkv=True,
-    kernel_abi=ABI,
+    kernel_abi=abi_of,
     step_inputs=_cpu_inputs,
     cache_inputs=_cpu_caches,
     outputs=_logits,
@@ -212,7 +211,7 @@ ASCEND = OpSetSpec(
     dynamic_tokens=True,
     fused_layer=False,
     joined_qkv=True,
-    kernel_abi=None,
+    kernel_abi=lambda config: None,
     step_inputs=_ascend_inputs,
     cache_inputs=lambda config, shape: _layer_caches(config, shape, shape.cache),
     outputs=_logits,

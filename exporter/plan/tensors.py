@@ -12,7 +12,8 @@ from edgellama.mindir.builder import HEADER
 
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
-from ..network.layer_sizes import linear_sizes
+from ..network.layer_sizes import layer_norms, linear_sizes
+from ..network.rope import rope_names
 from ..opsets.cpu_weights import layer_tensors
 from ..opsets.specs import OpSetSpec
 from ..targets import TARGETS
@@ -52,7 +53,7 @@ def weights(config: LlamaConfig, shape: Shape, target: str) -> list[Weight]:
 
 def _weights(config: LlamaConfig, shape: Shape, opset: OpSetSpec) -> Iterator[Weight]:
     hidden, vocabulary, tied = config.hidden_size, config.vocab_size, config.tie_word_embeddings
-    for table in ("rope.cos", "rope.sin"):
+    for table in rope_names(config):
         yield Weight(TensorSpec(table, "float32", (shape.context, config.head_dim // 2)), looked_up=True)
     head_flops = 2 * hidden * vocabulary
     for spec in opset.matrix("model.embed_tokens", vocabulary, hidden, shape):
@@ -74,8 +75,8 @@ def _fused_layer(config: LlamaConfig, shape: Shape, layer: int) -> Iterator[Weig
 
 def _layer(config: LlamaConfig, shape: Shape, opset: OpSetSpec, layer: int) -> Iterator[Weight]:
     name = f"model.layers.{layer}"
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        yield Weight(TensorSpec(f"{name}.{norm}.weight", "float32", (config.hidden_size,)))
+    for norm, size in layer_norms(config).items():
+        yield Weight(TensorSpec(f"{name}.{norm}.weight", "float32", (size,)))
     qkv = [("qkv_proj", JOINED["qkv_proj"])] if opset.joined_qkv else [(f"{x}_proj", (f"{x}_proj",)) for x in "qkv"]
     for linear, parts in [*qkv, ("o_proj", ("o_proj",))]:
         yield from _linear(config, shape, opset, f"{name}.self_attn.{linear}", parts)
@@ -113,7 +114,7 @@ def parameters(config: LlamaConfig) -> int:
     names = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
     linear = sum(n * k + n * bias for n, k, bias in (linear_sizes(config, name) for name in names))
     tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
-    return config.num_hidden_layers * (linear + 2 * config.hidden_size) + config.hidden_size + tables
+    return config.num_hidden_layers * (linear + sum(layer_norms(config).values())) + config.hidden_size + tables
 
 
 def cache_token_bytes(config: LlamaConfig, cache: str) -> int:

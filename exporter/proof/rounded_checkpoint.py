@@ -19,6 +19,7 @@ from edgellama.errors import UserError
 from edgellama.kernels.weight_format import PANEL, panel_count, unpack
 
 from ..checkpoint.base import Checkpoint, RawBlocks
+from ..checkpoint.folded import folded
 from ..opsets.cpu_weights import format_of, merged_place
 
 # The largest allowed relative error of a block of rows: root mean square of the error / that of the weights. For a
@@ -36,7 +37,8 @@ class RoundedCheckpoint(Checkpoint):
     def __init__(self, folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
         if manifest.weights is None:
             raise UserError(f"{folder} has no weights file; its weights are those of the checkpoint")
-        self.path, self.config = folder, checkpoint.config
+        checkpoint = folded(checkpoint)
+        self.path, self.config, self.is_folded = folder, checkpoint.config, checkpoint.is_folded
         self._checkpoint, self._weights_format = checkpoint, manifest.weights_format
         path = folder / manifest.weights.file
         self._stored = TensorFile(path, data=mapped(path))

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 PATH = Path(__file__).parent / "libedgellama_cpu.so"
-ABI = 2  # kAbi of base/abi.h: graphs and weights must agree with the library on it
+ABI, OLDEST_ABI = 3, 2  # kAbi and kOldestAbi of base/abi.h: the library runs graphs of these versions
 ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa in base/cpu_features.h
 
 

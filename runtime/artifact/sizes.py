@@ -7,7 +7,7 @@ import math
 from .manifest import Manifest
 from .step_graph import CACHE_PREFIXES, STEP_INPUTS
 
-ROTARY_TABLES = ("rope.cos", "rope.sin")
+ROTARY_TABLES = "rope."  # begins the names of the rotary tables
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -39,11 +39,13 @@ def step_weight_bytes(manifest: Manifest) -> int:
     if manifest.weights is None:  # constants of the graph, in float32
         embedding = 4 * manifest.config["vocab_size"] * manifest.config.get("hidden_size", 0)
         return weights_bytes(manifest) - (0 if tied else embedding)
-    looked_up = {*ROTARY_TABLES, *(() if tied else (EMBEDDING,))}
+    looked_up = () if tied else (EMBEDDING,)
     return sum(
         spec.nbytes
         for spec in graph.inputs
-        if spec.name not in STEP_INPUTS and not spec.name.startswith(CACHE_PREFIXES) and spec.name not in looked_up
+        if spec.name not in STEP_INPUTS
+        and spec.name not in looked_up
+        and not spec.name.startswith((*CACHE_PREFIXES, ROTARY_TABLES))
     )
 
 

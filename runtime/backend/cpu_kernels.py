@@ -33,11 +33,11 @@ def kernel_library() -> ctypes.CDLL:
 
 def check_kernel_abi(manifest: Manifest) -> None:
     """Raise UserError if the artifact needs kernels of another ABI than this release has. Loads nothing."""
-    from edgellama.kernels.cpu.library import ABI
+    from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 
-    if manifest.kernel_abi != ABI:
+    if manifest.kernel_abi is None or not OLDEST_ABI <= manifest.kernel_abi <= ABI:
         raise UserError(
-            f"kernel_abi is {manifest.kernel_abi}; the kernels of this release have {ABI}. "
+            f"kernel_abi is {manifest.kernel_abi}; the kernels of this release run {OLDEST_ABI} to {ABI}. "
             "Export again with this release"
         )
     for graph in manifest.graphs:

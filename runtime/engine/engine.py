@@ -20,9 +20,10 @@ from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
 from ..backend.cpu_kernels import check_kernel_abi, load_cpu_kernels
 from ..backend.library_pages import release_library_pages
-from ..backend.lite_graph import LiteGraph
+from ..backend.lite_graph import LiteGraph, import_lite
 from ..backend.native_exit import keep_libraries
 from ..backend.resources import available_threads
+from ..backend.trial import try_in_child
 from ..errors import UserError
 from ..mindir.check import check_graphs
 from .chunks import CPU_PADDING, plan_chunks
@@ -161,7 +162,8 @@ class Engine:
                 return build_with_reserve(load, manifest)
 
             with limited_memory(artifact, self.threads, weights_memory):
-                check_graphs(artifact)
+                if not check_graphs(artifact):
+                    try_in_child(artifact, 0, str(getattr(import_lite(), "__version__", "unknown")))
                 self._load(artifact, build_on_host, weights_memory)
         keep_libraries()
         release_library_pages()

@@ -2,10 +2,10 @@
 
 MindSpore Lite trusts a graph file: a hostile one makes its parser crash, or read files outside the artifact. So the
 runtime loads what an export writes, and nothing else. The manifest determines each byte of a graph file that `export`
-wrote: the runtime writes the same file again in memory and compares. A file that CANN has compiled (`convert`) cannot
-be written again. There the structure, the sizes and the external data are checked (`check_converted`), and the file is
-loaded in a child process first (backend/ascend/trial.py). Op sets and the reader are imported where they are needed,
-because every load imports this module.
+wrote: the runtime writes the same file again in memory and compares. It cannot write again what CANN has compiled
+(`convert`), nor the graphs of architectures beside Llama, Mistral and Qwen2. There the structure, the sizes and the
+external data are checked (`check_structure`), and the file is loaded in a child process first (backend/trial.py). Op
+sets and the readers are imported where they are needed, because every load imports this module.
 """
 
 from __future__ import annotations
@@ -30,29 +30,33 @@ LARGEST = 64 << 20  # bytes of a graph file without weights; 80 layers of the po
 REMEDY = "The runtime loads only what an export writes. Export again with this release"
 
 
-def check_graphs(artifact: Artifact) -> None:
+def check_graphs(artifact: Artifact) -> bool:
     """Check every graph file of an artifact.
+
+    Returns:
+        Whether the files are proven to be what an export writes. If not, load them in a child process first.
 
     Raises:
         UserError: a file is not what this release exports for the manifest; the message names the first field that
-            differs. For a converted artifact: a part of the file is malformed, or leads out of the folder.
+            differs. If the runtime cannot write the file again: a part of the file is malformed, or leads out of the
+            folder.
     """
     manifest = artifact.manifest
     for graph in manifest.graphs:
         path = artifact.file(graph.file)
         if path.is_symlink():  # MindSpore Lite may look for the data beside the target of the link
             raise UserError(f"{path}: a link; needed: the file itself. Copy it into the folder")
-    if manifest.converted is not None:
-        if manifest.opset != "ascend":  # the checks of a converted graph alone are too weak for a load on the host
-            raise UserError(
-                f"{artifact.path}: op set is {manifest.opset!r}, and manifest.json says that CANN compiled it; only "
-                f"artifacts of Ascend targets are converted. {REMEDY}"
-            )
-        from .converted import check_converted
+    if manifest.converted is not None and manifest.opset != "ascend":
+        raise UserError(
+            f"{artifact.path}: op set is {manifest.opset!r}, and manifest.json says that CANN compiled it; only "
+            f"artifacts of Ascend targets are converted. {REMEDY}"
+        )
+    if manifest.converted is not None or not Network.known(manifest):
+        from .structure import check_structure
 
         for graph in manifest.graphs:
-            check_converted(artifact, graph)
-        return
+            check_structure(artifact, graph)
+        return False
     network = Network.of(manifest)
     for graph in manifest.graphs:
         path = artifact.file(graph.file)
@@ -69,6 +73,7 @@ def check_graphs(artifact: Artifact) -> None:
             with artifact.file(entry.file).open("rb") as file:
                 if file.read(len(HEADER)) != HEADER:
                     raise UserError(f"{artifact.file(entry.file)}: its first {len(HEADER)} bytes differ. {REMEDY}")
+    return True
 
 
 def graph_bytes(manifest: Manifest, network: Network, graph: Graph, where: str) -> bytes:

@@ -62,6 +62,12 @@ class Network:
         """The factor of the attention's scores."""
         return self.width**-0.5
 
+    @staticmethod
+    def known(manifest: Manifest) -> bool:
+        """Whether `of` knows the architecture. It raises the error if model_type is missing or no text."""
+        kind = manifest.config.get("model_type")
+        return not isinstance(kind, str) or kind in QKV_BIAS
+
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
         """Read the config of a manifest. Raises UserError, which names the key that is missing or not possible."""

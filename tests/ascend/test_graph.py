@@ -42,6 +42,11 @@ JOBS = {
     "int8": ("gqa-3to1", "ascend310p", "int8", BLOCKS),
     "windows": ("qwen2-windows-16", "ascend910b", "fp16", BLOCKS),
     "no-blocks": ("llama3", "ascend310p", "fp16", {}),
+    "qwen3": ("qwen3", "ascend910b", "fp16", {"head_dim": 16, **BLOCKS}),
+    "olmo3": ("olmo3", "ascend310b", "fp16", BLOCKS),
+    "gemma3": ("gemma3", "ascend310p", "fp16", {"num_hidden_layers": 6, **BLOCKS}),
+    "granite": ("granite-tied", "ascend310b", "fp16", BLOCKS),
+    "phi3": ("phi3-partial", "ascend910b", "fp16", BLOCKS),
 }
 # Tolerance of the logits against transformers in float32, as a fraction of their range: rounding to float16 and int8.
 TOLERANCE = {"fp16": 4e-3, "int8": 5e-2}

@@ -303,7 +303,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
     ({"eos_token_id": ["</s>"]}, "'</s>'"),
     ({"rope_scaling": "linear"}, "rope_scaling = 'linear'"),
-    ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "'longrope'.*running length"),
+    ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "'longrope'.*long_factor"),
     ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope'.*supported: default, linear"),
     ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs factor"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor = 0"),

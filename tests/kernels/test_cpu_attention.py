@@ -9,7 +9,7 @@ import pytest
 
 from edgellama.kernels import reference
 from edgellama.kernels.cpu.library import available_isas
-from support.attention_calls import CACHES, Case, bind, call, check, expected, run
+from support.attention_calls import CACHES, NORMS, Case, bind, call, check, expected, run
 
 # Query heads, key/value heads, head size: groups of 1, 3, 4 and 8 heads; sizes that fill vectors and tiles, or not.
 HEADS = [
@@ -48,6 +48,19 @@ def test_positions(isa: str, cache: str, start: int, tokens: int) -> None:
 def test_sliding_window(isa: str, cache: str, window: int) -> None:
     sizes = {"tokens": 100, "capacity": 201, "window": window}
     check(Case([0, 64, 128, 200, 5], [100, 64, 1, 1, 100], cache=cache, isa=isa, **sizes))
+
+
+@pytest.mark.parametrize("norm", NORMS[1:])
+@pytest.mark.parametrize(("heads", "groups", "head_dim"), [(3, 1, 64), (8, 2, 20), (4, 4, 128)])
+def test_norms_of_queries_and_keys(isa: str, norm: str, heads: int, groups: int, head_dim: int) -> None:
+    sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "norm": norm}
+    check(Case([70, 3, 129, 0], [1, 21, 0, 1], tokens=21, cache="float32", isa=isa, **sizes))
+
+
+@pytest.mark.parametrize("softcap", [0.5, 5.0, 50.0])
+def test_soft_cap(isa: str, cache: str, softcap: float) -> None:
+    sizes = {"heads": 8, "groups": 2, "head_dim": 20, "softcap": softcap, "gain": 3.0}
+    check(Case([70, 3, 600, 0], [1, 21, 1, 130], tokens=130, capacity=700, cache=cache, isa=isa, **sizes))
 
 
 @pytest.mark.parametrize("position", [63, 64, 511, 512, 513, 1500, 4106])

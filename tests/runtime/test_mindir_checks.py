@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgellama.artifact.manifest import Artifact, Conversion, Graph, digest, file_entry, write_manifest
-from edgellama.backend.ascend.trial import try_in_child
+from edgellama.backend.trial import try_in_child
 from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
 from edgellama.mindir.check import check_graphs, difference, graph_bytes

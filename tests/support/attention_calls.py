@@ -16,7 +16,9 @@ CACHES = ("float32", "float16", "int8")  # the order of enum class CacheType
 
 SIZES = ("rows", "tokens", "heads", "groups", "head_dim", "capacity", "positions", "window")
 READ = ("qkv", "cos", "sin", "start", "length")
-POINTERS = (*READ, "k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")
+NORMS = ("none", "each", "whole", "after_rope")  # the order of enum class HeadNorm
+NORM_EPS = 1e-3
+POINTERS = ("q_gamma", "k_gamma", *READ, "k_cache", "v_cache", "k_scale", "v_scale", "out", "scratch")
 
 
 class Args(ctypes.Structure):
@@ -26,6 +28,9 @@ class Args(ctypes.Structure):
         *((name, ctypes.c_int32) for name in SIZES),
         ("scale", ctypes.c_float),
         ("cache", ctypes.c_int32),
+        ("softcap", ctypes.c_float),
+        ("norm", ctypes.c_int32),
+        ("norm_eps", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in POINTERS),
         ("threads", ctypes.c_int32),
     ]
@@ -47,6 +52,8 @@ class Case:
     isa: str = "portable"
     threads: int = 2
     gain: float = 1.0  # of queries, keys and values
+    softcap: float = 0.0
+    norm: str = "none"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns inputs, outputs and caches. Positions that no token may read are NaN, if the type has NaN."""
@@ -62,6 +69,9 @@ class Case:
             "length": np.array(self.length, np.int32),
             "out": np.full((b, self.tokens, self.heads * d), np.nan, np.float32),
         }
+        if self.norm != "none":
+            for name, count in (("q_gamma", self.heads), ("k_gamma", g)):
+                x[name] = rng.uniform(0.5, 1.5, d * (count if self.norm == "whole" else 1)).astype(np.float32)
         for name in ("k", "v"):
             past = np.float32(self.gain) * rng.standard_normal((b, g, c, d), dtype=np.float32)
             if self.cache == "int8":
@@ -85,6 +95,7 @@ def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np
     pointers = {name: pointer(x.get(name)) for name in POINTERS}
     args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
     args.scale, args.cache = case.head_dim**-0.5, CACHES.index(case.cache)
+    args.softcap, args.norm, args.norm_eps = case.softcap, NORMS.index(case.norm), NORM_EPS
     for name, value in changes.items():
         setattr(args, name, value)
     size = library().edgellama_attention_scratch_bytes
@@ -118,7 +129,16 @@ def expected(case: Case) -> dict[str, np.ndarray]:
     scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
     inputs = [x[name] for name in (*READ, "k_cache", "v_cache")]
     x["out"] = reference.fused_attention(
-        *inputs, heads=case.heads, scale=case.head_dim**-0.5, window=case.window, **scales
+        *inputs,
+        heads=case.heads,
+        scale=case.head_dim**-0.5,
+        window=case.window,
+        softcap=case.softcap,
+        q_gamma=x.get("q_gamma"),
+        k_gamma=x.get("k_gamma"),
+        norm_eps=NORM_EPS,
+        norm_after_rope=case.norm == "after_rope",
+        **scales,
     )
     return x
 
@@ -127,7 +147,9 @@ def check(case: Case) -> None:
     """Compares the caches bit for bit, and the outputs to float32's accuracy (less with AMX, which uses split bf16)."""
     want, got = expected(case), run(case)
     for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
-        if name in want:
+        if name == "k_cache" and case.norm != "none":  # the sums of the norms may be in another order
+            np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5)
+        elif name in want:
             assert want[name].tobytes() == got[name].tobytes(), name
     split = case.isa == "amx" and case.cache != "float32" and max(case.length) > 1
     np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=5e-5 if split else 1e-5)

@@ -89,6 +89,111 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+# Two or more configs of every other architecture in exporter/network/family.py, with small windows, caps and factors.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen3": {"model_type": "qwen3", "head_dim": 20},
+    "qwen3-windows": {
+        **{"model_type": "qwen3", "head_dim": 32, "use_sliding_window": True, "sliding_window": 16},
+        **{"max_window_layers": 1, "attention_bias": True, "tie_word_embeddings": True},
+    },
+    "smollm3": {
+        **{"model_type": "smollm3", "pad_token_id": 0, "no_rope_layer_interval": 2, "num_hidden_layers": 3},
+        "rope_parameters": rope("default", theta=500000.0),
+    },
+    "smollm3-bias": {
+        **{"model_type": "smollm3", "pad_token_id": 0, "no_rope_layers": [0, 1], "attention_bias": True},
+        **{"mlp_bias": True, "tie_word_embeddings": True},
+    },
+    "granite": {
+        **{"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+        **{"logits_scaling": 8.0, "attention_multiplier": 0.0156},
+    },
+    "granite-tied": {
+        **{"model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+        **{"attention_multiplier": 0.1, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        "rms_norm_eps": 1e-2,
+    },
+    "hunyuan": {
+        **{"model_type": "hunyuan_v1_dense", "head_dim": 32},
+        "rope_parameters": rope("dynamic", alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1, mscale=1.0),
+    },
+    "hunyuan-bias": {
+        **{"model_type": "hunyuan_v1_dense", "head_dim": 16, "attention_bias": True},
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "olmo2-bias": {"model_type": "olmo2", "attention_bias": True, "num_key_value_heads": 4, "head_dim": 20},
+    "olmo3": {
+        **{"model_type": "olmo3", "sliding_window": 16, "num_hidden_layers": 4},
+        "rope_parameters": {
+            "full_attention": rope("yarn", factor=4.0, original_max_position_embeddings=32),
+            "sliding_attention": rope("default"),
+        },
+    },
+    "olmo3-kinds": {
+        **{"model_type": "olmo3", "sliding_window": 17},
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "exaone4": {
+        **{"model_type": "exaone4", "sliding_window": 16, "num_hidden_layers": 4},
+        "rope_parameters": rope(
+            "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+        ),
+    },
+    "exaone4-full": {
+        **{"model_type": "exaone4", "sliding_window": None, "tie_word_embeddings": True},
+        "layer_types": ["full_attention", "full_attention"],
+    },
+    "ministral3": {
+        **{"model_type": "ministral3", "head_dim": 32},
+        "rope_parameters": rope(
+            "yarn",
+            **{"factor": 4.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        ),
+    },
+    "ministral3-window": {
+        **{"model_type": "ministral3", "head_dim": 20, "sliding_window": 12},
+        "rope_parameters": rope("default"),
+    },
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
+    "phi3-partial": {
+        **{"model_type": "phi3", "pad_token_id": 0, "original_max_position_embeddings": 32, "sliding_window": 20},
+        "rope_parameters": {
+            **rope("longrope", original_max_position_embeddings=32),
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "partial_rotary_factor": 0.75,
+        },
+    },
+    "gemma": {"model_type": "gemma", "head_dim": 32, "tie_word_embeddings": True},
+    "gemma-untied": {"model_type": "gemma", "head_dim": 20, "tie_word_embeddings": False},
+    "gemma2": {
+        **{"model_type": "gemma2", "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 16},
+        **{"query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    },
+    "gemma2-window-3": {
+        **{"model_type": "gemma2", "head_dim": 20, "tie_word_embeddings": True, "sliding_window": 3},
+        **{"num_hidden_layers": 3, "attn_logit_softcapping": None, "final_logit_softcapping": 4.0},
+    },
+    "gemma3": {
+        **{"model_type": "gemma3_text", "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 16},
+        **{"num_hidden_layers": 7, "query_pre_attn_scalar": 32},
+    },
+    "gemma3-linear": {
+        **{"model_type": "gemma3_text", "head_dim": 20, "tie_word_embeddings": True, "sliding_window": 17},
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": rope("linear", theta=1e6, factor=8.0),
+            "sliding_attention": rope("default"),
+        },
+    },
+    "internlm3": {"model_type": "internlm3", "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "internlm3-plain": {"model_type": "internlm3", "head_dim": 20, "tie_word_embeddings": True},
+}
+CONFIGS |= ARCHITECTURES
+
+
 def make_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
     """Writes a Hugging Face folder (config.json, model.safetensors, tokenizer.json) of a random model.
 

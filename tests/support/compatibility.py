@@ -17,7 +17,13 @@ from support.child import REPOSITORY, run_python
 FOLDER = REPOSITORY / "tests" / "data" / "compatibility"
 EXPECTED = "expected.json"  # {"prompt": ids, "tokens": {artifact: ids}}, beside the artifacts
 PROMPT, COUNT = list(b"A small text, "), 16
-KINDS = (("portable", "fp32"), ("cpu", "int8"), ("cpu", "int4"))
+# Name of the artifact -> model, target, weights. Qwen3 needs the newest ABI of the kernels, Llama the oldest.
+KINDS = {
+    "portable-fp32": ("llama", "portable", "fp32"),
+    "cpu-int8": ("llama", "cpu", "int8"),
+    "cpu-int4": ("llama", "cpu", "int4"),
+    "qwen3-cpu-int8": ("qwen3", "cpu", "int8"),
+}
 # As small as the formats of the weights permit.
 CONFIG = {
     "vocab_size": 258,
@@ -90,12 +96,13 @@ def main() -> None:
     release = FOLDER / edgellama.__version__
     shutil.rmtree(release, ignore_errors=True)
     sizes = {"context": 64, "buckets": (4,)}
-    model = Path("build", "compatibility", "tiny-llama")  # relative, because the manifest contains it
-    make_checkpoint(REPOSITORY / model, **CONFIG)
+    folder = Path("build", "compatibility")  # relative, because the manifest contains it
+    for kind in sorted({kind for kind, _, _ in KINDS.values()}):
+        make_checkpoint(REPOSITORY / folder / f"tiny-{kind}", model_type=kind, head_dim=16, **CONFIG)
     export_all(
         [
-            {"model": model, "out": release / f"{target}-{weights}", "target": target, "weights": weights, **sizes}
-            for target, weights in KINDS
+            {"model": folder / f"tiny-{kind}", "out": release / name, "target": target, "weights": weights, **sizes}
+            for name, (kind, target, weights) in KINDS.items()
         ]
     )
     tokens = {path.name: answer["tokens"] for path, answer in load_artifacts(artifacts(release), save=True).items()}

@@ -12,7 +12,8 @@ from edgellama.kernels import reference
 from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.library import ISAS, library
 
-EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2}
+EPILOGUES = {"none": 0, "residual_add": 1, "swiglu": 2, "geglu": 3}
+GATED = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}  # the activation of each
 TILE_ROWS = 12  # AMX multiplies from this number of rows on
 
 
@@ -68,7 +69,7 @@ class Linear:
     ):
         rng = np.random.default_rng(inner * 1000 + outer)
         self.fmt, self.epilogue, self.last_only, self.outer = fmt, epilogue, last_only, outer
-        columns = wf.panel_count(outer) * wf.PANEL * (2 if epilogue == "swiglu" else 1)
+        columns = wf.panel_count(outer) * wf.PANEL * (2 if epilogue in GATED else 1)
         self.length = np.array(length, np.int32)
         self.x = rng.standard_normal((len(length), tokens, inner), dtype=np.float32)
         self.x[:, :, 0] *= 50  # an outlier, like those of trained models
@@ -92,9 +93,9 @@ class Linear:
 
     def expected(self) -> NDArray[np.float32]:
         weight = wf.unpack(self.packed, self.fmt, self.columns, self.x.shape[2])
-        swiglu = self.epilogue == "swiglu"
+        swiglu, act = self.epilogue in GATED, GATED.get(self.epilogue, "silu")
         y = reference.linear(
-            self.x, weight, self.length, gamma=self.gamma, eps=1e-5, bias=self.bias, swiglu=swiglu,
+            self.x, weight, self.length, gamma=self.gamma, eps=1e-5, bias=self.bias, swiglu=swiglu, act=act,
             last_only=self.last_only,
         )[..., : self.outer]  # fmt: skip
         return y if self.residual is None else y + self.residual

@@ -17,6 +17,14 @@ enum class CacheType : int32_t {
   s8 = 2,  // int8, with one float16 scale for each row, head and position
 };
 
+// RMSNorm (arXiv:1910.07467) of queries and keys.
+enum class HeadNorm : int32_t {
+  none = 0,
+  each = 1,        // of each head, before the rotary embedding; gammas [D]
+  whole = 2,       // of all heads of a token, before the rotary embedding; gammas [H * D] and [G * D]
+  after_rope = 3,  // of each head, after the rotary embedding; gammas [D]
+};
+
 // Sizes and pointers. The caller owns the arrays. Every array is dense.
 struct AttentionArgs {
   int32_t rows, tokens;        // B, S
@@ -26,6 +34,10 @@ struct AttentionArgs {
   int32_t window;              // how many of the latest positions a token sees, its own included; 0: all
   float scale;                 // multiplies q.k; 1 / sqrt(D) in Llama
   CacheType cache;
+  float softcap;                 // scores become softcap * tanh(score / softcap); 0: they do not
+  HeadNorm norm;
+  float norm_eps;                // of these norms
+  const float *q_gamma, *k_gamma;  // with a norm
   const float* qkv;              // [B, S, (H + 2G) * D]: query heads, key heads, value heads
   const float *cos, *sin;        // [P, D/2]
   const int32_t *start, *length;  // [B], as in kernels/reference.py

@@ -49,6 +49,11 @@ std::string attention_size_error(const AttentionArgs& a) {
     text << "window " << a.window << " is negative; 0 means none";
   else if (a.cache != CacheType::f32 && a.cache != CacheType::f16 && a.cache != CacheType::s8)
     text << "cache type " << static_cast<int>(a.cache) << " is unknown; choose 0 (float32), 1 (float16) or 2 (int8)";
+  else if (a.norm < HeadNorm::none || a.norm > HeadNorm::after_rope)
+    text << "norm " << static_cast<int>(a.norm) << " is unknown; choose 0 (none), 1 (each head), 2 (all heads) or 3 "
+         << "(each head, after the rotary embedding)";
+  else if (!(a.softcap >= 0))
+    text << "softcap " << a.softcap << " is not a number of at least 0; 0 means none";
   else if (a.threads < 1 || a.threads > ThreadPool::kMaxThreads)
     text << "threads " << a.threads << " is outside 1.." << ThreadPool::kMaxThreads;
   else
@@ -85,7 +90,8 @@ EDGELLAMA_API int edgellama_attention(const AttentionArgs* args, int isa, int re
   const bool arrays = args->qkv && args->cos && args->sin && args->start && args->length && args->k_cache &&
                       args->v_cache && args->out && args->scratch;
   const bool scales = args->cache != edgellama::CacheType::s8 || (args->k_scale && args->v_scale);
-  if (error.empty() && !(arrays && scales)) error = "FusedAttention: an array is missing";
+  const bool gammas = args->norm == edgellama::HeadNorm::none || (args->q_gamma && args->k_gamma);
+  if (error.empty() && !(arrays && scales && gammas)) error = "FusedAttention: an array is missing";
   if (error.empty()) error = edgellama::attention_range_error(*args);
   if (error.empty() && !table) error = "FusedAttention: this CPU or this build lacks the instruction set";
   if (!error.empty()) {

@@ -127,13 +127,14 @@ static inline Softmax exponentials(float* scores, long count) {
 // the maximum, the normaliser.
 template <int heads, class T>
 static inline void part_of_heads(const Part<T>& keys, const Part<T>& values, const float* q, float* scores,
-                                 float* partial, long partial_stride) {
+                                 float softcap, float* partial, long partial_stride) {
   constexpr long stride = kMaxPart + kMaxStrip;
   const long dim = keys.dim;
   dot_keys<heads>(keys, q, scores, stride);
   for (int h = 0; h < heads; ++h) {
     float* row = scores + h * stride;
     scale_scores(keys, row);
+    if (softcap != 0.0f) cap_scores(row, keys.count, softcap);
     const Softmax result = exponentials(row, keys.count);
     scale_scores(values, row);
     partial[h * partial_stride + dim] = result.maximum;
@@ -166,7 +167,7 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   const float to_log2 = a.scale * 1.44269504f;
   for (long h = 0; h < share; ++h) {
     float* y = q + h * layout.padded_dim;
-    rotate(a, qkv_head(a, row, 0, group * share + h), position, y);
+    turned_head(a, row, 0, group * share + h, position, y);
     for (long d = 0; d < a.head_dim; ++d) y[d] *= to_log2;
     for (long d = a.head_dim; d < layout.padded_dim; ++d) y[d] = 0.0f;
   }
@@ -175,14 +176,15 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   const Part<T> keys{cache.keys + first * a.head_dim, cache.key_scale_at(first), count, a.head_dim, layout.padded_dim};
   const Part<T> values{cache.values + first * a.head_dim, cache.value_scale_at(first), count, a.head_dim,
                        layout.padded_dim};
+  const float cap = a.softcap * 1.44269504f;
   for (long h = 0; h < share; h += kHeads) {
     const float* some_q = q + h * layout.padded_dim;
     float* to = partial + h * layout.partial_stride;
     switch (share - h) {
-      case 1: part_of_heads<1>(keys, values, some_q, scores, to, layout.partial_stride); break;
-      case 2: part_of_heads<2>(keys, values, some_q, scores, to, layout.partial_stride); break;
-      case 3: part_of_heads<3>(keys, values, some_q, scores, to, layout.partial_stride); break;
-      default: part_of_heads<kHeads>(keys, values, some_q, scores, to, layout.partial_stride);
+      case 1: part_of_heads<1>(keys, values, some_q, scores, cap, to, layout.partial_stride); break;
+      case 2: part_of_heads<2>(keys, values, some_q, scores, cap, to, layout.partial_stride); break;
+      case 3: part_of_heads<3>(keys, values, some_q, scores, cap, to, layout.partial_stride); break;
+      default: part_of_heads<kHeads>(keys, values, some_q, scores, cap, to, layout.partial_stride);
     }
   }
 }

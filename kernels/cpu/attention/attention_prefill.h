@@ -96,7 +96,7 @@ static inline void load_queries(const AttentionArgs& a, const Products& products
     float* q = m.passage + lane % kLanes * padded_dim;
     long d = 0;
     if (real) {
-      rotate(a, qkv_head(a, block.row, token, block.group * share + query % share), position, q);
+      turned_head(a, block.row, token, block.group * share + query % share, position, q);
       for (; d < a.head_dim; ++d) q[d] *= to_log2;
     }
     for (; d < padded_dim; ++d) q[d] = 0.0f;
@@ -152,6 +152,7 @@ static void prefill_block(const AttentionArgs& a, const ScratchLayout& layout, c
                           position < static_cast<long>(strip.first[kStrip - 1]);
       float* sums = m.sums + at * dim;
       products.score(m.keys, m.queries + at * dim, count, m.scores);
+      if (a.softcap != 0.0f) cap_scores(m.scores, count * kStrip, a.softcap * 1.44269504f);
       online_softmax<Products>(m.scores, m.probabilities, count, position, masked, strip, sums, dim);
       products.weigh(m.values, m.probabilities, count, sums);
     }

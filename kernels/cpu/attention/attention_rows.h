@@ -50,6 +50,49 @@ static inline void rotate(const AttentionArgs& a, const float* x, long position,
   }
 }
 
+// 1 / sqrt(mean(x^2) + eps) of n floats.
+static inline float inverse_rms(const float* x, long n, float eps) {
+  F squares = broadcast(0.0f);
+  for (long i = 0; i < n; i += kLanes) {
+    const F some = load_some(x + i, n - i);
+    squares = fma(some, some, squares);
+  }
+  return 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + eps);
+}
+
+// y [n] = x [n] * factor * gamma [n]
+static inline void scale_by(const float* x, float factor, const float* gamma, long n, float* y) {
+  for (long i = 0; i < n; i += kLanes)
+    store_some(y + i, load_some(x + i, n - i) * factor * load_some(gamma + i, n - i), n - i);
+}
+
+// y [D] = a query head or a key head of qkv, as attention uses it: normalised, if the model does so, and rotated.
+static inline void turned_head(const AttentionArgs& a, long row, long token, long head, long position, float* y) {
+  const float* x = qkv_head(a, row, token, head);
+  const long first = head < a.heads ? 0 : a.heads, count = head < a.heads ? a.heads : a.groups;
+  const float* gamma = head < a.heads ? a.q_gamma : a.k_gamma;
+  switch (a.norm) {
+    case HeadNorm::none: return rotate(a, x, position, y);
+    case HeadNorm::each: scale_by(x, inverse_rms(x, a.head_dim, a.norm_eps), gamma, a.head_dim, y); break;
+    case HeadNorm::whole: {
+      const float factor = inverse_rms(qkv_head(a, row, token, first), count * a.head_dim, a.norm_eps);
+      scale_by(x, factor, gamma + (head - first) * a.head_dim, a.head_dim, y);
+      break;
+    }
+    case HeadNorm::after_rope:
+      rotate(a, x, position, y);
+      return scale_by(y, inverse_rms(y, a.head_dim, a.norm_eps), gamma, a.head_dim, y);
+  }
+  rotate(a, y, position, y);
+}
+
+// Replaces n scores by cap * tanh(score / cap), rounded up to whole vectors. Scores and cap are in units of log2.
+static inline void cap_scores(float* scores, long n, float cap) {
+  const F twice = broadcast(2.0f / cap), one = broadcast(1.0f);
+  for (long i = 0; i < n; i += kLanes)
+    store(scores + i, (one - broadcast(2.0f) / (exp(load(scores + i) * twice) + one)) * cap);
+}
+
 // Writes one row of D floats to a cache. Only the int8 type has a scale.
 static inline void write_row(const float* x, long dim, float* row, uint16_t*) {
   std::memcpy(row, x, size_t(dim) * sizeof *x);
@@ -97,7 +140,7 @@ static inline void write_position(const AttentionArgs& a, long row, long token, 
                                   float* turned) {
   const CacheView<T> cache(a, row, group);
   const long at = position * a.head_dim;
-  rotate(a, qkv_head(a, row, token, a.heads + group), position, turned);
+  turned_head(a, row, token, a.heads + group, position, turned);
   write_row(turned, a.head_dim, cache.keys + at, cache.key_scale_at(position));
   write_row(qkv_head(a, row, token, a.heads + a.groups + group), a.head_dim, cache.values + at,
             cache.value_scale_at(position));

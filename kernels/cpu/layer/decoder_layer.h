@@ -13,6 +13,13 @@ namespace edgellama {
 struct DecoderLayerArgs {
   LinearArgs qkv, o, gate_up, down;
   AttentionArgs attention = {};
+  // [E]: gammas of the norms of what attention and MLP add to the residual stream; nullptr: it is added as it is, and o
+  // and down have Epilogue::residual_add. Both or none.
+  const float *attention_norm = nullptr, *mlp_norm = nullptr;
+  float norm_eps = 0;
+
+  // run_decoder_layer sets these: the sum, which is the layer's output, and the results of o and down before their norm.
+  float *stream = nullptr, *added = nullptr;
 };
 
 // Runs one layer on the thread pool. The caller has checked sizes, starts and lengths (attention_size_error,

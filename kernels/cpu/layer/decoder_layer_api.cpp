@@ -34,6 +34,7 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
   float* const qkv = carver.take<float>(positions * a.qkv.shape.out);
   float* const attended = carver.take<float>(positions * a.o.shape.in);
   float* const inner = carver.take<float>(positions * a.down.shape.in);
+  float* const added = a.attention_norm ? carver.take<float>(positions * a.down.shape.out) : nullptr;
   size_t most = 0;
   for (const LinearArgs* part : {&a.qkv, &a.o, &a.gate_up, &a.down})
     most = std::max(most, linear_scratch_bytes(part->shape, static_cast<int>(positions), threads));
@@ -46,9 +47,15 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
   a.o.x = attended;
   a.o.residual = a.qkv.x;
   // The sum after attention uses the memory of the result: each element is read before it is written.
-  a.o.y = a.down.y;
-  a.gate_up.x = a.down.y;
-  a.down.residual = a.down.y;
+  a.stream = a.down.y;
+  a.added = added;
+  a.o.y = added ? added : a.stream;
+  a.gate_up.x = a.stream;
+  a.down.residual = a.stream;
+  if (added) {
+    a.down.y = added;
+    a.o.residual = a.down.residual = nullptr;
+  }
   a.gate_up.y = inner;
   a.down.x = inner;
   choose_rows(a.qkv, index);

@@ -58,7 +58,7 @@ void prepare_rows(const LinearArgs& a, long begin, long end, uint8_t* rows, floa
 template <Format format, int R>
 void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows) {
   const size_t panel_size = panel_bytes(format, a.shape.in);
-  const bool gated = a.shape.epilogue == Epilogue::swiglu;
+  const bool gated = a.shape.gated();
   for (long u = units.begin; u < units.end; ++u) {
     F y[R][kVec] = {};
     const long panel = gated ? 2 * u : u;
@@ -69,7 +69,7 @@ void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows)
       multiply_panel<format, R>(a.weight + (panel + 1) * panel_size, a.shape.in, rows, up);
       add_bias<R>(a, panel + 1, up);
       for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kVec; ++v) y[r][v] = silu(y[r][v]) * up[r][v];
+        for (int v = 0; v < kVec; ++v) y[r][v] = activation(a, y[r][v]) * up[r][v];
     }
     for (int r = 0; r < R; ++r) write_columns(a, t + r, u * kPanel, y[r]);
   }
@@ -155,7 +155,7 @@ void linear_ahead(const LinearArgs& a, const Worker& me) {
   constexpr long kAsked = 16384;
   if (a.count >= kTileRows) return;  // with many rows arithmetic is the limit, not memory
   const Range part = share(me, panel_count(a.shape.out));
-  const long panels = a.shape.epilogue == Epilogue::swiglu ? 2 : 1, size = panel_bytes(a.shape.format, a.shape.in);
+  const long panels = a.shape.gated() ? 2 : 1, size = panel_bytes(a.shape.format, a.shape.in);
   const long bytes = (part.end - part.begin) * panels * size;
   const uint8_t* first = a.weight + part.begin * panels * size;
   for (long i = 0; i < (bytes < kAsked ? bytes : kAsked); i += 64) __builtin_prefetch(first + i, 0, 2);

@@ -10,7 +10,12 @@
 
 namespace edgellama {
 
-enum class Epilogue : int { none = 0, residual_add = 1, swiglu = 2 };
+enum class Epilogue : int {
+  none = 0,
+  residual_add = 1,
+  swiglu = 2,  // silu(gate) * up
+  geglu = 3,   // gelu(gate) * up, with the tanh approximation of GELU
+};
 
 struct LinearShape {
   Format format = Format::f32;
@@ -19,8 +24,10 @@ struct LinearShape {
   int in = 0, out = 0;          // K, and the columns of y
   bool last_only = false;       // y holds only the last valid token of each row: [B, out]
   float eps = 0;                // of RMSNorm
+  float softcap = 0;            // y becomes softcap * tanh(y / softcap), before the residual; 0: it does not
 
-  long panels() const { return panel_count(out) * (epilogue == Epilogue::swiglu ? 2 : 1); }  // in the weight
+  bool gated() const { return epilogue == Epilogue::swiglu || epilogue == Epilogue::geglu; }
+  long panels() const { return panel_count(out) * (gated() ? 2 : 1); }  // in the weight
 };
 
 struct LinearArgs {

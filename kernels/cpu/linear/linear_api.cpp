@@ -9,7 +9,7 @@ namespace edgellama {
 
 bool linear_sizes_fit(const LinearShape& shape) {
   const int format = static_cast<int>(shape.format), epilogue = static_cast<int>(shape.epilogue);
-  return format >= 0 && format < kFormatCount && epilogue >= 0 && epilogue <= static_cast<int>(Epilogue::swiglu) &&
+  return format >= 0 && format < kFormatCount && epilogue >= 0 && epilogue <= static_cast<int>(Epilogue::geglu) &&
          is_size(shape.rows) && is_size(shape.tokens) && is_size(static_cast<long>(shape.rows) * shape.tokens) &&
          is_size(shape.in) && is_size(shape.out);
 }

@@ -170,7 +170,7 @@ static inline void prefetch_pair(const LinearArgs& a, long pair, long first, lon
 
 // Prefetches the cache lines that receive a block's results, and the residual.
 static inline void prefetch_results(const LinearArgs& a, long row, int rows, long pair) {
-  const bool gated = a.shape.epilogue == Epilogue::swiglu;
+  const bool gated = a.shape.gated();
   const long column = pair * (gated ? kPanel : kWide), last = gated ? 0 : kPanel;
   for (int r = 0; r < rows; ++r) {
     const long at = static_cast<long>(a.target[row + r]) * a.shape.out + column;

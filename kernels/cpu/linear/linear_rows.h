@@ -124,6 +124,19 @@ static inline void multiply_panel(const uint8_t* panel, long k, const uint8_t* r
 
 static inline F silu(F x) { return x / (broadcast(1.0f) + exp(broadcast(0.0f) - x)); }
 
+// The tanh approximation (arXiv:1606.08415): x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
+static inline F gelu(F x) {
+  const F factor = fma(x * x, broadcast(0.0713548163f), broadcast(1.59576912f));
+  return x / (broadcast(1.0f) + exp(broadcast(0.0f) - x * factor));
+}
+
+static inline F activation(const LinearArgs& a, F x) { return a.shape.epilogue == Epilogue::geglu ? gelu(x) : silu(x); }
+
+static inline F soft_cap(F x, float cap) {
+  const F one = broadcast(1.0f);
+  return (one - broadcast(2.0f) / (exp(x * broadcast(2.0f / cap)) + one)) * broadcast(cap);
+}
+
 template <int R>
 static inline void add_bias(const LinearArgs& a, long panel, F y[R][kVec]) {
   if (!a.bias) return;
@@ -135,6 +148,8 @@ static inline void add_bias(const LinearArgs& a, long panel, F y[R][kVec]) {
 static inline void write_columns(const LinearArgs& a, int t, long column, F y[kVec]) {
   const long at = static_cast<long>(a.target[t]) * a.shape.out + column;
   const long left = a.shape.out - column;
+  if (a.shape.softcap != 0.0f)
+    for (int v = 0; v < kVec; ++v) y[v] = soft_cap(y[v], a.shape.softcap);
   if (left >= kPanel) {
     for (int v = 0; v < kVec; ++v) {
       const F more = a.residual ? load(a.residual + at + v * kLanes) : broadcast(0.0f);
@@ -155,8 +170,8 @@ static inline void finish_block(const LinearArgs& a, int first, int rows, long p
     for (int v = 0; v < kVec; ++v) left[0][v] = load(sums + v * kLanes), right[0][v] = load(sums + kPanel + v * kLanes);
     add_bias<1>(a, 2 * pair, left);
     if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
-    if (a.shape.epilogue == Epilogue::swiglu) {
-      for (int v = 0; v < kVec; ++v) left[0][v] = silu(left[0][v]) * right[0][v];
+    if (a.shape.gated()) {
+      for (int v = 0; v < kVec; ++v) left[0][v] = activation(a, left[0][v]) * right[0][v];
       write_columns(a, first + r, pair * kPanel, left[0]);
     } else {
       write_columns(a, first + r, 2 * pair * kPanel, left[0]);

@@ -14,12 +14,20 @@ void DecoderLayerOperator::prepare() {
   const int hidden = size(kHidden, 2), inner = size_attribute("inner");
   const int heads = attention.heads * attention.head_dim;
   parts_.clear();
+  arrays_.clear();
   bytes_ = 0;
-  add_part(args_.qkv, Epilogue::none, hidden, heads + 2 * attention.groups * attention.head_dim, true,
-           "q_bias");
-  add_part(args_.o, Epilogue::residual_add, heads, hidden, false, "o_bias");
-  add_part(args_.gate_up, Epilogue::swiglu, hidden, inner, true, "gate_bias");
-  add_part(args_.down, Epilogue::residual_add, inner, hidden, false, "down_bias");
+  const int norms = optional_choice("norms", {"pre", "post", "both"});
+  const bool before = norms != 1, after = norms != 0;
+  const Epilogue gate = optional_choice("activation", {"silu", "gelu_pytorch_tanh"}) ? Epilogue::geglu : Epilogue::swiglu;
+  const Epilogue add = after ? Epilogue::none : Epilogue::residual_add;
+  args_.norm_eps = optional_real("norm_eps");
+  add_part(args_.qkv, Epilogue::none, hidden, heads + 2 * attention.groups * attention.head_dim, before, "q_bias");
+  add_head_norms();
+  add_part(args_.o, add, heads, hidden, false, "o_bias");
+  if (after) add_array(args_.attention_norm, hidden);
+  add_part(args_.gate_up, gate, hidden, inner, before, "gate_bias");
+  add_part(args_.down, add, inner, hidden, false, "down_bias");
+  if (after) add_array(args_.mlp_norm, hidden);
   expect(kWeights, DataType::kUInt8, {bytes_});
   expect_output(DataType::kFloat32, {attention.rows, attention.tokens, hidden});
 }
@@ -29,6 +37,9 @@ void DecoderLayerOperator::prepare_attention() {
   a.heads = size_attribute("heads");
   a.window = integer("window");
   a.scale = real("scale");
+  a.softcap = optional_real("softcap");
+  a.norm = static_cast<HeadNorm>(optional_choice("qk_norm", {"none", "each", "whole", "after_rope"}));
+  a.norm_eps = optional_real("norm_eps");
   a.cache = static_cast<CacheType>(choice("cache", {"f32", "f16", "s8"}));
   a.rows = size(kHidden, 0);
   a.tokens = size(kHidden, 1);
@@ -63,10 +74,21 @@ void DecoderLayerOperator::add_part(LinearArgs& args, Epilogue epilogue, int in,
   shape.out = out;
   shape.rows = args_.attention.rows;
   shape.tokens = args_.attention.tokens;
-  Part part = {&args, take(shape.panels() * int64_t(panel_bytes(shape.format, in))), -1, -1};
-  if (norm) part.gamma = take(int64_t(in) * 4);
-  if (integer(bias)) part.bias = take(shape.panels() * kPanel * 4);
-  parts_.push_back(part);
+  parts_.push_back({&args, take(shape.panels() * int64_t(panel_bytes(shape.format, in)))});
+  if (norm) add_array(args.gamma, in);
+  if (integer(bias)) add_array(args.bias, shape.panels() * kPanel);
+}
+
+void DecoderLayerOperator::add_array(const float*& pointer, int64_t count) {
+  arrays_.push_back({take(count * 4), &pointer});
+}
+
+void DecoderLayerOperator::add_head_norms() {
+  AttentionArgs& a = args_.attention;
+  if (a.norm == HeadNorm::none) return;
+  const bool whole = a.norm == HeadNorm::whole;
+  add_array(a.q_gamma, int64_t(whole ? a.heads : 1) * a.head_dim);
+  add_array(a.k_gamma, int64_t(whole ? a.groups : 1) * a.head_dim);
 }
 
 int64_t DecoderLayerOperator::take(int64_t bytes) {
@@ -92,10 +114,9 @@ void DecoderLayerOperator::run() {
   const uint8_t* const weights = data<const uint8_t>(kWeights);
   for (const Part& part : parts_) {
     part.args->weight = weights + part.weight;
-    if (part.gamma >= 0) part.args->gamma = reinterpret_cast<const float*>(weights + part.gamma);
-    if (part.bias >= 0) part.args->bias = reinterpret_cast<const float*>(weights + part.bias);
     part.args->length = a.length;
   }
+  for (const Array& array : arrays_) *array.pointer = reinterpret_cast<const float*>(weights + array.offset);
   args_.qkv.x = data<const float>(kHidden);
   args_.down.y = output<float>();
   run_decoder_layer(args_, isa_, threads_);

@@ -62,9 +62,9 @@ int Operator::Prepare() {
   const std::string* name = attribute("name");
   if (name) op_ += " " + printable(*name);
   const int version = integer("abi");
-  if (!failed_ && version != kAbi)
-    fail("the graph was exported for kernel ABI " + std::to_string(version) + ", this library is ABI " +
-         std::to_string(kAbi) + ": export again with this release");
+  if (!failed_ && (version < kOldestAbi || version > kAbi))
+    fail("the graph was exported for kernel ABI " + std::to_string(version) + ", this library has ABI " +
+         std::to_string(kOldestAbi) + " to " + std::to_string(kAbi) + ": export again with this release");
   if (!failed_) prepare();
   return failed_ ? -1 : 0;
 }
@@ -107,6 +107,12 @@ float Operator::real(const char* name) {
   const float number = std::strtof(value->c_str(), &end);
   if (value->empty() || *end || !std::isfinite(number)) fail(std::string("attribute ") + name + " is no finite number");
   return number;
+}
+
+float Operator::optional_real(const char* name) { return attributes_.count(name) ? real(name) : 0; }
+
+int Operator::optional_choice(const char* name, const std::vector<const char*>& choices) {
+  return attributes_.count(name) ? choice(name, choices) : 0;
 }
 
 int Operator::choice(const char* name, const std::vector<const char*>& choices) {

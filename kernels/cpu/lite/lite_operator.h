@@ -45,6 +45,9 @@ class Operator : public mindspore::kernel::Kernel {
   float real(const char* attribute);
   // The index of the attribute's text in `choices`. Fails if it is not one of them.
   int choice(const char* attribute, const std::vector<const char*>& choices);
+  // The same; 0 if the attribute is missing.
+  float optional_real(const char* attribute);
+  int optional_choice(const char* attribute, const std::vector<const char*>& choices);
 
   // Fails if the input, or the output, does not have this type and this shape. A size of -1 matches any size.
   void expect(size_t input, DataType type, const std::vector<int64_t>& shape);

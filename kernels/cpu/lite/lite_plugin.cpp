@@ -63,6 +63,7 @@ class HeadOperator : public Operator {
     shape.format = static_cast<Format>(choice("format", kFormats));
     shape.last_only = true;
     shape.eps = real("eps");
+    shape.softcap = optional_real("softcap");
     shape.in = size(0, 2);
     shape.out = size_attribute("vocabulary");
     shape.rows = size(0, 0);

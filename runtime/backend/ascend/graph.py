@@ -11,11 +11,11 @@ from ...artifact.manifest import Artifact, Graph
 from ...errors import UserError
 from ...mindir.check import check_graphs
 from ..lite_graph import LiteGraph, import_lite
+from ..trial import try_in_child
 from .cache import DeviceCache, DeviceTensor
 from .cann_log import explain
 from .device import Device, find
 from .requirements import check_converted, check_device, check_lite
-from .trial import try_in_child
 
 
 class AscendGraph(LiteGraph):

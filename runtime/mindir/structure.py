@@ -1,7 +1,7 @@
-"""Checks the graph file that MindSpore Lite's converter wrote: an export's graph, compiled by CANN.
+"""Checks a graph file that the runtime cannot write again: compiled by CANN, or of an architecture beside Llama.
 
-Only CANN can write this file again. So this module bounds it: the structure, the sizes of tensors, the values that
-nodes read, the names of the inputs, and external data. The compiled part is one block of bytes that nobody can check.
+This module bounds it: the structure, the sizes of tensors, the values that
+nodes read, the names of the inputs, and external data. What CANN compiled is one block of bytes that nobody can check.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from ..artifact.manifest_checks import MOST_ELEMENTS
 from ..errors import UserError
 from .reader import MalformedError, Message, Reader
 
-REMEDY = "Convert the exported artifact again: `make convert ARTIFACT=...`"
+CONVERT_AGAIN = "Convert the exported artifact again: `make convert ARTIFACT=...`"
+EXPORT_AGAIN = "The runtime loads only what an export writes. Export again with this release"
 BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 17: 8}  # of a data_type
 MOST_BYTES = 1 << 40  # of one tensor
 HIGHEST_RANK = 8
 DYNAMIC = -1  # an axis that changes with the gear
 
 
-def check_converted(artifact: Artifact, graph: Graph) -> None:
-    """Check the graph file of a converted artifact. Raises UserError, which names the part and the remedy."""
+def check_structure(artifact: Artifact, graph: Graph) -> None:
+    """Check the structure of a graph file. Raises UserError, which names the part and the remedy."""
+    remedy = EXPORT_AGAIN if artifact.manifest.converted is None else CONVERT_AGAIN
     path = artifact.file(graph.file)
     size = find(artifact.path, graph.file).st_size
     if size == 0:
-        raise UserError(f"{path}: 0 bytes. {REMEDY}")
+        raise UserError(f"{path}: 0 bytes. {remedy}")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:  # the map closes with the last view of it
         _check_model(Reader(memoryview(mapped), unknown=True).read(), artifact, graph)
     except MalformedError as error:
-        raise UserError(f"{path}: {error}. {REMEDY}") from error
+        raise UserError(f"{path}: {error}. {remedy}") from error
 
 
 def _check_model(model: Message, artifact: Artifact, graph: Graph) -> None:
