@@ -39,6 +39,7 @@ INSTALL_PACKAGE := install --no-index --no-build-isolation --check-build-depende
 
 MODEL ?= smollm2-135m-instruct
 PROMPT ?= Why is the sky blue?
+JOBS ?= 2
 
 # The variables that become options of the exporter if they are set: BATCH=4 becomes --batch 4. The exporter declares
 # the options and their defaults (exporter/export_options.py).
@@ -143,14 +144,15 @@ check-install: artifact
 	$(find_artifact) && artifact=$$(realpath -- "$$artifact") && cd build/installed && \
 	  bin/edgellama generate "$$artifact" $(call option,PROMPT,prompt) --max-new-tokens 20
 
+# JOBS test files run at a time: most of the time one of them waits for a child process.
 test: $(VENV)/ready-test browser
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 browser:
 	@tests/support/install_browser.sh
 
 test-fast: $(VENV)/ready-test
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile -m "not slow"
 
 fuzz: $(VENV)/ready-test
 	@$(PYTHON) tests/fuzz $(if $(TARGET_NAME),$(call option,TARGET_NAME,target)) $(call options,SECONDS SEED)
