@@ -105,7 +105,7 @@ struct WideScratch {
 };
 
 // Whether a kernel can run with these sizes: each is at least 1 and at most kMostSize, and so are the positions.
-bool linear_sizes_fit(const LinearShape& shape);
+EDGELLAMA_EXPORT bool linear_sizes_fit(const LinearShape& shape);
 
 // The first row whose length is not in 0..tokens, or -1.
 EDGELLAMA_EXPORT int wrong_length(const int32_t* length, int rows, int tokens);
