@@ -46,7 +46,7 @@ thread() {
 
 aarch64() {
   installed "aarch64-linux-gnu-g++ qemu-aarch64-static" "g++-aarch64-linux-gnu qemu-user-static" || return 0
-  make_driver "$build/aarch64" selftest -DEDGELLAMA_SELFTEST=ON \
+  make_driver "$build/aarch64" selftest -DEDGELLAMA_SELFTEST=ON -DEDGELLAMA_SANITIZE=undefined \
     -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
   qemu-aarch64-static -cpu max -L /usr/aarch64-linux-gnu "$build/aarch64/selftest" kernels
 }

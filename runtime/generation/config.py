@@ -221,7 +221,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
         ids = np.atleast_1d(np.asarray(value, np.int64 if np.size(value) == 0 else None))
     except ValueError:  # lists of different lengths
         ids = np.empty((0, 0))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.size and ids.max() > LARGEST):
         raise UserError(f"{name} is {shown(value)}; needed: a token id or a list of them")
     return tuple(int(i) for i in ids)
 
