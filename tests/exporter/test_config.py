@@ -282,7 +282,7 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "mixtral"}, "'mixtral'.*'llama'"),
+    ({"model_type": "mixtral"}, "'mixtral'.*mixture of experts"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq.*unquantized"),

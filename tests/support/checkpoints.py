@@ -154,7 +154,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "ministral3-window": {
         **{"model_type": "ministral3", "head_dim": 20, "sliding_window": 12},
-        "rope_parameters": rope("default"),
+        "rope_parameters": rope("yarn", factor=2.0, original_max_position_embeddings=64, llama_4_scaling_beta=0.3),
     },
     "phi3": {"model_type": "phi3", "pad_token_id": 0},
     "phi3-partial": {
