@@ -19,7 +19,7 @@ from edgellama.mindir.check import check_graphs
 
 from .mindir import graph as mindir_graph
 from .mindir.graph import MindIRGraph
-from .network.family import SLIDING
+from .network.windows import SLIDING
 from .plan.memory import COPIES_NOTE, run_time_memory
 from .progress import Progress
 from .tables import facts_table, new_table, size

@@ -37,7 +37,7 @@ class FusedAttention(OpRun):
 
     def _run(self, *inputs: Any, heads: int, scale: float, window: int) -> tuple[np.ndarray, ...]:
         copies, caches = _caches(inputs[5:])
-        scales = dict(zip(("k_scale", "v_scale"), caches[2:], strict=False))
+        scales: dict[str, Any] = dict(zip(("k_scale", "v_scale"), caches[2:], strict=False))
         attended = self.compute(*inputs[:5], *caches[:2], heads=heads, scale=scale, window=window, **scales)
         return (attended, *copies)
 

@@ -60,7 +60,7 @@ def artifacts(
     """The artifact and the checkpoint of each of JOBS, with the sizes of step_runs."""
     folder = tmp_path_factory.mktemp("ascend")
     sizes = {"context": step_runs.CONTEXT, "buckets": step_runs.BUCKETS[1:], "batch": step_runs.BATCH}
-    models = {key: tiny_checkpoint(**CONFIGS[config], **changes) for key, (config, _, _, changes) in JOBS.items()}
+    models = {key: tiny_checkpoint(**{**CONFIGS[config], **changes}) for key, (config, _, _, changes) in JOBS.items()}
     jobs = [
         {"model": models[key], "target": target, "weights": weights, "verify": False, "out": folder / key, **sizes}
         for key, (_, target, weights, _) in JOBS.items()
