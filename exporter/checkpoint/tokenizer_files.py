@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from edgellama.artifact.json_reader import parse_object, read_bytes
-from edgellama.errors import UserError
+from edgellama.errors import UserError, shown
 
 from ..network.config import LlamaConfig
 from .lfs_pointer import check_content
@@ -138,6 +138,37 @@ def _check_files(folder: Path) -> None:
             content(folder / name)
     for path in sorted((folder / NAMED).glob("*.jinja")):
         content(path)
+    if (folder / "tokenizer_config.json").exists():
+        path = folder / "tokenizer_config.json"
+        _check_settings(path, parse_object(content(path)))
+    if (folder / "tokenizer.json").exists():
+        _check_ids(folder / "tokenizer.json")
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting that is copied into the artifact and has another type. null means "not set"."""
+    for name, fits, needed in (
+        ("model_max_length", lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x > 0, "a number"),
+        ("padding_side", lambda x: x in ("left", "right"), "'left' or 'right'"),
+        ("clean_up_tokenization_spaces", lambda x: isinstance(x, bool), "true or false"),
+    ):
+        value = settings.get(name)
+        if value is not None and not fits(value):
+            raise UserError(f"{path}: {name} is {shown(value)}; needed: {needed}. {REMEDY}")
+
+
+def _check_ids(path: Path) -> None:
+    """Raise UserError if two tokens of a vocabulary have one id: the tokenizers library would lose one of them."""
+    try:
+        vocabulary = json.loads(content(path))["model"]["vocab"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return  # the tokenizers library says what is wrong
+    if not isinstance(vocabulary, dict):
+        return  # a list of pieces: their places are their ids
+    seen: dict[Any, str] = {}
+    for token, number in vocabulary.items():
+        if isinstance(number, int) and seen.setdefault(number, token) != token:
+            raise UserError(f"{path}: {shown(seen[number])} and {shown(token)} have the same id, {number}. {REMEDY}")
 
 
 def _opened(folder: Path) -> Any:

@@ -270,3 +270,27 @@ def test_settings_that_cannot_be_used_are_told_at_the_export(tmp_path: Path) -> 
 def test_without_generation_config_the_ids_of_the_config_are_written(tmp_path: Path) -> None:
     files = folder_tokenizer_files(folder(tmp_path / "m", **{"tokenizer.json": byte_level()}), CONFIG)
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 256, "eos_token_id": 257}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_max_length", "long"),
+        ("model_max_length", [1]),
+        ("model_max_length", -1),
+        ("padding_side", "top"),
+        ("clean_up_tokenization_spaces", "no"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    made = folder(tmp_path / "m", **{"tokenizer.json": byte_level(), "tokenizer_config.json": {**BASE, name: value}})
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json: {name} is .*; needed"):
+        folder_tokenizer_files(made, CONFIG)
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
+    written = byte_level()
+    written["model"]["vocab"]["u"] = written["model"]["vocab"]["v"]
+    made = folder(tmp_path / "m", **{"tokenizer.json": written, "tokenizer_config.json": BASE})
+    with pytest.raises(UserError, match=r"tokenizer\.json: '[uv]' and '[uv]' have the same id"):
+        folder_tokenizer_files(made, CONFIG)
