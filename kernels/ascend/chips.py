@@ -34,6 +34,7 @@ KIB, GIB = 1 << 10, 1 << 30
 OPERATORS: dict[str, tuple[str, ...]] = {
     "Add": ("Add",),
     "Cast": ("Cast",),
+    "Concat": ("ConcatD", "ConcatV2D", "Concat", "ConcatV2"),
     "Custom": (),
     "Div": ("Div", "RealDiv"),
     "Gather": ("GatherV2", "Gather"),
@@ -44,8 +45,10 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "Reshape": (),
     "RmsNorm": ("RmsNorm",),
     "Sigmoid": ("Sigmoid",),
+    "Slice": ("Slice", "SliceD"),
     "Sqrt": ("Sqrt",),
     "Square": ("Square",),
+    "Sub": ("Sub",),
     "Transpose": ("Transpose", "TransposeD"),
     "TupleGetItem": (),
     "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",),
