@@ -20,6 +20,11 @@ SIZES = (
     "head_dim",
 )
 QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}  # model type -> whether q, k and v always have biases
+# Architectures whose graphs this package cannot write.
+OTHERS = (
+    *("qwen3", "smollm3", "granite", "minicpm", "PanguEmbedded", "hunyuan_v1_dense", "internlm3", "olmo2", "olmo3"),
+    *("exaone4", "ministral3", "phi3", "gemma", "gemma2", "gemma3_text"),
+)
 SLIDING = "sliding_attention"
 
 
@@ -64,9 +69,8 @@ class Network:
 
     @staticmethod
     def known(manifest: Manifest) -> bool:
-        """Whether `of` knows the architecture. It raises the error if model_type is missing or no text."""
-        kind = manifest.config.get("model_type")
-        return not isinstance(kind, str) or kind in QKV_BIAS
+        """Whether `of` takes the config: it raises the error if the runtime does not know the architecture at all."""
+        return manifest.config.get("model_type") not in OTHERS
 
     @classmethod
     def of(cls, manifest: Manifest) -> Network:

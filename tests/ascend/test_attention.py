@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgellama.errors import UserError
 from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.network.family import FAMILIES
 from edgellama.exporter.opsets.ascend_model_checks import check_model
 from edgellama.kernels import reference
 from edgellama.kernels.ascend import standin
@@ -257,8 +258,11 @@ def test_tiling_refuses_what_does_not_fit() -> None:
         standin.plan("ascend910b", "fused_attention", shape, 0.1)
 
 
+LLAMA = {"family": FAMILIES["llama"], "attn_logit_softcapping": None}  # what the checks read besides sizes
+
+
 def refused_at_export(chip: str, ratio: int, head_dim: int) -> bool:
-    config = SimpleNamespace(num_attention_heads=ratio, num_key_value_heads=1, head_dim=head_dim)
+    config = SimpleNamespace(num_attention_heads=ratio, num_key_value_heads=1, head_dim=head_dim, **LLAMA)
     try:
         check_model(config, Shape(1, 512, 4096, "fp16", "float16", chip), (1, 512))  # type: ignore[arg-type]
     except UserError:
@@ -283,7 +287,7 @@ def test_export_refuses_the_heads_that_the_tiling_refuses(chip: str) -> None:
 
 
 def test_export_names_a_target_that_takes_the_heads() -> None:
-    config = SimpleNamespace(num_attention_heads=32, num_key_value_heads=1, head_dim=256)
+    config = SimpleNamespace(num_attention_heads=32, num_key_value_heads=1, head_dim=256, **LLAMA)
     shape = Shape(1, 32, 64, "fp16", "float16", "ascend910b")
     message = r"at head size 256 .* Ascend 910B take up to 26. Export with TARGET=ascend310b$"
     with pytest.raises(UserError, match=message):

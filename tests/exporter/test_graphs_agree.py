@@ -14,7 +14,7 @@ from support import step_runs
 from support.checkpoints import CONFIGS, export_all
 from support.step_runs import expected, relative_error, run_schedule
 
-TOLERANCE = 2e-6  # of the range of the logits: float32 sums in another order, in two or three layers
+TOLERANCE = 4e-6  # of the range of the logits: float32 sums in another order, and soft caps, in a few layers
 # MindSpore compiles each bucket of each config, which takes one or two seconds
 MINDSPORE = (
     "gqa-3to1",

@@ -274,7 +274,7 @@ def test_what_cannot_be_exported_is_told_before_its_weights_are_downloaded(hub: 
         "org/meta": "has the original layout of its publisher (params.json, consolidated.*)",
         "org/pickle": "has its weights in pytorch_model.bin only, a pickle; save them as safetensors",
         "org/onnx": "has an ONNX model (onnx/model.onnx), and an export needs its weights as safetensors or GGUF",
-        "org/mamba": "model_type 'mamba' is not supported",
+        "org/mamba": "model_type 'mamba' is a hybrid model, which is not supported",
         "org/mlx": "weights in the format of MLX",
     }
     Hub.served.clear()

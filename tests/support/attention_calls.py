@@ -151,5 +151,8 @@ def check(case: Case) -> None:
             np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5)
         elif name in want:
             assert want[name].tobytes() == got[name].tobytes(), name
+    if case.softcap:  # tanh of a small score is a difference of two numbers near 1
+        np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=1e-4)
+        return
     split = case.isa == "amx" and case.cache != "float32" and max(case.length) > 1
     np.testing.assert_allclose(got["out"], want["out"], rtol=0, atol=5e-5 if split else 1e-5)

@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     vocab = {f"t{i}": i for i in range(64)}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}
-    tokenizer = {"version": "1.0", "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+    tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text("{}")
     return folder
