@@ -106,6 +106,22 @@ class Checkpoint(ABC):
         return self.config.eos_token_id if eos is None else tuple(eos)
 
 
+class DerivedCheckpoint(Checkpoint):
+    """A checkpoint with other weights than `_checkpoint`, from which it has everything else."""
+
+    _checkpoint: Checkpoint
+
+    @property
+    def revision(self) -> str:
+        return self._checkpoint.revision
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return self._checkpoint.tokenizer_files()
+
+    def generation_config(self) -> dict[str, Any]:
+        return self._checkpoint.generation_config()
+
+
 def expected_tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every weight of the config's network, in network order."""
     hidden = config.hidden_size

@@ -11,14 +11,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP
-from .base import Checkpoint, RawBlocks
+from .base import Checkpoint, DerivedCheckpoint, RawBlocks
 
 LAST_NORM = "model.norm.weight"
 _ADDED = (("self_attn.o_proj", POST_ATTENTION), ("mlp.down_proj", POST_MLP))
@@ -34,7 +32,7 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     return FoldedCheckpoint(checkpoint)
 
 
-class FoldedCheckpoint(Checkpoint):
+class FoldedCheckpoint(DerivedCheckpoint):
     """`checkpoint` with folded weights."""
 
     is_folded = True
@@ -59,16 +57,6 @@ class FoldedCheckpoint(Checkpoint):
         if weight_multiplier(self.config, name) != 1 or self._is_arranged(name):
             return None
         return self._checkpoint.raw(name, first, count)
-
-    @property
-    def revision(self) -> str:
-        return self._checkpoint.revision
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        return self._checkpoint.tokenizer_files()
-
-    def generation_config(self) -> dict[str, Any]:
-        return self._checkpoint.generation_config()
 
     def _is_arranged(self, name: str) -> bool:
         norm = self.config.family.qk_norm

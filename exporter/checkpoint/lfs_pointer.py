@@ -30,7 +30,7 @@ def check_content(path: Path, data: bytes) -> None:
 
 
 def pointers(paths: list[Path]) -> UserError | None:
-    """Return the error for Git LFS pointers among these files; None if there are none."""
+    """Return the error for Git LFS pointers among these files; None if no file is one."""
     found = [path for path in paths if is_pointer(path)]
     if not found:
         return None

@@ -7,7 +7,6 @@ over the rounded weights, and each rounded matrix with the checkpoint's, within 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from edgellama.artifact.safetensors import TensorFile
 from edgellama.errors import UserError
 from edgellama.kernels.weight_format import PANEL, panel_count, unpack
 
-from ..checkpoint.base import Checkpoint, RawBlocks
+from ..checkpoint.base import Checkpoint, DerivedCheckpoint, RawBlocks
 from ..checkpoint.folded import folded
 from ..opsets.cpu_weights import format_of, merged_place
 
@@ -28,7 +27,7 @@ from ..opsets.cpu_weights import format_of, merged_place
 ROUNDING = {"f32": 0.0, "bf16": 0.004, "int8": 0.02, "int4": 0.25, "q4_0": 0.0}
 
 
-class RoundedCheckpoint(Checkpoint):
+class RoundedCheckpoint(DerivedCheckpoint):
     """`checkpoint` with its matrices replaced by those of the artifact in `folder`.
 
     Reading raises UserError if a matrix differs from the checkpoint's by more than its format explains.
@@ -67,13 +66,3 @@ class RoundedCheckpoint(Checkpoint):
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         return None
-
-    @property
-    def revision(self) -> str:
-        return self._checkpoint.revision
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        return self._checkpoint.tokenizer_files()
-
-    def generation_config(self) -> dict[str, Any]:
-        return self._checkpoint.generation_config()

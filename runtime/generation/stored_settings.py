@@ -1,4 +1,4 @@
-"""Reads generation_config.json as it is published: what cannot be used is replaced, and the user is told.
+"""Reads generation_config.json as it is published: replaces what cannot be used, and tells the user.
 
 transformers loads almost every value and refuses some at a call. So published files have values such as temperature 0
 with do_sample, or top_k -1. They must not keep a model from loading.

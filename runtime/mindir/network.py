@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..artifact.manifest import Manifest
+from ..artifact.manifest_checks import MOST_ELEMENTS
 from ..errors import UserError
 
 MOST_LAYERS = 1024
-MOST_ELEMENTS = 1 << 31  # of one tensor: MindSpore Lite counts them in an int32
 SIZES = (
     "vocab_size",
     "hidden_size",
