@@ -166,9 +166,9 @@ class Preprocessor:
             return None
         form = request.response_format.json_schema
         schema = {"type": "object"} if form is None else form.schema_
-        if not eos:
-            raise ApiError(400, "response_format needs an eos token to end with. Leave ignore_eos out")
         what = "response_format"
+        if not eos:
+            raise ApiError(400, f"{what} needs an eos token to end with. Leave ignore_eos out", param=what)
         try:
             text = schema_text(schema, what)
             with self._lock:
