@@ -76,7 +76,7 @@ def test_prefill_at_every_bucket_edge(shared: tuple[Engine, Weights], length: in
     tokens = np.random.default_rng(length).integers(0, VOCAB, (3, length))
     got = engine.forward(tokens, np.zeros(3), np.full(3, length))
     for row in range(3):
-        np.testing.assert_allclose(got[row], whole_text_logits(weights, tokens[row])[-1], rtol=1e-4, atol=2e-3)
+        np.testing.assert_allclose(got[row], whole_text_logits(weights, tokens[row])[-1], rtol=1e-5, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,7 +98,7 @@ def test_any_sequence_of_calls_equals_one_pass_per_row(shared: tuple[Engine, Wei
         for row, text in enumerate(texts):
             text += tokens[row, : length[row]].tolist()
             expected = whole_text_logits(weights, text)[-1] if length[row] else np.zeros(VOCAB)
-            np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=2e-3)
+            np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_row_can_be_shortened_and_written_again(shared: tuple[Engine, Weights]) -> None:
@@ -107,7 +107,7 @@ def test_a_row_can_be_shortened_and_written_again(shared: tuple[Engine, Weights]
     first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]
     engine.forward(np.array([first] * 3), np.zeros(3), np.full(3, 6))
     got = engine.forward(np.array([second[3:]] * 3), np.full(3, 3), np.full(3, 2))
-    np.testing.assert_allclose(got[1], whole_text_logits(weights, second)[-1], rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(got[1], whole_text_logits(weights, second)[-1], rtol=1e-5, atol=1e-4)
 
 
 def test_buckets_are_switched_only_when_they_change(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_rows_of_any_lengths_equal_passes_over_each_text(engine: Engine, lengths
     for row, length in enumerate(lengths):
         end = start[row] + length
         wanted = whole_text_logits(weights, texts[row, :end])[-1] if length else np.zeros(VOCAB)
-        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=2e-3)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-5, atol=1e-4)
         assert engine.prefixes.row(row).tolist() == texts[row, :end].tolist()
 
 
@@ -104,7 +104,7 @@ def test_cancelling_keeps_the_chunks_before(engine: Engine) -> None:
     ]
     found = engine.forward(text[:, 32:33], np.array([32, 10, 20]), np.array([1, 0, 0]))
     wanted = whole_text_logits(Weights(CONTEXT), text[0, :33])[-1]
-    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_are_reordered_with_their_tokens(engine: Engine) -> None:
@@ -116,7 +116,7 @@ def test_rows_are_reordered_with_their_tokens(engine: Engine) -> None:
     assert engine.prefixes.row(1).tolist() == texts[0, :6].tolist()
     found = engine.forward(np.full((3, 1), 8), np.array([9, 6, 9]), np.array([0, 1, 0]))
     wanted = whole_text_logits(Weights(CONTEXT), [*texts[0, :6], 8])[-1]
-    np.testing.assert_allclose(found[1], wanted, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(found[1], wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_an_interrupted_switch_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_layers_range_holds_what_its_kernel_reads(tmp_path: Path) -> None:
     engine = layered(tmp_path / "a")
     assert engine.padding == CPU_PADDING
     found = engine.forward(np.array([[3, 4, 5]]), np.zeros(1), np.array([3]))
-    np.testing.assert_allclose(found[0], whole_text_logits(Weights(CONTEXT), [3, 4, 5])[-1], rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(found[0], whole_text_logits(Weights(CONTEXT), [3, 4, 5])[-1], rtol=1e-5, atol=1e-4)
     with pytest.raises(UserError, match="where the kernel reads"):
         layered(tmp_path / "b", lambda stored: [*stored[:-2], stored[-1], stored[-2]])
     with pytest.raises(UserError, match="not one contiguous range"):
