@@ -21,17 +21,18 @@ from edgellama.artifact.manifest import (
     FileEntry,
     Graph,
     Manifest,
-    Source,
     TensorSpec,
     file_entry,
     write_manifest,
 )
+from edgellama.artifact.source import MergedAdapter, Source, format_of
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS
 from edgellama.mindir.check import check_graphs
 
 from .checkpoint.base import Checkpoint
 from .checkpoint.folded import folded
+from .checkpoint.merged import MergedCheckpoint, merged
 from .checkpoint.open import open_model
 from .checkpoint.row_blocks import Piece
 from .checkpoint.source import local_files
@@ -85,7 +86,8 @@ def export(options: ExportOptions, progress: Progress) -> Path:
     """
     out = options.folder()
     check_export(options.model)
-    with atomic_folder.claimed(out, *local_files(options.model)) as claim:
+    adapters = [Path(folder) for folder, _ in options.lora]
+    with atomic_folder.claimed(out, *local_files(options.model), *adapters) as claim:
         _export(options, claim, progress)
     return out
 
@@ -93,6 +95,7 @@ def export(options: ExportOptions, progress: Progress) -> Path:
 def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progress) -> None:
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
+    checkpoint = merged(checkpoint, options.lora)
     shape, buckets = shape_of(options, checkpoint.config)
     if shape.chip is not None and not logits_in_float32(checkpoint.config):
         progress.console.print(
@@ -111,8 +114,10 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         graphs, weights = writer.write(buckets)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
-        origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed)
-        manifest = _manifest(options.target, source.name, origin, checkpoint, shape, buckets, graphs, weights)
+        adapters = _merged_adapters(checkpoint, options.lora)
+        origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed, adapters)
+        name = source.name + options.adapter_names
+        manifest = _manifest(options.target, name, origin, checkpoint, shape, buckets, graphs, weights)
         check_graphs(Artifact(partial, manifest))  # the runtime loads nothing else
         if options.verify:
             check_proof(manifest)
@@ -228,6 +233,15 @@ def _manifest(
         tools={name: metadata.version(name) for name in TOOLS},
         kernel_abi=opset.kernel_abi(config),
         parity=None,
+        format_version=format_of(source),
+    )
+
+
+def _merged_adapters(checkpoint: Checkpoint, given: Sequence[tuple[str, float]]) -> tuple[MergedAdapter, ...]:
+    """Return what the manifest says of the adapters that were merged."""
+    opened = checkpoint.adapters if isinstance(checkpoint, MergedCheckpoint) else ()
+    return tuple(
+        MergedAdapter(folder, scale, adapter.revision) for (folder, scale), adapter in zip(given, opened, strict=True)
     )
 
 

@@ -9,6 +9,7 @@ These follow from the declarations:
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -36,6 +37,28 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32,128,512") from error
 
 
+def adapters(text: str) -> tuple[tuple[str, float], ...]:
+    """Parse a list such as "style,facts:0.5" into (folder, scale) of each adapter.
+
+    Raises ArgumentTypeError for an empty name or a scale that is 0, NaN or infinite.
+    """
+    return tuple(map(_adapter, text.split(",")))
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    folder, _, last = text.rpartition(":")
+    try:
+        scale = float(last) if folder else 1.0
+    except ValueError:
+        scale, folder = 1.0, text
+    folder = folder or text
+    if not folder.strip() or not math.isfinite(scale) or scale == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no adapter; needed: FOLDER or FOLDER:SCALE with a scale other than 0, such as style:0.5"
+        )
+    return folder, scale
+
+
 def _check_target(target: str) -> None:
     if target not in TARGETS:
         raise UserError(f"TARGET {target!r} is unknown; choose from {', '.join(TARGETS)}")
@@ -61,6 +84,7 @@ class Declaration:
         parse: converts the text of the command line
         check: raises UserError for a value that no model and no target allows
         planned: whether `plan` takes the option too
+        repeated: whether the option may be given several times; `parse` returns a tuple, and the tuples are joined
     """
 
     help: str
@@ -68,6 +92,7 @@ class Declaration:
     parse: Callable[[str], Any] = str
     check: Callable[[Any], None] | None = None
     planned: bool = True
+    repeated: bool = False
 
 
 def _declared(help: str, **details: Any) -> dict[str, Declaration]:
@@ -135,6 +160,17 @@ class ExportOptions:
             planned=False,
         ),
     )
+    lora: tuple[tuple[str, float], ...] = field(
+        default=(),
+        metadata=_declared(
+            "folders of LoRA adapters (PEFT) to merge into the weights, separated by commas; FOLDER:SCALE multiplies "
+            "an adapter by a number",
+            shown="none",
+            parse=adapters,
+            planned=False,
+            repeated=True,
+        ),
+    )
     out: Path | None = field(
         default=None,
         metadata=_declared(
@@ -162,14 +198,23 @@ class ExportOptions:
                 check(getattr(self, option.name))
         if self.seed is not None and not self.synthetic:
             raise UserError(f"SEED is {self.seed}, which is for random weights. Give SYNTHETIC=1 too, or no SEED")
+        if self.lora and self.synthetic:
+            raise UserError("LORA adapts the weights of a checkpoint, and SYNTHETIC=1 has none. Leave one of them out")
+        if self.lora and self.weights == "q4_0":
+            raise UserError("WEIGHTS=q4_0 keeps the blocks of a GGUF file, and LORA changes them. Use WEIGHTS=int4")
 
     def folder(self) -> Path:
         """Return the folder of the artifact: `out`, or the default. Reads no file of the model."""
         if self.out is not None:
             return self.out
-        name = model_name(self.model) + ("-synthetic" if self.synthetic else "")
+        name = model_name(self.model) + ("-synthetic" if self.synthetic else "") + self.adapter_names
         weights = self.weights or TARGETS[self.target].opset.weights[0]
         return ARTIFACTS / f"{name}-{self.target}-{weights}"
+
+    @property
+    def adapter_names(self) -> str:
+        """A part of a folder's name for the adapters, such as "-style-facts"; empty without adapters."""
+        return "".join(f"-{model_name(folder)}" for folder, _ in self.lora)
 
 
 def declaration(option: Field[Any]) -> Declaration:
@@ -201,13 +246,20 @@ def add_options(parser: argparse.ArgumentParser, *, planned: bool = False) -> No
             parser.add_argument(flag, action=switch, default=argparse.SUPPRESS, help=declared.help)
         else:
             described = f"{declared.help} (default: {shown_default(option)})"
+            if declared.repeated:
+                described += "; may be repeated"
+                parser.add_argument(
+                    flag, action="extend", type=declared.parse, default=argparse.SUPPRESS, help=described
+                )
+                continue
             parser.add_argument(flag, type=declared.parse, default=argparse.SUPPRESS, help=described)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that the command line gave, by field name. ExportOptions has the defaults of the others."""
     names = {option.name for option in fields(ExportOptions)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def shape_of(options: ExportOptions, config: LlamaConfig) -> tuple[Shape, tuple[int, ...]]:

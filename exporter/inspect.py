@@ -92,6 +92,7 @@ def _model(manifest: Manifest) -> Table:
         manifest.name,
         [
             ("source", f"{source.origin} ({source.model})"),
+            ("adapters", ", ".join(f"{one.folder} x {one.scale:g}" for one in source.adapters) or None),
             ("revision", source.revision),
             ("licence", source.licence),
             ("network", f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "

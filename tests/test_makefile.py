@@ -68,7 +68,7 @@ def test_every_value_arrives_as_it_was_given(stub: Path, value: str) -> None:
     done, calls = make(stub, "run", PROMPT=value)
     assert calls[-1][4:] == option("prompt", value)
 
-    names = ("TARGET", "WEIGHTS", "CACHE", "CONTEXT", "BUCKETS", "BATCH", "OUT", "SEED")
+    names = ("TARGET", "WEIGHTS", "CACHE", "CONTEXT", "BUCKETS", "BATCH", "LORA", "OUT", "SEED")
     done, calls = make(stub, "export", f"MODEL={value}", *(f"{name}={value}" for name in names))
     words = [word for name in names for word in option(name.lower(), value)]
     assert (done.returncode, calls) == (0, [["-m", "edgellama", "export", path(value), *words]])

@@ -8,6 +8,7 @@ from edgellama.artifact.manifest import Manifest
 from edgellama.errors import UserError
 
 from .base import Checkpoint, read_config_file
+from .merged import MergedCheckpoint, merged
 from .presets import PRESETS
 from .source import ResolvedSource, expanded, model_name, resolve
 from .source_kinds import local_source
@@ -59,10 +60,17 @@ def open_model(model: str, seed: int | None) -> tuple[ResolvedSource, Checkpoint
 def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
     """Open the checkpoint that an artifact was exported from: `model`, or the source in its manifest.
 
-    Raises UserError if it is another model.
+    Raises UserError if it is another model, or if an adapter that was merged has changed.
     """
     source = manifest.source
     checkpoint = open_model(model or source.model, source.seed if model is None else None)[1]
+    checkpoint = merged(checkpoint, [(adapter.folder, adapter.scale) for adapter in source.adapters])
+    if isinstance(checkpoint, MergedCheckpoint):
+        for found, adapter in zip(checkpoint.adapters, source.adapters, strict=True):
+            if found.revision != adapter.revision:
+                raise UserError(
+                    f"the adapter {adapter.folder} was changed after {manifest.name} was exported. Export again"
+                )
     if checkpoint.config.to_dict() != manifest.config:
         raise UserError(f"{checkpoint.path} is another model than the one that {manifest.name} was exported from")
     return checkpoint

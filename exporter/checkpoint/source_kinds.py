@@ -101,8 +101,8 @@ def _reason(names: Collection[str], top: Collection[str]) -> str:
     suffixes = {PurePosixPath(name).suffix.lower(): name for name in sorted(names, reverse=True)}
     if "adapter_config.json" in top:
         return (
-            "is an adapter (adapter_config.json), not a model. Merge it into its base model with PEFT's "
-            "merge_and_unload(), save that with save_pretrained(), and export it"
+            "is an adapter (adapter_config.json), not a model. Merge it into its base model at the export: give the "
+            "base model as MODEL, and the folder of the adapter as LORA"
         )
     if any(name.startswith("consolidated") for name in top) or "params.json" in top:
         return (

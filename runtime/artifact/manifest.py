@@ -22,30 +22,13 @@ from .files import WrongFileError, check_companions, check_hashes, check_size, f
 from .json_dataclass import decode
 from .json_reader import read_object
 from .manifest_checks import check_agreement
+from .source import Source, format_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest; an artifact has the oldest version that suffices (`format_of`)
 MANIFEST = "manifest.json"
 CHECKS = ("once", "always", "sizes")  # of Artifact.open
 CACHE_POLICIES = ("in_place", "returned")
 DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights came from.
-
-    Attributes:
-        model: the name that the user gave (MODEL)
-        origin: the place where that model was found
-        revision, licence: of the checkpoint; None if unknown
-        seed: the seed of random weights; None for the weights of a checkpoint
-    """
-
-    model: str
-    origin: str
-    revision: str | None
-    licence: str | None
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -203,9 +186,12 @@ class Manifest:
     kernel_abi: int | None
     parity: Parity | None
     converted: Conversion | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     def __post_init__(self) -> None:
+        _require(
+            self.format_version >= format_of(self.source), "format_version", self.format_version, "2 with adapters"
+        )
         _require(self.batch >= 1, "batch", self.batch, "at least 1")
         buckets = self.buckets
         _require(
@@ -234,6 +220,8 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of manifest.json, with the digest."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in the file
+        if not self.source.adapters:
+            del values["source"]["adapters"]  # which version 1 does not have
         return {**values, "digest": digest(values)}
 
     @classmethod

@@ -15,12 +15,12 @@ from edgellama.artifact.manifest import (
     Graph,
     Manifest,
     Parity,
-    Source,
     TensorSpec,
     file_entry,
     read_manifest,
     write_manifest,
 )
+from edgellama.artifact.source import Source
 from edgellama.errors import UserError
 from support.manifest_edits import rewrite
 from support.toy_model import load, model_of
@@ -97,8 +97,8 @@ def test_an_edited_manifest_is_refused(folder: Path) -> None:
 
 def test_a_newer_format_is_refused_before_its_digest_is_looked_at(folder: Path) -> None:
     path = folder / MANIFEST
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(UserError, match=r"format_version is 2; this runtime reads up to 1"):
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
+    with pytest.raises(UserError, match=r"format_version is 3; this runtime reads up to 2"):
         Artifact.open(folder)
 
 

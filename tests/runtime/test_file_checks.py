@@ -184,8 +184,8 @@ def test_links_out_of_the_folder_and_fifos_are_refused(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": -1}, "format_version is -1; needed: 1 to 1"),
-        ({"format_version": 0}, "format_version is 0; needed: 1 to 1"),
+        ({"format_version": -1}, "format_version is -1; needed: 1 to 2"),
+        ({"format_version": 0}, "format_version is 0; needed: 1 to 2"),
         ({"config": {"vocab_size": 51}}, r"logits.*float32 \[1, 51\]"),
         ({"config": {}}, "config.vocab_size is None"),
         ({"config": {"vocab_size": 50, "num_hidden_layers": 3}}, "config.num_hidden_layers is 3; needed: 2"),

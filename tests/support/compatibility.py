@@ -16,13 +16,16 @@ from support.child import REPOSITORY, run_python
 
 FOLDER = REPOSITORY / "tests" / "data" / "compatibility"
 EXPECTED = "expected.json"  # {"prompt": ids, "tokens": {artifact: ids}}, beside the artifacts
+MERGED = "merged-cpu-int8"
 PROMPT, COUNT = list(b"A small text, "), 16
-# Name of the artifact -> model, target, weights. Qwen3 needs the newest ABI of the kernels, Llama the oldest.
+# Name of the artifact -> model, target, weights. Qwen3 needs the newest ABI of the kernels, Llama the oldest. A merged
+# adapter needs the newest format of the manifest.
 KINDS = {
     "portable-fp32": ("llama", "portable", "fp32"),
     "cpu-int8": ("llama", "cpu", "int8"),
     "cpu-int4": ("llama", "cpu", "int4"),
     "qwen3-cpu-int8": ("qwen3", "cpu", "int8"),
+    MERGED: ("llama", "cpu", "int8"),
 }
 # As small as the formats of the weights permit.
 CONFIG = {
@@ -91,6 +94,7 @@ def load_artifacts(paths: list[Path], save: bool = False) -> dict[Path, dict[str
 
 def main() -> None:
     import edgellama
+    from support.adapters import make_adapter
     from support.checkpoints import export_all, make_checkpoint
 
     release = FOLDER / edgellama.__version__
@@ -99,11 +103,13 @@ def main() -> None:
     folder = Path("build", "compatibility")  # relative, because the manifest contains it
     for kind in sorted({kind for kind, _, _ in KINDS.values()}):
         make_checkpoint(REPOSITORY / folder / f"tiny-{kind}", model_type=kind, head_dim=16, **CONFIG)
+    make_adapter(REPOSITORY / folder / "tiny-llama", REPOSITORY / folder / "adapter")
+    jobs = [
+        {"model": folder / f"tiny-{kind}", "out": release / name, "target": target, "weights": weights, **sizes}
+        for name, (kind, target, weights) in KINDS.items()
+    ]
     export_all(
-        [
-            {"model": folder / f"tiny-{kind}", "out": release / name, "target": target, "weights": weights, **sizes}
-            for name, (kind, target, weights) in KINDS.items()
-        ]
+        [{**job, "lora": [[str(folder / "adapter"), 0.5]]} if job["out"].name == MERGED else job for job in jobs]
     )
     tokens = {path.name: answer["tokens"] for path, answer in load_artifacts(artifacts(release), save=True).items()}
     text = json.dumps({"prompt": PROMPT, "tokens": tokens})

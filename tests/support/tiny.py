@@ -21,11 +21,11 @@ from edgellama.artifact.manifest import (
     CacheSpec,
     Graph,
     Manifest,
-    Source,
     TensorSpec,
     file_entry,
     write_manifest,
 )
+from edgellama.artifact.source import Source
 from support.distributions import softmax
 
 LAYERS, HEADS, GROUPS, DIM, VOCAB = 2, 4, 2, 4, 50
