@@ -101,6 +101,12 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         progress.console.print(
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
+    if checkpoint.quantization is not None:
+        progress.console.print(
+            f"The checkpoint is quantized by {checkpoint.quantization}; its values are read as floats, and stored as "
+            f"{shape.weights}",
+            highlight=False,
+        )
     if options.tokenizer == "none":
         companions = {"generation_config.json": to_json(checkpoint.generation_config())}
     else:

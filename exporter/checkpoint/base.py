@@ -22,6 +22,7 @@ from edgellama.generation.stored_settings import usable
 
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import layer_norms, linear_sizes
+from .quantized import scheme
 
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
@@ -66,7 +67,7 @@ class Checkpoint(ABC):
         """Return rows first .. first + count - 1 of a weight (of a vector: elements) as float32 [count, ...].
 
         Dequantizes a quantized weight. Reads and keeps these rows only. Several threads may call this at once. Raises
-        UserError if a value is NaN or infinite (`check_finite`).
+        UserError if a value is NaN or infinite (finite.py).
         """
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -82,6 +83,11 @@ class Checkpoint(ABC):
 
         The order of the rows is that of `rows`.
         """
+
+    @property
+    def quantization(self) -> str | None:
+        """What the checkpoint is quantized by, for messages; None: it has floats, or blocks of GGUF."""
+        return None
 
     @property
     @abstractmethod
@@ -110,6 +116,10 @@ class DerivedCheckpoint(Checkpoint):
     """A checkpoint with other weights than `_checkpoint`, from which it has everything else."""
 
     _checkpoint: Checkpoint
+
+    @property
+    def quantization(self) -> str | None:
+        return self._checkpoint.quantization
 
     @property
     def revision(self) -> str:
@@ -171,25 +181,6 @@ def account(where: Path, found: Mapping[str, tuple[int, ...]], config: LlamaConf
         )
 
 
-def check_finite(where: Path, name: str, first: int, values: NDArray[Any]) -> None:
-    """Raise UserError, which names the weight, if some of its values or of its blocks' scales are NaN or infinite.
-
-    Args:
-        where: the checkpoint, for the message.
-        name: the weight.
-        first: the number of the first row in `values`.
-        values: float [rows, ...].
-    """
-    finite = np.isfinite(values)
-    if finite.all():
-        return
-    rows = first + np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
-    raise UserError(
-        f"{where}: the weight {name} is damaged: it has NaN or infinite values (the first of them in row {rows[0]:,}). "
-        "Download the checkpoint again. If its publisher has the same file, use another checkpoint"
-    )
-
-
 def _listing(what: str, items: Iterable[str], limit: int = 12) -> str:
     listed = list(items)
     if not listed:
@@ -219,10 +210,16 @@ def content_revision(small: Mapping[str, bytes], large: Iterable[Path], pieces: 
 
 
 def read_config_file(path: Path) -> LlamaConfig:
-    """Return the network that a config.json describes. Raises UserError, which names the file, if it is not valid."""
+    """Return the network that a config.json describes.
+
+    Raises UserError, which names the file, if it is not valid, or if the weights are quantized in a way that cannot be
+    read.
+    """
     values = read_json(path)
     try:
-        return LlamaConfig.from_dict(values)
+        config = LlamaConfig.from_dict({key: value for key, value in values.items() if key not in scheme.KEYS})
+        scheme.read_scheme(values)
+        return config
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

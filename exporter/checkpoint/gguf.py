@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgellama.errors import UserError
 
-from .base import Checkpoint, RawBlocks, account, check_finite, content_revision
+from .base import Checkpoint, RawBlocks, account, content_revision
+from .finite import check_finite
 from .gguf_config import read_config
 from .gguf_file import GGUFFile
 from .gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files

@@ -15,7 +15,7 @@ from edgellama.errors import UserError, shown
 
 from ..network.config import LlamaConfig
 from ..network.rope import rope_frequencies
-from .base import check_finite
+from .finite import check_finite
 from .gguf_file import GGUFFile
 
 ARCHITECTURES = ("llama", "qwen2")

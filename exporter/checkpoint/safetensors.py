@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # the import registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -21,19 +20,21 @@ from .base import (
     Checkpoint,
     RawBlocks,
     account,
-    check_finite,
     content_revision,
     expected_tensors,
     read_config_file,
     read_json,
 )
+from .finite import check_finite
 from .fused import split_fused
+from .quantized.matrices import UNUSED, QuantizedMatrix, quantized_matrices
+from .quantized.scheme import read_scheme
+from .quantized.stored import FLOATS, StoredTensors
 from .row_blocks import row_blocks
 from .source_kinds import INDEX, SINGLE
 from .tokenizer_files import folder_tokenizer_files, generation_config
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-FLOATS = ("F32", "F16", "BF16")
 # Buffers in older checkpoints. They follow from the config, so they are ignored.
 _DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 
@@ -53,16 +54,19 @@ class SafetensorsCheckpoint(Checkpoint):
         held = {path.name: list(file.keys()) for path, file in self._reader.items()}
         if index is not None:
             _check_index(folder / INDEX, index, held)
-        self._home = {name: file for path, file in self._reader.items() for name in held[path.name]}
+        self._tensors = StoredTensors(folder, self._reader)
         self._joined: dict[str, tuple[str, int]] = {}
-        self._stored = {name: name for name in self._home if not _DERIVED.fullmatch(name)} | self._shared()
-        found = {name: self._shape(name) for name in self._stored}
+        names = [name for name in self._tensors.names() if not _DERIVED.fullmatch(name)]
+        self._quantized = self._read_quantized(names)
+        self._stored = {name: name for name in names} | self._shared()
+        found = {name: self._tensors.shape(stored) for name, stored in self._stored.items()}
+        found |= {name: matrix.shape for name, matrix in self._quantized.items()}
         if self.config.tie_word_embeddings and HEAD in found:
             self._check_tied(found.pop(HEAD))
         self._check_untied(found)
         found, self._joined = split_fused(found, self.config)
         account(folder, found, self.config)
-        wrong = [f"{name} ({self.dtype(name)})" for name in found if self.dtype(name) not in FLOATS]
+        wrong = [f"{name} ({self.dtype(name)})" for name in found if not self._is_readable(name)]
         if wrong:
             raise UserError(
                 f"{folder} holds {len(wrong)} tensors of a type that is not supported, such as {wrong[0]}; "
@@ -70,18 +74,28 @@ class SafetensorsCheckpoint(Checkpoint):
             )
 
     def dtype(self, name: str) -> str:
-        return str(self._slice(name).get_dtype())
+        joined, _ = self._joined.get(name, (name, 0))
+        matrix = self._quantized.get(joined)
+        return self._tensors.dtype(self._stored[joined]) if matrix is None else matrix.kind
 
     def rows(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        _, begin = self._joined.get(name, (name, 0))
+        joined, begin = self._joined.get(name, (name, 0))
         if name in self._joined:
             count = min(count, self.shape(name)[0] - first)
-        values = _float32(self._slice(name)[begin + first : begin + first + count])
+        matrix = self._quantized.get(joined)
+        if matrix is None:
+            values = self._tensors.read(self._stored[joined], slice(begin + first, begin + first + count))
+        else:
+            values = matrix.rows(begin + first, count)
         check_finite(self.path, name, first, values)
         return values
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         return None
+
+    @property
+    def quantization(self) -> str | None:
+        return None if self._scheme is None else self._scheme.name
 
     @cached_property
     def revision(self) -> str:
@@ -98,13 +112,33 @@ class SafetensorsCheckpoint(Checkpoint):
         path = self.path / "generation_config.json"
         return read_json(path) if path.exists() else generation_config(self.config)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
-
-    def _slice(self, name: str) -> Any:
+    def _is_readable(self, name: str) -> bool:
         joined, _ = self._joined.get(name, (name, 0))
-        stored = self._stored[joined]
-        return self._home[stored].get_slice(stored)
+        return joined in self._quantized or self.dtype(name) in FLOATS
+
+    def _read_quantized(self, names: list[str]) -> dict[str, QuantizedMatrix]:
+        """Return the quantized matrices by the name of their weight.
+
+        Removes from `names` the tensors that they are made of, and those that only other runtimes need.
+        """
+        self._scheme = scheme = read_scheme(read_json(self.path / "config.json"))
+        if scheme is None:
+            packed = next((name for name in names if name.endswith((".qweight", ".weight_packed"))), None)
+            if packed is not None:
+                raise UserError(
+                    f"{self.path} has quantized weights ({shown(packed)[1:-1]}), but config.json has no "
+                    "quantization_config. Add it; early checkpoints have its content in quantize_config.json or "
+                    "quant_config.json"
+                )
+            return {}
+        found = quantized_matrices(scheme, self._tensors)
+        gone = {part for matrix in found.values() for part in matrix.parts}
+        # Some writers of GPTQ give a bias of zeros to every quantized layer.
+        biases = {f"{name.removesuffix('.weight')}.bias" for name in found} & set(names)
+        surplus = biases - expected_tensors(self.config).keys() if biases else ()
+        gone |= {name for name in surplus if not self._tensors.read(name).any()}
+        names[:] = [name for name in names if name not in gone and not UNUSED.fullmatch(name)]
+        return found
 
     def _shared(self) -> dict[str, str]:
         """Return the weights that are stored under another weight's name: name -> the stored one.
@@ -117,9 +151,9 @@ class SafetensorsCheckpoint(Checkpoint):
             name: kept
             for reader in self._reader.values()
             for name, kept in (reader.metadata() or {}).items()
-            if name in expected and name not in self._home and kept in self._home
+            if name in expected and name not in self._tensors and kept in self._tensors
         }
-        if self.config.tie_word_embeddings and HEAD in self._home and EMBEDDING not in self._home:
+        if self.config.tie_word_embeddings and HEAD in self._tensors and EMBEDDING not in self._tensors:
             shared[EMBEDDING] = HEAD
         return shared
 
@@ -134,25 +168,17 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _check_tied(self, shape: tuple[int, ...]) -> None:
         """Raise UserError if a tied checkpoint contains an output matrix that differs from the embedding."""
-        if self._stored.get(EMBEDDING, HEAD) == HEAD:  # the same tensor; or `account` reports the embedding
-            return
+        if self._stored.get(EMBEDDING) == HEAD or EMBEDDING not in self._stored.keys() | self._quantized.keys():
+            return  # the same tensor; or `account` reports the embedding
+        other = self._quantized.get(EMBEDDING)
         blocks = row_blocks(shape[0], 4 * shape[-1])
-        if shape != self._shape(EMBEDDING) or any(
+        if shape != (other.shape if other is not None else self._tensors.shape(self._stored[EMBEDDING])) or any(
             not np.array_equal(self.rows(HEAD, *block), self.rows(EMBEDDING, *block)) for block in blocks
         ):
             raise UserError(
                 f"{self.path}: tie_word_embeddings is true in the config, but the checkpoint has a {HEAD} that differs "
                 f"from {EMBEDDING}; set tie_word_embeddings to false in config.json to use the stored {HEAD}"
             )
-
-
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    if values.dtype != ml_dtypes.bfloat16:
-        return values.astype(np.float32, copy=False)
-    # A bfloat16 is the upper half of a float32. A shift in numpy is ten times faster than ml_dtypes' conversion.
-    bits = np.empty(values.shape, np.uint32)
-    np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
-    return bits.view(np.float32)
 
 
 def _index(folder: Path) -> dict[str, str] | None:

@@ -24,8 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from edgellama.artifact.files import sha256_file
 from edgellama.errors import UserError
 
-from ..network.config import LlamaConfig
-from .base import read_json
+from .base import read_config_file
 from .gguf_file import whole_name
 from .presets import PRESETS, RegistryFile
 from .source_kinds import check_quantization, listing, local_source, weights_of, whole_files
@@ -162,7 +161,7 @@ def fetch_hub(hub_id: str, model: str, chosen: str | None = None) -> Path:
         folder = _download(hub_id, small)
         if (folder / "config.json").exists():  # else the reader of the folder says so
             check_quantization(folder / "config.json")
-            LlamaConfig.from_dict(read_json(folder / "config.json"))
+            read_config_file(folder / "config.json")
         return _download(hub_id, [name for name in names if _matches(name, HUB_FILES)])
 
 

@@ -17,7 +17,8 @@ from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 from edgellama.kernels.cpu.packing import pack, pack_quantized
 from edgellama.kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
 
-from ..checkpoint.base import Checkpoint, check_finite
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.finite import check_finite
 from ..checkpoint.row_blocks import Piece, row_blocks
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
