@@ -1,7 +1,7 @@
 # make run           set up, export a small Llama, and answer PROMPT
 # make chat          talk with it
-# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= TOKENIZER= LORA= OUT= SYNTHETIC=1 SEED= VERIFY=0]
-# make plan MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= MEASURED=]
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= ROPE_SCALING= TOKENIZER= LORA= OUT= SYNTHETIC=1 SEED= VERIFY=0]
+# make plan MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= ROPE_SCALING= MEASURED=]
 #              before an export: the memory that the model needs, the boards that hold it, and the speed limit of each.
 #              MEASURED= compares the plan with a report of `bench --json`
 # make convert ARTIFACT=... [SOC= OUT=]   compile an artifact of an Ascend target with CANN;
@@ -43,7 +43,7 @@ JOBS ?= 2
 
 # The variables that become options of the exporter if they are set: BATCH=4 becomes --batch 4. The exporter declares
 # the options and their defaults (exporter/export_options.py).
-PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH
+PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH ROPE_SCALING
 EXPORT_OPTIONS := $(PLAN_OPTIONS) TOKENIZER LORA OUT VERIFY SYNTHETIC SEED
 SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
@@ -58,7 +58,7 @@ endif
 endef
 $(foreach name,$(GIVEN),$(eval $(call take,$(name))))
 
-lower = $(shell echo $(1) | tr '[:upper:]' '[:lower:]')
+lower = $(shell echo $(1) | tr '[:upper:]_' '[:lower:]-')
 dash = $(filter -%,$(firstword $($(1))))# not empty if the value begins with a dash, as an option does
 option = --$(2)$(if $(dash),=, )"$$$(1)"
 switch = --$(if $(filter 0,$($(1))),no-)$(call lower,$(1))

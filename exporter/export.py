@@ -95,6 +95,8 @@ def export(options: ExportOptions, progress: Progress) -> Path:
 def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progress) -> None:
     seed = (options.seed or 0) if options.synthetic else None
     source, checkpoint = open_model(options.model, seed)
+    if options.rope_scaling is not None:
+        checkpoint.config = checkpoint.config.with_rope_scaling(options.rope_scaling)
     checkpoint = merged(checkpoint, options.lora)
     shape, buckets = shape_of(options, checkpoint.config)
     if shape.chip is not None and not logits_in_float32(checkpoint.config):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from edgellama.errors import UserError
+from edgellama.artifact.json_reader import parse_object
+from edgellama.errors import UserError, shown
 
 from .checkpoint.source import model_name
 from .graph_spec import Shape
@@ -57,6 +58,16 @@ def _adapter(text: str) -> tuple[str, float]:
             f"{text!r} is no adapter; needed: FOLDER or FOLDER:SCALE with a scale other than 0, such as style:0.5"
         )
     return folder, scale
+
+
+def rope_parameters(text: str) -> dict[str, Any]:
+    """Parse a JSON object such as {"rope_type": "yarn", "factor": 4.0}. Raises ArgumentTypeError for anything else."""
+    try:
+        return parse_object(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{shown(text)} is {error}. Give a JSON object such as {{"rope_type": "yarn", "factor": 4.0}}'
+        ) from error
 
 
 def _check_target(target: str) -> None:
@@ -152,6 +163,14 @@ class ExportOptions:
         ),
     )
     batch: int = field(default=1, metadata=_declared("rows that are generated together", parse=int, check=_check_batch))
+    rope_scaling: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_declared(
+            'another scaling of the rotary embedding, as the model card gives it: {"rope_type": "yarn", "factor": 4.0}',
+            shown="the model's own",
+            parse=rope_parameters,
+        ),
+    )
     tokenizer: str = field(
         default="checkpoint",
         metadata=_declared(
@@ -236,7 +255,7 @@ def shown_default(option: Field[Any]) -> str:
 def add_options(parser: argparse.ArgumentParser, *, planned: bool = False) -> None:
     """Declare the options on a command line. planned: only those that `plan` takes."""
     for option in fields(ExportOptions):
-        declared, flag = declaration(option), f"--{option.name}"
+        declared, flag = declaration(option), "--" + option.name.replace("_", "-")
         if planned and not declared.planned:
             continue
         if option.default is MISSING:
@@ -268,10 +287,14 @@ def shape_of(options: ExportOptions, config: LlamaConfig) -> tuple[Shape, tuple[
     Raises UserError for options that do not fit the model.
     """
     opset, chip = TARGETS[options.target].opset, TARGETS[options.target].chip
-    longest = config.max_position_embeddings
+    longest = config.longest_context
     context = min(CONTEXT, longest) if options.context is None else options.context
     if not 1 <= context <= longest:
-        raise UserError(f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings)")
+        raise UserError(
+            f"CONTEXT is {context:,}; this model's positions go to {longest:,} (max_position_embeddings, or factor x "
+            "original_max_position_embeddings). Choose a smaller CONTEXT. If the model card recommends a rope scaling "
+            "for longer texts, give it: ROPE_SCALING"
+        )
     buckets = tuple(b for b in BUCKETS if b <= context) if options.buckets is None else options.buckets
     if bad := [b for b in buckets if not 1 <= b <= context]:
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")

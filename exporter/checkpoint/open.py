@@ -7,6 +7,7 @@ from pathlib import Path
 from edgellama.artifact.manifest import Manifest
 from edgellama.errors import UserError
 
+from ..network.config import LlamaConfig
 from .base import Checkpoint, read_config_file
 from .merged import MergedCheckpoint, merged
 from .presets import PRESETS
@@ -64,6 +65,10 @@ def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
     """
     source = manifest.source
     checkpoint = open_model(model or source.model, source.seed if model is None else None)[1]
+    exported = LlamaConfig.from_dict(dict(manifest.config))
+    if exported.rope_scaling != checkpoint.config.rope_scaling:  # the export had the option ROPE_SCALING
+        rope = {"rope_type": "default"} if exported.rope_scaling is None else exported.rope_scaling.to_dict()
+        checkpoint.config = checkpoint.config.with_rope_scaling(rope)
     checkpoint = merged(checkpoint, [(adapter.folder, adapter.scale) for adapter in source.adapters])
     if isinstance(checkpoint, MergedCheckpoint):
         for found, adapter in zip(checkpoint.adapters, source.adapters, strict=True):

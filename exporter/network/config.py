@@ -8,7 +8,7 @@ key; config_keys.py lists the neutral keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from edgellama.errors import UserError, shown
@@ -16,7 +16,7 @@ from edgellama.errors import UserError, shown
 from .config_keys import refusal
 from .config_types import CORRECT, KINDS, check_type, check_types
 from .family import FAMILIES, Family, family_of, unknown_family
-from .rope_scaling import RopeScaling, read_ropes
+from .rope_scaling import ORIGINAL, ORIGINAL_KINDS, RopeScaling, longest_context, read_ropes, rescaled
 from .windows import SLIDING, windows_as_hf
 
 REQUIRED = (
@@ -135,6 +135,11 @@ class LlamaConfig:
         return self.rms_norm_eps / self.embedding_multiplier**2
 
     @property
+    def longest_context(self) -> int:
+        """The number of positions that the rotary embedding was made for."""
+        return longest_context(self.max_position_embeddings, self.rope_scaling)
+
+    @property
     def qkv_bias(self) -> bool:
         """Whether the q, k and v projections have biases. The o projection has one only with attention_bias."""
         return self.attention_bias or self.family.qkv_bias
@@ -184,6 +189,30 @@ class LlamaConfig:
         if hf["model_type"] not in _RESTORED:
             found["published"] = {key: value for key, value in hf.items() if key in known}
         return cls(**found)
+
+    def with_rope_scaling(self, rope: Mapping[str, Any]) -> LlamaConfig:
+        """Return this network with another scaling of the rotary embedding, and the maximum that the scaling allows.
+
+        In layers with a window whose rotary embedding has no scaling, nothing changes.
+
+        Args:
+            rope: the object rope_scaling of a config.json. original_max_position_embeddings is by default this
+                network's, as in transformers.
+
+        Raises UserError if `rope` is not valid.
+        """
+        values = {key: value for key, value in self.to_dict().items() if value is not None}
+        kind = rope.get("rope_type") or rope.get("type")
+        if kind in ORIGINAL_KINDS:
+            original = rope.get(ORIGINAL) or values.get(ORIGINAL) or self.max_position_embeddings
+            rope = {**rope, ORIGINAL: original}
+            if ORIGINAL in values:
+                values[ORIGINAL] = original
+        scaled = LlamaConfig.from_dict(rescaled(values, rope))
+        longest = scaled.longest_context
+        if scaled.rope_scaling is not None and kind == "linear":
+            longest = int(longest * (scaled.rope_scaling.factor or 1.0))
+        return replace(scaled, max_position_embeddings=longest)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a config.json, from which transformers 4 and 5 build the same network."""

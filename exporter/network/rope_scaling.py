@@ -33,6 +33,10 @@ ROPE_PARAMETERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 
 
+ORIGINAL = "original_max_position_embeddings"
+ORIGINAL_KINDS = tuple(kind for kind, (required, _) in ROPE_PARAMETERS.items() if ORIGINAL in required)
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Parameters of a rope kind other than "default". A parameter that does not belong to the kind is None.
@@ -91,6 +95,32 @@ class Ropes:
     scaling: RopeScaling | None
     local_theta: float | None = None
     rotated: float = 1.0
+
+
+def longest_context(trained: int, scaling: RopeScaling | None) -> int:
+    """Return the number of positions that a rotary embedding was made for.
+
+    It is max_position_embeddings (`trained`), or factor x original_max_position_embeddings if that is more: a config
+    to which somebody added yarn, as model cards recommend, often has the maximum without yarn.
+    """
+    if scaling is None or scaling.rope_type not in ("yarn", "llama3"):
+        return trained
+    return max(trained, int((scaling.factor or 1.0) * (scaling.original_max_position_embeddings or 0)))
+
+
+def rescaled(values: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config.json with other rope parameters of the layers without a window.
+
+    rope_theta and partial_rotary_factor stay unless `rope` has them.
+    """
+    key = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
+    old = values.get(key) or {}
+    by_layer = bool(old.keys() & {FULL, SLIDING})
+    replaced = old.get(FULL) or {} if by_layer else old
+    kept = {name: replaced[name] for name in ("rope_theta", "partial_rotary_factor") if name in replaced}
+    new = {**kept, **rope}
+    others = {name: value for name, value in values.items() if name not in ("rope_scaling", "rope_parameters")}
+    return {**others, key: {**old, FULL: new} if by_layer else new}
 
 
 def read_ropes(values: Mapping[str, Any], local: tuple[str, float] | None, partial: bool, dynamic: str) -> Ropes:

@@ -81,9 +81,9 @@ def describe(options: PlanOptions) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": {
             "name": name,
-            "parameters": parameters(config),
-            "layers": config.num_hidden_layers,
-            "config": config.to_dict(),
+            "parameters": parameters(plan.config),
+            "layers": plan.config.num_hidden_layers,
+            "config": plan.config.to_dict(),
         },
         "target": plan.target,
         "weights": plan.shape.weights,
@@ -116,6 +116,8 @@ def make(config: LlamaConfig, **given: Any) -> Plan:
     Raises UserError for options that export refuses.
     """
     options = ExportOptions(model="", **given)
+    if options.rope_scaling is not None:
+        config = config.with_rope_scaling(options.rope_scaling)
     shape, found = shape_of(options, config)
     return Plan(config, options.target, shape, found)
 

@@ -143,7 +143,7 @@ class Plan:
 
     def largest_context(self, board: Board) -> int:
         """Return the largest context that fits the board and that the model supports; 0 if none fits."""
-        fits, too_many = 0, self.config.max_position_embeddings + 1
+        fits, too_many = 0, self.config.longest_context + 1
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
             if self.with_context(middle).total() <= board.available:
