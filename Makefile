@@ -145,14 +145,15 @@ check-install: artifact
 	  bin/edgellama generate "$$artifact" $(call option,PROMPT,prompt) --max-new-tokens 20
 
 # JOBS test files run at a time: most of the time one of them waits for a child process.
+# tests/conftest.py begins with the longest files; pytest-xdist would begin with those of most tests.
 test: $(VENV)/ready-test browser
-	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 browser:
 	@tests/support/install_browser.sh
 
 test-fast: $(VENV)/ready-test
-	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile -m "not slow"
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 fuzz: $(VENV)/ready-test
 	@$(PYTHON) tests/fuzz $(if $(TARGET_NAME),$(call option,TARGET_NAME,target)) $(call options,SECONDS SEED)
