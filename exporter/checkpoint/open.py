@@ -27,7 +27,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from .safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path)
-    from .gguf import GGUFCheckpoint
+    from .gguf.checkpoint import GGUFCheckpoint
 
     return GGUFCheckpoint(path)
 

@@ -25,7 +25,7 @@ from edgellama.artifact.files import sha256_file
 from edgellama.errors import UserError
 
 from .base import read_config_file
-from .gguf_file import whole_name
+from .gguf.file import whole_name
 from .presets import PRESETS, RegistryFile
 from .source_kinds import check_quantization, listing, local_source, weights_of, whole_files
 from .tokenizer_files import NAMED

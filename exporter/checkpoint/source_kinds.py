@@ -13,7 +13,7 @@ from edgellama.artifact.json_reader import parse_object
 from edgellama.artifact.manifest import MANIFEST
 from edgellama.errors import UserError
 
-from .gguf_file import whole_name
+from .gguf.file import whole_name
 from .lfs_pointer import pointers
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

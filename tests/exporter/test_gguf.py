@@ -18,8 +18,8 @@ from transformers import LlamaConfig as HFLlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from edgellama.errors import UserError
-from edgellama.exporter.checkpoint.gguf import readable
-from edgellama.exporter.checkpoint.gguf_file import GGUFFile
+from edgellama.exporter.checkpoint.gguf.checkpoint import readable
+from edgellama.exporter.checkpoint.gguf.file import GGUFFile
 from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
@@ -226,8 +226,8 @@ def test_missing_and_surplus_tensors_are_listed(tmp_path: Path, small: LlamaForC
 
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path, small: LlamaForCausalLM) -> None:
-    write_model(tmp_path / "m.gguf", small, arch="phi3")
-    with pytest.raises(UserError, match=r"architecture 'phi3'.*'llama', 'qwen2'"):
+    write_model(tmp_path / "m.gguf", small, arch="mamba")
+    with pytest.raises(UserError, match=r"architecture 'mamba'.*'llama', 'qwen2', 'qwen3'"):
         open_checkpoint(tmp_path / "m.gguf")
     write_model(tmp_path / "m.gguf", small, extra={"output_norm.weight": np.ones(256)}, drop=("output_norm.weight",))
     with pytest.raises(UserError, match=r"model\.norm\.weight \(F64\); supported: F32, F16, Q4_0, .*IQ4_XS"):

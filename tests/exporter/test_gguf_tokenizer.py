@@ -15,9 +15,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer
 
 from edgellama.errors import UserError
-from edgellama.exporter.checkpoint.gguf_file import GGUFFile
-from edgellama.exporter.checkpoint.gguf_pre_kinds import PRE_KINDS
-from edgellama.exporter.checkpoint.gguf_tokenizer import build_tokenizer, gguf_tokenizer_files
+from edgellama.exporter.checkpoint.gguf.file import GGUFFile
+from edgellama.exporter.checkpoint.gguf.pre_kinds import PRE_KINDS
+from edgellama.exporter.checkpoint.gguf.tokenizer import build_tokenizer, gguf_tokenizer_files
 from support import bpe_reference
 from support.bpe_reference import PUBLISHED, byte_alphabet, byte_level_bpe, merge_ranks, sentencepiece_bpe
 from support.gguf_files import add, finish

@@ -11,7 +11,7 @@ import numpy as np
 from edgellama.artifact.json_reader import parse_object
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.base import Checkpoint
-from edgellama.exporter.checkpoint.gguf import GGUFCheckpoint
+from edgellama.exporter.checkpoint.gguf.checkpoint import GGUFCheckpoint
 from edgellama.exporter.checkpoint.safetensors import SafetensorsCheckpoint
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.network.layer_sizes import linear_sizes

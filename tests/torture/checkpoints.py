@@ -146,7 +146,7 @@ def split(folder: Path) -> list[str]:
 
 def gguf(cases: Iterator[Case], shared: Path) -> Iterator[Outcome]:
     """A GGUF file whose header is damaged, or that is cut off."""
-    from edgellama.exporter.checkpoint.gguf_file import GGUFFile
+    from edgellama.exporter.checkpoint.gguf.file import GGUFFile
     from torture.artifacts import broken
     from torture.exported_right import import_readers, is_right
 

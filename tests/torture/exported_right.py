@@ -25,7 +25,7 @@ def import_readers() -> None:
     from gguf import GGUFReader
     from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
-    import edgellama.exporter.checkpoint.gguf
+    import edgellama.exporter.checkpoint.gguf.checkpoint
     import edgellama.exporter.checkpoint.safetensors
     import edgellama.exporter.export_options
 
@@ -98,7 +98,7 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    from edgellama.exporter.checkpoint.gguf import to_hf_name
+    from edgellama.exporter.checkpoint.gguf.checkpoint import to_hf_name
 
     reader, found = GGUFReader(path), {}
     heads = {
@@ -111,7 +111,7 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
         if part in heads:  # stored in pairs (0, 1), (2, 3), ...; Hugging Face has the two halves of each head
             rows = values.reshape(heads[part], -1, 2, *values.shape[1:])
             values = rows.swapaxes(1, 2).reshape(values.shape)
-        found[to_hf_name(tensor.name)] = values
+        found[to_hf_name(tensor.name, "llama")] = values
     return found
 
 

@@ -1,4 +1,4 @@
-"""Read a GGUF file of architecture "llama" or "qwen2": its config, and its tensors under their Hugging Face names."""
+"""Read a GGUF file as a checkpoint: its config, and its tensors under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -15,30 +15,21 @@ from numpy.typing import NDArray
 
 from edgellama.errors import UserError
 
-from .base import Checkpoint, RawBlocks, account, content_revision
-from .finite import check_finite
-from .gguf_config import read_config
-from .gguf_file import GGUFFile
-from .gguf_tokenizer import gguf_generation_config, gguf_tokenizer_files
+from ..base import Checkpoint, RawBlocks, account, content_revision
+from ..finite import check_finite
+from ..fused import split_fused
+from .architectures import ARCHITECTURES, halves_first, inner_names
+from .config import read_config
+from .file import GGUFFile
+from .tokenizer import gguf_generation_config, gguf_tokenizer_files
 
 _OUTSIDE = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_INSIDE = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Rotary factors: the config reader reads rope_freqs; attn_rot_embd, in early files, follows from the config.
-_DERIVED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd")
+# Rotary factors: the config reader reads them; attn_rot_embd, in early files, follows from the config.
+_DERIVED = re.compile(r"(rope_freqs|rope_factors_(long|short))\.weight|blk\.\d+\.attn_rot_embd")
 
 _T = GGMLQuantizationType
 FLOATS = (_T.F32, _T.F16, _T.BF16)
@@ -66,9 +57,16 @@ class GGUFCheckpoint(Checkpoint):
         self.path = path
         self.file = GGUFFile(path)
         self.config = read_config(self.file)
+        self._interleaved = ARCHITECTURES[self.file.fields["general.architecture"]].interleaved
         # Hugging Face name -> GGUF name. An unknown name stays unchanged, and `account` reports it as surplus.
-        self._stored = {to_hf_name(name): name for name in self.file.tensors if not _DERIVED.fullmatch(name)}
-        account(path, {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}, self.config)
+        kind = self.config.model_type
+        self._stored = {to_hf_name(name, kind): name for name in self.file.tensors if not _DERIVED.fullmatch(name)}
+        found = {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}
+        shapes, joined = split_fused(found, self.config)
+        account(path, shapes, self.config)
+        # Weight -> the first of its rows in a tensor that joins several.
+        self._first = {name: first for name, (_, first) in joined.items()}
+        self._stored |= {name: self._stored[whole] for name, (whole, _) in joined.items()}
         wrong = [f"{name} ({self.dtype(name)})" for name in self._stored if not readable(self._kind(name))]
         if wrong:
             raise UserError(
@@ -88,6 +86,8 @@ class GGUFCheckpoint(Checkpoint):
             else:
                 values = self.file.dequantized(stored, self.file.blocks(stored)[order])
         check_finite(self.path, name, first, values)
+        if name.endswith("norm.weight"):  # these files have the sum; folded.py adds the offset again
+            values = values - np.float32(self.config.family.norm_offset)
         return values
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
@@ -112,23 +112,22 @@ class GGUFCheckpoint(Checkpoint):
     def _stored_order(self, name: str, first: int, count: int) -> slice | NDArray[np.int64]:
         """Return the positions in the file of rows first .. first + count - 1.
 
-        A "llama" file stores q and k for interleaved rotary pairs (rows 2i, 2i + 1 of a head). Hugging Face and a
-        "qwen2" file pair row i of a head with row i + head_dim/2. Blocks run along columns, so reordering moves whole
-        rows.
+        Blocks run along columns, so reordering moves whole rows.
         """
-        if self.config.model_type == "qwen2" or name.split(".")[-2] not in ("q_proj", "k_proj"):
-            return slice(first, first + count)
-        head, row = np.divmod(np.arange(first, min(first + count, self.shape(name)[0])), self.config.head_dim)
-        half, pair = np.divmod(row, self.config.head_dim // 2)
-        return head * self.config.head_dim + 2 * pair + half
+        last = min(first + count, self.shape(name)[0])
+        if not self._interleaved or name.split(".")[-2] not in ("q_proj", "k_proj"):
+            before = self._first.get(name, 0)
+            return slice(before + first, before + last)
+        return halves_first(np.arange(first, last), self.config.head_dim)
 
 
-def to_hf_name(name: str) -> str:
+def to_hf_name(name: str, model_type: str) -> str:
     """token_embd.weight -> model.embed_tokens.weight, blk.3.attn_q.bias -> model.layers.3.self_attn.q_proj.bias."""
+    inside = inner_names(model_type)
     stem, _, kind = name.rpartition(".")
     if stem in _OUTSIDE:
         return f"{_OUTSIDE[stem]}.{kind}"
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if match and match[2] in _INSIDE:
-        return f"model.layers.{match[1]}.{_INSIDE[match[2]]}.{kind}"
+    if match and match[2] in inside:
+        return f"model.layers.{match[1]}.{inside[match[2]]}.{kind}"
     return name

@@ -1,7 +1,7 @@
 """Convert the metadata of a GGUF file to LlamaConfig.
 
-An unknown key of the architecture (`llama.*`, `qwen2.*`) raises an error. Files of Mistral models have the architecture
-"llama" and no key for a sliding window.
+An unknown key of the architecture (`llama.*`, `qwen2.*`, ...) raises an error. architectures.py has the differences of
+the architectures. Files of Mistral models have the architecture "llama" and no key for a sliding window.
 """
 
 from __future__ import annotations
@@ -13,22 +13,13 @@ from gguf import GGMLQuantizationType
 
 from edgellama.errors import UserError, shown
 
-from ..network.config import LlamaConfig
-from ..network.rope import rope_frequencies
-from .finite import check_finite
-from .gguf_file import GGUFFile
-
-ARCHITECTURES = ("llama", "qwen2")
-# Keys without effect, and keys that change the mathematics unless they have the listed value.
-_NEUTRAL = {"tensor_data_layout", "rope.scaling.finetuned"}
-_NEUTRAL_VALUES = {
-    "attention.causal": True,
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "pooling_type": 0,
-    "use_parallel_residual": False,
-    "rope.scaling.yarn_ext_factor": 1.0,
-}
+from ...network.config import LlamaConfig
+from ...network.family import FAMILIES
+from ...network.rope import rope_frequencies
+from ..finite import check_finite
+from .architectures import ARCHITECTURES
+from .file import GGUFFile
+from .keys import Keys
 
 
 def read_config(file: GGUFFile) -> LlamaConfig:
@@ -43,10 +34,11 @@ def read_config(file: GGUFFile) -> LlamaConfig:
             f"{file.path}: GGUF architecture {shown(kind)} is not supported; this release exports {known}. "
             "Choose a file of one of them"
         )
-    keys = _Keys(file, kind)
+    keys = Keys(file, kind)
     heads, hidden = keys.need("attention.head_count", int), keys.need("embedding_length", int)
     head_dim = keys.take("attention.key_length", int) or hidden // max(heads, 1)  # LlamaConfig refuses 0 heads
-    for key in ("attention.value_length", "rope.dimension_count"):
+    partial = "partial_rotary_factor" in FAMILIES[ARCHITECTURES[kind].model_type].keys
+    for key in ("attention.value_length", *(() if partial else ("rope.dimension_count",))):
         if (value := keys.take(key, int)) not in (None, head_dim):
             raise UserError(
                 f"{file.path}: {kind}.{key} = {value} is not supported; needed: the head size {head_dim}. "
@@ -59,7 +51,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
             "Convert the model again"
         )
     config = {
-        "model_type": kind,
+        "model_type": ARCHITECTURES[kind].model_type,
         "vocab_size": keys.take("vocab_size", int) or len(tokens),
         "hidden_size": hidden,
         "intermediate_size": keys.need("feed_forward_length", int),
@@ -70,13 +62,11 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         "max_position_embeddings": keys.need("context_length", int),
         "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon", float),
         "rope_theta": keys.take("rope.freq_base", float) or 10000.0,
-        "rope_scaling": _rope_scaling(keys),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **{f"{name}_token_id": file.fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()},
     }
-    if kind == "llama":  # qwen2 always has its biases
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-        config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    config |= ARCHITECTURES[kind].read(keys, config)
+    config.setdefault("rope_scaling", _rope_scaling(keys))
     keys.check_rest()
     if "rope_freqs.weight" in file.tensors:
         config["rope_scaling"] = _llama3_scaling(file, _config(file, config))
@@ -93,61 +83,7 @@ def _config(file: GGUFFile, values: dict[str, Any]) -> LlamaConfig:
 _IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
-class _Keys:
-    """The architecture's metadata. Each key is taken once, so that `check_rest` can report the unknown keys."""
-
-    def __init__(self, file: GGUFFile, kind: str) -> None:
-        self.path, self.prefix = file.path, f"{kind}."
-        fields = file.fields.items()
-        self.left = {key[len(self.prefix) :]: value for key, value in fields if key.startswith(self.prefix)}
-
-    def take(self, key: str, kind: type) -> Any:
-        """Remove a key and return its value, None if the key is absent. Raises UserError for another type."""
-        value = self.left.pop(key, None)
-        if isinstance(value, np.ndarray):
-            if len(value) == 0 or np.any(value != value[0]):
-                raise UserError(
-                    f"{self.path}: {self.prefix}{key} differs from layer to layer, which is not supported. "
-                    "Choose another model"
-                )
-            value = value[0].item()
-        if value is not None and type(value) is not kind:
-            raise UserError(
-                f"{self.path}: {self.prefix}{key} = {shown(value)} must be of type {kind.__name__}. "
-                "Convert the model again"
-            )
-        if isinstance(value, float):
-            value = float(str(np.float32(value)))  # the file stores float32: 1e-05, not 9.999999747378752e-06
-        return value
-
-    def need(self, key: str, kind: type) -> Any:
-        """As `take`, but raises UserError if the key is absent."""
-        value = self.take(key, kind)
-        if value is None:
-            raise UserError(f"{self.path} lacks the metadata key {self.prefix}{key}; convert the model again")
-        return value
-
-    def check_rest(self) -> None:
-        """Raise UserError if keys remain that are neither neutral nor have a neutral value."""
-        unknown = {
-            key: value
-            for key, value in self.left.items()
-            if key not in _NEUTRAL and not (key in _NEUTRAL_VALUES and _is_neutral(value, _NEUTRAL_VALUES[key]))
-        }
-        if unknown:
-            listed = ", ".join(
-                f"{shown(self.prefix + key)[1:-1]} = {shown(value)}" for key, value in list(unknown.items())[:5]
-            )
-            raise UserError(
-                f"{self.path}: {listed} is not supported and may change the mathematics. Choose a file without it"
-            )
-
-
-def _is_neutral(value: Any, neutral: object) -> bool:
-    return not isinstance(value, np.ndarray) and value == neutral
-
-
-def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
+def _rope_scaling(keys: Keys) -> dict[str, Any] | None:
     """Return Hugging Face's rope_scaling from the `rope.scaling.*` keys, or from the older key `rope.scale_linear`."""
     kind, factor = keys.take("rope.scaling.type", str), keys.take("rope.scaling.factor", float)
     linear = keys.take("rope.scale_linear", float)

@@ -1,7 +1,7 @@
 """Convert the tokenizer in a GGUF file to the files that `tokenizers` and transformers load.
 
 tokenizer.ggml.model is "gpt2" for byte-level BPE and "llama" for SentencePiece's BPE with byte fallback. The file does
-not describe how text is split before BPE; tokenizer.ggml.pre names a kind, and gguf_pre_kinds.py has their patterns.
+not describe how text is split before BPE; tokenizer.ggml.pre names a kind, and pre_kinds.py has their patterns.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from edgellama.errors import UserError, shown
 
-from .gguf_file import GGUFFile
-from .gguf_pre_kinds import PRE_KINDS, PreKind, kind_without_name
-from .tokenizer_files import to_json, tokenizer_files
+from ..tokenizer_files import to_json, tokenizer_files
+from .file import GGUFFile
+from .pre_kinds import PRE_KINDS, PreKind, kind_without_name
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""GGUF files: their tensors, their config and their tokenizer."""
