@@ -136,6 +136,52 @@ def _qwen25(size: str) -> Preset:
     return Preset(f"qwen2.5-{size}-instruct", f"Qwen/Qwen2.5-{size.upper()}-Instruct", licence, config)
 
 
+# Size -> (hidden, MLP, layers, heads, KV heads).
+_QWEN3 = {
+    "0.6b": (1024, 3072, 28, 16, 8),
+    "1.7b": (2048, 6144, 28, 16, 8),
+    "4b": (2560, 9728, 36, 32, 8),
+    "8b": (4096, 12288, 36, 32, 8),
+    "14b": (5120, 17408, 40, 40, 8),
+    "32b": (5120, 25600, 64, 64, 8),
+}
+
+
+def _qwen3(size: str) -> Preset:
+    sizes = _QWEN3[size]
+    config = _config(*sizes, 151936, 40960, rope_theta=1000000.0, bos_token_id=151643, eos_token_id=151645)
+    config |= {
+        "model_type": "qwen3",
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": size in ("0.6b", "1.7b", "4b"),
+        "use_sliding_window": False,
+    }
+    return Preset(f"qwen3-{size}", f"Qwen/Qwen3-{size.upper()}", _APACHE, config)
+
+
+_SMOLLM3_3B = _config(2048, 11008, 36, 16, 4, 128256, 65536, rope_theta=5000000.0, eos_token_id=128012) | {
+    **{"model_type": "smollm3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "no_rope_layer_interval": 4},
+    "pad_token_id": 128004,
+}
+_GEMMA3_1B = {
+    **_config(1152, 6912, 26, 4, 1, 262144, 32768, rope_theta=1000000.0, bos_token_id=2, eos_token_id=[1, 106]),
+    **{"model_type": "gemma3_text", "head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    **{"sliding_window": 512, "sliding_window_pattern": 6, "rope_local_base_freq": 10000.0, "pad_token_id": 0},
+    "query_pre_attn_scalar": 256,
+}
+
+
+def _granite33(size: str, hidden: int, mlp: int, logits: float, attention: float) -> Preset:
+    config = _config(hidden, mlp, 40, 32, 8, 49159, 131072, rope_theta=10000000.0, bos_token_id=0, eos_token_id=0)
+    config |= {
+        **{"model_type": "granite", "tie_word_embeddings": True, "pad_token_id": 0},
+        **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+        **{"logits_scaling": logits, "attention_multiplier": attention},
+    }
+    return Preset(f"granite-3.3-{size}-instruct", f"ibm-granite/granite-3.3-{size}-instruct", _APACHE, config)
+
+
 _LLAMA2, _LLAMA3 = "Llama 2 Community License", "Meta Llama 3 Community License"
 _LLAMA31, _LLAMA32 = "Llama 3.1 Community License", "Llama 3.2 Community License"
 _APACHE = "Apache-2.0"
@@ -187,5 +233,10 @@ _TABLE = (
         for version, config in _MISTRAL_7B.items()
     ),
     *(_qwen25(size) for size in _QWEN25),
+    *(_qwen3(size) for size in _QWEN3),
+    Preset("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", _APACHE, _SMOLLM3_3B),
+    Preset("gemma-3-1b-it", "google/gemma-3-1b-it", "Gemma Terms of Use", _GEMMA3_1B),
+    _granite33("2b", 2048, 8192, 8.0, 0.015625),
+    _granite33("8b", 4096, 12800, 16.0, 0.0078125),
 )
 PRESETS = {preset.name: preset for preset in _TABLE}

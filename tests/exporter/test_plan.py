@@ -269,3 +269,23 @@ def test_a_file_that_is_not_a_measurement_is_refused(tmp_path: Path, capsys: pyt
         assert message in capsys.readouterr().err
     assert main(["plan", "llama3-9b"]) == 2
     assert "neither a preset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+        ("qwen3-14b", 14_768_307_200),
+        ("qwen3-32b", 32_762_123_264),
+        ("smollm3-3b", 3_075_098_624),
+        ("gemma-3-1b-it", 999_885_952),
+        ("granite-3.3-2b-instruct", 2_533_539_840),
+        ("granite-3.3-8b-instruct", 8_170_864_640),
+    ],
+)
+def test_parameters_are_those_that_the_publisher_counts(name: str, published: int) -> None:
+    """The model pages state the number of elements of the safetensors files."""
+    assert parameters(PRESETS[name].config) == published
