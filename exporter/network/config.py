@@ -164,7 +164,9 @@ class LlamaConfig:
             raise UserError(f"config.json lacks {', '.join(missing)}. Use the one that was published with the model")
         known = _KNOWN | family.keys
         own_code = family.stand_in is not None
-        problems = [why for key in hf if key not in known if (why := refusal(key, hf[key], own_code))]
+        unknown = {key: value for key, value in hf.items() if key not in known and not family.may_ignore(key, value)}
+        problems = family.other_values(hf)
+        problems += [why for key, value in unknown.items() if (why := refusal(key, value, own_code))]
         if problems:
             raise UserError("; ".join(problems[:MOST_PROBLEMS]))
 

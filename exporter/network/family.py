@@ -59,6 +59,8 @@ class Family:
         architecture: the name of its class.
         alias: the name that transformers saves, if it uses another class.
         keys: the keys of its config.json that not every architecture has.
+        unused: matches the keys that its published configs have and its class does not use.
+        fixed: keys that its published configs have, and the only values that its class implements.
         defaults: the values of keys that a config.json lacks.
         qkv_bias: q, k and v always have biases. If not, the key attention_bias decides.
         norms: the norms of a layer, PRE_NORMS, POST_NORMS or BOTH_NORMS.
@@ -88,6 +90,22 @@ class Family:
     windows: Callable[[Values], Windows] | None = None
     stand_in: Callable[[Values], dict[str, Any]] | None = None
     alias: str = ""
+    unused: str = ""
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def may_ignore(self, key: str, value: Any) -> bool:
+        """Whether a key that is not one of `keys` changes nothing."""
+        if key == "auto_map" and isinstance(value, dict):  # code that the class in transformers has replaced
+            return str(value.get("AutoModelForCausalLM")).rpartition(".")[2] in (self.architecture, self.alias)
+        return key in self.fixed or re.fullmatch(self.unused, key) is not None
+
+    def other_values(self, hf: Mapping[str, Any]) -> list[str]:
+        """Return why keys with other values than the fixed ones are refused."""
+        return [
+            f"{key} = {shown(hf[key])} is not supported; this release exports {allowed[0]!r} only. Choose another model"
+            for key, allowed in self.fixed.items()
+            if hf.get(key) is not None and hf[key] not in allowed
+        ]
 
 
 def _keys(names: str) -> frozenset[str]:
@@ -142,6 +160,7 @@ FAMILIES = {
         {"scale_emb": 1, "scale_depth": 1, "dim_model_base": 1, "tie_word_embeddings": True},
         read=minicpm,
         stand_in=minicpm_as_granite,
+        unused="mup_denominator",  # of the initialization
     ),
     "PanguEmbedded": Family("PanguEmbeddedForCausalLM", _keys("bias"), read=pangu, stand_in=pangu_as_llama),
     "hunyuan_v1_dense": Family(
@@ -149,6 +168,19 @@ FAMILIES = {
         _keys("attention_bias"),
         qk_norm=QKNorm("query_layernorm", "key_layernorm", after_rope=True),
         dynamic_rope="ntk_alpha",
+        unused=r"(anyres|cla|im|image|mask|moe|text|topk|video|vit)_\w+|attention_head_dim|class_num|dense_list|n_group"
+        r"|eod_token_id|group_limited_greedy|norm_topk_prob|num_media_embeds|num_shared_expert|org_vocab_size|pad_id"
+        r"|pool_type|routed_scaling_factor|skip_cls_token|unpad_\w+|use_vit|enable_lm_head_fp32",
+        fixed={
+            **{
+                "use_qk_norm": (True,),
+                "use_rotary_pos_emb": (True,),
+                "norm_type": ("rms", "hf_rms"),
+                "num_experts": (1,),
+            },
+            **{"use_mixed_mlp_moe": (False,), "position_embedding_xdrope": (False,), "mlp_bias": (False,)},
+            "add_classification_head": (False,),
+        },
     ),
     "internlm3": Family(
         "InternLM3ForCausalLM",
@@ -194,6 +226,7 @@ FAMILIES = {
         {"bos_token_id": 1, "eos_token_id": 32000, "original_max_position_embeddings": 4096},
         fused=True,
         windows=mistral_windows,
+        fixed={"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,), "mlp_bias": (False,)},
     ),
     "gemma": Family("GemmaForCausalLM", _GEMMA_KEYS, _GEMMA_DEFAULTS, norm_offset=1.0, read=gemma),
     "gemma2": Family(
