@@ -18,6 +18,7 @@ from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.proof.float_reference import _numpy
 from support.checkpoints import CONFIGS
+from support.child import run_cli
 from support.step_runs import relative_error
 
 MADE_FOR = 64  # max_position_embeddings of these configs, or original_max_position_embeddings of phi3
@@ -121,6 +122,7 @@ def test_bad_texts(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_artifact_beyond_the_maximum(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = tiny_checkpoint(**CONFIGS["qwen3"], max_position_embeddings=MADE_FOR), tmp_path / "out"
     words = ["export", str(folder), "--weights=fp32", "--buckets=64,128", f"--out={out}", "--no-verify"]
-    assert main([*words, f"--context={MADE_FOR + 1}"]) == 2
-    assert main([*words, "--context=256", f"--rope-scaling={json.dumps(YARN)}"]) == 0
-    assert main(["verify", str(out)]) == 0  # opens the checkpoint again; compares at 63 to 129, and 64 steps
+    assert run_cli(*words, f"--context={MADE_FOR + 1}").returncode == 2
+    assert run_cli(*words, "--context=256", f"--rope-scaling={json.dumps(YARN)}").returncode == 0
+    # Opens the checkpoint again; compares at 63 to 129, and in 64 steps.
+    assert run_cli("verify", str(out)).returncode == 0

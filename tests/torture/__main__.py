@@ -31,6 +31,7 @@ MODULES = (
     "checkpoints",
     "artifacts",
     "folders",
+    "read_only",
     "sessions",
     "http_cases",
     "abandoned",
