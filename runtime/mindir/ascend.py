@@ -9,7 +9,7 @@ from ..errors import UserError
 from . import encoding as proto
 from .builder import Builder, Operand
 from .network import Network
-from .portable import norm, swiglu
+from .portable import gelu, norm, silu, soft_cap
 
 FLOAT32, FLOAT16 = 43, 42  # MindSpore's numbers of the dtypes, as Cast takes them
 WEIGHTS = ("fp16", "int8")
@@ -27,12 +27,13 @@ def build(graph: Builder, network: Network) -> Operand:
     rows, hidden = network.rows, network.hidden
     tokens = graph.input(TensorSpec("tokens_by_step", "int32", (-1, rows)))
     start, length, last = (graph.input(TensorSpec(name, "int32", (rows,))) for name in ("start", "length", "last"))
-    shape = (rows, network.groups, network.context, network.width)
+    cache_shape = (rows, network.groups, network.context, network.width)
     caches = [
-        [graph.input(TensorSpec(f"{kind}_cache.{layer}", "float16", shape)) for kind in "kv"]
+        [graph.input(TensorSpec(f"{kind}_cache.{layer}", "float16", cache_shape)) for kind in "kv"]
         for layer in range(network.layers)
     ]
-    angles = [graph.weight(f"rope.{kind}", (network.context, network.width // 2)) for kind in ("cos", "sin")]
+    table_shape = (network.context, network.width // 2)
+    angles = {kind: [graph.weight(name, table_shape) for name in names] for kind, names in network.tables.items()}
     embedding = graph.weight("model.embed_tokens.weight", (network.vocabulary, hidden), "float16")
     if rows > 1:
         tokens = graph.transpose("embed_tokens", tokens, (1, 0))
@@ -40,26 +41,29 @@ def build(graph: Builder, network: Network) -> Operand:
     h = _cast(graph, "embed_tokens", graph.reshape("embed_tokens", h, (-1, hidden), (-1, hidden)), "float32")
     for layer in range(network.layers):
         name, scope = f"model.layers.{layer}", f"layers/{layer}"
-        x = _norm(graph, network, f"{scope}/norm_qkv/norm", f"{name}.input_layernorm", h)
+        x = _stream_norm(graph, network, f"{scope}/norm_qkv/norm", f"{name}.{network.norms.before_attention}", h)
         joined = sum(network.linear(part)[0] for part in "qkv")
         sizes = (joined, hidden, network.qkv_bias)
         x = _linear(graph, network, f"{scope}/norm_qkv/linear", f"{name}.self_attn.qkv_proj", sizes, x)
+        x = _head_norms(graph, network, f"{scope}/norm_qkv/head_norms", f"{name}.self_attn", x)
         x = graph.reshape(f"{scope}/norm_qkv", x, (rows, -1, joined), (rows, -1, joined))
-        x = _attention(graph, network, layer, [x, *angles, start, length, *caches[layer]])
+        x = _attention(graph, network, layer, [x, *angles[network.ropes[layer]], start, length, *caches[layer]])
         h = _linear_add(graph, network, f"{scope}/o_proj", f"{name}.self_attn.o_proj", "o", x, h)
-        x = _norm(graph, network, f"{scope}/norm_swiglu/norm", f"{name}.post_attention_layernorm", h)
+        x = _stream_norm(graph, network, f"{scope}/norm_swiglu/norm", f"{name}.{network.norms.before_mlp}", h)
         gate, up = (
             _linear(graph, network, f"{scope}/norm_swiglu/{part}", f"{name}.mlp.{part}_proj", network.linear(part), x)
             for part in ("gate", "up")
         )
-        x = swiglu(graph, f"{scope}/norm_swiglu", gate, up)
+        x = graph.elementwise(f"{scope}/norm_swiglu", "Mul", _activated(graph, network, scope, gate), up)
         h = _linear_add(graph, network, f"{scope}/down_proj", f"{name}.mlp.down_proj", "down", x, h)
-    x = _norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, last))
+    x = _stream_norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, last))
     weight = embedding if network.tied else graph.weight("lm_head.weight", (network.vocabulary, hidden), "float16")
-    logits = (rows, network.vocabulary)
+    shape = (rows, network.vocabulary)
     if network.vocabulary % 16 or hidden % 16:  # LmHead takes whole blocks of 16
-        return _cast(graph, "head", graph.matmul("head", x, weight, logits), "float32")
-    return graph.node("", "Custom", (x, weight), logits, "float32", _attributes("LmHead", *HEAD), "lm_head")
+        logits = _cast(graph, "head", graph.matmul("head", x, weight, shape), "float32")
+    else:
+        logits = graph.node("", "Custom", (x, weight), shape, "float32", _attributes("LmHead", *HEAD), "lm_head")
+    return soft_cap(graph, "head/cap", network.logits_softcap, logits)
 
 
 def _attention(graph: Builder, network: Network, layer: int, inputs: list[Operand]) -> Operand:
@@ -77,15 +81,50 @@ def _attention(graph: Builder, network: Network, layer: int, inputs: list[Operan
     return graph.reshape(scope, graph.item(scope, out, 0), (-1, width), (-1, width))
 
 
-def _norm(graph: Builder, network: Network, scope: str, name: str, x: Operand) -> Operand:
-    """Return the norm of x in float16, computed in float32."""
+def _norm(graph: Builder, network: Network, scope: str, name: str, eps: float, x: Operand) -> Operand:
+    """Return the norm of x, float32."""
     if not CHIPS[network.target].has("RmsNorm"):
-        return _cast(graph, scope, norm(graph, network, f"{scope}/norm", name, x), "float16")
-    weight = graph.weight(f"{name}.weight", (network.hidden,))
-    eps = graph.constant(proto.real("value", network.eps))
-    found = graph.node(scope, "RmsNorm", (x, weight, eps), x.shape)
+        return norm(graph, f"{scope}/norm", name, eps, x)
+    weight = graph.weight(f"{name}.weight", x.shape[-1:])
+    found = graph.node(scope, "RmsNorm", (x, weight, graph.constant(proto.real("value", eps))), x.shape)
     found.results += (("float32", (*x.shape[:-1], 1)),)
-    return _cast(graph, scope, graph.item(scope, found, 0), "float16")
+    return graph.item(scope, found, 0)
+
+
+def _stream_norm(graph: Builder, network: Network, scope: str, name: str, h: Operand) -> Operand:
+    """Return the norm `name` of the residual stream in float16, computed in float32."""
+    return _cast(graph, scope, _norm(graph, network, scope, name, network.eps, h), "float16")
+
+
+def _head_norms(graph: Builder, network: Network, scope: str, name: str, qkv: Operand) -> Operand:
+    """Return qkv [T, (H + 2G) * D] with normed queries and keys, float16."""
+    norms = network.head_norms
+    if norms is None:
+        return qkv
+    queries, keys = network.heads * network.width, network.groups * network.width
+
+    def part(first: int, width: int) -> Operand:
+        return graph.node(scope, "Slice", (qkv, graph.numbers(0, first), graph.numbers(-1, width)), (-1, width))
+
+    def normed(below: str, label: str, first: int, width: int) -> Operand:
+        x = _cast(graph, scope, part(first, width), "float32")
+        if norms.kind != "whole":
+            x = graph.reshape(scope, x, (-1, network.width), (-1, network.width))
+        x = _norm(graph, network, f"{scope}/{label}", f"{name}.{below}", network.norm_eps, x)
+        if norms.kind != "whole":
+            x = graph.reshape(scope, x, (-1, width), (-1, width))
+        return _cast(graph, scope, x, "float16")
+
+    q, k = normed(norms.q, "q_norm", 0, queries), normed(norms.k, "k_norm", queries, keys)
+    return graph.concat(scope, [q, k, part(queries + keys, keys)], axis=1)
+
+
+def _activated(graph: Builder, network: Network, scope: str, gate: Operand) -> Operand:
+    """Return the activation of a float16 gate; GELU is computed in float32."""
+    if network.activation == "silu":
+        return silu(graph, f"{scope}/norm_swiglu", gate)
+    own = f"{scope}/norm_swiglu/gelu"
+    return _cast(graph, own, gelu(graph, f"{own}/gelu", _cast(graph, own, gate, "float32")), "float16")
 
 
 def _linear(

@@ -146,11 +146,11 @@ class Builder:
         dtype, shape = values.results[index]
         return self.node(scope, "TupleGetItem", (values, self.number(index)), shape, dtype)
 
-    def concat(self, scope: str, values: Sequence[Operand]) -> Operand:
-        """Join values along the last axis."""
+    def concat(self, scope: str, values: Sequence[Operand], axis: int = -1) -> Operand:
+        """Join values along their last axis, which the attribute calls `axis`."""
         shape = (*values[0].shape[:-1], sum(value.shape[-1] for value in values))
         return self.node(
-            scope, "Concat", [self.join(scope, values)], shape, values[0].dtype, [proto.integer("axis", -1)]
+            scope, "Concat", [self.join(scope, values)], shape, values[0].dtype, [proto.integer("axis", axis)]
         )
 
     def encode(self, output: Operand, location: str | None, *, optimized: bool) -> bytes:

@@ -12,6 +12,7 @@ from ..artifact.safetensors import ALIGNMENT
 from ..artifact.step_graph import STRETCH
 from ..errors import UserError
 from . import encoding as proto
+from .architectures import AFTER, BEFORE
 from .builder import Builder, Operand
 from .network import MOST_LAYERS, Network
 
@@ -39,7 +40,8 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
     start = graph.input(TensorSpec("start", "int32", (rows,)))
     length = graph.input(TensorSpec("length", "int32", (rows,)))
     caches = [[graph.input(spec) for spec in _caches(network, layer)] for layer in range(network.layers)]
-    angles = [graph.weight(f"rope.{kind}", (network.context, network.width // 2)) for kind in ("cos", "sin")]
+    table_shape = (network.context, network.width // 2)
+    angles = {kind: [graph.weight(name, table_shape) for name in names] for kind, names in network.tables.items()}
     # The embedding and the head stay int8 when the layers have 4 bits.
     layer_format = FORMATS[network.weights]
     table_format = "int8" if layer_format in ("int4", "q4_0") else layer_format
@@ -61,6 +63,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         width=hidden,
     )
     biases = {f"{part}_bias": int(network.linear(part)[2]) for part in ("q", "o", "gate", "down")}
+    variant = _variant(network)
     size = _layer_bytes(network, layer_format)
     for layer in range(network.layers):
         name = f"model.layers.{layer}"
@@ -68,7 +71,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         h = custom(
             "EdgeDecoderLayer",
             name,
-            [h, start, length, *angles, weights, *caches[layer]],
+            [h, start, length, *angles[network.ropes[layer]], weights, *caches[layer]],
             h.shape,
             format=layer_format,
             heads=network.heads,
@@ -78,6 +81,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
             inner=network.inner,
             **biases,
             eps=network.eps,
+            **variant,
         )
     head = embedding if network.tied else graph.weight("lm_head.weight", table, "uint8")
     gamma = graph.weight("model.norm.weight", (hidden,))
@@ -89,6 +93,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         format=table_format,
         vocabulary=network.vocabulary,
         eps=network.eps,
+        **({} if network.logits_softcap is None else {"softcap": network.logits_softcap}),
     )
 
 
@@ -103,19 +108,35 @@ def _caches(network: Network, layer: int) -> list[TensorSpec]:
 def _layer_bytes(network: Network, form: str) -> int:
     """Return the size of a layer's range of weights.safetensors."""
     (queries, hidden, qkv_bias), (keys, _, _) = network.linear("q"), network.linear("k")
-    inner = round_up(network.inner, PANEL)
-    total = 0
-    for outer, columns, bias, norm in (
-        (queries + 2 * keys, hidden, qkv_bias, True),
-        (*network.linear("o"), False),
-        (2 * inner, hidden, network.mlp_bias, True),
-        (*network.linear("down"), False),
+    inner, norms = round_up(network.inner, PANEL), network.norms
+    total = sum(round_up(4 * size, ALIGNMENT) for size in network.head_norm_sizes if network.head_norms is not None)
+    total += round_up(4 * hidden, ALIGNMENT) * sum(norm is not None for norm in norms)
+    for outer, columns, bias in (
+        (queries + 2 * keys, hidden, qkv_bias),
+        network.linear("o"),
+        (2 * inner, hidden, network.mlp_bias),
+        network.linear("down"),
     ):
         panels = panel_count(outer)
         total += round_up(panels * panel_bytes(form, columns), ALIGNMENT)
-        total += round_up(4 * columns, ALIGNMENT) if norm else 0
         total += round_up(4 * panels * PANEL, ALIGNMENT) if bias else 0
     return total
+
+
+def _variant(network: Network) -> dict[str, object]:
+    """Return the attributes of a decoder layer that Llama's does not have."""
+    found: dict[str, object] = {}
+    if network.activation != "silu":
+        found["activation"] = network.activation
+    if network.softcap is not None:
+        found["softcap"] = network.softcap
+    if network.norms != BEFORE:
+        found["norms"] = "post" if network.norms == AFTER else "both"
+    if network.head_norms is not None:
+        found["qk_norm"] = network.head_norms.kind
+    if found.keys() & {"norms", "qk_norm"}:
+        found["norm_eps"] = network.norm_eps
+    return found
 
 
 @functools.lru_cache(maxsize=MOST_LAYERS)  # the graphs of all buckets have the same operators

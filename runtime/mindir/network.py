@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..artifact.manifest import Manifest
-from ..artifact.manifest_checks import MOST_ELEMENTS
-from ..errors import UserError
+from .architectures import GELU, MAIN, HeadNorms, Norms, architecture_of
+from .config_values import Config, flag, number, require, size
 
 MOST_LAYERS = 1024
 SIZES = (
@@ -19,13 +19,7 @@ SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
-QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}  # model type -> whether q, k and v always have biases
-# Architectures whose graphs this package cannot write.
-OTHERS = (
-    *("qwen3", "smollm3", "granite", "minicpm", "PanguEmbedded", "hunyuan_v1_dense", "internlm3", "olmo2", "olmo3"),
-    *("exaone4", "ministral3", "phi3", "gemma", "gemma2", "gemma3_text"),
-)
-SLIDING = "sliding_attention"
+ACTIVATIONS = ("silu", GELU)
 
 
 @dataclass(frozen=True)
@@ -34,10 +28,16 @@ class Network:
 
     Attributes:
         vocabulary, hidden, inner, layers, heads, groups, width: sizes of the model; width is that of a head.
-        eps: of the norms; the graphs of the cpu op set hold it as the text of the config's number.
+        eps: of the norms that read the residual stream. The graphs of the cpu op set hold it as text.
+        norm_eps: of the other norms.
         tied: whether the head uses the embedding's weight.
         qkv_bias, o_bias, mlp_bias: which linear layers have biases.
         windows: each layer's sliding window; 0 if it has none, or if the cache is not larger than the window.
+        ropes: the kind of each layer's rotary tables.
+        norms, head_norms: of a layer, and of its queries and keys.
+        activation: of the MLP.
+        scale: the factor of the attention's scores.
+        softcap, logits_softcap: the bounds of scores and logits; None for no bound.
         rows, context: the batch, and the capacity of the cache.
         weights, cache: the weight format, and the dtype of the cache, as the manifest names them.
         target: the target of the export.
@@ -51,45 +51,43 @@ class Network:
     groups: int
     width: int
     eps: float
+    norm_eps: float
     tied: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     windows: tuple[int, ...]
+    ropes: tuple[str, ...]
+    norms: Norms
+    head_norms: HeadNorms | None
+    activation: str
+    scale: float
+    softcap: float | None
+    logits_softcap: float | None
     rows: int
     context: int
     weights: str
     cache: str
     target: str
 
-    @property
-    def scale(self) -> float:
-        """The factor of the attention's scores."""
-        return self.width**-0.5
-
-    @staticmethod
-    def known(manifest: Manifest) -> bool:
-        """Whether `of` takes the config: it raises the error if the runtime does not know the architecture at all."""
-        return manifest.config.get("model_type") not in OTHERS
-
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
         """Read the config of a manifest. Raises UserError, which names the key that is missing or not possible."""
-        config = manifest.config
-        vocabulary, hidden, inner, layers, heads, groups, width = (_size(config, name) for name in SIZES)
-        _require(layers <= MOST_LAYERS, "num_hidden_layers", layers, f"at most {MOST_LAYERS}")
-        _require(heads % groups == 0, "num_attention_heads", heads, f"a multiple of {groups} KV heads")
-        _require(width % 2 == 0, "head_dim", width, "an even number")
-        eps: Any = config.get("rms_norm_eps")
-        number = isinstance(eps, float | int) and not isinstance(eps, bool)
-        _require(number and 0 < eps <= 1000, "rms_norm_eps", eps, "a number above 0, at most 1,000")
-        kind = config.get("model_type")
-        _require(isinstance(kind, str) and kind in QKV_BIAS, "model_type", kind, f"one of {', '.join(QKV_BIAS)}")
-        flags = {name: config.get(name, False) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
-        for name, value in flags.items():
-            _require(isinstance(value, bool), name, value, "true or false")
-        tied, attention_bias, mlp_bias = flags.values()
-        windows = tuple(0 if window >= manifest.context else window for window in _windows(config, layers))
+        config = {key: value for key, value in manifest.config.items() if value is not None}
+        vocabulary, hidden, inner, layers, heads, groups, width = (size(config, name) for name in SIZES)
+        require(layers <= MOST_LAYERS, "num_hidden_layers", layers, f"at most {MOST_LAYERS}")
+        require(heads % groups == 0, "num_attention_heads", heads, f"a multiple of {groups} KV heads")
+        require(width % 2 == 0, "head_dim", width, "an even number")
+        eps = number(config, "rms_norm_eps", 1000)
+        known = architecture_of(config)
+        activation = known.activation(config)
+        require(activation in ACTIVATIONS, "hidden_act", activation, f"one of {', '.join(ACTIVATIONS)}")
+        attention_bias = flag(config, *known.attention_bias)
+        windows = _windows(config, layers)
+
+        def cap(name: str) -> Any:
+            return number(config, name) if known.capped and name in config else None
+
         return cls(
             vocabulary=vocabulary,
             hidden=hidden,
@@ -98,18 +96,37 @@ class Network:
             heads=heads,
             groups=groups,
             width=width,
-            eps=eps,
-            tied=tied,
-            qkv_bias=attention_bias or QKV_BIAS[str(kind)],
+            eps=eps / known.multiplier(config) ** 2,
+            norm_eps=eps,
+            tied=flag(config, "tie_word_embeddings"),
+            qkv_bias=attention_bias or known.qkv_bias,
             o_bias=attention_bias,
-            mlp_bias=mlp_bias,
-            windows=windows,
+            mlp_bias=flag(config, *known.mlp_bias),
+            windows=tuple(0 if window >= manifest.context else window for window in windows),
+            ropes=tuple(known.rope(config, [window > 0 for window in windows])),
+            norms=known.norms,
+            head_norms=known.head_norms,
+            activation=str(activation),
+            scale=width**-0.5 if known.scale is None else known.scale(config),
+            softcap=cap("attn_logit_softcapping"),
+            logits_softcap=cap("final_logit_softcapping"),
             rows=manifest.batch,
             context=manifest.context,
             weights=manifest.weights_format,
             cache=manifest.cache.dtype,
             target=manifest.target,
         )
+
+    @property
+    def tables(self) -> dict[str, tuple[str, str]]:
+        """Return the names of the rotary tables, cos and sin, by kind, in the order of the first layer of each."""
+        return {kind: _table_names(kind) for kind in dict.fromkeys(self.ropes)}
+
+    @property
+    def head_norm_sizes(self) -> tuple[int, int]:
+        """Return the sizes of the weights of the norms of queries and keys."""
+        whole = self.head_norms is not None and self.head_norms.kind == "whole"
+        return (self.heads * self.width, self.groups * self.width) if whole else (self.width, self.width)
 
     def linear(self, part: str) -> tuple[int, int, bool]:
         """Return (outputs, inputs, whether it has a bias) of a linear layer: q, k, v, o, gate, up or down."""
@@ -125,37 +142,15 @@ class Network:
         }[part]
 
 
-def _windows(config: dict[str, Any], layers: int) -> list[int]:
+def _windows(config: Config, layers: int) -> list[int]:
     """Return each layer's window in the model: 0 if it has none."""
-    window = config.get("sliding_window")
-    kinds: Any = [SLIDING] * layers
-    if config.get("model_type") == "qwen2":
-        window = window if config.get("use_sliding_window") is True else None
-        kinds = config.get("layer_types")
-    if window is None:
+    windowed = architecture_of(config).windowed
+    if windowed is None or "sliding_window" not in config:
         return [0] * layers
-    whole = isinstance(window, int) and not isinstance(window, bool) and window > 0
-    _require(whole, "sliding_window", window, "a positive whole number")
-    listed = isinstance(kinds, list) and len(kinds) == layers
-    _require(listed, "layer_types", kinds, f"a list of {layers} kinds")
-    return [int(window) if kind == SLIDING else 0 for kind in kinds]
+    window = size(config, "sliding_window")
+    return [window if near else 0 for near in windowed(config, layers)]
 
 
-def _size(config: dict[str, Any], name: str) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MOST_ELEMENTS:
-        raise _wrong(name, value, "a positive whole number")
-    return value
-
-
-def _require(condition: bool, name: str, found: object, needed: str) -> None:
-    if not condition:
-        raise _wrong(name, found, needed)
-
-
-def _wrong(name: str, found: object, needed: str) -> UserError:
-    text = repr(found)
-    return UserError(
-        f"config.{name} is {text if len(text) <= 80 else text[:77] + '...'} in manifest.json; needed: {needed}. "
-        "Export again with this release"
-    )
+def _table_names(kind: str) -> tuple[str, str]:
+    below = "rope" if kind == MAIN else f"rope.{kind}"
+    return f"{below}.cos", f"{below}.sin"

@@ -6,6 +6,8 @@ capacity, E hidden size.
 
 from __future__ import annotations
 
+import math
+
 from ..artifact.manifest import TensorSpec
 from . import encoding as proto
 from .builder import Builder, Operand, transposes
@@ -21,56 +23,93 @@ def build(graph: Builder, network: Network, tokens: int) -> Operand:
         [graph.input(TensorSpec(f"{kind}_cache.{layer}", "float32", shape)) for kind in "kv"]
         for layer in range(network.layers)
     ]
-    angles = [
-        graph.reshape(
-            "prepare",
-            graph.gather("prepare", graph.weight(f"rope.{kind}", (network.context, half)), step["positions"]),
-            (rows, 1, -1, half),
-            (rows, 1, tokens, half),
-        )
-        for kind in ("cos", "sin")
-    ]
+
+    def angle(name: str) -> Operand:  # [B, 1, S, D/2]
+        found = graph.gather("prepare", graph.weight(name, (network.context, half)), step["positions"])
+        return graph.reshape("prepare", found, (rows, 1, -1, half), (rows, 1, tokens, half))
+
+    angles = {kind: [angle(name) for name in names] for kind, names in network.tables.items()}
     embedding = graph.weight("model.embed_tokens.weight", (network.vocabulary, hidden))
     h = graph.gather("embed_tokens", embedding, step["tokens"])
     h = graph.reshape("embed_tokens", h, (-1, hidden), (rows * tokens, hidden))
     written = []
     for layer in range(network.layers):
         name, scope = f"model.layers.{layer}", f"layers/{layer}"
-        x = norm(graph, network, f"{scope}/norm_qkv/norm", f"{name}.input_layernorm", h)
+        norms = [below and f"{name}.{below}" for below in network.norms]
+        x = _stream_norm(graph, network, f"{scope}/norm_qkv/norm", norms[0], h)
         qkv = [_linear(graph, network, f"{scope}/norm_qkv/{part}", f"{name}.self_attn", part, x) for part in "qkv"]
         kind = "window_" if network.windows[layer] else ""
         masks = step[f"{kind}cache_mask"], step[f"{kind}self_mask"]
-        x, k, v = _attention(graph, network, f"{scope}/attention", tokens, qkv, angles, masks, caches[layer])
+        rope = angles[network.ropes[layer]]
+        x, k, v = _attention(graph, network, layer, tokens, qkv, rope, masks, caches[layer])
         written += [k, v]
         y = _linear(graph, network, f"{scope}/o_proj/linear", f"{name}.self_attn", "o", x)
-        h = graph.elementwise(f"{scope}/o_proj", "Add", h, y)
-        x = norm(graph, network, f"{scope}/norm_swiglu/norm", f"{name}.post_attention_layernorm", h)
+        h = _add_normed(graph, network, f"{scope}/o_proj", norms[1], h, y)
+        x = _stream_norm(graph, network, f"{scope}/norm_swiglu/norm", norms[2], h)
         gate = _linear(graph, network, f"{scope}/norm_swiglu/gate", f"{name}.mlp", "gate", x)
         up = _linear(graph, network, f"{scope}/norm_swiglu/up", f"{name}.mlp", "up", x)
-        x = swiglu(graph, f"{scope}/norm_swiglu", gate, up)
+        x = graph.elementwise(
+            f"{scope}/norm_swiglu", "Mul", _activated(graph, network, f"{scope}/norm_swiglu", gate), up
+        )
         y = _linear(graph, network, f"{scope}/down_proj/linear", f"{name}.mlp", "down", x)
-        h = graph.elementwise(f"{scope}/down_proj", "Add", h, y)
-    x = norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, step["last"]))
+        h = _add_normed(graph, network, f"{scope}/down_proj", norms[3], h, y)
+    x = _stream_norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, step["last"]))
     weight = embedding if network.tied else graph.weight("lm_head.weight", (network.vocabulary, hidden))
-    logits = graph.matmul("head", x, weight, (rows, network.vocabulary))
+    logits = soft_cap(
+        graph, "head/cap", network.logits_softcap, graph.matmul("head", x, weight, (rows, network.vocabulary))
+    )
     return graph.join("", [logits, *written])
 
 
-def norm(graph: Builder, network: Network, scope: str, name: str, x: Operand) -> Operand:
+def norm(graph: Builder, scope: str, name: str, eps: float, x: Operand) -> Operand:
     """x / sqrt(mean(x^2) + eps) * weight."""
-    weight = graph.weight(f"{name}.weight", (network.hidden,))
+    weight = graph.weight(f"{name}.weight", x.shape[-1:])
     square = graph.elementwise(scope, "Square", x)
     column = (*x.shape[:-1], 1)
     keep = [proto.integer("keep_dims", 1, proto.BOOL)]
     mean = graph.node(scope, "ReduceMean", (square, graph.numbers(-1)), column, attributes=keep)
-    root = graph.elementwise(scope, "Sqrt", graph.elementwise(scope, "Add", mean, graph.array(network.eps, 2)))
+    root = graph.elementwise(scope, "Sqrt", graph.elementwise(scope, "Add", mean, graph.array(eps, 2)))
     return graph.elementwise(scope, "Mul", graph.elementwise(scope, "Div", x, root), weight)
 
 
-def swiglu(graph: Builder, scope: str, gate: Operand, up: Operand) -> Operand:
-    """gate * sigmoid(gate) * up."""
-    activated = graph.elementwise(scope, "Mul", gate, graph.elementwise(scope, "Sigmoid", gate))
-    return graph.elementwise(scope, "Mul", activated, up)
+def silu(graph: Builder, scope: str, x: Operand) -> Operand:
+    """x * sigmoid(x)."""
+    return graph.elementwise(scope, "Mul", x, graph.elementwise(scope, "Sigmoid", x))
+
+
+def gelu(graph: Builder, scope: str, x: Operand) -> Operand:
+    """x * sigmoid(x * (x * x * c + l)): the tanh approximation, arXiv:1606.08415."""
+    linear = 2 * math.sqrt(2 / math.pi)
+    square = graph.elementwise(scope, "Mul", x, x)
+    factor = graph.elementwise(scope, "Mul", square, graph.array(linear * 0.044715, 2))
+    factor = graph.elementwise(scope, "Add", factor, graph.array(linear, 2))
+    inner = graph.elementwise(scope, "Mul", x, factor)
+    return graph.elementwise(scope, "Mul", x, graph.elementwise(scope, "Sigmoid", inner))
+
+
+def soft_cap(graph: Builder, scope: str, cap: float | None, x: Operand) -> Operand:
+    """cap * tanh(x / cap), with tanh(y) = 2 sigmoid(2 y) - 1; x itself without a cap."""
+    if cap is None:
+        return x
+    before, after, last = (graph.array(value, len(x.shape)) for value in (2 / cap, 2 * cap, cap))
+    inner = graph.elementwise(scope, "Sigmoid", graph.elementwise(scope, "Mul", x, before))
+    return graph.elementwise(scope, "Sub", graph.elementwise(scope, "Mul", inner, after), last)
+
+
+def _activated(graph: Builder, network: Network, scope: str, gate: Operand) -> Operand:
+    return silu(graph, scope, gate) if network.activation == "silu" else gelu(graph, f"{scope}/gelu", gate)
+
+
+def _add_normed(graph: Builder, network: Network, scope: str, name: str | None, h: Operand, y: Operand) -> Operand:
+    """h + y, or h + the norm `name` of y."""
+    if name is not None:
+        y = norm(graph, f"{scope}/norm", name, network.norm_eps, y)
+    return graph.elementwise(scope, "Add", h, y)
+
+
+def _stream_norm(graph: Builder, network: Network, scope: str, name: str | None, h: Operand) -> Operand:
+    """The norm `name` of the residual stream; the stream itself if the architecture has none there."""
+    return h if name is None else norm(graph, scope, name, network.eps, h)
 
 
 def _step_inputs(network: Network, tokens: int) -> list[TensorSpec]:
@@ -100,7 +139,7 @@ def _linear(graph: Builder, network: Network, scope: str, name: str, part: str, 
 def _attention(
     graph: Builder,
     network: Network,
-    scope: str,
+    layer: int,
     tokens: int,
     qkv: list[Operand],
     angles: list[Operand],
@@ -108,6 +147,7 @@ def _attention(
     caches: list[Operand],
 ) -> tuple[Operand, Operand, Operand]:
     """Return the attention's result [T, H * D] and the new rows of both caches, [B, G, S, D]."""
+    scope, name = f"layers/{layer}/attention", f"model.layers.{layer}.self_attn"
     rows, heads, groups, width = network.rows, network.heads, network.groups, network.width
     repeat, capacity = heads // groups, network.context
     q, k, v = qkv
@@ -136,15 +176,27 @@ def _attention(
             ],
         )
 
-    q = graph.elementwise(scope, "Mul", rope(split(q, heads)), graph.array(network.scale, 4))
+    def normed(q: Operand, k: Operand, kind: str) -> tuple[Operand, Operand]:
+        norms = network.head_norms
+        if norms is None or norms.kind != kind:
+            return q, k
+        return (
+            norm(graph, f"{scope}/q_norm", f"{name}.{norms.q}", network.norm_eps, q),
+            norm(graph, f"{scope}/k_norm", f"{name}.{norms.k}", network.norm_eps, k),
+        )
+
+    q, k = normed(q, k, "whole")
+    q, k = normed(split(q, heads), split(k, groups), "each")
+    q, k = normed(rope(q), rope(k), "after_rope")
+    v = split(v, groups)
+    q = graph.elementwise(scope, "Mul", q, graph.array(network.scale, 4))
     grouped = (rows, groups, repeat * tokens)
     if repeat > 1:  # MindSpore drops a Reshape to the same shape
         q = graph.reshape(scope, q, (rows, groups, -1, width), (*grouped, width))
-    k, v = rope(split(k, groups)), split(v, groups)
     past = graph.matmul(scope, q, k_cache, (*grouped, capacity), "BatchMatMul")
-    past = graph.elementwise(scope, "Add", past, masks[0])
+    past = graph.elementwise(scope, "Add", soft_cap(graph, f"{scope}/cap", network.softcap, past), masks[0])
     own = graph.matmul(scope, q, k, (*grouped, tokens), "BatchMatMul")
-    own = graph.elementwise(scope, "Add", own, masks[1])
+    own = graph.elementwise(scope, "Add", soft_cap(graph, f"{scope}/cap", network.softcap, own), masks[1])
     joined = graph.concat(scope, [past, own])
     p = graph.node(scope, "Softmax", (joined,), joined.shape, attributes=[proto.integers("axis", (-1,))])
     sizes = ((0, 0, 0, 0), (-1, -1, -1, capacity), capacity), ((0, 0, 0, capacity), (-1, -1, -1, -1), tokens)
