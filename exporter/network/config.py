@@ -159,6 +159,8 @@ class LlamaConfig:
         """
         check_types(hf)
         family = family_of(hf)
+        # null means "none" for some keys, and "the default" for the others.
+        hf = {key: value for key, value in hf.items() if value is not None or family.may_be_null(key)}
         values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}
         if missing := [key for key in REQUIRED if key not in values]:
             raise UserError(f"config.json lacks {', '.join(missing)}. Use the one that was published with the model")

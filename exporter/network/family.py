@@ -93,6 +93,10 @@ class Family:
     unused: str = ""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    def may_be_null(self, key: str) -> bool:
+        """Whether null in a config.json is not the default of the key."""
+        return key not in self.defaults or key in _NONE
+
     def may_ignore(self, key: str, value: Any) -> bool:
         """Whether a key that is not one of `keys` changes nothing."""
         if key == "auto_map" and isinstance(value, dict):  # code that the class in transformers has replaced
@@ -106,6 +110,13 @@ class Family:
             for key, allowed in self.fixed.items()
             if hf.get(key) is not None and hf[key] not in allowed
         ]
+
+
+# Keys whose null means none: no window, no cap, no token; or as many KV heads as heads.
+_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "num_key_value_heads", "head_dim") + (
+    "bos_token_id",
+    "eos_token_id",
+)
 
 
 def _keys(names: str) -> frozenset[str]:

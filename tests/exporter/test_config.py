@@ -13,6 +13,7 @@ from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
 from edgellama.exporter.network.rope import rope_frequencies
+from support.checkpoints import DEFAULTS
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -355,3 +356,16 @@ def test_unsupported_config_keys_are_refused_by_name(change: dict[str, Any], mes
 )
 def test_neutral_values_are_ignored(harmless: dict[str, Any]) -> None:
     assert LlamaConfig.from_dict({**SMALL, **harmless}) == LlamaConfig.from_dict(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("qwen2", "max_window_layers"), ("smollm3", "no_rope_layer_interval"), ("granite", "residual_multiplier")]
+    + [("minicpm", "scale_emb"), ("gemma2", "query_pre_attn_scalar"), ("gemma3_text", "rope_theta")],
+)
+def test_null_means_the_default(kind: str, key: str) -> None:
+    values = {"model_type": kind, **DEFAULTS}
+    values.pop(key, None)
+    config = LlamaConfig.from_dict({**values, key: None})
+    assert config == LlamaConfig.from_dict(values)
+    assert config.to_dict() == LlamaConfig.from_dict(values).to_dict()
