@@ -113,7 +113,12 @@ class Family:
 
 
 # Keys whose null means none: no window, no cap, no token; or as many KV heads as heads.
-_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "num_key_value_heads", "head_dim") + (
+_NONE = (
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "num_key_value_heads",
+    "head_dim",
     "bos_token_id",
     "eos_token_id",
 )

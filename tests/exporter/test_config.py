@@ -360,8 +360,14 @@ def test_neutral_values_are_ignored(harmless: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [("qwen2", "max_window_layers"), ("smollm3", "no_rope_layer_interval"), ("granite", "residual_multiplier")]
-    + [("minicpm", "scale_emb"), ("gemma2", "query_pre_attn_scalar"), ("gemma3_text", "rope_theta")],
+    [
+        ("qwen2", "max_window_layers"),
+        ("smollm3", "no_rope_layer_interval"),
+        ("granite", "residual_multiplier"),
+        ("minicpm", "scale_emb"),
+        ("gemma2", "query_pre_attn_scalar"),
+        ("gemma3_text", "rope_theta"),
+    ],
 )
 def test_null_means_the_default(kind: str, key: str) -> None:
     values = {"model_type": kind, **DEFAULTS}
