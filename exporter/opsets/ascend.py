@@ -265,7 +265,7 @@ class Attention(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape, name: str, layer: int):
         super().__init__(auto_prefix=False)
         heads, dim, window = config.num_attention_heads, config.head_dim, windows(config, shape.context)[layer]
-        self.attention = FusedAttention(f"{name}.attention", heads, config.scale, window)
+        self.attention = FusedAttention(f"{name}.attention", heads, float(config.scale), window)
         self.rope = 4 + rope_index(config, layer)
         self.reshape, self.flat = ops.Reshape(), (-1, heads * dim)
 

@@ -41,21 +41,22 @@ def build(graph: Builder, network: Network) -> Operand:
     h = _cast(graph, "embed_tokens", graph.reshape("embed_tokens", h, (-1, hidden), (-1, hidden)), "float32")
     for layer in range(network.layers):
         name, scope = f"model.layers.{layer}", f"layers/{layer}"
-        x = _stream_norm(graph, network, f"{scope}/norm_qkv/norm", f"{name}.{network.norms.before_attention}", h)
+        norms = [below and f"{name}.{below}" for below in network.norms]
+        x = _stream_norm(graph, network, f"{scope}/norm_qkv/norm", norms[0], h)
         joined = sum(network.linear(part)[0] for part in "qkv")
         sizes = (joined, hidden, network.qkv_bias)
         x = _linear(graph, network, f"{scope}/norm_qkv/linear", f"{name}.self_attn.qkv_proj", sizes, x)
         x = _head_norms(graph, network, f"{scope}/norm_qkv/head_norms", f"{name}.self_attn", x)
         x = graph.reshape(f"{scope}/norm_qkv", x, (rows, -1, joined), (rows, -1, joined))
         x = _attention(graph, network, layer, [x, *angles[network.ropes[layer]], start, length, *caches[layer]])
-        h = _linear_add(graph, network, f"{scope}/o_proj", f"{name}.self_attn.o_proj", "o", x, h)
-        x = _stream_norm(graph, network, f"{scope}/norm_swiglu/norm", f"{name}.{network.norms.before_mlp}", h)
+        h = _linear_add(graph, network, f"{scope}/o_proj", f"{name}.self_attn.o_proj", "o", norms[1], x, h)
+        x = _stream_norm(graph, network, f"{scope}/norm_swiglu/norm", norms[2], h)
         gate, up = (
             _linear(graph, network, f"{scope}/norm_swiglu/{part}", f"{name}.mlp.{part}_proj", network.linear(part), x)
             for part in ("gate", "up")
         )
         x = graph.elementwise(f"{scope}/norm_swiglu", "Mul", _activated(graph, network, scope, gate), up)
-        h = _linear_add(graph, network, f"{scope}/down_proj", f"{name}.mlp.down_proj", "down", x, h)
+        h = _linear_add(graph, network, f"{scope}/down_proj", f"{name}.mlp.down_proj", "down", norms[3], x, h)
     x = _stream_norm(graph, network, "head/norm", "model.norm", graph.gather("head", h, last))
     weight = embedding if network.tied else graph.weight("lm_head.weight", (network.vocabulary, hidden), "float16")
     shape = (rows, network.vocabulary)
@@ -91,9 +92,9 @@ def _norm(graph: Builder, network: Network, scope: str, name: str, eps: float, x
     return graph.item(scope, found, 0)
 
 
-def _stream_norm(graph: Builder, network: Network, scope: str, name: str, h: Operand) -> Operand:
-    """Return the norm `name` of the residual stream in float16, computed in float32."""
-    return _cast(graph, scope, _norm(graph, network, scope, name, network.eps, h), "float16")
+def _stream_norm(graph: Builder, network: Network, scope: str, name: str | None, h: Operand) -> Operand:
+    """Return the norm `name` of the residual stream in float16, computed in float32; without a name the stream."""
+    return _cast(graph, scope, h if name is None else _norm(graph, network, scope, name, network.eps, h), "float16")
 
 
 def _head_norms(graph: Builder, network: Network, scope: str, name: str, qkv: Operand) -> Operand:
@@ -108,10 +109,11 @@ def _head_norms(graph: Builder, network: Network, scope: str, name: str, qkv: Op
 
     def normed(below: str, label: str, first: int, width: int) -> Operand:
         x = _cast(graph, scope, part(first, width), "float32")
-        if norms.kind != "whole":
+        split = norms.kind != "whole" and width != network.width  # MindSpore drops a Reshape to the same shape
+        if split:
             x = graph.reshape(scope, x, (-1, network.width), (-1, network.width))
         x = _norm(graph, network, f"{scope}/{label}", f"{name}.{below}", network.norm_eps, x)
-        if norms.kind != "whole":
+        if split:
             x = graph.reshape(scope, x, (-1, width), (-1, width))
         return _cast(graph, scope, x, "float16")
 
@@ -151,12 +153,19 @@ def _linear(
     return graph.elementwise(scope, "Add", y, graph.weight(f"{name}.bias", (outer,), "float16")) if bias else y
 
 
-def _linear_add(graph: Builder, network: Network, scope: str, name: str, part: str, x: Operand, h: Operand) -> Operand:
-    y = _linear(graph, network, f"{scope}/linear", name, network.linear(part), x)
-    return graph.elementwise(scope, "Add", h, _cast(graph, scope, y, "float32"))
+def _linear_add(
+    graph: Builder, network: Network, scope: str, name: str, part: str, after: str | None, x: Operand, h: Operand
+) -> Operand:
+    """Return h + the linear layer of x, or h + the norm `after` of it, float32."""
+    y = _cast(graph, scope, _linear(graph, network, f"{scope}/linear", name, network.linear(part), x), "float32")
+    if after is not None:
+        y = _norm(graph, network, f"{scope}/norm", after, network.norm_eps, y)
+    return graph.elementwise(scope, "Add", h, y)
 
 
 def _cast(graph: Builder, scope: str, x: Operand, dtype: str) -> Operand:
+    if x.operator == "Cast" and x.inputs[0].dtype == dtype:  # MindSpore drops a conversion and its return
+        return x.inputs[0]
     number = FLOAT32 if dtype == "float32" else FLOAT16
     return graph.node(scope, "Cast", (x, graph.number(number)), x.shape, dtype)
 

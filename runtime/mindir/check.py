@@ -3,7 +3,7 @@
 MindSpore Lite trusts a graph file: a hostile one makes its parser crash, or read files outside the artifact. So the
 runtime loads what an export writes, and nothing else. The manifest determines each byte of a graph file that `export`
 wrote: the runtime writes the same file again in memory and compares. It cannot write again what CANN has compiled
-(`convert`), nor graphs for Ascend with norms that follow attention and MLP. There the structure, the sizes and the
+(`convert`). There the structure, the sizes and the
 external data are checked (`check_structure`), and the file is loaded in a child process first (backend/trial.py). Op
 sets and the readers are imported where they are needed, because every load imports this module.
 """
@@ -20,7 +20,6 @@ from ..artifact.json_reader import read_bytes
 from ..artifact.manifest import Artifact, Graph, Manifest, TensorSpec
 from ..artifact.manifest_checks import MOST_ELEMENTS
 from ..errors import UserError
-from .architectures import BEFORE
 from .builder import HEADER, Builder, data_bytes
 from .network import Network
 
@@ -53,7 +52,7 @@ def check_graphs(artifact: Artifact) -> bool:
             f"artifacts of Ascend targets are converted. {REMEDY}"
         )
     network = None if manifest.converted is not None else Network.of(manifest)
-    if network is None or (manifest.opset == "ascend" and network.norms != BEFORE):
+    if network is None:
         from .structure import check_structure
 
         for graph in manifest.graphs:

@@ -7,6 +7,7 @@ capacity, E hidden size.
 from __future__ import annotations
 
 import math
+import struct
 
 from ..artifact.manifest import TensorSpec
 from . import encoding as proto
@@ -91,9 +92,15 @@ def soft_cap(graph: Builder, scope: str, cap: float | None, x: Operand) -> Opera
     """cap * tanh(x / cap), with tanh(y) = 2 sigmoid(2 y) - 1; x itself without a cap."""
     if cap is None:
         return x
-    before, after, last = (graph.array(value, len(x.shape)) for value in (2 / cap, 2 * cap, cap))
-    inner = graph.elementwise(scope, "Sigmoid", graph.elementwise(scope, "Mul", x, before))
-    return graph.elementwise(scope, "Sub", graph.elementwise(scope, "Mul", inner, after), last)
+    inner = graph.elementwise(scope, "Sigmoid", _times(graph, scope, x, 2 / cap))
+    return graph.elementwise(scope, "Sub", _times(graph, scope, inner, 2 * cap), graph.array(cap, len(x.shape)))
+
+
+def _times(graph: Builder, scope: str, x: Operand, factor: float) -> Operand:
+    """x * factor. MindSpore drops a product with a float32 that is 1."""
+    if struct.unpack("<f", struct.pack("<f", factor)) == (1.0,):
+        return x
+    return graph.elementwise(scope, "Mul", x, graph.array(factor, len(x.shape)))
 
 
 def _activated(graph: Builder, network: Network, scope: str, gate: Operand) -> Operand:
@@ -189,7 +196,7 @@ def _attention(
     q, k = normed(split(q, heads), split(k, groups), "each")
     q, k = normed(rope(q), rope(k), "after_rope")
     v = split(v, groups)
-    q = graph.elementwise(scope, "Mul", q, graph.array(network.scale, 4))
+    q = _times(graph, scope, q, network.scale)
     grouped = (rows, groups, repeat * tokens)
     if repeat > 1:  # MindSpore drops a Reshape to the same shape
         q = graph.reshape(scope, q, (rows, groups, -1, width), (*grouped, width))

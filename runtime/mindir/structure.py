@@ -1,4 +1,4 @@
-"""Checks a graph file that the runtime cannot write again: compiled by CANN, or with norms after attention and MLP.
+"""Checks a graph file that the runtime cannot write again, because CANN compiled it.
 
 This module bounds it: the structure, the sizes of tensors, the values that
 nodes read, the names of the inputs, and external data. What CANN compiled is one block of bytes that nobody can check.

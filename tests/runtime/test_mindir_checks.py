@@ -50,6 +50,23 @@ def test_what_an_export_writes_is_accepted(exported: dict[str, Path], tmp_path: 
     check_graphs(Artifact.open(tmp_path))
 
 
+def test_what_mindspore_drops_is_not_built(tmp_path: Path) -> None:
+    """Products with 1, conversions and their return, and Reshape to the same shape. An export compares its graphs."""
+    models = {
+        "scale": ("portable", {"model_type": "granite", "attention_multiplier": 1.0}),
+        "before": ("portable", {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}),
+        "after": ("portable", {"model_type": "gemma2", "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}),
+        "convert": ("ascend310b", {"model_type": "olmo2"}),
+        "reshape": ("ascend310p", {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 1}),
+    }
+    jobs = [
+        {"model": tiny_checkpoint(**config), "target": target, "out": tmp_path / name, **SIZES}
+        for name, (target, config) in models.items()
+    ]
+    for folder in export_all(jobs):
+        assert check_graphs(Artifact.open(folder))
+
+
 def test_no_mutation_reaches_native_code(exported: dict[str, Path], tmp_path: Path) -> None:
     """The child loads and runs what is accepted; a crash would be its exit status."""
     done = run_support("mindir_campaign", str(tmp_path), str(MUTATIONS), "0", *map(str, exported.values()))
