@@ -265,13 +265,9 @@ def add_options(parser: argparse.ArgumentParser, *, planned: bool = False) -> No
             parser.add_argument(flag, action=switch, default=argparse.SUPPRESS, help=declared.help)
         else:
             described = f"{declared.help} (default: {shown_default(option)})"
-            if declared.repeated:
-                described += "; may be repeated"
-                parser.add_argument(
-                    flag, action="extend", type=declared.parse, default=argparse.SUPPRESS, help=described
-                )
-                continue
-            parser.add_argument(flag, type=declared.parse, default=argparse.SUPPRESS, help=described)
+            described += "; may be repeated" * declared.repeated
+            action = "extend" if declared.repeated else "store"
+            parser.add_argument(flag, action=action, type=declared.parse, default=argparse.SUPPRESS, help=described)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,17 @@ def fused_parts(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     }
 
 
+def fused_places(config: LlamaConfig) -> dict[str, tuple[str, int]]:
+    """Return each weight that a joined tensor contains -> (the joined tensor, the weight's first row there)."""
+    places = {}
+    for joined, parts in fused_parts(config).items():
+        first = 0
+        for part in parts:
+            places[part] = joined, first
+            first += _rows(config, part)
+    return places
+
+
 def split_fused(
     found: Mapping[str, tuple[int, ...]], config: LlamaConfig
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, int]]]:
@@ -36,14 +47,17 @@ def split_fused(
     Returns:
         name -> shape of the weights; and name -> (stored tensor, first row) of those that are in a joined tensor.
     """
-    split, places = dict(found), {}
+    split, places = dict(found), dict[str, tuple[str, int]]()
+    everywhere = fused_places(config)
     for joined, parts in fused_parts(config).items():
-        sizes = [linear_sizes(config, part.removesuffix(".weight"))[0] for part in parts]
+        sizes = [_rows(config, part) for part in parts]
         if joined not in split or split[joined][0] != sum(sizes):
             continue
         _, *rest = split.pop(joined)
-        first = 0
-        for part, size in zip(parts, sizes, strict=True):
-            split[part], places[part] = (size, *rest), (joined, first)
-            first += size
+        split |= {part: (size, *rest) for part, size in zip(parts, sizes, strict=True)}
+        places |= {part: everywhere[part] for part in parts}
     return split, places
+
+
+def _rows(config: LlamaConfig, weight: str) -> int:
+    return linear_sizes(config, weight.removesuffix(".weight"))[0]

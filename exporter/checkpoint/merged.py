@@ -19,7 +19,7 @@ from edgellama.errors import UserError
 from edgellama.lora.adapter import Adapter, Base, LowRank
 
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
-from .fused import fused_parts
+from .fused import fused_parts, fused_places
 from .lfs_pointer import pointers
 from .row_blocks import row_blocks
 
@@ -28,7 +28,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def merged(checkpoint: Checkpoint, adapters: Sequence[tuple[str, float]]) -> Checkpoint:
-    """Return the checkpoint with these adapters (folder, scale) merged; the same one if there are none.
+    """Return the checkpoint with these adapters (folder, scale) merged, or the checkpoint itself without any.
 
     Raises UserError if a folder is no LoRA adapter with safetensors, if it does not fit the model, or if two adapters
     replace the same weight.
@@ -74,13 +74,7 @@ class MergedCheckpoint(DerivedCheckpoint):
         if self._tied and any(_unties(adapter) for adapter in adapters):
             published = {**config.published, "tie_word_embeddings": False} if config.published else {}
             self.config = replace(config, tie_word_embeddings=False, published=published)
-        # The weights of a joined matrix: their name -> the joined one, and their first row there.
-        self._places: dict[str, tuple[str, int]] = {}
-        for joined, parts in fused_parts(config).items():
-            first = 0
-            for part in parts:
-                self._places[part] = joined, first
-                first += checkpoint.shape(part)[0]
+        self._places = fused_places(config)
         twice = [name for adapter in adapters for name in adapter.replaced]
         if repeated := sorted({name for name in twice if twice.count(name) > 1}):
             raise UserError(

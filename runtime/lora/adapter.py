@@ -120,7 +120,7 @@ class Adapter:
         return values
 
     def _place(self, stored: str, parts: dict[str, dict[str, str]]) -> bool:
-        """Find the weight that a tensor belongs to. Returns False if there is none."""
+        """Find the weight that a tensor belongs to. Returns whether the model has one."""
         if str(self._file.array(stored).dtype) not in FLOATS:
             raise UserError(
                 f"{self.folder}: the tensor {stored} is {self._file.array(stored).dtype}; needed: float32, float16 or "

@@ -172,7 +172,7 @@ def _config(values: Mapping[str, Any]) -> AdapterConfig:
 
 
 def _pattern(patterns: Mapping[str, Any], module: str) -> str:
-    """Return the first pattern that matches the end of the module's name; the name if there is none."""
+    """Return the first pattern that matches the end of the module's name, or the name itself."""
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 

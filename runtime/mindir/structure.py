@@ -18,7 +18,6 @@ from ..errors import UserError
 from .reader import MalformedError, Message, Reader
 
 CONVERT_AGAIN = "Convert the exported artifact again: `make convert ARTIFACT=...`"
-EXPORT_AGAIN = "The runtime loads only what an export writes. Export again with this release"
 BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 17: 8}  # of a data_type
 MOST_BYTES = 1 << 40  # of one tensor
 HIGHEST_RANK = 8
@@ -27,17 +26,16 @@ DYNAMIC = -1  # an axis that changes with the gear
 
 def check_structure(artifact: Artifact, graph: Graph) -> None:
     """Check the structure of a graph file. Raises UserError, which names the part and the remedy."""
-    remedy = EXPORT_AGAIN if artifact.manifest.converted is None else CONVERT_AGAIN
     path = artifact.file(graph.file)
     size = find(artifact.path, graph.file).st_size
     if size == 0:
-        raise UserError(f"{path}: 0 bytes. {remedy}")
+        raise UserError(f"{path}: 0 bytes. {CONVERT_AGAIN}")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:  # the map closes with the last view of it
         _check_model(Reader(memoryview(mapped), unknown=True).read(), artifact, graph)
     except MalformedError as error:
-        raise UserError(f"{path}: {error}. {remedy}") from error
+        raise UserError(f"{path}: {error}. {CONVERT_AGAIN}") from error
 
 
 def _check_model(model: Message, artifact: Artifact, graph: Graph) -> None:

@@ -20,7 +20,7 @@ from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.network.rope import rope_frequencies, rope_kinds, rope_tables
 from support import checkpoints
 from support.checkpoints import DEFAULTS, rope
-from support.gguf_files import finish, interleave
+from support.gguf_files import add_sizes, finish, interleave
 
 CONTEXT = 64
 MINICPM = {
@@ -91,14 +91,7 @@ def network(config: dict[str, Any]) -> LlamaConfig:
 def write(path: Path, arch: str, source: Checkpoint, *, drop: tuple[str, ...] = (), **keys: Any) -> None:
     """Write a GGUF file of the checkpoint. keys: replaces metadata of the architecture."""
     config, writer = source.config, GGUFWriter(path, arch)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    add_sizes(writer, config)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     for name in ("bos", "eos"):

@@ -76,8 +76,8 @@ def random_blocks(kind: Kind, shape: tuple[int, int], seed: int) -> np.ndarray:
     return blocks.reshape(shape[0], -1)
 
 
-def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
-    """Adds the metadata of a transformers config."""
+def add_sizes(writer: GGUFWriter, config: Any) -> None:
+    """Adds the sizes of a network, from a transformers config or a LlamaConfig."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -85,10 +85,15 @@ def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def add_model_metadata(writer: GGUFWriter, config: Any) -> None:
+    """Adds the metadata of a transformers config."""
+    add_sizes(writer, config)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_vocab_size(config.vocab_size)
     if head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)

@@ -116,7 +116,7 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def other_config(found: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """Return the first setting of a config.json that the exporter has read otherwise; None if there is none.
+    """Return the first setting of a config.json that the exporter has read otherwise, or None.
 
     Args:
         found: the file.

@@ -170,8 +170,8 @@ CLASSES = (
     ),
     FaultClass(
         "read-only-outputs",
-        "outputs that are read-only or lie in read-only or unreadable folders; whole exports with a read-only parent, "
-        "HOME or checkpoint",
+        "outputs that are read-only, or in folders that are read-only or unreadable; whole exports with a "
+        "read-only parent, HOME or checkpoint",
         "the permissions allow it, the new output is complete, and nothing else is left",
         200,
         39,

@@ -6,6 +6,7 @@ each key is taken once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -153,6 +154,7 @@ ARCHITECTURES = {
 }
 
 
+@functools.cache
 def inner_names(model_type: str) -> Mapping[str, str]:
     """Return the tensors of a layer: name in a GGUF file -> name in Hugging Face's."""
     family = FAMILIES[model_type]

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgellama.errors import UserError, shown
 
+from ..finite import check_finite
 from .file import GGUFFile, GGUFTensor
 
 # Keys without effect, and keys that change the mathematics unless they have the listed value.
@@ -58,8 +59,9 @@ class Keys:
     def vector(self, name: str) -> list[float]:
         """Return a tensor of one axis. Raises UserError for NaN, infinity or more axes."""
         values = self._file.tensor(name)
-        if values.ndim != 1 or not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {name} must be a vector of finite numbers. Download or convert it again")
+        if values.ndim != 1:
+            raise UserError(f"{self.path}: {name} has {values.ndim} axes; needed: 1. Convert the model again")
+        check_finite(self.path, name, 0, values)
         return [float(str(value)) for value in values]
 
     def array(self, key: str) -> list[Any] | None:

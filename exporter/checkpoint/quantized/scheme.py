@@ -146,7 +146,7 @@ class _Keys:
         self._where, self._values = where, values
 
     def value(self, key: str, *others: str) -> Any:
-        """Return the first value that is set under one of these names; None if there is none."""
+        """Return the first value that is set under one of these names, or None."""
         return next((x for name in (key, *others) if (x := self._values.get(name)) is not None), None)
 
     def whole(self, key: str, *others: str, default: int | None = None) -> int:
