@@ -66,9 +66,11 @@ def opened_for(manifest: Manifest, model: str | None) -> Checkpoint:
     source = manifest.source
     checkpoint = open_model(model or source.model, source.seed if model is None else None)[1]
     exported = LlamaConfig.from_dict(dict(manifest.config))
-    if exported.rope_scaling != checkpoint.config.rope_scaling:  # the export had the option ROPE_SCALING
+    ours = checkpoint.config
+    # The export had the option ROPE_SCALING, which may repeat the config's own scaling and raise its maximum.
+    if (exported.rope_scaling, exported.max_position_embeddings) != (ours.rope_scaling, ours.max_position_embeddings):
         rope = {"rope_type": "default"} if exported.rope_scaling is None else exported.rope_scaling.to_dict()
-        checkpoint.config = checkpoint.config.with_rope_scaling(rope)
+        checkpoint.config = ours.with_rope_scaling(rope)
     checkpoint = merged(checkpoint, [(adapter.folder, adapter.scale) for adapter in source.adapters])
     if isinstance(checkpoint, MergedCheckpoint):
         for found, adapter in zip(checkpoint.adapters, source.adapters, strict=True):

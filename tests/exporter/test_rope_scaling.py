@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgellama.__main__ import main
+from edgellama.artifact.source import Source
 from edgellama.errors import UserError
-from edgellama.exporter.checkpoint.open import open_checkpoint
+from edgellama.exporter.checkpoint.open import open_checkpoint, opened_for
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.proof.float_reference import _numpy
 from support.checkpoints import CONFIGS
@@ -88,6 +90,18 @@ def test_a_config_with_yarn_holds_more_than_its_maximum(tiny_checkpoint: Callabl
     rope = {"rope_theta": 10000.0, **YARN, "original_max_position_embeddings": MADE_FOR}
     config = open_checkpoint(tiny_checkpoint(max_position_embeddings=MADE_FOR, rope_parameters=rope)).config
     assert (config.max_position_embeddings, config.longest_context) == (MADE_FOR, 4 * MADE_FOR)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_checkpoint_of_an_artifact_opens_again(repeated: bool, tiny_checkpoint: Callable[..., Path]) -> None:
+    """ROPE_SCALING may repeat the scaling that the config has; the maximum then grows all the same."""
+    own = {"rope_parameters": {"rope_theta": 10000.0, **YARN, "original_max_position_embeddings": MADE_FOR}}
+    folder = tiny_checkpoint(max_position_embeddings=MADE_FOR, **(own if repeated else {}))
+    exported = open_checkpoint(folder).config.with_rope_scaling(YARN)
+    assert exported.max_position_embeddings == 4 * MADE_FOR
+    source = Source(str(folder), "here", None, None)
+    manifest: Any = SimpleNamespace(name="m", source=source, config=exported.to_dict())
+    assert opened_for(manifest, None).config == exported
 
 
 @pytest.mark.parametrize(
