@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -24,22 +21,14 @@ from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig, RopeScaling
 from edgellama.exporter.network.rope import rope_frequencies
-from edgellama.exporter.opsets.cpu_weights import weight_pieces
-from support.gguf_files import I_QUANTS, K_QUANTS, SCALE_BYTES, SCALES, Kind, gguf_name, write_model
-
-QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS, *I_QUANTS)
-CONFIG: dict[str, Any] = {
-    **{"vocab_size": 40, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2},
-    **{"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5},
-}
-
-
-def model(**config: Any) -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    made = LlamaForCausalLM(HFLlamaConfig(**{**CONFIG, **config}))
-    for parameter in made.parameters():  # norms and biases start as constants
-        torch.nn.init.normal_(parameter, std=0.1)
-    return made.eval()
+from support.gguf_files import (
+    CONFIG,
+    QUANTS,
+    Kind,
+    gguf_name,
+    tiny_llama,
+    write_model,
+)
 
 
 def qwen2(**config: Any) -> PreTrainedModel:
@@ -52,7 +41,7 @@ def qwen2(**config: Any) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def small() -> LlamaForCausalLM:
-    return model(num_hidden_layers=1)
+    return tiny_llama(num_hidden_layers=1)
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, *QUANTS], ids=lambda kind: kind.name)
@@ -109,7 +98,7 @@ def test_raw_blocks_mean_what_the_formats_say(tmp_path: Path, small: LlamaForCau
     ],
 )
 def test_config_and_tensors_come_back(tmp_path: Path, config: dict[str, Any]) -> None:
-    made = model(**config)
+    made = tiny_llama(**config)
     write_model(tmp_path / "m.gguf", made)
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
     expected = LlamaConfig.from_dict({**made.config.to_dict(), "bos_token_id": None, "eos_token_id": None})
@@ -142,7 +131,7 @@ def test_qwen2_comes_back_with_its_biases_and_without_a_window(tmp_path: Path, c
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_agrees_with_transformers_own_gguf_reader(tmp_path: Path, arch: str) -> None:
     """transformers maps names and rows independently; the file is quantized."""
-    made = model() if arch == "llama" else qwen2()
+    made = tiny_llama() if arch == "llama" else qwen2()
     tokens = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": list("abcdefgh")}
     write_model(tmp_path / "m.gguf", made, Kind.Q8_0, metadata=tokens, arch=arch)
     theirs = load_gguf_checkpoint(tmp_path / "m.gguf", return_tensors=True, model_to_load=made)["tensors"]
@@ -174,7 +163,7 @@ def test_rope_scaling_from_metadata(tmp_path: Path, small: LlamaForCausalLM) -> 
 @pytest.mark.parametrize(("name", "factor"), [("llama3.1-8b", 8.0), ("llama3.2-1b", 32.0)])
 def test_llama3_scaling_is_read_off_the_factors(tmp_path: Path, name: str, factor: float) -> None:
     preset = PRESETS[name].config
-    made = model(
+    made = tiny_llama(
         head_dim=preset.head_dim, rope_theta=preset.rope_theta, num_hidden_layers=1, max_position_embeddings=131072
     )
     plain = LlamaConfig.from_dict({**preset.to_dict(), "rope_scaling": None})
@@ -291,54 +280,6 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, small: Ll
         open_checkpoint(tmp_path / "renamed.gguf")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, small: LlamaForCausalLM) -> bytes:
-    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    write_model(path, small, metadata={"tokenizer.ggml.tokens": list("abcdefgh")})
-    return path.read_bytes()
-
-
-def test_a_cut_file_is_reported_with_both_sizes(tmp_path: Path, whole: bytes) -> None:
-    (tmp_path / "m.gguf").write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=rf"is truncated: it has {len(whole) - 100:,} bytes, its header describes \d"):
-        open_checkpoint(tmp_path / "m.gguf")
-
-
-SLOW_FIXTURES = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@SLOW_FIXTURES
-@given(data=st.data())
-def test_a_file_cut_anywhere_is_a_user_error(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
-    header = GGUFFile.header_size(open_file(tmp_path, whole))
-    keep = data.draw(st.integers(0, header + 1000) | st.integers(0, len(whole) - 64))
-    (tmp_path / "m.gguf").write_bytes(whole[:keep])
-    with pytest.raises(UserError):
-        open_checkpoint(tmp_path / "m.gguf")
-
-
-@SLOW_FIXTURES
-@given(data=st.data())
-def test_a_damaged_header_never_crashes(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
-    header = GGUFFile.header_size(open_file(tmp_path, whole))
-    damaged = bytearray(whole)
-    for at in data.draw(st.lists(st.integers(0, header - 1), min_size=1, max_size=4)):
-        damaged[at] = data.draw(st.sampled_from([0, 1, 127, 255]) | st.integers(0, 255))
-    (tmp_path / "m.gguf").write_bytes(damaged)
-    try:
-        checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    except UserError:
-        return
-    for name in checkpoint.names():  # a file that opens can be read, or moved tensors have values that are not finite
-        with contextlib.suppress(UserError):
-            assert checkpoint.tensor(name).shape == checkpoint.shape(name)
-
-
-def open_file(folder: Path, content: bytes) -> GGUFFile:
-    (folder / "whole.gguf").write_bytes(content)
-    return GGUFFile(folder / "whole.gguf")
-
-
 def test_reader_agrees_with_the_gguf_packages(smollm2_gguf: Path) -> None:
     """Compares fields and tensors of a real file with the gguf package, which is too slow for large vocabularies."""
     theirs, ours = GGUFReader(smollm2_gguf), GGUFFile(smollm2_gguf)
@@ -371,56 +312,3 @@ def test_smollm2_generates_its_published_text_in_transformers(smollm2_gguf: Path
 
 def test_names() -> None:
     assert gguf_name("model.layers.3.self_attn.o_proj.bias") == "blk.3.attn_output.bias"
-
-
-WITH_HALVES = [kind for kind in QUANTS if kind not in SCALE_BYTES]  # scales are float16
-
-
-@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, *WITH_HALVES], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("bits", [0x7E00, 0x7C00])
-def test_a_scale_or_value_that_is_not_finite_is_refused(
-    tmp_path: Path, small: LlamaForCausalLM, kind: Kind, bits: int, recwarn: pytest.WarningsRecorder
-) -> None:
-    """The bits of a NaN or an infinity in the first row: a value, or for the quantized types the scale of a block."""
-    write_model(tmp_path / "m.gguf", small, kind)
-    name = "model.layers.0.mlp.down_proj.weight"
-    found = next(t for t in GGUFReader(tmp_path / "m.gguf").tensors if t.name == gguf_name(name))
-    at = SCALES.get(kind, (0,))[0]
-    exponent = {0x7E00: 0x7FC0, 0x7C00: 0x7F80}[bits]  # the same value as bfloat16: the upper half of a float32
-    data = {Kind.F32: exponent << 16, Kind.BF16: exponent}.get(kind, bits).to_bytes(
-        4 if kind == Kind.F32 else 2, "little"
-    )
-    with (tmp_path / "m.gguf").open("r+b") as file:
-        file.seek(found.data_offset + at)
-        file.write(data)
-    checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    with pytest.raises(UserError, match=rf"{name} is damaged: .*\(the first of them in row 0\)"):
-        checkpoint.tensor(name)
-    if kind == Kind.Q4_0:
-        with pytest.raises(UserError, match=rf"{name} is damaged"):
-            for piece in weight_pieces(name, checkpoint, "q4_0"):
-                piece()
-    assert not recwarn.list
-
-
-def test_doubled_and_overlapping_parts_are_refused(tmp_path: Path, small: LlamaForCausalLM) -> None:
-    write_model(tmp_path / "m.gguf", small)
-    data = (tmp_path / "m.gguf").read_bytes()
-
-    def damaged(name: str, changed: bytes) -> None:
-        assert changed != data
-        (tmp_path / name).write_bytes(changed)
-
-    damaged("key.gguf", data.replace(b"llama.rope.freq_base", b"llama.context_length"))  # of the same length
-    damaged("tensor.gguf", data.replace(b"blk.0.attn_k.weight", b"blk.0.attn_v.weight"))
-    at = data.index(b"blk.0.ffn_norm.weight") + len(b"blk.0.ffn_norm.weight") + 4 + 8 + 4  # its offset
-    damaged("place.gguf", data[:at] + bytes(8) + data[at + 8 :])
-    damaged("aligned.gguf", data[:at] + bytes([1]) + data[at + 1 :])
-    for name, message in (
-        ("key", "the key 'llama.context_length' occurs twice"),
-        ("tensor", "the tensor 'blk.0.attn_v.weight' occurs twice"),
-        ("place", "overlap"),
-        ("aligned", "needed: a multiple of 32"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_checkpoint(tmp_path / f"{name}.gguf")

@@ -35,7 +35,7 @@ LEFT_OUT = (
 
 DECODE = ("runtime/test_decode.py", "runtime/test_step_batch.py", "runtime/test_generation_settings.py")
 ENGINE = ("runtime/test_engine_parts.py", "runtime/test_engine_calls.py", "runtime/test_engine.py")
-FILES = ("runtime/test_file_rules.py", "runtime/test_file_checks.py")
+FILES = ("runtime/test_file_hashes.py", "runtime/test_file_checks.py")
 PARTS: dict[str, tuple[Module, ...]] = {
     "decode": (
         Module("runtime/generation/decode.py", DECODE),
@@ -57,9 +57,9 @@ PARTS: dict[str, tuple[Module, ...]] = {
     "artifact": (
         Module("runtime/artifact/files.py", FILES),
         Module("runtime/artifact/manifest_checks.py", ("runtime/test_manifest_checks.py",)),
-        Module("runtime/artifact/safetensors.py", ("runtime/test_file_rules.py", "runtime/test_artifact_faults.py")),
+        Module("runtime/artifact/safetensors.py", ("runtime/test_weights_table.py", "runtime/test_artifact_faults.py")),
         Module("runtime/artifact/private_copy.py", ("runtime/test_changed_files.py", *FILES)),
-        Module("runtime/artifact/json_reader.py", FILES),
+        Module("runtime/artifact/json_reader.py", ("runtime/test_json_reader.py", "runtime/test_file_checks.py")),
         Module("runtime/artifact/hash_cache.py", FILES),
     ),
     "mindir": (

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
-from transformers import PreTrainedModel
+from transformers import LlamaConfig as HFLlamaConfig
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 Kind = GGMLQuantizationType
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
@@ -26,6 +28,11 @@ SCALES = {
 }
 # Byte offset and value of the other scales: an upper half of float16 in 4 bits, E8M0, and four E4M3.
 SCALE_BYTES = {Kind.IQ1_M: (55, 0x2A), Kind.MXFP4: (0, 0x7A), Kind.NVFP4: (slice(0, 4), 0x38)}
+QUANTS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, *K_QUANTS, *I_QUANTS)
+CONFIG: dict[str, Any] = {
+    **{"vocab_size": 40, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2},
+    **{"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5},
+}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -40,6 +47,15 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+def tiny_llama(**config: Any) -> LlamaForCausalLM:
+    """Returns a random Llama of 2 layers, with biases and norms that are random too."""
+    torch.manual_seed(1)
+    made = LlamaForCausalLM(HFLlamaConfig(**{**CONFIG, **config}))
+    for parameter in made.parameters():  # norms and biases start as constants
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made.eval()
 
 
 def gguf_name(name: str) -> str:
