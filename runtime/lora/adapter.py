@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.files import sha256_file
 from ..artifact.private_copy import mapped
 from ..artifact.safetensors import TensorFile
 from ..errors import UserError, shown
@@ -106,7 +107,7 @@ class Adapter:
         """A name for the adapter's content: "sha256:" and 32 hex digits."""
         digest = hashlib.sha256()
         for name in (CONFIG, TENSORS):
-            digest.update(hashlib.sha256((self.folder / name).read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256_file(self.folder / name)))
         return f"sha256:{digest.hexdigest()[:32]}"
 
     def read(self, stored: str, first: int = 0, count: int | None = None) -> Floats:
