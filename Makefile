@@ -206,9 +206,10 @@ $(VENV)/ready: setup.cfg setup.py pyproject.toml $(wildcard kernels/cpu/CMakeLis
 	@touch $@
 
 # torch comes by its pin: with hashes, pip prefers a file of the registry to a CPU-only one of the machine. The CPU build
-# needs nothing more than test.txt; where pip finds only the CUDA build, it adds NVIDIA's packages.
+# needs nothing more than test.txt; where pip finds only the CUDA build, it adds NVIDIA's packages. --no-deps: test.txt has
+# all dependencies but torch, which peft and accelerate need; with hashes pip would refuse it.
 $(VENV)/ready-test: $(VENV)/ready $(LOCKS)
 	@echo "Adding what the tests need: about 1 GB more (torch, onnxruntime)."
-	$(PIP) $(INSTALL_LOCKED) --no-binary yattag --no-build-isolation -r requirements/test.txt
+	$(PIP) $(INSTALL_LOCKED) --no-deps --no-binary yattag --no-build-isolation -r requirements/test.txt
 	$(PIP) install --only-binary :all: "$$(grep -Eo 'torch==[0-9.]+' setup.cfg)"
 	@touch $@
