@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellama.errors import UserError, shown
 
-from .config_keys import refusal
+from .config_keys import MOST_KEYS, refusals
 from .config_types import CORRECT, KINDS, check_type, check_types
 from .family import FAMILIES, Family, family_of, unknown_family
 from .rope_scaling import ORIGINAL, ORIGINAL_KINDS, RopeScaling, longest_context, read_ropes, rescaled
@@ -29,7 +29,6 @@ REQUIRED = (
     "rms_norm_eps",
 )
 
-MOST_PROBLEMS = 5  # keys that one message names
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
@@ -168,12 +167,12 @@ class LlamaConfig:
         own_code = family.stand_in is not None
         unknown = {key: value for key, value in hf.items() if key not in known and not family.may_ignore(key, value)}
         problems = family.other_values(hf)
-        problems += [why for key, value in unknown.items() if (why := refusal(key, value, own_code))]
+        problems += refusals(unknown, family.architecture, own_code)
         if problems:
-            raise UserError("; ".join(problems[:MOST_PROBLEMS]))
+            raise UserError("; ".join(problems[:MOST_KEYS]))
 
         found = {key: values[key] for key in _PLAIN_FIELDS if key in values}
-        for key in _OF_SOME - family.keys:  # `refusal` has checked that their values are neutral
+        for key in _OF_SOME - family.keys:  # `refusals` has checked that their values are neutral
             found.pop(key, None)
         heads = found["num_attention_heads"]
         _multiple("hidden_size", found["hidden_size"], "num_attention_heads", heads)

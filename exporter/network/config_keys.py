@@ -5,6 +5,7 @@ A key that is neither a field of LlamaConfig nor listed here is refused, because
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgellama.errors import shown
@@ -38,7 +39,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "cross_attention_hidden_size": (),
     "is_decoder": (False, True),  # Llama is causal either way
     "is_encoder_decoder": (False,),
-    "layer_types": (),  # `refusal` checks the values
+    "layer_types": (),  # `refusals` checks the values
     "logits_scaling": (1, 1.0),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1, 1.0),
@@ -60,31 +61,54 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
 }
 
+MOST_KEYS = 5  # that one message names
 REMEDIES: dict[str, str] = {
     "quantization_config": "export the unquantized checkpoint, or a GGUF file of it",
     "quantization": "export the unquantized checkpoint, or a GGUF file of it",
-    "auto_map": "only transformers' Llama is supported, not a model with its own code",
+    "auto_map": "only classes of transformers are supported, not a model with its own code",
 }
 
 
-def refusal(key: str, value: Any, own_code: bool = False) -> str | None:
-    """Return why a key that the architecture lacks is refused, with the remedy; None if it may be ignored.
+def refusals(unknown: Mapping[str, Any], architecture: str, own_code: bool = False) -> list[str]:
+    """Return why keys that the architecture lacks are refused, with the remedy; empty if all may be ignored.
 
-    own_code: the published model has its own code, which the exporter knows.
+    Keys that no table knows are in one sentence.
+
+    Args:
+        unknown: the keys and their values.
+        architecture: the name of its class, for the message.
+        own_code: the published model has its own code, which the exporter knows.
     """
-    if value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES):
-        return None
+    given = {
+        key: value
+        for key, value in unknown.items()
+        if not (value is None or key in NEUTRAL_KEYS or key.startswith(NEUTRAL_PREFIXES))
+    }
+    problems = [
+        f"{key} = {shown(value, 200)} is not supported; {REMEDIES.get(key, 'export a checkpoint without it')}"
+        for key, value in given.items()
+        if _is_listed(key) and _is_refused(key, value, own_code)
+    ]
+    strange = [f"{shown(key)[1:-1]} = {shown(value)}" for key, value in given.items() if not _is_listed(key)]
+    if not strange:
+        return problems
+    more = f" and {len(strange) - MOST_KEYS} more keys" if len(strange) > MOST_KEYS else ""
+    verb, they = ("are no known settings", "they change") if len(strange) > 1 else ("is no known setting", "it changes")
+    problems.append(
+        f"{', '.join(strange[:MOST_KEYS])}{more} {verb} of {architecture} and may change the mathematics. Choose "
+        f"another checkpoint; if {they} nothing, remove {'them' if len(strange) > 1 else 'it'} from config.json"
+    )
+    return problems
+
+
+def _is_listed(key: str) -> bool:
+    return key in NEUTRAL_VALUES or key == "auto_map"
+
+
+def _is_refused(key: str, value: Any, own_code: bool) -> bool:
     if key == "auto_map":
         # Custom code of a tokenizer or config class does not change the network; custom code of a model does.
-        refused = not own_code and any(name.startswith("AutoModel") for name in value)
-    elif key == "layer_types":
-        refused = any(kind != "full_attention" for kind in value)
-    elif key in NEUTRAL_VALUES:
-        refused = value not in NEUTRAL_VALUES[key]
-    else:
-        return (
-            f"{shown(key)[1:-1]} = {shown(value)} is not a known Llama setting and may change the mathematics; "
-            "if it does not, remove it from config.json"
-        )
-    remedy = REMEDIES.get(key, "export a checkpoint without it")
-    return f"{key} = {shown(value, 200)} is not supported; {remedy}" if refused else None
+        return not own_code and any(name.startswith("AutoModel") for name in value)
+    if key == "layer_types":
+        return any(kind != "full_attention" for kind in value)
+    return value not in NEUTRAL_VALUES[key]

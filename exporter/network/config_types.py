@@ -46,6 +46,7 @@ def _are_positive(value: Any) -> bool:
 
 SIZE = Kind(lambda value: is_whole(value, 1), f"an integer above 0, at most {LARGEST:,}")
 POSITIVE = Kind(lambda value: is_number(value) and value > 0, "a number above 0")
+NOT_NEGATIVE = Kind(lambda value: is_number(value) and value >= 0, "a number of at least 0")
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 TEXT = Kind(lambda value: isinstance(value, str), "text")
 TEXTS = Kind(_are_texts, "a list of texts")
@@ -87,11 +88,11 @@ ROPE_KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(
         (
             *("factor", "rope_theta", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"),
-            *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "alpha"),
-            "llama_4_scaling_beta",
+            *("attention_factor", "beta_fast", "beta_slow", "alpha"),
         ),
         POSITIVE,
     ),
+    **dict.fromkeys(("mscale", "mscale_all_dim", "llama_4_scaling_beta"), NOT_NEGATIVE),  # 0: without it
     **dict.fromkeys(("short_factor", "long_factor"), Kind(_are_positive, "a list of numbers above 0")),
     "truncate": FLAG,
     "original_max_position_embeddings": SIZE,

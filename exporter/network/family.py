@@ -27,6 +27,7 @@ from .family_readers import (
     pangu_as_llama,
     smollm3,
 )
+from .other_kinds import other_kind
 from .windows import Windows, every_nth_is_full, mistral_windows, qwen_windows, smollm3_windows
 
 # The norms of a layer: their place in the network -> their name in the checkpoint.
@@ -267,37 +268,13 @@ FAMILIES = {
     ),
 }
 
-# Models that are not a decoder of dense layers: parts of model_type or keys of config.json -> what they are.
-_OTHER_KINDS = (
-    (re.compile(r"moe|mixtral|deepseek_v[23]|gpt_oss|llama4|dbrx"), "a mixture of experts"),
-    (re.compile(r"mamba|jamba|bamba|zamba|rwkv|hybrid|falcon_h1|lfm2|recurrent|qwen3_next|nemotron_h"), "a hybrid"),
-    (re.compile(r"_vl|llava|vision|omni|audio|mllama|gemma3$|gemma3n|mistral3|pixtral|multimodal|paligemma|internvl"),
-     "multimodal"),
-)  # fmt: skip
-_OTHER_KEYS = {
-    "num_experts": "a mixture of experts",
-    "num_local_experts": "a mixture of experts",
-    "n_routed_experts": "a mixture of experts",
-    "vision_config": "multimodal",
-    "audio_config": "multimodal",
-    "ssm_cfg": "a hybrid",
-}
-_WHY = {
-    "a mixture of experts": "each token would run other matrices, and the graphs are fixed. Choose a dense model",
-    "a hybrid": "its recurrent state has no place in the KV cache. Choose a model with attention in every layer",
-    "multimodal": "the graphs take token ids only. If the text model is published on its own, export that",
-}
-
 
 def family_of(hf: Mapping[str, Any]) -> Family:
     """Return the architecture that a config.json names. Raises UserError if it does not belong to the family."""
     kind = hf.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    found = next((what for key, what in _OTHER_KEYS.items() if hf.get(key) not in (None, 0, 1)), None)
-    if family is None and isinstance(kind, str):
-        found = next((what for pattern, what in _OTHER_KINDS if pattern.search(kind)), found)
-    if found is not None:
-        raise UserError(f"model_type {shown(kind)} is {found} model, which is not supported: {_WHY[found]}")
+    if (why := other_kind(hf, known=family is not None)) is not None:
+        raise UserError(why)
     if family is None:
         raise UserError(unknown_family(kind))
     for name in hf.get("architectures") or ():

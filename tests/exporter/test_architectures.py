@@ -102,6 +102,18 @@ def test_openpangu_is_llama_with_biases(tiny_checkpoint: Callable[..., Path], tm
     assert relative_error(_transformers(checkpoint)(tokens, positions), logits(llama)) < 1e-5
 
 
+def test_zeros_in_ministral_3_mean_without(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Devstral 2 publishes such a config. Without a scale of the queries, the context may exceed the original one."""
+    rope = {
+        **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 16},
+        **{"beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0, "llama_4_scaling_beta": 0.0},
+    }
+    folder = tiny_checkpoint(model_type="ministral3", head_dim=32, rope_parameters=rope)
+    checkpoint = open_checkpoint(folder)
+    tokens, positions = token_rows(checkpoint.config.vocab_size)[0], list(range(CONTEXT))
+    assert relative_error(_numpy(checkpoint, tokens, positions), logits(folder)) < 1e-5
+
+
 def test_longrope_has_two_sets_of_factors(tiny_checkpoint: Callable[..., Path]) -> None:
     """A context within the original maximum has the short factors, which transformers uses for such lengths."""
     from edgellama.exporter.network.rope import rope_frequencies
@@ -121,7 +133,12 @@ def test_longrope_has_two_sets_of_factors(tiny_checkpoint: Callable[..., Path]) 
         ({"model_type": "llama", "num_local_experts": 8}, "a mixture of experts"),
         ({"model_type": "jamba"}, "a hybrid"),
         ({"model_type": "gemma3", "vision_config": {}}, "multimodal"),
-        ({"model_type": "qwen2_5_vl"}, "multimodal"),
+        ({"model_type": "qwen2_5_vl"}, "is a multimodal model"),
+        ({"model_type": "minicpm3", "kv_lora_rank": 256}, "latent attention.*grouped queries"),
+        ({"model_type": "deci", "block_configs": [{}]}, "different sizes"),
+        ({"model_type": "PanguEmbedded", "param_sink_number": 128}, "attention sinks.*Choose a model without them"),
+        ({"model_type": "hunyuan"}, "first layout of Hunyuan.*hunyuan_v1_dense"),
+        ({"model_type": "exaone"}, "EXAONE 3.*'exaone4'"),
         ({"model_type": "gpt2"}, "Choose a model of one of them"),
     ],
 )

@@ -293,7 +293,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map.*its own code"),
     ({"logits_scaling": 8.0}, "logits_scaling = 8.0"),
-    ({"frobnication": 3, "qk_layernorm": True}, "frobnication = 3.*remove it.*qk_layernorm = True"),
+    ({"frobnication": 3, "qk_layernorm": True}, "qk_layernorm = True.*frobnication = 3.*remove it"),
     ({"num_key_value_heads": 3}, "num_attention_heads = 4.*num_key_value_heads = 3"),
     ({"hidden_size": 98}, "hidden_size = 98.*num_attention_heads = 4"),
     ({"head_dim": 25}, "head_dim = 25 is odd"),
@@ -317,7 +317,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 1 << 31}, "num_hidden_layers = 2147483648.*1 to 10,000"),
     ({"bos_token_id": 1 << 31}, "bos_token_id = 2147483648"),
     ({"model_type": "mistral", "sliding_window": 1 << 40}, "sliding_window = 1099511627776"),
-    ({"frobnication": "[" * 5000}, "frobnication = .{10,80} is not a known"),
+    ({"frobnication": "[" * 5000}, "frobnication = .{10,80} is no known setting of LlamaForCausalLM"),
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000}}, "does not take alpha = 1000"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor = 0.25"),
     (
@@ -375,3 +375,14 @@ def test_null_means_the_default(kind: str, key: str) -> None:
     config = LlamaConfig.from_dict({**values, key: None})
     assert config == LlamaConfig.from_dict(values)
     assert config.to_dict() == LlamaConfig.from_dict(values).to_dict()
+
+
+def test_unknown_keys_are_one_sentence() -> None:
+    """It names the architecture, the first five keys, and the remedy."""
+    strange = {f"strange_{i}": i + 1 for i in range(7)}
+    with pytest.raises(UserError) as raised:
+        LlamaConfig.from_dict({**SMALL, "model_type": "olmo2", **strange})
+    message = str(raised.value)
+    assert message.count("mathematics") == message.count("config.json") == message.count("Olmo2ForCausalLM") == 1
+    assert "strange_4 = 5 and 2 more keys are no known settings" in message
+    assert "strange_5" not in message
