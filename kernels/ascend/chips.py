@@ -9,6 +9,7 @@ No chip has been tried. Each fact comes from public documentation:
 - SoC versions: asc-devkit, cmake, the lists ascend310p_list, ascend310b_list and ascend910b_list.
 - Buffers and instructions: CANN's Ascend C documentation; L1 and L0C of the 310P and 310B, which it does not state, are
   those of asc-devkit's matmul_config_utils.h. On a board the operators ask CANN for the sizes (op_host/host.h).
+- Workspace: asc-devkit, RESERVED_WORKSPACE of kernel_utils_constants.h, and GetLibApiWorkSpaceSize.
 - Operators: MindSpore's operator adapters, and the product tables of CANN's operator documentation. CANN has SwiGlu for
   the 310P and the 910B, but MindSpore's public sources show no adapter that reaches it.
 - Atlas 200I DK A2: hiascend.com, Atlas200IDKA2DeveloperKit, basic specifications: Ascend 310B, one DaVinci V300 core at
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-KIB, GIB = 1 << 10, 1 << 30
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 # Operators of our graphs by MindIR's name -> CANN's operators that they compile to: any one of them is enough (older
 # releases have forms that end in D). Empty: the operator compiles to no kernel, or to one of CUSTOM_OPERATORS.
@@ -136,6 +137,9 @@ class Chip:
         buffers: local memory of a core
         reserved: bytes of unified buffer, and of L1, that CANN keeps for itself in a kernel that uses both kinds of
             core
+        skipped_workspace: bytes at the start of an operator's workspace that its kernel does not get; the wrapper that
+            CANN generates around it skips them
+        library_workspace: bytes that CANN's GetLibApiWorkSpaceSize tells the tiling function to reserve
         matmul_needs_unified_buffer: whether the high-level Matmul needs a part of the unified buffer
         dtypes: numpy's names of the floating-point and quantized types that vector or cube instructions take
         missing_operators: of OPERATORS, those that CANN or MindSpore do not offer for it
@@ -156,6 +160,8 @@ class Chip:
     vector_cores: int
     buffers: Buffers
     reserved: int
+    skipped_workspace: int
+    library_workspace: int
     matmul_needs_unified_buffer: bool
     dtypes: tuple[str, ...]
     missing_operators: frozenset[str]
@@ -203,6 +209,8 @@ _CHIPS = (
         vector_cores=8,
         buffers=Buffers(unified=256 * KIB, l1=1024 * KIB, l0a=64 * KIB, l0b=64 * KIB, l0c=256 * KIB),
         reserved=0,
+        skipped_workspace=2 * MIB,
+        library_workspace=2 * MIB,
         matmul_needs_unified_buffer=True,
         dtypes=("float32", "float16", "int8"),
         missing_operators=frozenset(),
@@ -235,6 +243,8 @@ _CHIPS = (
         vector_cores=1,
         buffers=Buffers(unified=256 * KIB, l1=1024 * KIB, l0a=64 * KIB, l0b=64 * KIB, l0c=128 * KIB),
         reserved=0,
+        skipped_workspace=16 * MIB,
+        library_workspace=2 * MIB,
         matmul_needs_unified_buffer=False,
         dtypes=("float32", "float16", "bfloat16", "int8"),
         missing_operators=frozenset(["RmsNorm", "WeightQuantBatchMatmul"]),
@@ -273,6 +283,8 @@ _CHIPS = (
         vector_cores=40,
         buffers=Buffers(unified=192 * KIB, l1=512 * KIB, l0a=64 * KIB, l0b=64 * KIB, l0c=128 * KIB),
         reserved=256,
+        skipped_workspace=16 * MIB,
+        library_workspace=16 * MIB,
         matmul_needs_unified_buffer=False,
         dtypes=("float32", "float16", "bfloat16", "int8"),
         missing_operators=frozenset(),

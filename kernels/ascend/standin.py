@@ -97,6 +97,8 @@ def chip_table(name: str) -> str:
         "l0c": buffers.l0c,
         "bfloat16": "bfloat16" in chip.dtypes,
         "matmulNeedsUb": chip.matmul_needs_unified_buffer,
+        "skippedWorkspace": chip.skipped_workspace,
+        "libraryWorkspace": chip.library_workspace,
         **{field: name not in chip.missing_instructions for name, field in INSTRUCTIONS.items()},
     }
     assigned = "".join(f"    chip.{field} = {int(v) if isinstance(v, int) else v};\n" for field, v in values.items())
@@ -196,7 +198,8 @@ class TilingPlan:
     Attributes:
         key: the tiling key, which selects the kernel
         blocks, workers: as for `launch`
-        workspace_bytes: global memory that the kernel needs besides its arguments
+        workspace_bytes: global memory that the operator reserves besides its arguments; the kernel gets it without the
+            first Chip.skipped_workspace bytes
         ub_bytes: unified buffer that the kernel takes on each core
         details: for attention at one token the keys of a tile and the splits; for others see standin/tiling.cpp
         tiling: the structure that the kernel reads, uint8
@@ -285,7 +288,6 @@ def fused_attention(
     shape = [rows, tokens, width, heads, groups, head_dim, capacity, cos.shape[0], window]
     decided = plan(chip, "fused_attention", shape, scale, chip_limits)
     out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
-    workspace = np.zeros(decided.workspace_bytes, np.uint8) if decided.workspace_bytes else None
     arguments = [
         Argument("qkv", qkv),
         Argument("cos", cos),
@@ -297,7 +299,6 @@ def fused_attention(
         Argument("out", out, writable=True),
         Argument("k_cache", k_cache, writable=True),
         Argument("v_cache", v_cache, writable=True),
-        Argument("workspace", workspace, writable=True, fresh=True),
     ]
     _run(chip, "fused_attention", arguments, decided)
     return out
@@ -309,7 +310,7 @@ def lm_head(x: Array, weight: Array, *, chip: str = "ascend310p", chip_limits: l
     decided = plan(chip, "lm_head", [*x.shape, len(weight)], chip_limits=chip_limits)
     logits = np.full((len(x), len(weight)), np.nan, np.float32)
     arguments = [Argument("x", x), Argument("weight", weight), Argument("logits", logits, writable=True)]
-    _run(chip, "lm_head", [*arguments, Argument("workspace", None)], decided)
+    _run(chip, "lm_head", arguments, decided)
     return logits
 
 
@@ -320,10 +321,11 @@ def _check(*given: tuple[str, Array, type[np.generic]]) -> None:
 
 
 def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPlan) -> None:
+    workspace = np.empty(decided.workspace_bytes, np.uint8)[CHIPS[chip].skipped_workspace :]
     peak = launch(
         load(chip),
         operator,
-        [*arguments, Argument("tiling", decided.tiling)],
+        [*arguments, Argument("workspace", workspace, True, fresh=True), Argument("tiling", decided.tiling)],
         blocks=decided.blocks,
         workers=decided.workers,
         key=decided.key,

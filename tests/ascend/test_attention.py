@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_a_long_cache_is_split_over_the_cores_that_can_meet() -> None:
 def test_a_long_cache_is_not_split_where_the_partial_results_have_no_room() -> None:
     case = Case((1999,), (1,), 1, 2048, groups=1, ratio=30, head_dim=176)
     plan = standin.plan("ascend910b", "fused_attention", [1, 1, 32 * 176, 30, 1, 176, 2048, 2051, 0], 0.1)
-    assert plan.details[1] == 1 and plan.workspace_bytes == 0
+    assert plan.details[1] == 1 and plan.workspace_bytes == CHIP_TABLE["ascend910b"].skipped_workspace
     check(case, "ascend910b")
 
 
@@ -250,6 +251,30 @@ def test_one_token_takes_the_decode_kernel_and_more_take_the_prefill_kernel(chip
         for tokens in (1, 2, 32)
     ]
     assert keys == [1, 2, 2]  # ATTENTION_KEY_DECODE, ATTENTION_KEY_PREFILL
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_workspace_holds_what_cann_skips_and_what_the_kernel_needs(
+    chip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in gives a kernel the workspace without the bytes that CANN's generated wrapper skips."""
+    case = Case((5,), (40,), 40, 64)
+    check(case, chip)
+    facts, plan = CHIP_TABLE[chip], standin.plan
+
+    def library_only(*arguments: Any) -> standin.TilingPlan:
+        """Returns a plan that reserves what GetLibApiWorkSpaceSize says, and not what the wrapper skips."""
+        plan_ = plan(*arguments)
+        kernel = plan_.workspace_bytes - max(facts.library_workspace, facts.skipped_workspace)
+        assert kernel > 0
+        return replace(plan_, workspace_bytes=kernel + facts.library_workspace)
+
+    monkeypatch.setattr(standin, "plan", library_only)
+    if facts.library_workspace < facts.skipped_workspace:
+        with pytest.raises(standin.StandInError, match=r"\[bounds\]"):
+            check(case, chip)
+    else:
+        check(case, chip)
 
 
 def test_tiling_refuses_what_does_not_fit() -> None:

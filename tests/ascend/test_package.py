@@ -84,6 +84,14 @@ def test_matmul_s_tiling_gets_the_template_of_the_kernels() -> None:
     assert len(re.findall(r"\bAscendC::Matmul<(?:\w+, ){3}\w+>", kernels)) == kernels.count("AscendC::Matmul<") == 3
 
 
+def test_every_launch_reserves_the_workspace_that_the_wrapper_skips() -> None:
+    host = "".join(path.read_text() for path in (PACKAGE / "op_host").glob("*"))
+    assert re.findall(r"workspace\[0\] = (.+);", host) == [
+        "static_cast<size_t>(WorkspaceBytes(limits, kernelBytes, platform.GetLibApiWorkSpaceSize()))"
+    ]
+    assert host.count("GetWorkspaceSizes") == 1 and host.count("return SetLaunch(") == 3
+
+
 def test_presets_name_the_chips_that_the_definition_configures() -> None:
     preset = json.loads((PACKAGE / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
     configured = re.findall(r'AddConfig\("(\w+)"\)', (PACKAGE / "op_host/host.h").read_text())

@@ -13,6 +13,7 @@ struct ChipLimits {
     bool matmulNeedsUb;  // 310P: Matmul needs unified buffer for its result
     int64_t cubeCores, vectorCores;
     int64_t ub, l1, l0a, l0b, l0c;  // bytes
+    int64_t skippedWorkspace;       // bytes at the start of the workspace that the kernel does not get
 };
 
 // One product [m, k] x [k, n] of the high-level Matmul on one core. Operands are float16, the result is float32.
@@ -26,10 +27,21 @@ struct CubePlan {
 };
 
 constexpr int64_t kFractal = 16;         // Matmul's smallest block
+constexpr int64_t kMegabyte = 1024 * 1024;
 constexpr int64_t kUbMargin = 8 * 1024;  // bytes that some vector calls of the 910B reserve
 
 inline int64_t CeilDiv(int64_t value, int64_t step) { return (value + step - 1) / step; }
 inline int64_t CeilTo(int64_t value, int64_t step) { return CeilDiv(value, step) * step; }
+
+// Bytes that the wrapper that CANN generates around a kernel skips at the start of the workspace: RESERVED_WORKSPACE of
+// asc-devkit's kernel_utils_constants.h for architecture 2002 (310P), and for 2201 and 3002 (910B, 310B).
+inline int64_t SkippedWorkspace(bool is310p) { return (is310p ? 2 : 16) * kMegabyte; }
+
+// Bytes of workspace to reserve for a kernel that uses kernelBytes. libraryBytes: what GetLibApiWorkSpaceSize returns.
+// On the 310B that is 2 MB, less than what the wrapper skips.
+inline int64_t WorkspaceBytes(const ChipLimits& chip, int64_t kernelBytes, int64_t libraryBytes) {
+    return kernelBytes + std::max(libraryBytes, chip.skippedWorkspace);
+}
 
 // Sets the number of blocks of a launch that multiplies matrices. With split cores, a block is a cube core with its
 // vectorCores / cubeCores workers; `workers` is then rounded up to whole blocks.

@@ -75,7 +75,7 @@ ge::graphStatus TileDecode(gert::TilingContext* context, const platform_ascendc:
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, tiling);
     if (plan.splits > 1) context->SetScheduleMode(1);  // SyncAll needs all cores to run at the same time
-    return SetLaunch(context, platform, ATTENTION_KEY_DECODE, plan.workers, plan.workspaceBytes);
+    return SetLaunch(context, platform, limits, ATTENTION_KEY_DECODE, plan.workers, plan.workspaceBytes);
 }
 
 // Plans the prefill kernel (several tokens per row), both of its products, and sets up its launch.
@@ -87,7 +87,8 @@ ge::graphStatus TilePrefill(gert::TilingContext* context, const platform_ascendc
     if (problem.empty()) problem = TileCube(platform, kName, plan.pv, &tiling->pv);
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, tiling);
-    return SetLaunch(context, platform, ATTENTION_KEY_PREFILL, plan.blocks, plan.workers * plan.workspaceBytes);
+    return SetLaunch(context, platform, limits, ATTENTION_KEY_PREFILL, plan.blocks,
+                     plan.workers * plan.workspaceBytes);
 }
 
 ge::graphStatus TilingFunction(gert::TilingContext* context) {

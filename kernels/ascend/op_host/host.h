@@ -45,21 +45,22 @@ inline std::string ReadLimits(const platform_ascendc::PlatformAscendC& platform,
     platform.GetCoreMemSize(CoreMemType::L0_C, l0c);
     const auto wide = [](uint64_t value) { return static_cast<int64_t>(value); };
     *out = {chip == SocVersion::ASCEND910B, chip == SocVersion::ASCEND310P, platform.GetCoreNumAic(),
-            platform.GetCoreNumAiv(), wide(ub), wide(l1), wide(l0a), wide(l0b), wide(l0c)};
+            platform.GetCoreNumAiv(), wide(ub), wide(l1), wide(l0a), wide(l0b), wide(l0c),
+            SkippedWorkspace(chip == SocVersion::ASCEND310P)};
     if (out->cubeCores < 1 || out->vectorCores < out->cubeCores || ub == 0) {
         return name + ": the platform reports no cores or no unified buffer";
     }
     return "";
 }
 
-// Sets the tiling key, the number of blocks, and the workspace: workspaceBytes plus what CANN's libraries need.
+// Sets the tiling key, the number of blocks, and the workspace: kernelBytes plus what CANN keeps at its start.
 inline ge::graphStatus SetLaunch(gert::TilingContext* context, const platform_ascendc::PlatformAscendC& platform,
-                                 int64_t key, int64_t blocks, int64_t workspaceBytes) {
+                                 const ChipLimits& limits, int64_t key, int64_t blocks, int64_t kernelBytes) {
     context->SetTilingKey(static_cast<uint64_t>(key));
     context->SetBlockDim(static_cast<uint32_t>(blocks));
     size_t* workspace = context->GetWorkspaceSizes(1);
     if (workspace == nullptr) return ge::GRAPH_FAILED;
-    workspace[0] = static_cast<size_t>(workspaceBytes) + platform.GetLibApiWorkSpaceSize();
+    workspace[0] = static_cast<size_t>(WorkspaceBytes(limits, kernelBytes, platform.GetLibApiWorkSpaceSize()));
     return ge::GRAPH_SUCCESS;
 }
 

@@ -49,7 +49,7 @@ ge::graphStatus TilingFunction(gert::TilingContext* context) {
     problem = TileCube(platform, kName, plan.product, &data->product);
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, data);
-    return SetLaunch(context, platform, 0, plan.blocks, 0);
+    return SetLaunch(context, platform, limits, 0, plan.blocks, 0);
 }
 
 ge::graphStatus InferShapeFunction(gert::InferShapeContext* context) {

@@ -57,12 +57,18 @@ AttentionShape Shape(const int64_t* v, float scale) {
 
 // v: UB, L1, L0A, L0B, L0C, cube cores, vector cores, as standin_chip writes them.
 ChipLimits Limits(const int64_t* v) {
-    return {standin::kChip.splitCores, standin::kChip.matmulNeedsUb, v[5], v[6], v[0], v[1], v[2], v[3], v[4]};
+    return {standin::kChip.splitCores, standin::kChip.matmulNeedsUb, v[5], v[6], v[0], v[1], v[2], v[3], v[4],
+            SkippedWorkspace(standin::kChip.arch == 2002)};
 }
 
 struct Summary {  // standin.py reads it
     int64_t key, blocks, workers, workspaceBytes, ubBytes, tilingBytes, details[8];
 };
+
+// The bytes that an operator's tiling function reserves (SetLaunch of op_host/host.h).
+int64_t Reserved(const ChipLimits& chip, int64_t kernelBytes) {
+    return WorkspaceBytes(chip, kernelBytes, static_cast<int64_t>(standin::kChip.libraryWorkspace));
+}
 
 int Fail(const std::string& problem, char* message, size_t bytes) {
     std::snprintf(message, bytes, "%s", problem.c_str());
@@ -75,7 +81,7 @@ int Decode(const AttentionShape& shape, const ChipLimits& chip, DecodeTiling* ti
     const std::string problem = PlanDecode(shape, chip, kAttention, &plan);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
-    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, plan.workspaceBytes, plan.ubBytes,
+    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, Reserved(chip, plan.workspaceBytes), plan.ubBytes,
                 sizeof(AttentionTiling), {plan.keys, plan.splits}};
     return 0;
 }
@@ -89,8 +95,9 @@ int Prefill(const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* 
     Fill(shape, plan, tiling);
     tiling->qk = Cube(plan.qk);
     tiling->pv = Cube(plan.pv);
-    *summary = {ATTENTION_KEY_PREFILL, plan.blocks, plan.workers, plan.workers * plan.workspaceBytes, plan.ubBytes,
-                sizeof(AttentionTiling), {plan.keys, plan.queries, plan.tileTokens, plan.prepareTokens,
+    *summary = {ATTENTION_KEY_PREFILL, plan.blocks, plan.workers,
+                Reserved(chip, plan.workers * plan.workspaceBytes), plan.ubBytes, sizeof(AttentionTiling),
+                {plan.keys, plan.queries, plan.tileTokens, plan.prepareTokens,
                                           plan.qk.baseK, plan.pv.baseK, plan.matmulBytes, plan.tailRows}};
     return 0;
 }
@@ -124,7 +131,8 @@ int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling,
     auto* data = static_cast<LmHeadTiling*>(tiling);
     Fill(s, plan, data);
     data->product = Cube(plan.product);
-    *static_cast<Summary*>(summary) = {0, plan.blocks, plan.workers, 0, plan.matmulBytes, sizeof(LmHeadTiling),
+    *static_cast<Summary*>(summary) = {0, plan.blocks, plan.workers, Reserved(Limits(chip), 0), plan.matmulBytes,
+                                       sizeof(LmHeadTiling),
                                        {plan.columns, plan.product.baseK, plan.product.stepK}};
     return 0;
 }

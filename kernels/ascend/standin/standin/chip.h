@@ -28,6 +28,8 @@ struct ChipSpec {
     bool kernelTypes;       // KERNEL_TASK_TYPE and KERNEL_TASK_TYPE_DEFAULT
     bool matmulFloatOperands;
     bool matmulNeedsUb;     // Matmul needs SetLocalWorkspace to reach global memory
+    std::size_t skippedWorkspace;  // bytes at the start of the workspace that the kernel does not get
+    std::size_t libraryWorkspace;  // what the host's GetLibApiWorkSpaceSize returns
 };
 
 }  // namespace standin
