@@ -38,6 +38,10 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
   size_t most = 0;
   for (const LinearArgs* part : {&a.qkv, &a.o, &a.gate_up, &a.down})
     most = std::max(most, linear_scratch_bytes(part->shape, static_cast<int>(positions), threads));
+  int most_rank = 0;
+  for (const LinearArgs* part : {&a.qkv, &a.o, &a.gate_up, &a.down})
+    if (part->low_rank) most_rank = std::max(most_rank, part->most_rank);
+  float* const projected = most_rank ? carver.take<float>(positions * most_rank) : nullptr;
   uint8_t* const work = carver.take<uint8_t>(most);
   *bytes = carver.used();
   if (!work) return;
@@ -63,6 +67,7 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
     part->source = a.qkv.source;
     part->target = a.qkv.target;
     part->count = a.qkv.count;
+    part->projected = projected;
     part->scratch = work;
   }
 }

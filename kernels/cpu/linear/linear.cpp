@@ -3,6 +3,7 @@
 #include "linear/linear.h"
 
 #include "base/pool.h"
+#include "linear/low_rank_rows.h"
 #include "linear/linear_rows.h"
 #include "simd/dot.h"
 
@@ -63,10 +64,12 @@ void panels(const LinearArgs& a, const Range& units, int t, const uint8_t* rows)
     F y[R][kVec] = {};
     const long panel = gated ? 2 * u : u;
     multiply_panel<format, R>(a.weight + panel * panel_size, a.shape.in, rows, y);
+    add_low_rank<R>(a, t, panel, y);
     add_bias<R>(a, panel, y);
     if (gated) {
       F up[R][kVec] = {};
       multiply_panel<format, R>(a.weight + (panel + 1) * panel_size, a.shape.in, rows, up);
+      add_low_rank<R>(a, t, panel + 1, up);
       add_bias<R>(a, panel + 1, up);
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < kVec; ++v) y[r][v] = activation(a, y[r][v]) * up[r][v];
@@ -119,6 +122,13 @@ void all_rows(const LinearArgs& a, const Range& units, const uint8_t* rows) {
 
 void linear(const LinearArgs& a, Worker& me) {
   const long units = panel_count(a.shape.out);
+  const RowScratch size(a.shape.format, a.count, a.shape.in);
+  uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();
+  float* const line = reinterpret_cast<float*>(mine);
+  if (a.low_rank) {
+    project(a, me, line, normalised_row);
+    me.barrier();
+  }
 #if defined(__AMX_BF16__)
   if (a.count >= kTileRows && a.shape.format != Format::f32) {
     linear_tiles(a, me, normalised_row);
@@ -128,9 +138,6 @@ void linear(const LinearArgs& a, Worker& me) {
 #if defined(__AVX2__)
   if (a.count >= kManyRows && a.shape.format > Format::bf16) return linear_many(a, me, normalised_row);
 #endif
-  const RowScratch size(a.shape.format, a.count, a.shape.in);
-  uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();
-  float* const line = reinterpret_cast<float*>(mine);
   uint8_t* const rows = size.alone ? mine + size.line : a.scratch;
   const Range prepared = size.alone ? Range{0, a.count} : share(me, a.count);
   prepare_rows(a, prepared.begin, prepared.end, rows, line);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/cpu_features.h"
+#include "linear/low_rank.h"
 #include "linear/weight_format.h"
 
 namespace edgellama {
@@ -39,6 +40,10 @@ struct LinearArgs {
   const float* residual = nullptr;  // [B, S, out] with Epilogue::residual_add
   const int32_t* length = nullptr;  // [B], each 0..S
   float* y = nullptr;               // [B, S, out], or [B, out]
+
+  const LowRank* const* low_rank = nullptr;  // [B]: each row's low-rank addition or nullptr; nullptr: no row has one
+  int most_rank = 0;                         // the largest rank of these
+  float* projected = nullptr;                // [count, most_rank]: memory for the kernel
 
   // choose_rows sets these.
   const int32_t* source = nullptr;  // [count]: the row of x that each computed row reads

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear/linear.h"
+#include "linear/low_rank_rows.h"
 #include "simd/dot.h"
 
 namespace edgellama::EDGELLAMA_ISA {
@@ -168,8 +169,12 @@ static inline void finish_block(const LinearArgs& a, int first, int rows, long p
   for (int r = 0; r < rows; ++r, sums += 2 * kPanel) {
     F left[1][kVec], right[1][kVec];
     for (int v = 0; v < kVec; ++v) left[0][v] = load(sums + v * kLanes), right[0][v] = load(sums + kPanel + v * kLanes);
+    add_low_rank<1>(a, first + r, 2 * pair, left);
     add_bias<1>(a, 2 * pair, left);
-    if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
+    if (2 * pair + 1 < a.shape.panels()) {
+      add_low_rank<1>(a, first + r, 2 * pair + 1, right);
+      add_bias<1>(a, 2 * pair + 1, right);
+    }
     if (a.shape.gated()) {
       for (int v = 0; v < kVec; ++v) left[0][v] = activation(a, left[0][v]) * right[0][v];
       write_columns(a, first + r, pair * kPanel, left[0]);

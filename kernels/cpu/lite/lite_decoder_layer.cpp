@@ -1,5 +1,7 @@
 #include "lite/lite_decoder_layer.h"
 
+#include "layer/adapters.h"
+
 namespace edgellama {
 namespace {
 
@@ -119,6 +121,8 @@ void DecoderLayerOperator::run() {
   for (const Array& array : arrays_) *array.pointer = reinterpret_cast<const float*>(weights + array.offset);
   args_.qkv.x = data<const float>(kHidden);
   args_.down.y = output<float>();
+  const std::string misfit = choose_adapters(args_);
+  if (!misfit.empty()) return fail(misfit);
   run_decoder_layer(args_, isa_, threads_);
 }
 
