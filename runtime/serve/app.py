@@ -28,7 +28,7 @@ from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from .metrics import Metrics
 from .openapi import Described, description
-from .preprocess import Preprocessor
+from .preprocess import SAMPLING_DEFAULTS, Preprocessor
 from .request import ChatRequest, CompletionRequest, GenerationRequest
 from .responses import ResponseWriter
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
@@ -66,6 +66,7 @@ class Service:
         api_key: str | None = None,
         hosts: Collection[str] | None = None,
         max_body: int = MAX_BODY,
+        sampling: str = SAMPLING_DEFAULTS[0],
     ) -> None:
         """Args:
         model: a loaded model; the service runs its engine
@@ -74,6 +75,7 @@ class Service:
         hosts: accepted names in the Host header; None accepts every name. A list protects a server on loopback from
             pages of other sites, which can make their name resolve to loopback (DNS rebinding)
         max_body: largest request body, in bytes
+        sampling: settings of a request without sampling fields; one of SAMPLING_DEFAULTS
         """
         self.model = model
         has_tokenizer = model.artifact.file("tokenizer.json").is_file()
@@ -84,7 +86,7 @@ class Service:
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
-        self._preprocessor = Preprocessor(model, queue + model.engine.batch)
+        self._preprocessor = Preprocessor(model, queue + model.engine.batch, sampling)
         self._html = {
             name: _html(name) for name in ("page.html", "docs.html")
         }  # read once: later there may be no descriptor

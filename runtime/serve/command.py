@@ -51,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time for running answers to end; default: %(default)s",
     )
+    parser.add_argument(
+        "--sampling-defaults",
+        choices=("openai", "artifact"),
+        default="openai",
+        help="settings of a request that has no temperature, top_p, top_k or min_p: those of OpenAI's API "
+        "(temperature 1), or those of the artifact's generation_config.json. Default: %(default)s",
+    )
     parser.set_defaults(run=run)
 
 
@@ -75,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     with listen(options.host, options.port) as listening:
         model = load(options)
         hosts = {"localhost", "127.0.0.1", "::1", options.host} if is_loopback(options.host) else None
-        service = Service(model, queue=options.queue, api_key=key, hosts=hosts)
+        service = Service(model, queue=options.queue, api_key=key, hosts=hosts, sampling=options.sampling_defaults)
         if hosts is None and key is None:
             print(
                 f"warning: everyone who can reach {options.host} may use this server. Set a key with --api-key",

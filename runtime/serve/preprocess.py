@@ -31,6 +31,10 @@ from .request import (
 from .sequence import SequenceEvent, ServedSequence
 
 MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
+MIN_TOP_P = 1e-6  # likewise: the most likely token of 128,000 is more probable than this
+# What a request without these fields gets: OpenAI's defaults, or the artifact's generation_config.json.
+SAMPLING_DEFAULTS = ("openai", "artifact")
+OPENAI_SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "typical_p": 1.0}
 GRAMMARS = 8  # compiled ones that are kept; a large one has tens of megabytes
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's default is what the context holds
 
@@ -40,9 +44,16 @@ Send = Callable[[int, SequenceEvent], None]  # (choice, event)
 class Preprocessor:
     """Makes sequences from requests. Thread-safe. Takes milliseconds, or more for a long text or a grammar."""
 
-    def __init__(self, model: LlamaForCausalLM, max_sequences: int) -> None:
-        """max_sequences: limit of prompts times n in one request."""
+    def __init__(self, model: LlamaForCausalLM, max_sequences: int, sampling: str = SAMPLING_DEFAULTS[0]) -> None:
+        """Args:
+        model: gives tokenizer, limits and settings
+        max_sequences: limit of prompts times n in one request
+        sampling: one of SAMPLING_DEFAULTS
+        """
         self.model = model
+        self._defaults = model.generation_config
+        if sampling == "openai":
+            self._defaults = dataclasses.replace(self._defaults, **OPENAI_SAMPLING, min_p=None)
         self.limits = RequestLimits(model.engine.context, max_sequences)
         self._lock = threading.Lock()
         self._grammars: dict[str, Grammar] = {}  # by the JSON of their schema; all have the artifact's eos ids
@@ -120,7 +131,7 @@ class Preprocessor:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _config(self, request: GenerationRequest) -> tuple[GenerationConfig, int]:
-        """The artifact's settings, updated by the request, and the limit of new tokens."""
+        """The default settings, updated by the request, and the limit of new tokens."""
         context = self.model.engine.context
         given: dict[str, Any] = {
             "repetition_penalty": request.repetition_penalty,
@@ -128,7 +139,8 @@ class Preprocessor:
             "stop_strings": request.stop_strings or None,
             "sequence_bias": self._logit_bias(request) or None,
         }
-        if request.temperature is not None and request.temperature < MIN_TEMPERATURE:
+        coldest = request.temperature is not None and request.temperature < MIN_TEMPERATURE
+        if coldest or (request.top_p is not None and request.top_p < MIN_TOP_P):
             given["do_sample"] = False
         else:
             sampling = {name: getattr(request, name) for name in ("temperature", "top_p", "min_p")}
@@ -137,7 +149,7 @@ class Preprocessor:
                 given = {**given, **sampling, "do_sample": True}
         if request.ignore_eos:
             given["eos_token_id"] = []
-        config = self.model.generation_config.updated(given, (), "the request")
+        config = self._defaults.updated(given, (), "the request")
         limit = request.max_tokens
         if isinstance(request, ChatRequest):
             limit = request.max_completion_tokens or limit or context

@@ -163,7 +163,7 @@ class GenerationRequest(StrictModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] = 1
     max_tokens: Positive | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: NotNegative | None = None
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=1e-6, le=1e6)  # scores stay finite in float32

@@ -135,7 +135,10 @@ class ResponseWriter:
     def _chat_entry(self, index: int, entry: TokenLogprobs) -> dict[str, Any]:
         first = index not in self._choices_with_logprobs
         self._choices_with_logprobs.add(index)
-        top = [self._chat_token(token, value, first) for token, value in entry.top]
+        shown = entry.top
+        if shown and all(token != entry.token for token, _ in shown):  # drawn, and not among the most likely
+            shown = (*shown, (entry.token, entry.logprob))
+        top = [self._chat_token(token, value, first) for token, value in shown]
         return {**self._chat_token(entry.token, entry.logprob, first), "top_logprobs": top}
 
     def _chat_token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
@@ -147,6 +150,7 @@ class ResponseWriter:
         for token, value in entry.top:
             # Two tokens may have the same text. The more likely one comes first and stays.
             found.setdefault(self._completion_token(token), value)
+        found.setdefault(self._completion_token(entry.token), entry.logprob)
         return found
 
     def _completion_token(self, token: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from ..generation.sequences import Sequences
 from ..generation.token_selector import LogitsProcessor, TokenSelector
 from ..text.detokenizer import TextStream
 from ..text.tokenizer import Tokenizer
+
+FIRST_SURROGATE, SURROGATES = 0xD800, 0x800  # decoded UTF-8 contains none of them
 
 
 class TokenLogprobs(NamedTuple):
@@ -103,7 +105,9 @@ class ServedSequence:
         self._tokenizer = tokenizer
         self._eos = frozenset(config.eos_token_id)
         self._text = VisibleText(
-            tokenizer.text_stream(prefix_ids=self.prompt.tolist() if continues_prompt else ()), config.stop_strings
+            tokenizer.text_stream(prefix_ids=self.prompt.tolist() if continues_prompt else ()),
+            config.stop_strings,
+            tokenizer.special_texts if config.stop_strings else {},
         )
         self._top_logprobs = top_logprobs
         self._held_logprobs: deque[TokenLogprobs] = deque()  # of tokens whose text is held back and may be cut off
@@ -169,17 +173,36 @@ class ServedSequence:
 class VisibleText:
     """The decoded text up to the first stop string. Holds back characters that may be the start of a stop string.
 
+    A stop string may name special tokens, which the text does not show. Here a special token is a mark: a character
+    that no text contains, half of a surrogate pair.
+
     Attributes:
         stopped: whether a stop string was found
         visible_length: characters returned so far
     """
 
-    def __init__(self, stream: TextStream, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self, stream: TextStream, stop_strings: Sequence[str], special: Mapping[int, str] | None = None
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            stream: decodes the tokens, without special ones.
+            stop_strings: the text ends before the first of them.
+            special: the text of each special token, by id.
+        """
         self.stopped = False
         self.visible_length = 0
         self._received_length = 0  # characters that the stream has returned
         self._stream = stream
-        self._stop_strings = stop_strings
+        self._marks: dict[int, str] = {}  # token -> its mark
+        marked = list(stop_strings)
+        for token, text in sorted((special or {}).items(), key=lambda item: -len(item[1])):
+            if text and len(self._marks) < SURROGATES and any(text in stop for stop in marked):
+                mark = self._marks[token] = chr(FIRST_SURROGATE + len(self._marks))
+                marked = [stop.replace(text, mark) for stop in marked]
+        # the model may also write the name of a special token as plain text
+        self._stop_strings = list(dict.fromkeys([*stop_strings, *marked]))
         self._held = ""
 
     @property
@@ -189,23 +212,29 @@ class VisibleText:
 
     def push(self, token: int) -> str:
         """Add a token. Returns the text that becomes visible."""
-        return self._show(self._stream.push(token))
+        return self._show(self._stream.push(token), self._marks.get(token, ""))
 
     def flush(self) -> str:
         """Returns the rest of the text, at the end of the sequence."""
-        text = self._show(self._stream.flush()) + self._held
-        self.visible_length, self._held = self.visible_length + len(self._held), ""
-        return text
+        text = self._show(self._stream.flush())
+        rest, self._held = self._without_marks(self._held), ""
+        self.visible_length += len(rest)
+        return text + rest
 
-    def _show(self, piece: str) -> str:
-        text = self._held + piece
+    def _show(self, piece: str, mark: str = "") -> str:
+        text = self._held + piece + mark
         self._received_length += len(piece)
         found = [at for at in (text.find(stop) for stop in self._stop_strings) if at >= 0]
         self.stopped = bool(found)
         held = 0 if found else max((partial_match(text, stop) for stop in self._stop_strings), default=0)
         end = min(found) if found else len(text) - held
-        self.visible_length, self._held = self.visible_length + end, text[len(text) - held :]
-        return text[:end]
+        self._held = text[len(text) - held :]
+        shown = self._without_marks(text[:end])
+        self.visible_length += len(shown)
+        return shown
+
+    def _without_marks(self, text: str) -> str:
+        return "".join(c for c in text if not "\ud800" <= c <= "\udfff") if self._marks else text
 
 
 def partial_match(text: str, stop: str) -> int:

@@ -229,6 +229,11 @@ class Tokenizer:
         return token in self._special
 
     @functools.cached_property
+    def special_texts(self) -> dict[int, str]:
+        """The text of each special token, by id."""
+        return {token: added.content for token, added in self.model.get_added_tokens_decoder().items() if added.special}
+
+    @functools.cached_property
     def _length_bound(self) -> LengthBound:
         return LengthBound(self.model)
 
@@ -260,7 +265,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _special(self) -> frozenset[int]:
-        return frozenset(token for token, added in self.model.get_added_tokens_decoder().items() if added.special)
+        return frozenset(self.special_texts)
 
 
 def _is_of_tokenizers(error: BaseException) -> bool:

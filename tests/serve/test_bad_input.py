@@ -44,7 +44,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"model": 3}, 400, "model: "),
     ({"temperature": 2.5}, 400, "temperature: "),
     ({"temperature": "1"}, 400, "temperature: "),
-    ({"top_p": 0}, 400, "top_p: "),
+    ({"top_p": -0.1}, 400, "top_p: "),
     ({"max_tokens": 0}, 400, "max_tokens: "),
     ({"n": 1000}, 400, "n: "),
     ({"n": 100}, 400, "more answers (prompts times n) than the limit of 66"),

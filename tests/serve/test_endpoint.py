@@ -17,8 +17,11 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgellama.generation.config import GenerationConfig
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.app import Service
+from edgellama.serve.preprocess import Preprocessor
+from edgellama.serve.request import CompletionRequest
 from support.serving import Gate, client, serving, wait_until, with_template
 
 ROWS, CONTEXT, VOCAB = 2, 64, 264
@@ -169,6 +172,47 @@ def test_seeds_stops_biases_and_penalties(api: openai.OpenAI, name: str, model: 
     assert text(**biased, presence_penalty=2.0) == "qqqqq"  # 100 outweighs it
     close = {"max_tokens": 9, "temperature": 0, "logit_bias": {str(q): 99, str(r): 98.9, str(s): 98.8}}
     assert set(text(**close, presence_penalty=-2.0)) < set("qrs") == set(text(**close, frequency_penalty=2.0))
+
+
+def test_a_request_without_settings_is_drawn_at_temperature_1(
+    api: openai.OpenAI, name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def texts(**asked: Any) -> list[str]:
+        done = api.completions.create(**{"model": name, "prompt": "hello", "max_tokens": 12, **asked})
+        return [choice.text for choice in done.choices]
+
+    greedy = texts(temperature=0)
+    assert len(set(texts(n=3))) == 3 and texts(seed=4) == texts(seed=4, temperature=1, top_p=1) != greedy
+    for coldest in ({"top_p": 0}, {"top_p": 1e-300, "temperature": 2}):
+        assert texts(**coldest) == greedy
+    stored = GenerationConfig(do_sample=True, temperature=1e-3, eos_token_id=model.generation_config.eos_token_id)
+    monkeypatch.setattr(model, "generation_config", stored)
+    for sampling, expected in (("artifact", True), ("openai", False)):
+        preprocessor = Preprocessor(model, 3, sampling)
+        request = CompletionRequest.model_validate(
+            {"model": name, "prompt": "hello", "seed": 4}, context=preprocessor.limits
+        )
+        config, _ = preprocessor._config(request)
+        assert config.do_sample and (config.temperature == 1e-3) == expected
+
+
+def test_the_drawn_token_is_among_the_alternatives(api: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "max_tokens": 12, "temperature": 2, "seed": 1}
+    message: list[Any] = [{"role": "user", "content": "hello"}]
+    for temperature, lengths in ((2, {2}), (0, {1})):
+        more = {**asked, "temperature": temperature}
+        chat = api.chat.completions.create(messages=message, logprobs=True, top_logprobs=1, **more).choices[0]
+        assert chat.logprobs is not None and chat.logprobs.content
+        assert {len(entry.top_logprobs) for entry in chat.logprobs.content} >= lengths
+        for entry in chat.logprobs.content:
+            likely, *added = [(top.token, top.bytes, top.logprob) for top in entry.top_logprobs]
+            drawn = (entry.token, entry.bytes, entry.logprob)
+            assert added in ([], [drawn]) and (likely == drawn) == (not added) and likely[2] >= entry.logprob
+    for count in (0, 1):
+        found = api.completions.create(prompt="hello", logprobs=count, **asked).choices[0].logprobs
+        assert found is not None and found.tokens and found.top_logprobs and found.token_logprobs
+        for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+            assert top[token] == logprob and len(top) <= count + 1
 
 
 def test_logprobs(api: openai.OpenAI, name: str, model: LlamaForCausalLM) -> None:

@@ -19,7 +19,7 @@ from edgellama.model import LlamaForCausalLM
 from edgellama.serve import command, connection
 from edgellama.serve.app import BODIES, LARGE_BODY, MAX_BODY, Service
 from edgellama.serve.event_stream import HOLD_SECONDS
-from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE
+from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE, SAMPLING_DEFAULTS
 from edgellama.serve.request import MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
 from edgellama.serve.scheduler import CHUNK
 from support.serving import serving, with_template
@@ -60,6 +60,8 @@ def test_options_are_those_of_the_command() -> None:
     for action in options():
         if action.default not in (None, False):
             assert documented[action.option_strings[-1]] == str(action.default)
+    (sampling,) = [action for action in options() if action.dest == "sampling_defaults"]
+    assert sampling.choices == SAMPLING_DEFAULTS
     assert documented["--api-key"] == f"${command.KEY_VARIABLE}"
 
 

@@ -15,7 +15,6 @@ FIELDS = {
     "response_format": "its schema may contradict itself, or need an eos token",
     "logit_bias": "its keys are token ids",
     "prompt": "a text may have no token",
-    "top_p": "a positive number may be too small to differ from 0",
     "min_tokens": "it may be above the limit of new tokens",
 }
 
