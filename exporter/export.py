@@ -26,6 +26,7 @@ from edgellama.artifact.manifest import (
     write_manifest,
 )
 from edgellama.artifact.source import MergedAdapter, Source, format_of
+from edgellama.engine.weights_memory import MAP
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS
 from edgellama.mindir.check import check_graphs
@@ -129,7 +130,8 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         check_graphs(Artifact(partial, manifest))  # the runtime loads nothing else
         if options.verify:
             check_proof(manifest)
-            manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress))
+            # mapped, as the artifact may be larger than the free memory
+            manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress, MAP))
         write_manifest(partial, manifest)
 
 

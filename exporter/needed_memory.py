@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from edgellama.artifact.manifest import Manifest
 from edgellama.backend.resources import Limit, available_address_space, available_memory
-from edgellama.engine.memory import MAP, memory_needed
+from edgellama.engine.memory import memory_needed
+from edgellama.engine.weights_memory import MAP
 from edgellama.errors import UserError
 
 PRIVATE = 400_000_000  # bytes

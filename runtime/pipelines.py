@@ -48,6 +48,8 @@ def pipeline(
     *,
     threads: int | None = None,
     device_id: int | None = None,
+    check: str = "once",
+    weights_memory: str = "copy",
     device: Any = None,
     device_map: Any = None,
     dtype: Any = None,
@@ -60,7 +62,8 @@ def pipeline(
         task: only "text-generation" is possible.
         model: an artifact folder, or a loaded model.
         tokenizer: replaces the artifact's: a folder, or an object such as a transformers tokenizer.
-        threads, device_id, device, device_map, dtype, torch_dtype: as in `LlamaForCausalLM.from_pretrained`.
+        threads, device_id, check, weights_memory, device, device_map, dtype, torch_dtype: as in
+            `LlamaForCausalLM.from_pretrained`; of no effect on a loaded model, besides the check of the last four.
         settings: defaults of the calls.
 
     Raises:
@@ -75,7 +78,9 @@ def pipeline(
     if isinstance(model, LlamaForCausalLM):
         check_placement("pipeline", placement, model.artifact.manifest)
     else:
-        model = LlamaForCausalLM.from_pretrained(model, threads=threads, device_id=device_id, **placement)
+        model = LlamaForCausalLM.from_pretrained(
+            model, threads=threads, device_id=device_id, check=check, weights_memory=weights_memory, **placement
+        )
     if isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.from_folder(tokenizer)
     return TextGenerationPipeline(model, tokenizer, **settings)

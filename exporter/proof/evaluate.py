@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import Artifact
+from edgellama.engine.weights_memory import add_weights_memory
 from edgellama.errors import UserError
 from edgellama.text.tokenizer import Tokenizer
 
@@ -126,17 +127,19 @@ def summary(scores: TokenScores) -> dict[str, float]:
     }
 
 
-def evaluate(artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int, progress: Progress) -> Evaluation:
+def evaluate(
+    artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int, progress: Progress, weights_memory: str
+) -> Evaluation:
     """Score the first `tokens` tokens of the text. The runtime runs in a separate process and uses all rows of a batch.
 
-    Raises UserError if the text is too short or the artifact does not run.
+    weights_memory: as `Engine` takes it. Raises UserError if the text is too short or the artifact does not run.
     """
     ids = np.array(Tokenizer.from_folder(artifact.path).encode(read_text(text))[:tokens], np.int32)
     windows, first = cut(ids, artifact.manifest.context)
     steps = windows.shape[1] - 1 - first
     with tempfile.TemporaryDirectory() as scratch:
         with progress.stage(f"Running the artifact ({len(windows)} windows, {steps} scored tokens each)"):
-            found = run_windows(artifact.path, windows, first, Path(scratch))
+            found = run_windows(artifact.path, windows, first, Path(scratch), weights_memory)
         with progress.stage("Comparing with the reference"):
             model, name = reference_model(checkpoint)
             positions = list(range(first, windows.shape[1] - 1))
@@ -162,13 +165,13 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error}). Convert it first") from error
 
 
-def run_windows(folder: Path, windows: Ids, first: int, scratch: Path) -> Floats:
+def run_windows(folder: Path, windows: Ids, first: int, scratch: Path, weights_memory: str) -> Floats:
     """Return the artifact's logits [n, W - 1 - first, V] after tokens first .. W-2 of each window.
 
     exporter.proof.run_windows computes them in a separate process; the result is a memory map of its output file.
     """
     job, result = scratch / "job.npz", scratch / "logits.npy"
-    np.savez(job, windows=windows, first=first)
+    np.savez(job, windows=windows, first=first, weights_memory=weights_memory)
     run_in_child("run_windows", folder, job, result)
     return np.asanyarray(np.load(result, mmap_mode="r", allow_pickle=False))
 
@@ -181,21 +184,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of the text to use (default: %(default)s)")
     parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
+    add_weights_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """Run the command `evaluate`. Raises UserError as `evaluate` does."""
-    progress = Progress()
-    main(arguments.artifact, arguments.checkpoint, arguments.text, arguments.tokens, arguments.json, progress)
-
-
-def main(folder: Path, checkpoint: str | None, text: Path, tokens: int, as_json: bool, progress: Progress) -> None:
-    """Print the figures as text or as one JSON object. Raises UserError as `evaluate` does."""
-    artifact = Artifact.open(folder)
-    found = evaluate(artifact, opened_for(artifact.manifest, checkpoint), text, tokens, progress)
-    if as_json:
+    """Run the command `evaluate`: print the figures as text or as one JSON object. Raises UserError as it does."""
+    artifact = Artifact.open(arguments.artifact)
+    checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
+    found = evaluate(artifact, checkpoint, arguments.text, arguments.tokens, Progress(), arguments.weights_memory)
+    if arguments.json:
         print(json.dumps({"artifact": artifact.manifest.name, **asdict(found)}))
         return
     print(

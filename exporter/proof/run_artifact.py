@@ -16,13 +16,16 @@ from edgellama.engine.engine import Engine
 from .child import main
 
 
-def engine_for(artifact: Artifact) -> Engine:
-    """Return the engine of an artifact: the runtime's, or one over the ONNX twin for an unconverted Ascend artifact."""
+def engine_for(artifact: Artifact, weights_memory: str) -> Engine:
+    """Return the engine of an artifact: the runtime's, or one over the ONNX twin for an unconverted Ascend artifact.
+
+    weights_memory: as `Engine` takes it; the twin ignores it.
+    """
     if artifact.manifest.opset == "ascend" and artifact.manifest.converted is None:
         from ..onnx_twin.run import twin_engine
 
         return twin_engine(artifact)
-    return Engine(artifact, weights_memory="map")  # of our own export, which may be larger than the free memory
+    return Engine(artifact, weights_memory=weights_memory)
 
 
 def logits(folder: Path, job: Path) -> np.ndarray:
@@ -36,7 +39,8 @@ def logits(folder: Path, job: Path) -> np.ndarray:
     with np.load(job, allow_pickle=False) as given:
         tokens, edges, decode = given["tokens"], given["edges"], given["decode"]
         manifest = Manifest.from_dict(json.loads(str(given["manifest"])))
-    engine = engine_for(Artifact(folder, manifest))
+        weights_memory = str(given["weights_memory"])
+    engine = engine_for(Artifact(folder, manifest), weights_memory)
     rows = np.arange(engine.batch)
     prefix, steps = (int(n) for n in decode)
     out = np.empty((engine.batch, len(edges) + steps, engine.vocab_size), np.float32)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import Artifact, Manifest, Parity
+from edgellama.engine.weights_memory import add_weights_memory
 from edgellama.errors import UserError
 
 from ..checkpoint.base import Checkpoint
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `edgellama verify`."""
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
+    add_weights_memory(parser)
     parser.set_defaults(run=run_verify)
 
 
@@ -50,13 +52,14 @@ def run_verify(arguments: argparse.Namespace) -> None:
     with progress.stage("Hashing every file"):
         artifact = Artifact.open(arguments.artifact, check="always")
     checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
-    prove(artifact.path, artifact.manifest, checkpoint, progress)
+    prove(artifact.path, artifact.manifest, checkpoint, progress, arguments.weights_memory)
 
 
-def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Parity:
+def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress, weights_memory: str) -> Parity:
     """Compare at edge - 1, edge and edge + 1 of each bucket and of the sliding window, and over 64 decode steps.
 
-    Raises UserError if the difference exceeds TOLERANCE, or if the artifact does not run.
+    weights_memory: as `Engine` takes it. Raises UserError if the difference exceeds TOLERANCE, or if the artifact does
+    not run.
     """
     edges, prefix, steps = plan(manifest)
     tokens = sequence(manifest, max([*edges, prefix + steps]))
@@ -66,7 +69,7 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
     if manifest.opset == "ascend" and manifest.converted is None:
         reference += ", through the ONNX twin"
     with progress.stage(f"Running the artifact ({len(positions)} comparisons)"):
-        found = run_artifact(folder, manifest, tokens, edges, prefix, steps)  # [B, positions, V]
+        found = run_artifact(folder, manifest, tokens, edges, prefix, steps, weights_memory)  # [B, positions, V]
     judged_by, weights = expected, ""
     if manifest.opset == "cpu" and manifest.weights_format != "fp32":
         weights = f" over the {manifest.weights_format} weights"
@@ -118,12 +121,25 @@ def sequence(manifest: Manifest, count: int) -> NDArray[np.int32]:
 
 
 def run_artifact(
-    folder: Path, manifest: Manifest, tokens: NDArray[np.int32], edges: list[int], prefix: int, steps: int
+    folder: Path,
+    manifest: Manifest,
+    tokens: NDArray[np.int32],
+    edges: list[int],
+    prefix: int,
+    steps: int,
+    weights_memory: str,
 ) -> NDArray[np.float32]:
     """Return the artifact's logits [B, len(edges) + steps, V]. run_artifact.py computes them in a separate process."""
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.npz", Path(scratch) / "logits.npy"
-        np.savez(job, tokens=tokens, edges=edges, decode=[prefix, steps], manifest=json_text(manifest.to_dict()))
+        np.savez(
+            job,
+            tokens=tokens,
+            edges=edges,
+            decode=[prefix, steps],
+            manifest=json_text(manifest.to_dict()),
+            weights_memory=weights_memory,
+        )
         run_in_child("run_artifact", folder, job, result)
         return np.asarray(np.load(result, allow_pickle=False))
 

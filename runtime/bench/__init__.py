@@ -8,7 +8,8 @@ artifact   name, digest, target, opset, weights_format, cache_dtype, batch, cont
            step_weights_bytes (read by every decode step), cache_bytes (at full context), kernel_abi
 machine    cpu, architecture, processors (that this process may use), memory_bytes, system
 versions   of python, numpy, mindspore_lite, tokenizers and edgellama; null for what is not installed
-settings   threads, repeats, steps (decode steps per sample), prompt_lengths, depths, batches
+settings   threads, weights_memory (where the weights are: copy or map), repeats, steps (decode steps per sample),
+           prompt_lengths, depths, batches
 bandwidth  read bandwidth of the memory, measured between the other measurements: method, buffer_bytes, rate
            (statistic). The buffer has the size of what one decode step reads, so caches serve it equally well
 prefill    a list: prompt_tokens, rows, seconds (statistic; empty cache to the first new token of each row),

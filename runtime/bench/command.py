@@ -18,6 +18,7 @@ from ..backend.resources import available_threads
 from ..cli.options import add_artifact, add_check, add_threads
 from ..cli.options import check as check_of
 from ..engine.engine import Engine
+from ..engine.weights_memory import add_weights_memory
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
 from . import fresh, machine, report
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_artifact(parser)
     add_threads(parser)
     add_check(parser)
+    add_weights_memory(parser)
     parser.add_argument("--prompt-lengths", type=number_list, default=defaults.prompt_lengths, metavar="N,N,...")
     parser.add_argument("--depths", type=number_list, default=defaults.depths, metavar="N,N,...", help="context depths")
     parser.add_argument("--batches", type=number_list, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
@@ -61,7 +63,7 @@ def number_list(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command. Raises UserError for settings that do not fit, and for files that cannot be written."""
-    names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps")
+    names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps", "weights_memory")
     settings = Settings(**{name: getattr(options, name) for name in names})
     if options.plot:
         report.figure_class()  # report a missing library before minutes of measuring
@@ -90,7 +92,7 @@ def bench(path: Path, settings: Settings, check: str = "once") -> dict[str, Any]
     with progress(f"Loading {manifest.name} in fresh processes"):
         load, memory = loads(artifact, threads, settings)
     with progress(f"Loading {manifest.name}"):
-        engine = Engine(artifact, threads)
+        engine = Engine(artifact, threads, weights_memory=settings.weights_memory)
     workload = Workload(engine)
     output = workload.output()
     tokenizer = Tokenizer.from_folder(path) if artifact.file("tokenizer.json").is_file() else None
@@ -103,6 +105,7 @@ def bench(path: Path, settings: Settings, check: str = "once") -> dict[str, Any]
         "versions": machine.versions(),
         "settings": {
             "threads": engine.threads,
+            "weights_memory": settings.weights_memory,
             "repeats": settings.repeats,
             "steps": settings.steps,
             "prompt_lengths": list(settings.prompt_lengths),
@@ -215,9 +218,10 @@ def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[st
     only if loading is too slow to repeat.
     """
     manifest = artifact.manifest
-    full = fresh.measure(artifact.path, threads, settings.depths[-1])
+    full = fresh.measure(artifact.path, threads, settings.weights_memory, settings.depths[-1])
     slow = (full["engine_seconds"] or 0) > SLOW_LOAD_SECONDS
-    runs = [full] if slow else [fresh.measure(artifact.path, threads, 0) for _ in range(settings.repeats)]
+    repeats = 0 if slow else settings.repeats
+    runs = [fresh.measure(artifact.path, threads, settings.weights_memory, 0) for _ in range(repeats)] or [full]
     load = {
         "process": statistic([float(run["process_seconds"] or 0) for run in runs]),
         "engine": statistic([float(run["engine_seconds"] or 0) for run in runs]),

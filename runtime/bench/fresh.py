@@ -1,7 +1,8 @@
-"""python -m edgellama.bench.fresh START ARTIFACT THREADS TOKENS: load time and peak memory of a fresh process.
+"""python -m edgellama.bench.fresh START ARTIFACT THREADS WEIGHTS_MEMORY TOKENS: load time and peak memory.
 
-START is the parent's time.monotonic() when it started this process (all processes of a system share that clock). With
-TOKENS > 0 the process then fills the cache to that depth and decodes one step. Prints one JSON object.
+They are those of this fresh process. START is the parent's time.monotonic() when it started this process (all processes
+of a system share that clock). With TOKENS > 0 the process then fills the cache to that depth and decodes one step.
+Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from ..checkout import module_command
 from ..errors import UserError
 
 
-def measure(artifact: Path, threads: int, tokens: int) -> dict[str, float | int | None]:
+def measure(artifact: Path, threads: int, weights_memory: str, tokens: int) -> dict[str, float | int | None]:
     """Run the child process. Returns process_seconds, engine_seconds, after_load_bytes and peak_bytes.
 
     Args:
+        weights_memory: as `Engine` takes it
         tokens: depth to fill the cache to; 0 only loads. Raises UserError with the child's output if it fails.
     """
     command = [*module_command("edgellama.bench.fresh"), repr(time.monotonic()), str(artifact)]
-    done = subprocess.run([*command, str(threads), str(tokens)], capture_output=True, text=True, check=False)
+    command += [str(threads), weights_memory, str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{artifact}: a fresh process cannot run it: {done.stderr.strip()[-2000:]}")
     found: dict[str, float | int | None] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def main(start: str, artifact: str, threads: str, tokens: str) -> None:
+def main(start: str, artifact: str, threads: str, weights_memory: str, tokens: str) -> None:
     """Run in the child process. All arguments come from the command line."""
     from ..artifact.manifest import Artifact
     from ..engine.engine import Engine
@@ -38,7 +41,8 @@ def main(start: str, artifact: str, threads: str, tokens: str) -> None:
     from .workload import Workload
 
     opening = time.monotonic()
-    engine = Engine(Artifact.open(artifact, check="sizes"), int(threads))  # the parent has checked the hashes
+    opened = Artifact.open(artifact, check="sizes")  # the parent has checked the hashes
+    engine = Engine(opened, int(threads), weights_memory=weights_memory)
     ready = time.monotonic()
     after_load = peak_memory()
     if int(tokens):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..artifact.manifest import Manifest
 from ..engine.engine import Engine
+from ..engine.weights_memory import COPY
 from ..errors import UserError
 from ..generation.decode import GenerationTimings, decode, greedy
 from ..generation.sequences import Sequences
@@ -32,6 +33,7 @@ class Settings:
         batches: rows; None takes 1, 2, 4, ... and all
         repeats: rounds, in addition to the one that warms up
         steps: decode steps per sample
+        weights_memory: where the weights are, "copy" or "map", as `Engine` takes it
     """
 
     threads: int | None
@@ -40,6 +42,7 @@ class Settings:
     batches: tuple[int, ...] | None = None
     repeats: int = 5
     steps: int = 16
+    weights_memory: str = COPY
 
     def __post_init__(self) -> None:
         for name in ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps"):
@@ -66,6 +69,7 @@ class Settings:
             batches=tuple(sorted(set(batches))),
             repeats=self.repeats,
             steps=steps,
+            weights_memory=self.weights_memory,
         )
 
     def clipped(self, manifest: Manifest) -> list[str]:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.weights_memory import add_weights_memory
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -34,18 +35,6 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
     add_check(command)
     add_weights_memory(command)
-
-
-def add_weights_memory(command: argparse.ArgumentParser) -> None:
-    """Declare --weights-memory."""
-    command.add_argument(
-        "--weights-memory",
-        choices=("copy", "map"),
-        default="copy",
-        help="copy: read the weights into memory of this process, on huge pages; map: share the pages of the file, for "
-        "models that nearly fill the memory or run in several processes; the file must not change meanwhile. "
-        "Default: %(default)s",
-    )
 
 
 def add_check(command: argparse.ArgumentParser) -> None:

@@ -29,10 +29,11 @@ from ..mindir.check import check_graphs
 from .chunks import CPU_PADDING, plan_chunks
 from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
-from .memory import COPY, WEIGHTS_MEMORY, build_with_reserve, limited_memory
+from .memory import build_with_reserve, limited_memory
 from .prefix_cache import PrefixCache
 from .step_inputs import StepInputs
 from .weights import begin_weights
+from .weights_memory import COPY, WEIGHTS_MEMORY
 
 OPSETS = ("portable", "cpu", "ascend")
 

@@ -25,11 +25,9 @@ from ..backend.resources import (
     share_one_heap,
 )
 from ..errors import UserError
+from .weights_memory import COPY, MAP
 
 T = TypeVar("T")
-
-# Where the weights file is: a private copy, or the file itself, mapped. artifact/private_copy.py says what both mean.
-WEIGHTS_MEMORY = COPY, MAP = "copy", "map"
 
 # The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
 # x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
@@ -88,7 +86,7 @@ def check_memory(artifact: Artifact, threads: int, weights_memory: str) -> None:
     Args:
         artifact: of a target that runs on the host's processors.
         threads: CPU threads.
-        weights_memory: of WEIGHTS_MEMORY.
+        weights_memory: of weights_memory.WEIGHTS_MEMORY.
     """
     manifest = artifact.manifest
     needed, limit = memory_needed(manifest, weights_memory), available_memory()

@@ -13,7 +13,7 @@ from ..artifact.manifest_checks import weight_inputs
 from ..artifact.private_copy import PrivateCopy, mapped
 from ..artifact.safetensors import ALIGNMENT, TensorFile
 from ..artifact.step_graph import STRETCH
-from .memory import MAP
+from .weights_memory import MAP
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def begin_weights(artifact: Artifact, weights_memory: str) -> Iterator[Callable[
 
     Args:
         artifact: the artifact. If its weights are not hashed yet (`hash_later`), the copied bytes are hashed.
-        weights_memory: of memory.WEIGHTS_MEMORY.
+        weights_memory: of weights_memory.WEIGHTS_MEMORY.
 
     Yields:
         A function that waits for the copy and returns the tensors, or None if the graphs hold their weights. It raises

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from ..checkout import module_command
 from ..cli.options import add_artifact, add_threads
+from ..engine.weights_memory import add_weights_memory
 from ..errors import UserError
 
 TOPICS = ("rivers", "bread", "clocks", "bridges", "whales", "maps", "glass", "winter")
@@ -36,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     add_threads(parser)
+    add_weights_memory(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
-        with server(options.artifact, options.threads) as url:
+        with server(options.artifact, options.threads, options.weights_memory) as url:
             report = asyncio.run(measure(url, options.clients, options.tokens, options.rounds))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def server(artifact: str, threads: int | None) -> Any:
+def server(artifact: str, threads: int | None, weights_memory: str) -> Any:
     """Run a server inside the block. Yields its URL. Raises UserError if it does not start."""
-    command = [*module_command("edgellama"), "serve", artifact, "--port", "0"]
+    command = [*module_command("edgellama"), "serve", artifact, "--port", "0", "--weights-memory", weights_memory]
     command += [] if threads is None else ["--threads", str(threads)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     if process.stderr is None:

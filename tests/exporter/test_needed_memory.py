@@ -9,7 +9,8 @@ import pytest
 
 from edgellama.artifact.manifest import Artifact
 from edgellama.backend.resources import Limit
-from edgellama.engine.memory import MAP, memory_needed
+from edgellama.engine.memory import memory_needed
+from edgellama.engine.weights_memory import MAP
 from edgellama.errors import UserError
 from edgellama.exporter import needed_memory
 from support.child import run_child

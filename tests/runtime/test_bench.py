@@ -29,7 +29,7 @@ KEYS = {
     },
     "machine": {"cpu", "architecture", "processors", "memory_bytes", "system"},
     "versions": {"python", "numpy", "mindspore_lite", "tokenizers", "edgellama"},
-    "settings": {"threads", "repeats", "steps", "prompt_lengths", "depths", "batches"},
+    "settings": {"threads", "weights_memory", "repeats", "steps", "prompt_lengths", "depths", "batches"},
     "bandwidth": {"method", "buffer_bytes", "rate"},
     "loop": {"encode", "detokenize", "greedy"},
     "load": {"process", "engine"},
@@ -270,7 +270,7 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_a_fresh_process_reports_why_it_fails(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        fresh.measure(tmp_path / "nowhere", 1, 0)
+        fresh.measure(tmp_path / "nowhere", 1, "copy", 0)
 
 
 def test_a_missing_plotting_library_is_reported_before_measuring(
