@@ -46,10 +46,14 @@ class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""
 
 
-def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2") -> Path:
+def compile_library(
+    chip: str, sources: tuple[Path, ...], optimise: str = "-O2", constant: tuple[int, bytes] | None = None
+) -> Path:
     """Compile `sources` against the stand-in of a target's chip. Return the shared library under build/.
 
-    It compiles only what changed. Raises RuntimeError without a compiler, or if compiling fails.
+    constant: a tiling key and tiling data that become constants of the source, as CANN compiles the gears of a
+    converted graph. None: both come with the launch. It compiles only what changed. Raises RuntimeError without a
+    compiler, or if compiling fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
@@ -58,8 +62,11 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
         )
     flags = ["-std=c++17", optimise, "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
     flags += [f"-D__NPU_ARCH__={CHIPS[chip].arch}", f"-I{HERE / 'standin'}"]
-    table = chip_table(chip)
-    digest = hashlib.sha256("\0".join([compiler, *flags, table]).encode())
+    headers = {"chip_table.h": chip_table(chip)}
+    if constant is not None:
+        flags.append("-DEDGELLAMA_STANDIN_CONSTANT_TILING")
+        headers["constant_tiling.h"] = constant_tiling(*constant)
+    digest = hashlib.sha256("\0".join([compiler, *flags, *headers.values()]).encode())
     for file in sorted({*HERE.rglob("*.h"), *sources}):
         digest.update(file.name.encode() + file.read_bytes())
     target = BUILD / f"{chip}-{digest.hexdigest()[:16]}.so"
@@ -67,7 +74,8 @@ def compile_library(chip: str, sources: tuple[Path, ...], optimise: str = "-O2")
         BUILD.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}.tmp")
         with tempfile.TemporaryDirectory() as generated:
-            (Path(generated) / "chip_table.h").write_text(table)
+            for name, text in headers.items():
+                (Path(generated) / name).write_text(text)
             command = [compiler, *flags, f"-I{generated}", *map(str, sources), "-o", str(scratch)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -111,12 +119,27 @@ def chip_table(name: str) -> str:
     )
 
 
+def constant_tiling(key: int, tiling: bytes) -> str:
+    """Return the header constant_tiling.h (standin/kernel_operator.h)."""
+    values = ", ".join(map(str, tiling))
+    return (
+        "namespace standin {\n"
+        f"constexpr std::uint64_t kTilingKey = {key};\n"
+        f"struct TilingBytes {{ std::uint8_t data[{len(tiling)}]; }};\n"
+        f"constexpr TilingBytes kTilingBytes{{{{{values}}}}};\n"
+        "}  // namespace standin\n"
+    )
+
+
 @functools.cache
 def load(
-    chip: str, sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS), optimise: str = "-O2"
+    chip: str,
+    sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS),
+    optimise: str = "-O2",
+    constant: tuple[int, bytes] | None = None,
 ) -> ctypes.CDLL:
     """Return the library of a target's chip with the given kernels and the launcher of the stand-in."""
-    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)), optimise)))
+    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)), optimise, constant)))
 
 
 @dataclass(frozen=True)
@@ -272,8 +295,12 @@ def fused_attention(
     window: int = 0,
     chip: str = "ascend310p",
     chip_limits: list[int] | None = None,
+    constant: bool = False,
 ) -> Array:
-    """Run kernels.reference.fused_attention on the stand-in of `chip`: float16 data and result, caches written."""
+    """Run kernels.reference.fused_attention on the stand-in of `chip`: float16 data and result, caches written.
+
+    constant: compile the kernel for this call, with its tiling as a constant.
+    """
     _check(
         ("qkv", qkv, np.float16),
         ("k_cache", k_cache, np.float16),
@@ -300,17 +327,24 @@ def fused_attention(
         Argument("k_cache", k_cache, writable=True),
         Argument("v_cache", v_cache, writable=True),
     ]
-    _run(chip, "fused_attention", arguments, decided)
+    _run(chip, "fused_attention", arguments, decided, constant)
     return out
 
 
-def lm_head(x: Array, weight: Array, *, chip: str = "ascend310p", chip_limits: list[int] | None = None) -> Array:
-    """Run kernels.reference.lm_head on the stand-in of `chip`: float16 data, float32 result."""
+def lm_head(
+    x: Array,
+    weight: Array,
+    *,
+    chip: str = "ascend310p",
+    chip_limits: list[int] | None = None,
+    constant: bool = False,
+) -> Array:
+    """Run kernels.reference.lm_head on the stand-in of `chip`: float16 data, float32 result; constant as above."""
     _check(("x", x, np.float16), ("weight", weight, np.float16))
     decided = plan(chip, "lm_head", [*x.shape, len(weight)], chip_limits=chip_limits)
     logits = np.full((len(x), len(weight)), np.nan, np.float32)
     arguments = [Argument("x", x), Argument("weight", weight), Argument("logits", logits, writable=True)]
-    _run(chip, "lm_head", arguments, decided)
+    _run(chip, "lm_head", arguments, decided, constant)
     return logits
 
 
@@ -320,15 +354,22 @@ def _check(*given: tuple[str, Array, type[np.generic]]) -> None:
             raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
 
 
-def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPlan) -> None:
+def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPlan, constant: bool) -> None:
+    tiling = decided.tiling
+    if constant:
+        source = HERE / f"op_kernel/{operator}.cpp"
+        library = load(chip, (source,), "-O0", (decided.key, tiling.tobytes()))
+        tiling = np.full_like(tiling, 0xFF)  # a kernel of this form must not read it
+    else:
+        library = load(chip)
     workspace = np.empty(decided.workspace_bytes, np.uint8)[CHIPS[chip].skipped_workspace :]
     peak = launch(
-        load(chip),
+        library,
         operator,
-        [*arguments, Argument("workspace", workspace, True, fresh=True), Argument("tiling", decided.tiling)],
+        [*arguments, Argument("workspace", workspace, True, fresh=True), Argument("tiling", tiling)],
         blocks=decided.blocks,
         workers=decided.workers,
-        key=decided.key,
+        key=0 if constant else decided.key,
     )
     if peak != decided.ub_bytes:
         raise StandInError(

@@ -69,11 +69,11 @@ class Case:
         return {"heads": self.groups * self.ratio, "scale": self.head_dim**-0.5, "window": self.window}
 
 
-def check(case: Case, chip: str, chip_limits: list[int] | None = None) -> None:
+def check(case: Case, chip: str, chip_limits: list[int] | None = None, constant: bool = False) -> None:
     """Compares the kernel's output, its cache writes, and every other byte of the caches with the definition."""
     expected, got = case.inputs(), case.inputs()
     want = reference.fused_attention(**expected, **case.attributes)
-    out = standin.fused_attention(**got, **case.attributes, chip=chip, chip_limits=chip_limits)
+    out = standin.fused_attention(**got, **case.attributes, chip=chip, chip_limits=chip_limits, constant=constant)
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_array_equal(got["v_cache"].view(np.uint16), expected["v_cache"].view(np.uint16))
     before = case.inputs()["k_cache"]
@@ -187,6 +187,13 @@ def test_rows_that_leave_the_cache_are_left_alone(chip: str, tokens: int) -> Non
     np.testing.assert_array_equal(out, np.zeros_like(out))
     for cache in ("k_cache", "v_cache"):
         np.testing.assert_array_equal(got[cache].view(np.uint16), before[cache].view(np.uint16))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_with_the_tiling_as_a_constant(chip: str, tokens: int) -> None:
+    """CANN compiles the gears of a graph in this form; there the other kernel of the source has no tiling at all."""
+    check(Case((30, 0), (tokens, min(tokens, 17)), tokens, 64, ratio=4), chip, constant=True)
 
 
 @settings(max_examples=40, deadline=None)

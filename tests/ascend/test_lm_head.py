@@ -14,12 +14,15 @@ from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
 CHIPS = tuple(CHIP_TABLE)
 
 
-def check(chip: str, rows: int, hidden: int, vocabulary: int, chip_limits: list[int] | None = None) -> None:
+def check(
+    chip: str, rows: int, hidden: int, vocabulary: int, chip_limits: list[int] | None = None, constant: bool = False
+) -> None:
     """Compares every logit with the definition."""
     random = np.random.default_rng((rows, hidden, vocabulary))
     x = (random.standard_normal((rows, hidden)) * 4).astype(np.float16)
     weight = random.standard_normal((vocabulary, hidden)).astype(np.float16)
-    found, wanted = standin.lm_head(x, weight, chip=chip, chip_limits=chip_limits), reference.lm_head(x, weight)
+    found = standin.lm_head(x, weight, chip=chip, chip_limits=chip_limits, constant=constant)
+    wanted = reference.lm_head(x, weight)
     assert found.dtype == wanted.dtype == np.float32
     bound = 1e-5 * reference.lm_head(np.abs(x), np.abs(weight))
     assert (np.abs(found - wanted) <= bound).all()
@@ -30,6 +33,11 @@ def check(chip: str, rows: int, hidden: int, vocabulary: int, chip_limits: list[
 @pytest.mark.parametrize(("hidden", "vocabulary"), [(16, 16), (64, 272), (576, 4096 + 16), (2048, 640)])
 def test_lm_head(chip: str, rows: int, hidden: int, vocabulary: int) -> None:
     check(chip, rows, hidden, vocabulary)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_with_the_tiling_as_a_constant(chip: str) -> None:
+    check(chip, 2, 64, 272, constant=True)
 
 
 @pytest.mark.parametrize("chip", CHIPS)

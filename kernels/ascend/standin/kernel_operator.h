@@ -32,10 +32,27 @@ inline void CheckKernelType(KernelMetaType type) {
 
 #define KERNEL_TASK_TYPE_DEFAULT(type) standin::CheckKernelType(type)
 #define KERNEL_TASK_TYPE(key, type) standin::CheckKernelType(type)
-#define TILING_KEY_IS(key) (standin::tTilingKey == (key))
 #define REGISTER_TILING_DEFAULT(type) static_assert(sizeof(type) % 8 == 0, "its size must be a multiple of 8 bytes")
+
+// CANN compiles a kernel in two forms. With dynamic shapes, the tiling data and the key come at the launch. With static
+// shapes (each gear of a converted graph), both are constants of the source, here of the header constant_tiling.h that
+// standin.py writes. The data is then a constexpr structure, on the 310P a variable.
+#ifdef EDGELLAMA_STANDIN_CONSTANT_TILING
+#include "constant_tiling.h"  // standin::kTilingKey, standin::kTilingBytes: a structure of bytes
+#define TILING_KEY_IS(key) (standin::kTilingKey == (key))
+#if __NPU_ARCH__ == 2002
+#define EDGELLAMA_STANDIN_TILING_STORAGE
+#else
+#define EDGELLAMA_STANDIN_TILING_STORAGE static constexpr
+#endif
+#define GET_TILING_DATA_WITH_STRUCT(type, name, address) \
+    (void)(address);                                     \
+    EDGELLAMA_STANDIN_TILING_STORAGE type name = __builtin_bit_cast(type, standin::kTilingBytes)
+#else
+#define TILING_KEY_IS(key) (standin::tTilingKey == (key))
 #define GET_TILING_DATA_WITH_STRUCT(type, name, address) \
     type name;                                           \
     std::memcpy(static_cast<void*>(&name), (address), sizeof(type))
+#endif
 
 #endif
