@@ -10,9 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgellama.checkout import module_command
 from edgellama.errors import UserError, explain_os_error, os_error_of
+
+
+def device_entry(device_id: int | None) -> dict[str, Any]:
+    """Return the entry of a job's npz file that names the NPU; nothing if none is named."""
+    return {} if device_id is None else {"device_id": device_id}
 
 
 def run_in_child(module: str, *arguments: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import Artifact
+from edgellama.engine.device_option import add_device
 from edgellama.engine.weights_memory import add_weights_memory
 from edgellama.errors import UserError
 from edgellama.text.tokenizer import Tokenizer
@@ -24,13 +25,15 @@ from edgellama.text.tokenizer import Tokenizer
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
 from ..progress import Progress
-from .child import run_in_child
+from .child import device_entry, run_in_child
 from .float_reference import reference_model
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
-TEXT = Path(__file__).parents[2] / "tests" / "data" / "alice.txt"
+# Chapters I and II of "Alice's Adventures in Wonderland" by Lewis Carroll (1865), in the public domain everywhere:
+# its author died in 1898. The book's own text of Project Gutenberg's eBook 11, 5,902 tokens of SmolLM2's tokenizer.
+TEXT = Path(__file__).parent / "alice.txt"
 WINDOW = 512
 
 
@@ -128,18 +131,25 @@ def summary(scores: TokenScores) -> dict[str, float]:
 
 
 def evaluate(
-    artifact: Artifact, checkpoint: Checkpoint, text: Path, tokens: int, progress: Progress, weights_memory: str
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    text: Path,
+    tokens: int,
+    progress: Progress,
+    weights_memory: str,
+    device_id: int | None = None,
 ) -> Evaluation:
     """Score the first `tokens` tokens of the text. The runtime runs in a separate process and uses all rows of a batch.
 
-    weights_memory: as `Engine` takes it. Raises UserError if the text is too short or the artifact does not run.
+    weights_memory, device_id: as `Engine` takes them. Raises UserError if the text is too short or the artifact does
+    not run.
     """
     ids = np.array(Tokenizer.from_folder(artifact.path).encode(read_text(text))[:tokens], np.int32)
     windows, first = cut(ids, artifact.manifest.context)
     steps = windows.shape[1] - 1 - first
     with tempfile.TemporaryDirectory() as scratch:
         with progress.stage(f"Running the artifact ({len(windows)} windows, {steps} scored tokens each)"):
-            found = run_windows(artifact.path, windows, first, Path(scratch), weights_memory)
+            found = run_windows(artifact.path, windows, first, Path(scratch), weights_memory, device_id)
         with progress.stage("Comparing with the reference"):
             model, name = reference_model(checkpoint)
             positions = list(range(first, windows.shape[1] - 1))
@@ -165,13 +175,15 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error}). Convert it first") from error
 
 
-def run_windows(folder: Path, windows: Ids, first: int, scratch: Path, weights_memory: str) -> Floats:
+def run_windows(
+    folder: Path, windows: Ids, first: int, scratch: Path, weights_memory: str, device_id: int | None = None
+) -> Floats:
     """Return the artifact's logits [n, W - 1 - first, V] after tokens first .. W-2 of each window.
 
     exporter.proof.run_windows computes them in a separate process; the result is a memory map of its output file.
     """
     job, result = scratch / "job.npz", scratch / "logits.npy"
-    np.savez(job, windows=windows, first=first, weights_memory=weights_memory)
+    np.savez(job, windows=windows, first=first, weights_memory=weights_memory, **device_entry(device_id))
     run_in_child("run_windows", folder, job, result)
     return np.asanyarray(np.load(result, mmap_mode="r", allow_pickle=False))
 
@@ -185,6 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of the text to use (default: %(default)s)")
     parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
     add_weights_memory(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_evaluate)
 
@@ -193,7 +206,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Run the command `evaluate`: print the figures as text or as one JSON object. Raises UserError as it does."""
     artifact = Artifact.open(arguments.artifact)
     checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
-    found = evaluate(artifact, checkpoint, arguments.text, arguments.tokens, Progress(), arguments.weights_memory)
+    where = arguments.weights_memory, arguments.device_id
+    found = evaluate(artifact, checkpoint, arguments.text, arguments.tokens, Progress(), *where)
     if arguments.json:
         print(json.dumps({"artifact": artifact.manifest.name, **asdict(found)}))
         return

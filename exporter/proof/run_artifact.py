@@ -6,26 +6,39 @@ It uses the runtime, or the ONNX twin if the artifact is for Ascend and not conv
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from edgellama.artifact.manifest import Artifact, Manifest
 from edgellama.engine.engine import Engine
+from edgellama.errors import UserError
 
 from .child import main
 
 
-def engine_for(artifact: Artifact, weights_memory: str) -> Engine:
+def engine_for(artifact: Artifact, weights_memory: str, device_id: int | None = None) -> Engine:
     """Return the engine of an artifact: the runtime's, or one over the ONNX twin for an unconverted Ascend artifact.
 
-    weights_memory: as `Engine` takes it; the twin ignores it.
+    weights_memory, device_id: as `Engine` takes them; the twin ignores the first. Raises UserError for a device and an
+    artifact that runs as its twin.
     """
     if artifact.manifest.opset == "ascend" and artifact.manifest.converted is None:
+        if device_id is not None:
+            raise UserError(
+                f"device_id is {device_id}, and {artifact.path} is not converted, so it runs on the host CPU as its "
+                "ONNX twin. Convert it, or leave device_id out"
+            )
         from ..onnx_twin.run import twin_engine
 
         return twin_engine(artifact)
-    return Engine(artifact, weights_memory=weights_memory)
+    return Engine(artifact, device_id=device_id, weights_memory=weights_memory)
+
+
+def device_of(job: Mapping[str, np.ndarray]) -> int | None:
+    """Return the number of the NPU that a job names, or None."""
+    return int(job["device_id"]) if "device_id" in job else None
 
 
 def logits(folder: Path, job: Path) -> np.ndarray:
@@ -39,8 +52,8 @@ def logits(folder: Path, job: Path) -> np.ndarray:
     with np.load(job, allow_pickle=False) as given:
         tokens, edges, decode = given["tokens"], given["edges"], given["decode"]
         manifest = Manifest.from_dict(json.loads(str(given["manifest"])))
-        weights_memory = str(given["weights_memory"])
-    engine = engine_for(Artifact(folder, manifest), weights_memory)
+        weights_memory, device_id = str(given["weights_memory"]), device_of(given)
+    engine = engine_for(Artifact(folder, manifest), weights_memory, device_id)
     rows = np.arange(engine.batch)
     prefix, steps = (int(n) for n in decode)
     out = np.empty((engine.batch, len(edges) + steps, engine.vocab_size), np.float32)

@@ -14,19 +14,19 @@ from numpy.lib.format import open_memmap
 from edgellama.artifact.manifest import Artifact
 
 from .child import main
-from .run_artifact import engine_for
+from .run_artifact import device_of, engine_for
 
 
 def write_logits(folder: Path, job: Path, result: Path) -> None:
     """Write the logits after tokens first .. W-2 of each window to `result`, float32 [n, W - 1 - first, V].
 
-    job: an npz file with windows [n, W], first and weights_memory. Tokens 0 .. first are one prefill; each later token
-    is one decode step. A batch of windows uses all rows of the artifact.
+    job: an npz file with windows [n, W], first, weights_memory, and device_id if an NPU is named. Tokens 0 .. first are
+    one prefill; each later token is one decode step. A batch of windows uses all rows of the artifact.
     """
     with np.load(job, allow_pickle=False) as given:
         windows, first = given["windows"], int(given["first"])
-        weights_memory = str(given["weights_memory"])
-    engine = engine_for(Artifact.open(folder), weights_memory)
+        weights_memory, device_id = str(given["weights_memory"]), device_of(given)
+    engine = engine_for(Artifact.open(folder), weights_memory, device_id)
     count, size = windows.shape
     out = open_memmap(result, "w+", np.float32, (count, size - 1 - first, engine.vocab_size))
     with result.open("r+b") as file:  # a full disk is an error here; in a memory map it would be SIGBUS

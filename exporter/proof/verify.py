@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.artifact.manifest import Artifact, Manifest, Parity
+from edgellama.engine.device_option import add_device
 from edgellama.engine.weights_memory import add_weights_memory
 from edgellama.errors import UserError
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
 from ..progress import Progress
-from .child import run_in_child
+from .child import device_entry, run_in_child
 from .float_reference import reference_logits
 from .rounded_checkpoint import RoundedCheckpoint
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--checkpoint", help="the model that it was exported from (default: the one in the manifest)")
     add_weights_memory(parser)
+    add_device(parser)
     parser.set_defaults(run=run_verify)
 
 
@@ -52,14 +54,22 @@ def run_verify(arguments: argparse.Namespace) -> None:
     with progress.stage("Hashing every file"):
         artifact = Artifact.open(arguments.artifact, check="always")
     checkpoint = opened_for(artifact.manifest, arguments.checkpoint)
-    prove(artifact.path, artifact.manifest, checkpoint, progress, arguments.weights_memory)
+    where = arguments.weights_memory, arguments.device_id
+    prove(artifact.path, artifact.manifest, checkpoint, progress, *where)
 
 
-def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Progress, weights_memory: str) -> Parity:
+def prove(
+    folder: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    weights_memory: str,
+    device_id: int | None = None,
+) -> Parity:
     """Compare at edge - 1, edge and edge + 1 of each bucket and of the sliding window, and over 64 decode steps.
 
-    weights_memory: as `Engine` takes it. Raises UserError if the difference exceeds TOLERANCE, or if the artifact does
-    not run.
+    weights_memory, device_id: as `Engine` takes them. Raises UserError if the difference exceeds TOLERANCE, or if the
+    artifact does not run.
     """
     edges, prefix, steps = plan(manifest)
     tokens = sequence(manifest, max([*edges, prefix + steps]))
@@ -69,7 +79,8 @@ def prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, progress: Pr
     if manifest.opset == "ascend" and manifest.converted is None:
         reference += ", through the ONNX twin"
     with progress.stage(f"Running the artifact ({len(positions)} comparisons)"):
-        found = run_artifact(folder, manifest, tokens, edges, prefix, steps, weights_memory)  # [B, positions, V]
+        calls = (tokens, edges, prefix, steps)
+        found = run_artifact(folder, manifest, *calls, weights_memory, device_id)  # [B, positions, V]
     judged_by, weights = expected, ""
     if manifest.opset == "cpu" and manifest.weights_format != "fp32":
         weights = f" over the {manifest.weights_format} weights"
@@ -128,6 +139,7 @@ def run_artifact(
     prefix: int,
     steps: int,
     weights_memory: str,
+    device_id: int | None,
 ) -> NDArray[np.float32]:
     """Return the artifact's logits [B, len(edges) + steps, V]. run_artifact.py computes them in a separate process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,6 +151,7 @@ def run_artifact(
             decode=[prefix, steps],
             manifest=json_text(manifest.to_dict()),
             weights_memory=weights_memory,
+            **device_entry(device_id),
         )
         run_in_child("run_artifact", folder, job, result)
         return np.asarray(np.load(result, allow_pickle=False))

@@ -17,6 +17,7 @@ from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token,
 from ..backend.resources import available_threads
 from ..cli.options import add_artifact, add_check, add_threads
 from ..cli.options import check as check_of
+from ..engine.device_option import add_device
 from ..engine.engine import Engine
 from ..engine.weights_memory import add_weights_memory
 from ..progress import progress
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_artifact(parser)
     add_threads(parser)
+    add_device(parser)
     add_check(parser)
     add_weights_memory(parser)
     parser.add_argument("--prompt-lengths", type=number_list, default=defaults.prompt_lengths, metavar="N,N,...")
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         report.check_plot(options.plot)
     if options.json and options.json != "-":
         output_file.check_report(Path(options.json))
-    found = bench(Path(options.artifact), settings, check_of(options))
+    found = bench(Path(options.artifact), settings, check_of(options), options.device_id)
     if options.json == "-":
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
@@ -81,8 +83,13 @@ def run(options: argparse.Namespace) -> None:
         report.plot(found, options.plot)
 
 
-def bench(path: Path, settings: Settings, check: str = "once") -> dict[str, Any]:
-    """Measure an artifact. Returns the object that --json writes (see runtime.bench). check: as in Artifact.open."""
+def bench(path: Path, settings: Settings, check: str = "once", device_id: int | None = None) -> dict[str, Any]:
+    """Measure an artifact. Returns the object that --json writes (see runtime.bench).
+
+    Args:
+        check: as in Artifact.open
+        device_id: as in Engine
+    """
     artifact = Artifact.open(path, check=check, show_progress=True)
     manifest = artifact.manifest
     for note in settings.clipped(manifest):
@@ -90,9 +97,9 @@ def bench(path: Path, settings: Settings, check: str = "once") -> dict[str, Any]
     settings = settings.fitted(manifest)
     threads = settings.threads or available_threads()
     with progress(f"Loading {manifest.name} in fresh processes"):
-        load, memory = loads(artifact, threads, settings)
+        load, memory = loads(artifact, threads, settings, device_id)
     with progress(f"Loading {manifest.name}"):
-        engine = Engine(artifact, threads, weights_memory=settings.weights_memory)
+        engine = Engine(artifact, threads, device_id=device_id, weights_memory=settings.weights_memory)
     workload = Workload(engine)
     output = workload.output()
     tokenizer = Tokenizer.from_folder(path) if artifact.file("tokenizer.json").is_file() else None
@@ -211,17 +218,20 @@ def decode_entry(
     }
 
 
-def loads(artifact: Artifact, threads: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+def loads(
+    artifact: Artifact, threads: int, settings: Settings, device_id: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The load and memory objects of the report, from fresh processes.
 
     The first process fills the KV cache and also brings the files into the page cache. Its load time therefore counts
     only if loading is too slow to repeat.
     """
     manifest = artifact.manifest
-    full = fresh.measure(artifact.path, threads, settings.weights_memory, settings.depths[-1])
+    place = settings.weights_memory
+    full = fresh.measure(artifact.path, threads, place, settings.depths[-1], device_id)
     slow = (full["engine_seconds"] or 0) > SLOW_LOAD_SECONDS
     repeats = 0 if slow else settings.repeats
-    runs = [fresh.measure(artifact.path, threads, settings.weights_memory, 0) for _ in range(repeats)] or [full]
+    runs = [fresh.measure(artifact.path, threads, place, 0, device_id) for _ in range(repeats)] or [full]
     load = {
         "process": statistic([float(run["process_seconds"] or 0) for run in runs]),
         "engine": statistic([float(run["engine_seconds"] or 0) for run in runs]),

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.device_option import add_device
 from ..engine.weights_memory import add_weights_memory
 from ..errors import UserError
 
@@ -32,7 +33,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     """Declare the artifact and everything else that `load` reads."""
     add_artifact(command)
     add_threads(command)
-    command.add_argument("--device-id", type=int, metavar="N", help="NPU, for artifacts of Ascend targets; default: 0")
+    add_device(command)
     add_check(command)
     add_weights_memory(command)
 

@@ -23,6 +23,9 @@ from edgellama.backend.ascend.cache import DeviceCache, DeviceTensor
 from edgellama.backend.ascend.device import Device
 from edgellama.backend.ascend.graph import AscendGraph
 from edgellama.backend.lite_graph import LiteGraph, import_lite
+from edgellama.bench import fresh
+from edgellama.bench.command import bench
+from edgellama.bench.workload import Settings
 from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
 from support.ascend_artifact import BATCH, CONTEXT, GEARS, ascend_manifest
@@ -66,6 +69,21 @@ def test_prefill_in_chunks_and_decode_equal_one_pass_per_row(simulated: Any) -> 
         got = engine.forward(new, start, np.ones(BATCH))
         texts = [np.append(text, new[row]) for row, text in enumerate(texts)]
     assert lite.state.contexts[0].target == ["ascend"] and lite.state.contexts[0].ascend.device_id == 1
+
+
+def test_bench_measures_the_named_device(simulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation checks that every tensor is on device 1. A child process has no simulation."""
+    _, lite = simulated()
+    asked = []
+
+    def measure(artifact: Path, threads: int, memory: str, tokens: int, device_id: int | None) -> dict[str, float]:
+        asked.append(device_id)
+        return {"process_seconds": 2.0, "engine_seconds": 1.0, "after_load_bytes": 10**8, "peak_bytes": 10**8}
+
+    monkeypatch.setattr(fresh, "measure", measure)
+    found = bench(tmp_path, Settings(1, (4,), (8,), (1,), 1, 2), device_id=1)
+    assert asked == [1, 1] and found["prefill"][0]["tokens_per_second"] > 0
+    assert [context.ascend.device_id for context in lite.state.contexts] == [1] * len(lite.state.contexts)
 
 
 def test_only_the_step_s_inputs_are_copied_to_the_device(simulated: Any) -> None:

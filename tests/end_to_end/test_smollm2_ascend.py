@@ -46,7 +46,7 @@ def artifacts(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def prompts(artifacts: dict[str, Artifact]) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(artifacts[TARGETS[0]].path)
-    book = tokenizer((REPOSITORY / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
+    book = tokenizer((REPOSITORY / "exporter" / "proof" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
     passages = [book[97 * i : 97 * i + length] for i, length in enumerate(LENGTHS)]
     return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
 

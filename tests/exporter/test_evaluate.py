@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,11 @@ from scipy.special import softmax
 from scipy.stats import entropy, sem
 
 from edgellama.__main__ import main
+from edgellama.artifact.manifest import Artifact
 from edgellama.errors import UserError
-from edgellama.exporter.proof import evaluate
+from edgellama.exporter.proof import evaluate, run_artifact
+from support.ascend_artifact import ascend_manifest
+from support.child import REPOSITORY
 
 
 def noisy_logits(rows: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +76,13 @@ def test_too_short_a_text_is_refused() -> None:
 def test_the_text_is_public_domain_prose_of_a_few_thousand_tokens() -> None:
     text = evaluate.TEXT.read_text(encoding="utf-8")
     assert text.startswith("CHAPTER I. Down the Rabbit-Hole") and 3000 < len(text.split()) < 10000
-    assert "Alice" in (evaluate.TEXT.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_text_is_part_of_the_installed_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    assert evaluate.TEXT.parent == Path(evaluate.__file__).parent
+    assert evaluate.TEXT.match(config["options.package_data"]["edgellama.exporter.proof"])
 
 
 def test_a_float32_artifact_is_its_reference(
@@ -98,6 +108,22 @@ def test_another_models_checkpoint_is_refused(
     other = tiny_checkpoint(num_hidden_layers=3)
     assert main(["evaluate", str(tiny_artifact), "--checkpoint", str(other)]) == 2
     assert "is another model than" in capsys.readouterr().err
+
+
+def test_a_device_is_refused_for_an_artifact_without_devices(
+    tiny_artifact: Path, tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number reaches the engine of the child process, which refuses it."""
+    for command in ("evaluate", "verify"):
+        arguments = [command, str(tiny_artifact), "--checkpoint", str(tiny_checkpoint())]
+        assert main([*arguments, "--device-id", "1"]) == 2
+        assert "device_id is 1, and" in (error := capsys.readouterr().err) and "Leave device_id out" in error
+
+
+def test_a_device_is_refused_for_an_artifact_that_is_not_converted(tmp_path: Path) -> None:
+    ascend_manifest(tmp_path, converted=None)
+    with pytest.raises(UserError, match=r"device_id is 0, and .* is not converted, .* Convert it, or leave"):
+        run_artifact.engine_for(Artifact.open(tmp_path), "map", 0)
 
 
 def test_a_missing_text_is_reported(

@@ -273,6 +273,14 @@ def test_a_fresh_process_reports_why_it_fails(tmp_path: Path) -> None:
         fresh.measure(tmp_path / "nowhere", 1, "copy", 0)
 
 
+def test_a_device_is_refused_for_an_artifact_without_devices(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number reaches the engine of the fresh process."""
+    assert main(["bench", str(tiny_artifact), "--device-id", "1"]) == 2
+    assert "device_id is 1, and" in capsys.readouterr().err
+
+
 def test_a_missing_plotting_library_is_reported_before_measuring(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

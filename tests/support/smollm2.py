@@ -44,7 +44,7 @@ def load_reference(gguf: Path) -> LlamaForCausalLM:
 def make_prompts(artifact: Path, lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
     """Returns the ids of passages of the given lengths, from different places of a book, and of four short texts."""
     tokenizer = AutoTokenizer.from_pretrained(artifact)
-    book = tokenizer((REPOSITORY / "tests" / "data" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
+    book = tokenizer((REPOSITORY / "exporter" / "proof" / "alice.txt").read_text(encoding="utf-8"))["input_ids"]
     passages = [book[97 * i : 97 * i + length] for i, length in enumerate(lengths)]
     return passages + [tokenizer(text)["input_ids"] for text in SENTENCES]
 
