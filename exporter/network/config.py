@@ -15,7 +15,7 @@ from edgellama.errors import UserError, shown
 
 from .config_keys import MOST_KEYS, refusals
 from .config_types import CORRECT, KINDS, check_type, check_types
-from .family import FAMILIES, Family, family_of, unknown_family
+from .family import FAMILIES, Family, family_of, model_type_of, unknown_family
 from .rope_scaling import ORIGINAL, ORIGINAL_KINDS, RopeScaling, longest_context, read_ropes, rescaled
 from .windows import SLIDING, windows_as_hf
 
@@ -158,6 +158,7 @@ class LlamaConfig:
         """
         check_types(hf)
         family = family_of(hf)
+        hf = {**hf, "model_type": model_type_of(hf)}
         # null means "none" for some keys, and "the default" for the others.
         hf = {key: value for key, value in hf.items() if value is not None or family.may_be_null(key)}
         values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}

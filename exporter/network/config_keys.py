@@ -24,7 +24,8 @@ no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_score
 return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
 neftune_noise_alpha use_reentrant_checkpointing use_flashattn attention_probs_dropout_prob classifier_dropout dropout
 embd_pdrop embedding_dropout hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout
-eod_token_id cache_implementation
+eod_token_id cache_implementation unk_token_id mask_token_id cls_token_id ignore_index attn_pdrop embed_dropout
+internal_version context_window
 """
 NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
 # Metadata of the tool that saved the config: transformers' convention is "_", other tools use their names.
@@ -32,6 +33,7 @@ NEUTRAL_PREFIXES = ("_", "transformers.", "unsloth_")
 
 # Keys that change the mathematics unless they hold one of these values (null always means "not set").
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "activation": ("swiglu",),  # another name of silu with a gate, in Falcon3
     "add_cross_attention": (False,),
     "attention_bias": (False,),  # for architectures without this field: Mistral, Qwen2
     "embedding_multiplier": (1, 1.0),

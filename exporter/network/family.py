@@ -254,6 +254,7 @@ FAMILIES = {
         norm_offset=1.0,
         read=gemma2,
         windows=every_nth_is_full(2),
+        unused="sliding_window_size",
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
@@ -269,14 +270,22 @@ FAMILIES = {
 }
 
 
+def model_type_of(hf: Mapping[str, Any]) -> Any:
+    """Return the model_type of a config.json; if it has none, as in MiniCPM's, that of its architectures."""
+    named = {name.lower() for name in hf.get("architectures") or ()}
+    if hf.get("model_type") is None:
+        return next((kind for kind, family in FAMILIES.items() if family.architecture.lower() in named), None)
+    return hf["model_type"]
+
+
 def family_of(hf: Mapping[str, Any]) -> Family:
-    """Return the architecture that a config.json names. Raises UserError if it does not belong to the family."""
-    kind = hf.get("model_type")
+    """Return the architecture of a config.json. Raises UserError if it does not belong to the family."""
+    kind = model_type_of(hf)
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if (why := other_kind(hf, known=family is not None)) is not None:
         raise UserError(why)
     if family is None:
-        raise UserError(unknown_family(kind))
+        raise UserError(unknown_family(kind, hf.get("architectures")))
     for name in hf.get("architectures") or ():
         if name.lower() not in (family.architecture.lower(), family.alias.lower()):
             raise UserError(
@@ -286,7 +295,8 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     return family
 
 
-def unknown_family(kind: Any) -> str:
-    """Return the message for a model_type that is not one of FAMILIES."""
+def unknown_family(kind: Any, architectures: Any = None) -> str:
+    """Return the message for a model_type that is not one of FAMILIES, or for a config.json without one."""
     known = ", ".join(map(repr, FAMILIES))
-    return f"model_type {shown(kind)} is not supported; this release exports {known}. Choose a model of one of them"
+    what = f"model_type {shown(kind)}" if kind is not None else f"a model without model_type ({shown(architectures)})"
+    return f"{what} is not supported; this release exports {known}. Choose a model of one of them"

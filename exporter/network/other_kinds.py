@@ -14,6 +14,7 @@ from edgellama.errors import shown
 _EXPERTS, _HYBRID, _MULTIMODAL = "a mixture of experts model", "a hybrid model", "a multimodal model"
 _LATENT = "a model with multi-head latent attention"
 _SINKS = "a model with learned attention sinks"
+_LAYER_NORM = "a model with LayerNorm"
 _UNEVEN = "a model whose layers have different sizes"
 _WHY = {
     _EXPERTS: "each token would run other matrices, and the graphs are fixed. Choose a dense model",
@@ -21,6 +22,7 @@ _WHY = {
     _MULTIMODAL: "the graphs take token ids only. If the text model is published on its own, export that",
     _LATENT: "the KV cache holds keys and values, not what they are computed from. Choose a model with grouped queries",
     _SINKS: "the attention of the kernels has no keys and values but those of tokens. Choose a model without them",
+    _LAYER_NORM: "the kernels have RMSNorm. Choose a model with RMSNorm, such as a newer one of the same publisher",
     _UNEVEN: "one kernel serves all layers. Choose a model with equal layers",
 }
 # Parts of model_type -> what the model is.
@@ -31,6 +33,8 @@ _TYPES = (
      _MULTIMODAL),
     (re.compile(r"minicpm3|deepseek_mla"), _LATENT),
     (re.compile(r"nemotron.nas|openelm"), _UNEVEN),
+    (re.compile(r"^(gpt2|gpt_?j|gpt_neox?|gpt_bigcode|opt|bloom|falcon|mpt|phi|stablelm|starcoder2|cohere2?|codegen|olmo)$"),
+     _LAYER_NORM),
 )  # fmt: skip
 # Keys -> what the model is, if they have another value than null, false, 0, 1 and "nothing of it".
 _KEYS = {

@@ -1,4 +1,7 @@
-"""Configs with all the keys of published files: also those that a model's class does not use."""
+"""Configs as they are published: supported ones give the network of transformers, refused ones say what they are.
+
+tests/data/published_configs.json has them by hub id; some are fine-tuned, converted or quantized copies.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,134 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.base import account, read_config_file
+from edgellama.exporter.checkpoint.fused import split_fused
 from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.network.rope import LOCAL, MAIN, rope_frequencies
 
-PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_configs.json").read_text())
+_DATA = json.loads((Path(__file__).parents[1] / "data" / "published_configs.json").read_text())
+SUPPORTED: dict[str, dict[str, Any]] = _DATA["supported"]
+REFUSED: dict[str, dict[str, Any]] = _DATA["refused"]
+LAYERS = 4  # of the models that the tests build; the configs have up to 88
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_key_of_a_published_config_is_understood(name: str) -> None:
-    config = LlamaConfig.from_dict(PUBLISHED[name])
-    assert LlamaConfig.from_dict(config.to_dict()) == config
+def read(values: dict[str, Any], folder: Path) -> LlamaConfig:
+    """Reads the config as the export of a folder does."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(values))
+    return read_config_file(path)
+
+
+def shallow(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a model with few layers and without quantized weights."""
+    cut = {key: value for key, value in values.items() if key != "quantization_config"}
+    cut["num_hidden_layers"] = min(LAYERS, values["num_hidden_layers"])
+    if cut.get("layer_types"):
+        cut["layer_types"] = cut["layer_types"][: cut["num_hidden_layers"]]
+    return cut
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_published_config_survives_an_artifact(name: str, tmp_path: Path) -> None:
+    config = read(SUPPORTED[name], tmp_path)
+    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_transformers_builds_the_same_network(name: str) -> None:
+    """Its tensors, windows, rotary frequencies and eps are those that the export computes with."""
+    ours = LlamaConfig.from_dict(shallow(SUPPORTED[name]))
+    published = shallow(SUPPORTED[name]) if ours.family.stand_in is None else ours.reference_dict
+    theirs = AutoConfig.for_model(**published)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs)
+    tensors = {key: tuple(value.shape) for key, value in model.named_parameters()}  # tied ones once
+    account(Path(name), split_fused(tensors, ours)[0], ours)
+
+    eps = {
+        getattr(m, "variance_epsilon", getattr(m, "eps", None)) for m in model.modules() if "RMSNorm" in repr(type(m))
+    }
+    assert eps == {ours.rms_norm_eps}
+    assert ours.windows == _windows(theirs)
+    for layer in model.model.layers:
+        assert layer.self_attn.scaling == pytest.approx(ours.scale)
+    assert ours.eos_token_id == _ids(theirs.eos_token_id)
+
+    rotary = type(model.model.rotary_emb)(theirs)
+    buffers = {
+        key: value for key, value in rotary.named_buffers() if key.endswith("inv_freq") and "original" not in key
+    }
+    assert buffers
+    for key, frequencies in buffers.items():
+        kind = LOCAL if key.startswith("sliding_attention") and ours.local_rope_theta is not None else MAIN
+        expected, factor = rope_frequencies(ours, kind=kind)
+        np.testing.assert_allclose(frequencies.numpy(), expected, rtol=2e-5)
+        scaling = key.replace("inv_freq", "attention_scaling")
+        assert getattr(rotary, scaling) == pytest.approx(factor)
+
+
+def _windows(theirs: Any) -> tuple[int, ...]:
+    window = getattr(theirs, "sliding_window", None) or 0
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+    return tuple(window * (kind == "sliding_attention") for kind in kinds)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+WORDS = {
+    "allenai/OLMo-1B-hf": "LayerNorm",
+    "atsuki-yamaguchi/gemma-2-9b-te-30K-rand": "'Gemma2ForMultiCausalLM' is not supported; needed: 'Gemma2ForCausalLM'",
+    "corupta/dseek-draft-test": "attn_factor = 0.878",
+    "crumb/f358a4-8h-64d": "attention_mod = 1 is no known setting of MistralForCausalLM",
+    "decompute/slm1": "quantization = .*unquantized checkpoint",
+    "emredeveloper/DeepSeek-R1-Distill-Qwen-1.5B-4bit": "bitsandbytes.*Export the checkpoint that it was made of",
+    "huihui-ai/EXAONE-3.5-32B-Instruct-abliterated": "EXAONE 3.*'exaone4'",
+    "mlx-community/EXAONE-3.5-2.4B-Instruct-4bit": "EXAONE 3.*'exaone4'",
+    "mlx-community/MiniCPM-2B-dpo-bf16-4bit": "quantization = .*unquantized checkpoint",
+    "mlx-community/Mistral-7B-Instruct-v0.2": "lacks hidden_size.*published with the model",
+    "mlx-community/Phi-4-mini-instruct-4bit": "quantization = .*unquantized checkpoint",
+    "openbmb/MiniCPM-Embedding": r"without model_type \(\['MiniCPM'\]\)",
+    "openbmb/MiniCPM3-4B": "multi-head latent attention",
+    "openpangu/openPangu-R-7B-2512": "attention sinks",
+    "qingy2024/Falcon3-2x10B-MoE-Instruct": "mixture of experts",
+    "SparseLLM/sparsing-law-0.4b-relu": "hidden_act 'relu'",
+    "tencent/Hunyuan-7B-Pretrain": "first layout of Hunyuan.*'hunyuan_v1_dense'",
+    "tencent/Tencent-Hunyuan-Large": "mixture of experts",
+    "tiiuae/falcon-11B": "LayerNorm",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_config_says_what_it_is(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=WORDS[name]) as raised:
+        read(REFUSED[name], tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        ("Hunyuan-7B", "use_qk_norm", False),
-        ("Hunyuan-7B", "use_cla", True),
-        ("Hunyuan-7B", "num_experts", 16),
-        ("Hunyuan-7B", "norm_type", "layer"),
-        ("Phi-4-mini-instruct", "full_attn_mod", 2),
-        ("Phi-4-mini-instruct", "lm_head_bias", True),
-        ("Phi-4-mini-instruct", "auto_map", {"AutoModelForCausalLM": "modeling_own.MyPhi"}),
-        ("Phi-4-mini-instruct", "auto_map", {"AutoModelForCausalLM": 3}),
-        ("openPangu-Embedded-7B", "num_experts", 8),
-        ("MiniCPM-2B-sft-bf16", "use_cla", True),
+        ("tencent/Hunyuan-7B-Instruct", "use_qk_norm", False),
+        ("tencent/Hunyuan-7B-Instruct", "use_cla", True),
+        ("tencent/Hunyuan-7B-Instruct", "num_experts", 16),
+        ("tencent/Hunyuan-7B-Instruct", "norm_type", "layer"),
+        ("microsoft/Phi-4-mini-instruct", "full_attn_mod", 2),
+        ("microsoft/Phi-4-mini-instruct", "lm_head_bias", True),
+        ("microsoft/Phi-4-mini-instruct", "auto_map", {"AutoModelForCausalLM": "modeling_own.MyPhi"}),
+        ("microsoft/Phi-4-mini-instruct", "auto_map", {"AutoModelForCausalLM": 3}),
+        ("PIKA665/openPangu-Embedded-1B", "num_experts", 8),
+        ("mlx-community/MiniCPM-2B-dpo-bf16", "use_cla", True),
+        ("tiiuae/Falcon3-3B-Base", "activation", "relu"),
     ],
 )
 def test_other_values_of_these_keys_are_refused(name: str, key: str, value: Any) -> None:
     with pytest.raises(UserError, match="experts" if key == "num_experts" else key):
-        LlamaConfig.from_dict({**PUBLISHED[name], key: value})
+        LlamaConfig.from_dict({**SUPPORTED[name], key: value})
