@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +12,11 @@ ABI, OLDEST_ABI = 3, 2  # kAbi and kOldestAbi of base/abi.h: the library runs gr
 ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa in base/cpu_features.h
 
 
+REMEDY = "Build them with `pip install .` in the checkout"
+
+
 class LibraryError(Exception):
-    """The shared library is missing. The message says how to build it."""
+    """The shared library is missing, damaged, or of another release. The message says how to build it."""
 
 
 @cache
@@ -20,13 +24,33 @@ def library(path: Path = PATH) -> ctypes.CDLL:
     """Load the shared library once.
 
     Raises:
-        LibraryError: the library is not built.
+        LibraryError: the library is not built, is damaged, or has another ABI.
     """
     if not path.exists():
-        raise LibraryError(
-            f"{path} is missing: the CPU kernels are not built. Build them with `pip install .` in the checkout."
-        )
-    return ctypes.CDLL(str(path))
+        raise LibraryError(f"{path} is missing: the CPU kernels are not built. {REMEDY}.")
+    try:
+        require_whole(path)
+        found = ctypes.CDLL(str(path))
+        abi = found.edgellama_abi()
+    except (OSError, AttributeError) as error:  # AttributeError: a library without that function
+        raise LibraryError(f"{path}: the CPU kernels cannot be loaded ({error}). {REMEDY}") from error
+    if abi != ABI:
+        raise LibraryError(f"{path}: kernels of ABI {abi}, needed: {ABI}. {REMEDY}")
+    return found
+
+
+def require_whole(path: Path) -> None:
+    """Raise OSError if the end of a shared library is missing: the loader would map it, and reading would be SIGBUS.
+
+    The last part of an ELF file is its table of sections; its place and size are in the header.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:6] != b"\x7fELF\x02\x01" or len(header) < 64:
+        return  # no ELF file of 64 bits, little-endian: the loader says what is wrong
+    table, entry, entries = *struct.unpack_from("<Q", header, 0x28), *struct.unpack_from("<2H", header, 0x3A)
+    if (size := path.stat().st_size) < table + entry * entries:
+        raise OSError(f"{size:,} bytes; its header says {table + entry * entries:,}")
 
 
 def available_isas() -> list[str]:

@@ -18,7 +18,7 @@ def kernel_library() -> ctypes.CDLL:
     """Return the kernels' shared library.
 
     Raises:
-        UserError: the library is not built.
+        UserError: the library is not built, is damaged, or has another ABI than this release.
     """
     from edgellama.kernels.cpu.library import (  # imported late, so that `import edgellama` stays light
         LibraryError,
@@ -60,22 +60,17 @@ def register() -> None:
     """Register the custom operators with MindSpore Lite, which must be imported. A second call costs nothing.
 
     Raises:
-        UserError: the kernels are not built, or have another ABI than this release.
+        UserError: the kernels are not built, are damaged, or have another ABI than this release.
     """
-    from edgellama.kernels.cpu.library import ABI, PATH
+    from edgellama.kernels.cpu.library import PATH, REMEDY, require_whole
 
-    found = kernel_library().edgellama_abi()
-    if found != ABI:
-        raise UserError(
-            f"{PATH.parent}: kernels of ABI {found}, needed: {ABI}. Build them with `pip install .` in the checkout"
-        )
+    kernel_library()
+    path = PATH.with_name("libedgellama_lite.so")
     try:
+        require_whole(path)
         lite = Path(str(sys.modules["mindspore_lite"].__file__)).parent
         # RTLD_GLOBAL: the plugin finds MindSpore Lite's symbols in what the process has loaded.
         ctypes.CDLL(str(lite / "lib" / LITE), mode=ctypes.RTLD_GLOBAL)
-        plugin = ctypes.CDLL(str(PATH.parent / "libedgellama_lite.so"), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise UserError(
-            f"the CPU kernels cannot be loaded ({error}). Build them with `pip install .` in the checkout"
-        ) from error
-    plugin.edgellama_register()
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL).edgellama_register()
+    except (OSError, AttributeError) as error:  # AttributeError: a library without that function
+        raise UserError(f"{path}: the CPU kernels cannot be loaded ({error}). {REMEDY}") from error

@@ -27,6 +27,7 @@ SEED = 11  # of CI, and without --seed
 # Each module has a tuple CLASSES. It imports what takes long inside the functions that run cases.
 MODULES = (
     "manifests",
+    "versions",
     "weight_headers",
     "checkpoints",
     "artifacts",
