@@ -3,9 +3,10 @@
 In reading order:
 - sequence.py: one sequence, its tokens and its visible text
 - scheduler.py: which sequences run in the engine's rows, and when
-- request.py: the fields of a request and their limits
+- fields/, request.py: the fields of a request and their limits
 - preprocess.py: from a request to sequences
 - responses.py: from events to OpenAI's JSON objects
+- tokenization.py: /tokenize and /detokenize
 - event_stream.py: events from the engine's thread to the responses
 - app.py: routes, access and errors
 - openapi.py: the description at /openapi.json

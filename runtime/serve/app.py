@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
+from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,13 +29,15 @@ from ..errors import UserError
 from ..model import LlamaForCausalLM
 from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
+from .fields.tokenization import DetokenizeRequest, TokenizeRequest
 from .metrics import Metrics
 from .openapi import Described, description
 from .preprocess import SAMPLING_DEFAULTS, Preprocessor
-from .request import ChatRequest, CompletionRequest, GenerationRequest
-from .responses import ResponseWriter
+from .request import HINTS, ChatRequest, CompletionRequest, GenerationRequest
+from .responses import ResponseWriter, to_json
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
+from .tokenization import detokenize, tokenize
 
 SLOW_THREADS = 4  # that prepare requests with chat templates and grammars
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
@@ -44,6 +49,7 @@ PAGE_POLICY = (
 )
 HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s/?#@:\\\[\]]*))(?::[0-9]{0,5})?")
 Endpoint = Callable[[Request], Awaitable[Response]]
+Validated = TypeVar("Validated", GenerationRequest, TokenizeRequest, DetokenizeRequest)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +60,8 @@ class Service:
     Attributes:
         app: the application, for an ASGI server
         scheduler: runs the sequences; close it to shut down
-        name: the model's name in requests and responses
+        name: the model's name
+        names: accepted in requests: `name` and the aliases
         metrics: what /metrics shows
     """
 
@@ -67,6 +74,8 @@ class Service:
         hosts: Collection[str] | None = None,
         max_body: int = MAX_BODY,
         sampling: str = SAMPLING_DEFAULTS[0],
+        aliases: Sequence[str] = (),
+        origins: Sequence[str] = (),
     ) -> None:
         """Args:
         model: a loaded model; the service runs its engine
@@ -76,12 +85,15 @@ class Service:
             pages of other sites, which can make their name resolve to loopback (DNS rebinding)
         max_body: largest request body, in bytes
         sampling: settings of a request without sampling fields; one of SAMPLING_DEFAULTS
+        aliases: further names of the model
+        origins: of web pages that may read answers, such as https://chat.example; "*" permits all
         """
         self.model = model
         has_tokenizer = model.artifact.file("tokenizer.json").is_file()
         if has_tokenizer:
             model.tokenizer  # noqa: B018 - a chat template that cannot be compiled is refused at the start
         self.name = model.artifact.manifest.name
+        self.names = tuple(dict.fromkeys((self.name, *aliases)))
         self._created = int(model.artifact.file("manifest.json").stat().st_mtime)
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
@@ -93,19 +105,22 @@ class Service:
         self._description = description(
             Described(
                 __version__,
-                self.name,
+                self.names,
                 self._preprocessor.limits,
                 model.engine.vocab_size,
                 takes_empty_text=has_tokenizer and bool(model.tokenizer.encode("")),
                 has_key=api_key is not None,
             )
         )
+        self._logged_hints: set[str] = set()
         self._body_bytes = 0  # of large bodies that are being read or validated
         self._api_key = api_key
         self._hosts = hosts
         self._max_body = max_body
         chat = partial(self._complete, ChatRequest)
         completion = partial(self._complete, CompletionRequest)
+        tokens = partial(self._convert, TokenizeRequest, tokenize)
+        text = partial(self._convert, DetokenizeRequest, detokenize)
         self.app = Starlette(
             routes=[
                 Route("/", self._guarded("/", self._page, public=True)),
@@ -115,9 +130,12 @@ class Service:
                 Route("/metrics", self._guarded("/metrics", self._metrics)),
                 Route("/v1/models", self._guarded("/v1/models", self._models)),
                 Route("/v1/models/{name:path}", self._guarded("/v1/models", self._model)),
+                Route("/tokenize", self._guarded("/tokenize", tokens), methods=["POST"]),
+                Route("/detokenize", self._guarded("/detokenize", text), methods=["POST"]),
                 Route("/v1/completions", self._guarded("/v1/completions", completion), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded("/v1/chat/completions", chat), methods=["POST"]),
             ],
+            middleware=[cross_origin(origins)] if origins else [],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
             lifespan=self._lifespan,
         )
@@ -205,23 +223,37 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model_object()]})
+        return JSONResponse({"object": "list", "data": [self._model_object(name) for name in self.names]})
 
     async def _model(self, request: Request) -> Response:
-        self._check_name(request.path_params["name"])
-        return JSONResponse(self._model_object())
+        name = request.path_params["name"].removesuffix("/")
+        if not name:  # some clients end the path of the list with a slash
+            return await self._models(request)
+        self._check_name(name)
+        return JSONResponse(self._model_object(name))
 
-    def _model_object(self) -> dict[str, object]:
+    def _model_object(self, name: str) -> dict[str, object]:
         source = self.model.artifact.manifest.source.model
         context = self.model.engine.context
-        common = {"id": self.name, "object": "model", "created": self._created, "owned_by": "edgellama"}
+        common = {"id": name, "object": "model", "created": self._created, "owned_by": "edgellama"}
         return {**common, "root": source, "max_model_len": context}
 
     def _check_name(self, name: str) -> None:
-        if name != self.name:
+        if name not in self.names:
+            known = " or ".join(map(repr, self.names))
             raise ApiError(
-                404, f"no model {shortened(repr(name))} here. Use {self.name!r}", param="model", code="model_not_found"
+                404, f"no model {shortened(repr(name))} here. Use {known}", param="model", code="model_not_found"
             )
+
+    async def _convert(
+        self, kind: type[Validated], work: Callable[[LlamaForCausalLM, Validated], object], http_request: Request
+    ) -> Response:
+        """Answer /tokenize or /detokenize: `work` takes the model and the request."""
+        request = await self._request(kind, http_request)
+        return Response(
+            to_json(await to_thread.run_sync(work, self.model, request, limiter=self._slow_threads)),
+            media_type="application/json",
+        )
 
     async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
         start = time.perf_counter()
@@ -242,13 +274,20 @@ class Service:
             ) from None
         except SchedulerClosedError:
             raise ApiError(503, "the server is shutting down. Try again later", headers={"retry-after": "10"}) from None
-        writer = ResponseWriter(request, self.name, self.model.tokenizer)
+        self._log_hints(request)
+        writer = ResponseWriter(request, request.model, self.model.tokenizer)
         active = ActiveRequest(sequences, queue, writer, self.scheduler.cancel, self.metrics, start)
         if request.stream:
             return EventStreamResponse(active)
         return Response(await active.complete(http_request.receive), media_type="application/json")
 
-    def _validate(self, kind: type[GenerationRequest], body: bytes) -> GenerationRequest:
+    def _log_hints(self, request: GenerationRequest) -> None:
+        """Log each field that is accepted without effect, once."""
+        for name in request.model_fields_set.intersection(HINTS) - self._logged_hints:
+            self._logged_hints.add(name)
+            log.warning("%s has no effect here; requests with it are answered without it", name)
+
+    def _validate(self, kind: type[Validated], body: bytes) -> Validated:
         """Validate a body. A large one takes a second, so this must not run in the event loop.
 
         Raises ApiError for an invalid body.
@@ -257,7 +296,8 @@ class Service:
             request = kind.model_validate_json(body, context=self._preprocessor.limits)
         except ValidationError as error:
             raise from_validation(error) from error
-        self._check_name(request.model)
+        if request.model is not None:
+            self._check_name(request.model)
         return request
 
     async def _prepare(
@@ -272,10 +312,11 @@ class Service:
             self._preprocessor.sequences, request, send, limiter=self._slow_threads if slow else None
         )
 
-    async def _request(self, kind: type[GenerationRequest], http_request: Request) -> GenerationRequest:
+    async def _request(self, kind: type[Validated], http_request: Request) -> Validated:
         """Read and validate the body. Raises ApiError if it is not valid, or if too many bodies are in memory.
 
-        A page of another site cannot send this content type without a preflight request, which this server refuses.
+        A page of another site cannot send this content type without a preflight request, which this server refuses
+        unless the site is one of `origins`.
         """
         if http_request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body's type is not JSON. Send it with Content-Type: application/json")
@@ -302,6 +343,13 @@ class Service:
             return await to_thread.run_sync(self._validate, kind, bytes(body), limiter=limiter)
         finally:
             self._body_bytes -= counted
+
+
+def cross_origin(origins: Sequence[str]) -> Middleware:
+    """The middleware that lets pages of other sites read answers (CORS)."""
+    return Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600
+    )
 
 
 def host_name(headers: Sequence[str]) -> str | None:

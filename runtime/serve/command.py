@@ -6,16 +6,20 @@ import argparse
 import ipaddress
 import logging
 import os
+import re
 import resource
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 
 from ..cli.options import add_model, load
-from ..errors import UserError
+from ..errors import UserError, shown
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS, CONNECTIONS = 64, 30.0, 512
+HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
+ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 DESCRIPTORS = 128  # of this process besides its connections: the model, child processes, clients that are refused
 
 
@@ -58,6 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of a request that has no temperature, top_p, top_k or min_p: those of OpenAI's API "
         "(temperature 1), or those of the artifact's generation_config.json. Default: %(default)s",
     )
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="a further name of the model; may be repeated"
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that the Host header may have, such as that of a reverse proxy; may be repeated; * permits all",
+    )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a site whose pages may use this server, such as https://chat.example; may be repeated; * permits all",
+    )
     parser.set_defaults(run=run)
 
 
@@ -77,13 +98,21 @@ def run(options: argparse.Namespace) -> None:
             'Install the extra: pip install "edgellama[serve]"'
         ) from error
     key = os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key
+    check_names(options.alias, options.allowed_host, options.cors)
     if key is not None and not key.strip():
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
     with listen(options.host, options.port) as listening:
         model = load(options)
-        hosts = {"localhost", "127.0.0.1", "::1", options.host} if is_loopback(options.host) else None
-        service = Service(model, queue=options.queue, api_key=key, hosts=hosts, sampling=options.sampling_defaults)
-        if hosts is None and key is None:
+        service = Service(
+            model,
+            queue=options.queue,
+            api_key=key,
+            hosts=allowed_hosts(options.host, options.allowed_host),
+            sampling=options.sampling_defaults,
+            aliases=options.alias,
+            origins=options.cors,
+        )
+        if not is_loopback(options.host) and key is None:
             print(
                 f"warning: everyone who can reach {options.host} may use this server. Set a key with --api-key",
                 file=sys.stderr,
@@ -91,6 +120,30 @@ def run(options: argparse.Namespace) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         started = f"Serving {service.name} at {url(listening)} ({model.engine.batch} rows). Ctrl-C ends it"
         run_until_signal(service, listening, options.grace, connections, started)
+
+
+def check_names(aliases: Sequence[str], hosts: Sequence[str], origins: Sequence[str]) -> None:
+    """Raise UserError for an alias, a host name or an origin that no request can have."""
+    if any(not alias.strip() or not alias.isprintable() for alias in aliases):
+        raise UserError("an --alias is empty or has control characters. Give a name such as gpt-4o-mini")
+    for host in hosts:
+        if host != "*" and not HOST.fullmatch(host):
+            raise UserError(f"--allowed-host is {shown(host)}; needed: a name or an address without port, or *")
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise UserError(f"--cors is {shown(origin)}; needed: an origin such as https://chat.example:8443, or *")
+
+
+def allowed_hosts(listening: str, allowed: Sequence[str]) -> set[str] | None:
+    """The accepted names in the Host header; None accepts every name.
+
+    Args:
+        listening: the address of --host.
+        allowed: the names of --allowed-host.
+    """
+    if "*" in allowed or not (allowed or is_loopback(listening)):
+        return None
+    return {"localhost", "127.0.0.1", "::1", listening.lower(), *(name.lower().strip("[]") for name in allowed)}
 
 
 def connection_limit(given: int | None) -> int:

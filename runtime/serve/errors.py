@@ -8,6 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 
 MAX_SHOWN = 100  # characters of a value of the request in a message
+# Fields of other servers and models, and why they are refused.
+UNSUPPORTED = {
+    "audio": "answers are texts, without audio",
+    "web_search_options": "this server searches nothing",
+    "grammar": "use response_format",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema"),
+        "use response_format",
+    ),
+    **dict.fromkeys(("mirostat", "typical_p", "dry_multiplier", "xtc_probability"), "use temperature, top_p or min_p"),
+    **dict.fromkeys(("use_beam_search", "length_penalty", "num_beams"), "this server has no beam search"),
+}
 
 
 class ApiError(Exception):
@@ -81,5 +93,8 @@ def from_validation(error: ValidationError) -> ApiError:
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     message += ". Give it" if first["type"] == "missing" else ". Change it"
     if first["type"] == "extra_forbidden":
+        reason = UNSUPPORTED.get(str(first["loc"][-1]))
         message = "this server has no such field, or does not support it. Leave it out"
+        if reason is not None:
+            message = f"not supported: {reason}. Leave it out"
     return ApiError(400, f"{path}: {message}" if path else message, param=path or None)

@@ -10,14 +10,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from .request import (
-    EMPTY_MESSAGE_FIELDS,
-    LOGIT_BIAS,
-    MAX_ID_DIGITS,
-    ChatRequest,
-    CompletionRequest,
-    RequestLimits,
-)
+from .fields.base import RequestLimits
+from .fields.messages import EMPTY_MESSAGE_FIELDS, TEMPLATE_ARGUMENTS
+from .fields.tokenization import DetokenizeRequest, TokenizeRequest
+from .request import LOGIT_BIAS, MAX_ID_DIGITS, ChatRequest, CompletionRequest
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 NULL, NULLABLE = {"type": "null"}, {"type": ["string", "null"]}
@@ -26,7 +22,9 @@ JSON_CONTENT = {"contentMediaType": "application/json"}
 ENDPOINTS: tuple[tuple[str, str, bool, str, str | None, str], ...] = (
     ("/v1/chat/completions", "post", True, "Answer a list of messages", "ChatRequest", "ChatCompletion"),
     ("/v1/completions", "post", True, "Continue one or several prompts", "CompletionRequest", "Completion"),
-    ("/v1/models", "get", True, "List the only model", None, "ModelList"),
+    ("/tokenize", "post", True, "Token ids of a text or of messages", "TokenizeRequest", "Tokens"),
+    ("/detokenize", "post", True, "Text of token ids", "DetokenizeRequest", "Text"),
+    ("/v1/models", "get", True, "List the model, once for each of its names", None, "ModelList"),
     ("/v1/models/{name}", "get", True, "Describe the model", None, "Model"),
     ("/metrics", "get", True, "Prometheus metrics", None, "text/plain"),
     ("/health", "get", False, "Status, model, rows, running and waiting answers", None, "Health"),
@@ -57,7 +55,7 @@ class Described:
 
     Attributes:
         version: of this package.
-        model: name of the model.
+        models: names of the model.
         limits: of requests.
         vocab_size: number of token ids.
         takes_empty_text: whether the tokenizer makes a token of an empty text.
@@ -65,7 +63,7 @@ class Described:
     """
 
     version: str
-    model: str
+    models: tuple[str, ...]
     limits: RequestLimits
     vocab_size: int
     takes_empty_text: bool
@@ -78,7 +76,7 @@ def description(server: Described) -> dict[str, Any]:
     for path, method, key, summary, body, response in ENDPOINTS:
         paths.setdefault(path, {})[method] = _operation(path, key and server.has_key, summary, body, response)
     paths["/v1/models/{name}"]["get"]["parameters"] = [
-        {"name": "name", "in": "path", "required": True, "schema": TEXT, "example": server.model}
+        {"name": "name", "in": "path", "required": True, "schema": TEXT, "example": server.models[0]}
     ]
     return {
         "openapi": "3.1.0",
@@ -94,7 +92,7 @@ def description(server: Described) -> dict[str, Any]:
 def _operation(path: str, key: bool, summary: str, body: str | None, response: str) -> dict[str, Any]:
     content: dict[str, Any] = {response: {"schema": TEXT}} if "/" in response else _json(response)
     answer: dict[str, Any] = {"description": "the answer", "content": content}
-    if body is not None:
+    if body is not None and path.startswith("/v1/"):
         chunk = {"anyOf": [_reference(response + "Chunk"), _reference("Error")]}
         data = {"anyOf": [{"const": "[DONE]"}, {**TEXT, **JSON_CONTENT, "contentSchema": chunk}]}
         content["text/event-stream"] = {"schema": {**_object(data=data), "description": STREAM}}
@@ -134,13 +132,13 @@ def _headers(*names: str) -> dict[str, Any]:
 def _requests(server: Described) -> dict[str, Any]:
     """The schemas of the bodies: pydantic's, and what its validators check besides."""
     _, made = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+        [(kind, "validation") for kind in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)],
         ref_template="#/components/schemas/{model}",
     )
     schemas: dict[str, Any] = made["$defs"]
     for name in ("ChatRequest", "CompletionRequest"):
         fields = schemas[name]["properties"]
-        fields["model"] = {"const": server.model}
+        fields["model"] = {"enum": list(server.models)}
         fields["n"]["maximum"] = min(fields["n"]["maximum"], server.limits.sequences)
         fields["logit_bias"] = {
             "type": "object",
@@ -151,6 +149,7 @@ def _requests(server: Described) -> dict[str, Any]:
         }
     chat, message = schemas["ChatRequest"], schemas["ChatMessage"]
     chat["properties"]["messages"]["maxItems"] = server.limits.context - 1
+    chat["properties"]["chat_template_kwargs"]["propertyNames"] = {"not": {"enum": list(TEMPLATE_ARGUMENTS)}}
     chat["anyOf"] = [
         {"properties": {"top_logprobs": NULL}},
         {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
@@ -167,6 +166,8 @@ def _requests(server: Described) -> dict[str, Any]:
         several |= {"minItems": 1, "maxItems": server.limits.sequences}
     schemas["CompletionRequest"]["properties"]["best_of"]["description"] = "the value of n"
     schemas["CompletionRequest"]["properties"]["echo"]["const"] = False
+    schemas["CompletionRequest"]["properties"]["suffix"]["const"] = ""
+    _describe_tokenization(schemas, server)
     schemas["ResponseFormat"]["anyOf"] = [
         {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": NULL}},
         {
@@ -177,6 +178,21 @@ def _requests(server: Described) -> dict[str, Any]:
     for schema in schemas.values():
         _allow_null(schema)
     return schemas
+
+
+def _describe_tokenization(schemas: dict[str, Any], server: Described) -> None:
+    tokens, text = schemas["TokenizeRequest"], schemas["DetokenizeRequest"]
+    for schema in (tokens, text):
+        schema["properties"]["model"] = {"enum": list(server.models)}
+    fields = tokens["properties"]
+    fields["prompt"], fields["messages"] = (fields[name]["anyOf"][0] for name in ("prompt", "messages"))
+    fields["messages"]["maxItems"] = server.limits.context - 1
+    fields["chat_template_kwargs"]["propertyNames"] = {"not": {"enum": list(TEMPLATE_ARGUMENTS)}}
+    tokens["oneOf"] = [
+        {"properties": {one: {"not": NULL}, other: NULL}, "required": [one]}
+        for one, other in (("prompt", "messages"), ("messages", "prompt"))
+    ]
+    text["properties"]["tokens"]["items"] = {"type": "integer", "minimum": 0, "maximum": server.vocab_size - 1}
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
@@ -250,6 +266,10 @@ def _responses() -> dict[str, Any]:
             object={"const": "text_completion"},
             choices=_list(_object(**chunk, text=TEXT, logprobs=logprobs)),
         ),
+        "Tokens": _object(
+            count=INTEGER, max_model_len=INTEGER, tokens=_list(INTEGER), token_strs=_or_null(_list(TEXT))
+        ),
+        "Text": _object(prompt=TEXT),
         "Model": model,
         "ModelList": _object(object={"const": "list"}, data=_list(_reference("Model"))),
         "Health": _object(

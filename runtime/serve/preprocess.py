@@ -19,13 +19,13 @@ from ..generation.token_selector import LogitsProcessor
 from ..grammar import Grammar, GrammarTokenizer, JsonSchema, schema_text
 from ..model import LlamaForCausalLM
 from .errors import ApiError, context_length_error, too_many_sequences_error
+from .fields.base import RequestLimits
 from .request import (
     LOGIT_BIAS,
     MAX_ID_DIGITS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    RequestLimits,
     requested_top_logprobs,
 )
 from .sequence import SequenceEvent, ServedSequence
@@ -102,7 +102,8 @@ class Preprocessor:
     def _prompts(self, request: GenerationRequest) -> list[str] | list[list[int]]:
         """The prompts of a completion, or the text that the chat template writes, with its special tokens."""
         if isinstance(request, ChatRequest):
-            return [self.model.tokenizer.render_chat([message.as_dict() for message in request.messages])]
+            messages = [message.as_dict() for message in request.messages]
+            return [self.model.tokenizer.render_chat(messages, **request.chat_template_kwargs)]
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"{type(request).__name__} has no prompt")
         return request.prompts
@@ -152,8 +153,9 @@ class Preprocessor:
         config = self._defaults.updated(given, (), "the request")
         limit = request.max_tokens
         if isinstance(request, ChatRequest):
-            limit = request.max_completion_tokens or limit or context
-        return config, min(limit or COMPLETION_TOKENS, context)
+            limit = request.max_completion_tokens or limit or -1
+        limit = limit or COMPLETION_TOKENS
+        return config, context if limit < 0 else min(limit, context)
 
     def _logit_bias(self, request: GenerationRequest) -> dict[tuple[int, ...], float]:
         """`logit_bias` as generate()'s sequence_bias."""

@@ -10,116 +10,20 @@ and a list stops at its first wrong element: collecting every error would block 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from .errors import ApiError, context_length_error, shortened, too_many_sequences_error
+from .errors import ApiError, shortened
+from .fields.base import WHOLE, NotNegative, Positive, Prompt, StrictModel
+from .fields.messages import ChatMessage, TemplateVariables, check_message_count
 
 MAX_CHOICES = 128  # n
 MAX_STOP_STRINGS = 16
 MAX_ID_DIGITS = 20  # of a token id in logit_bias
 LOGIT_BIAS = 100  # largest absolute value
-# Fields of an assistant message that a client may send back, if they are empty.
-EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """The limits of this server; passed to pydantic as the context of a validation.
-
-    Attributes:
-        context: tokens of a prompt and its answer together
-        sequences: prompts times n of one request
-    """
-
-    context: int
-    sequences: int
-
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer in JSON Schema, and some clients write it so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_whole)
-NotNegative = Annotated[int, Field(ge=0), WHOLE]
-Positive = Annotated[int, Field(ge=1), WHOLE]
-
-
-def _check_token_count(value: Any, info: ValidationInfo[RequestLimits]) -> Any:
-    if isinstance(value, list) and len(value) >= info.context.context:
-        raise context_length_error(f"the prompt has {len(value):,} tokens", info.context.context)
-    return value
-
-
-def _check_message_count(value: Any, info: ValidationInfo[RequestLimits]) -> Any:
-    if isinstance(value, list) and len(value) >= info.context.context:
-        raise context_length_error(
-            f"the prompt has {len(value):,} messages, each of at least one token", info.context.context
-        )
-    return value
-
-
-def _check_prompt_count(value: Any, info: ValidationInfo[RequestLimits]) -> Any:
-    if isinstance(value, list) and len(value) > info.context.sequences:
-        raise too_many_sequences_error(info.context.sequences)
-    return value
-
-
-def _prompt_tag(value: Any) -> str | None:
-    """The tag of a prompt's type, by its first element. Tags contain spaces, so that error paths leave them out."""
-    if isinstance(value, str):
-        return "a text"
-    first = value[0] if isinstance(value, list) and value else None
-    return {int: "token ids", float: "token ids", str: "several texts", list: "several lists"}.get(type(first))
-
-
-TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**63), WHOLE]],
-    Field(min_length=1, fail_fast=True),
-    BeforeValidator(_check_token_count),
-]
-Prompt = Annotated[
-    Annotated[str, Tag("a text")]
-    | Annotated[TokenIds, Tag("token ids")]
-    | Annotated[list[str], Field(fail_fast=True), BeforeValidator(_check_prompt_count), Tag("several texts")]
-    | Annotated[list[TokenIds], Field(fail_fast=True), BeforeValidator(_check_prompt_count), Tag("several lists")],
-    Discriminator(
-        _prompt_tag,
-        custom_error_type="prompt",
-        custom_error_message="must be a text, a list of token ids, or a non-empty list of either, "
-        "with at least one token",
-    ),
-]
-
-
-class StrictModel(BaseModel):
-    """Base of the request's objects. Refuses unknown fields, does not convert types, and drops null fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        kept = {name: field for name, field in value.items() if field is not None}
-        if len(kept) > len(cls.model_fields):  # some fields are unknown: keep the first of them for the error message
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            unknown = next(name for name in kept if name not in known)
-            kept = {name: field for name, field in kept.items() if name in known or name == unknown}
-        return kept
+# Fields that may help a server to answer faster or better, or do not apply here: accepted, ignored, and logged once.
+HINTS = ("reasoning_effort", "verbosity", "prediction", "cache_control", "cache_prompt", "prompt_cache_retention")
 
 
 class StreamOptions(StrictModel):
@@ -161,7 +65,7 @@ class GenerationRequest(StrictModel):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] = 1
-    max_tokens: Positive | None = None
+    max_tokens: Positive | Literal[-1] | None = None  # -1: what the context holds
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: NotNegative | None = None
@@ -182,6 +86,13 @@ class GenerationRequest(StrictModel):
     service_tier: str = ""
     safety_identifier: str = ""
     prompt_cache_key: str = ""
+    # HINTS
+    reasoning_effort: str = ""
+    verbosity: str = ""
+    prediction: dict[str, Any] = {}
+    cache_control: dict[str, Any] = {}
+    cache_prompt: bool = True
+    prompt_cache_retention: str = ""
 
     @property
     def stop_strings(self) -> list[str]:
@@ -196,6 +107,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     best_of: Annotated[int, WHOLE] | None = None
     echo: bool = False
+    suffix: str = ""
 
     @model_validator(mode="after")
     def _check_best_of_and_echo(self) -> CompletionRequest:
@@ -204,6 +116,10 @@ class CompletionRequest(GenerationRequest):
                 400,
                 f"best_of is {shortened(str(self.best_of))}; needed: {self.n}, the value of n. Or leave it out",
                 param="best_of",
+            )
+        if self.suffix:
+            raise ApiError(
+                400, "suffix is not supported: an answer continues the prompt only. Leave it out", param="suffix"
             )
         if self.echo:
             raise ApiError(400, "echo is not supported. Leave it out, or set it to false", param="echo")
@@ -217,40 +133,12 @@ class CompletionRequest(GenerationRequest):
         return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
 
-class TextContentPart(StrictModel):
-    """One part of a message's content. Only text parts are supported."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(StrictModel):
-    """One message of a chat."""
-
-    role: Annotated[str, Field(min_length=1)]
-    content: str | Annotated[list[TextContentPart], Field(fail_fast=True)] = ""
-    name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_fields(cls, value: Any) -> Any:
-        """Drop empty fields of an assistant message, so that a client may send an answer back unchanged."""
-        if not isinstance(value, dict):
-            return value
-        return {name: field for name, field in value.items() if field or name not in EMPTY_MESSAGE_FIELDS}
-
-    def as_dict(self) -> dict[str, str]:
-        """The message for the chat template. OpenAI's role "developer" becomes "system", the name in templates."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        return message if self.name is None else {**message, "name": self.name}
-
-
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_message_count)]
-    max_completion_tokens: Positive | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_message_count)]
+    max_completion_tokens: Positive | Literal[-1] | None = None
+    chat_template_kwargs: TemplateVariables = {}
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]

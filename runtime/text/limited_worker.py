@@ -100,7 +100,7 @@ class TemplateJob:
         """Return the answer with the text of the template."""
         pieces: list[str] = []
         length = 0
-        for piece in self.template.generate(**variables):
+        for piece in self.template.generate(variables):
             length += len(piece)
             if length > self.most:
                 return bytes([TOO_LONG])

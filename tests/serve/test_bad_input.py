@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.app import Service
-from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
+from edgellama.serve.fields.base import RequestLimits
+from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest
 from support.serving import Gate, client, serving, wait_until, with_template
 
 
@@ -36,8 +37,13 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         400,
-        "messages.0.content.0",
+        "messages.0.content.0: the part has the type 'image_url', and this model reads text only",
     ),
+    ({"messages": [{"role": "user", "content": [{"type": "x" * 9000}]}]}, 400, "messages.0.content.0"),
+    ({"audio": {"voice": "x"}}, 400, "audio: not supported: answers are texts"),
+    ({"guided_json": {}}, 400, "guided_json: not supported: use response_format"),
+    ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs has messages"),
+    ({"max_tokens": -2}, 400, "max_tokens: "),
     ({"messages": "hello"}, 400, "messages: "),
     ({"model": "gpt-4"}, 404, "no model 'gpt-4' here"),
     ({"model": "x" * 9000}, 404, "xxx... here. Use"),
@@ -177,7 +183,9 @@ class TestBadInput:
         assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("wrong", [{"echo": 0}, {"echo": True}, {"best_of": 2}, {"logprobs": 2.5}, {"prompt": [1.5]}])
+@pytest.mark.parametrize(
+    "wrong", [{"suffix": "x"}, {"echo": 0}, {"echo": True}, {"best_of": 2}, {"logprobs": 2.5}, {"prompt": [1.5]}]
+)
 def test_values_that_only_resemble_a_valid_one_are_refused(
     server: tuple[Service, str], name: str, wrong: dict[str, Any]
 ) -> None:

@@ -19,8 +19,10 @@ from edgellama.model import LlamaForCausalLM
 from edgellama.serve import command, connection
 from edgellama.serve.app import BODIES, LARGE_BODY, MAX_BODY, Service
 from edgellama.serve.event_stream import HOLD_SECONDS
+from edgellama.serve.fields.messages import TEMPLATE_ARGUMENTS
+from edgellama.serve.fields.tokenization import MAX_TOKENIZED
 from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE, SAMPLING_DEFAULTS
-from edgellama.serve.request import MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
+from edgellama.serve.request import HINTS, MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
 from edgellama.serve.scheduler import CHUNK
 from support.serving import serving, with_template
 
@@ -58,7 +60,7 @@ def test_options_are_those_of_the_command() -> None:
     documented = {code_words(row[0])[0]: row[1].strip("`") for row in table("Start")}
     assert set(documented) == {action.option_strings[-1] for action in options()}
     for action in options():
-        if action.default not in (None, False):
+        if action.default not in (None, False, []):
             assert documented[action.option_strings[-1]] == str(action.default)
     (sampling,) = [action for action in options() if action.dest == "sampling_defaults"]
     assert sampling.choices == SAMPLING_DEFAULTS
@@ -112,6 +114,10 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"{BODIES * MAX_BODY:,} bytes together" in GUIDE and f"| `{command.CONNECTIONS}`, or less" in GUIDE
     for name in (*KEYWORDS.split(", "), *FORMATS.split(", ")):
         assert f"`{name}`" in GUIDE, name
+    assert f"{MAX_TOKENIZED:,} characters" in GUIDE
+    hints = next(row for row in table("Fields of a request") if f"`{HINTS[0]}`" in row[0])
+    assert set(code_words(hints[0])) == set(HINTS) <= set(ChatRequest.model_fields)
+    assert all(f"`{name}`" in fields["chat_template_kwargs"][2] for name in TEMPLATE_ARGUMENTS if name != "self")
     assert f"two chunks of {CHUNK} prompt tokens" in GUIDE
 
 

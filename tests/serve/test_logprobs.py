@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellama.generation.config import GenerationConfig
-from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest, RequestLimits
+from edgellama.serve.fields.base import RequestLimits
+from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest
 from edgellama.serve.responses import ResponseWriter
 from edgellama.serve.sequence import SequenceEvent, ServedSequence
 from edgellama.text.tokenizer import Tokenizer

@@ -33,6 +33,9 @@ def test_responses_conform_to_the_description(model: LlamaForCausalLM) -> None:
             ("post", "/v1/chat/completions", {**chat, "temperature": 9}, 400),
             ("post", "/v1/completions", completion, 200),
             ("post", "/v1/completions", {**completion, "model": "other"}, 404),
+            ("post", "/tokenize", {"prompt": "hi", "return_token_strs": True}, 200),
+            ("post", "/tokenize", {"messages": chat["messages"]}, 200),
+            ("post", "/detokenize", {"tokens": [104, 105]}, 200),
             ("get", "/v1/models", None, 200),
             ("get", "/v1/models/{name}", None, 200),
             ("get", "/health", None, 200),
@@ -56,7 +59,7 @@ def test_the_description_is_that_of_the_running_server(model: LlamaForCausalLM) 
     with serving(model, queue=6) as (service, address):
         described = httpx.get(f"{address}/openapi.json").json()
         body = described["components"]["schemas"]["CompletionRequest"]["properties"]
-        assert body["model"] == {"const": service.name} and body["n"]["anyOf"][0]["maximum"] == 6 + model.engine.batch
+        assert body["model"] == {"enum": [service.name]} and body["n"]["anyOf"][0]["maximum"] == 6 + model.engine.batch
         ids = body["prompt"]["oneOf"][1]
         assert (ids["maxItems"], ids["items"]["maximum"]) == (model.engine.context - 1, model.engine.vocab_size - 1)
         assert described["paths"]["/v1/models"]["get"]["security"] == []
