@@ -6,6 +6,7 @@ tests/data/published_configs.json has them by hub id; some are fine-tuned, conve
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.base import account, read_config_file
 from edgellama.exporter.checkpoint.fused import split_fused
+from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.network.rope import LOCAL, MAIN, rope_frequencies
 
@@ -89,6 +91,36 @@ def _windows(theirs: Any) -> tuple[int, ...]:
 
 def _ids(value: Any) -> tuple[int, ...]:
     return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+# Presets -> copies of their config.json, where the data do not have that of the publisher.
+COPIES = {
+    "deepseek-r1-distill-qwen-1.5b": "oumi-ai/MiniMath-R1-1.5B",
+    "falcon3-1b-instruct": "AIFunOver/Falcon3-1B-Instruct-openvino-fp16",
+    "falcon3-10b-instruct": "Echo9Zulu/Falcon3-10B-Instruct-awq-ns-ov",
+    "gemma-2-2b-it": "mlx-community/gemma-2-2b-it-fp16",
+    "hunyuan-0.5b-instruct": "gss1147/Hunyuan-PythonGOD-0.5B",
+    "hunyuan-1.8b-instruct": "Ba2han/phi-transation",
+    "llama3.2-1b-instruct": "meta-llama/Llama-3.2-1B",
+    "minicpm-2b-sft": "mlx-community/MiniCPM-2B-dpo-bf16",
+    "mistral-7b-instruct-v0.1": "mistralai/Mistral-7B-v0.1",
+    "olmo-2-0425-1b-instruct": "CodeAtCMU/OLMo-2-0425-1B_full_sft_code_data_120K_remove_comments",
+    "olmo-2-1124-7b-instruct": "allenai/OLMo-2-1124-7B",
+    "olmo-2-1124-13b-instruct": "allenai/OLMo-2-1124-13B",
+    "olmo-2-0325-32b-instruct": "allenai/OLMo-2-0325-32B",
+    "openpangu-embedded-1b": "PIKA665/openPangu-Embedded-1B",
+}
+COPIES |= {name: preset.hub_id for name, preset in PRESETS.items() if preset.hub_id in SUPPORTED}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_preset_is_the_published_network(name: str) -> None:
+    """The token ids of a copy may be other ones."""
+    nothing: dict[str, Any] = {"bos_token_id": None, "eos_token_id": (), "pad_token_id": None}
+    published = LlamaConfig.from_dict({k: v for k, v in SUPPORTED[COPIES[name]].items() if k != "quantization_config"})
+    assert replace(PRESETS[name].config, **nothing) == replace(published, **nothing)
+    if PRESETS[name].hub_id == COPIES[name]:
+        assert PRESETS[name].config.eos_token_id[:1] == published.eos_token_id[:1]
 
 
 WORDS = {

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
+import edgellama.exporter
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.presets import PRESETS, RegistryFile
 from edgellama.exporter.checkpoint.source import ResolvedSource, cache_folder, fetch_registry_file, resolve
@@ -127,6 +129,20 @@ def test_a_model_that_does_not_exist_lists_the_presets(model: str) -> None:
         UserError, match=r"neither a preset.*Presets: llama2-7b.*smollm2-1\.7b-instruct.*qwen2\.5-7b-instruct"
     ):
         resolve(model)
+
+
+def test_the_table_of_presets_has_all_of_them_with_their_licence() -> None:
+    text = (Path(edgellama.exporter.__file__).parent / "README.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    listed = {
+        name: row[1].removesuffix(", gated")
+        for row in rows
+        if len(row) == 2
+        for name in re.findall(r"`([\w.-]+)`", row[0])
+    }
+    assert {name: preset.licence for name, preset in PRESETS.items()} == {
+        name: licence for name, licence in listed.items() if name in PRESETS
+    }
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
