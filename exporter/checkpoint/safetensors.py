@@ -57,8 +57,10 @@ class SafetensorsCheckpoint(Checkpoint):
         self._tensors = StoredTensors(folder, self._reader)
         self._joined: dict[str, tuple[str, int]] = {}
         names = [name for name in self._tensors.names() if not _DERIVED.fullmatch(name)]
-        self._quantized = self._read_quantized(names)
-        self._stored = {name: name for name in names} | self._shared()
+        ours = self.config.family.tensor_name
+        self._quantized = {ours(name): matrix for name, matrix in self._read_quantized(names).items()}
+        self._stored = {ours(name): name for name in names}
+        self._stored |= self._shared()
         found = {name: self._tensors.shape(stored) for name, stored in self._stored.items()}
         found |= {name: matrix.shape for name, matrix in self._quantized.items()}
         if self.config.tie_word_embeddings and HEAD in found:
@@ -147,13 +149,14 @@ class SafetensorsCheckpoint(Checkpoint):
         the file's metadata. For the embedding and the output matrix that is lm_head.weight.
         """
         expected = expected_tensors(self.config)
+        ours = self.config.family.tensor_name
         shared = {
-            name: kept
+            ours(name): kept
             for reader in self._reader.values()
             for name, kept in (reader.metadata() or {}).items()
-            if name in expected and name not in self._tensors and kept in self._tensors
+            if ours(name) in expected and name not in self._tensors and kept in self._tensors
         }
-        if self.config.tie_word_embeddings and HEAD in self._tensors and EMBEDDING not in self._tensors:
+        if self.config.tie_word_embeddings and HEAD in self._tensors and EMBEDDING not in self._stored:
             shared[EMBEDDING] = HEAD
         return shared
 

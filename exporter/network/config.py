@@ -158,7 +158,8 @@ class LlamaConfig:
         """
         check_types(hf)
         family = family_of(hf)
-        hf = {**hf, "model_type": model_type_of(hf)}
+        hf = family.with_our_keys({**hf, "model_type": model_type_of(hf)})
+        check_types(hf)
         # null means "none" for some keys, and "the default" for the others.
         hf = {key: value for key, value in hf.items() if value is not None or family.may_be_null(key)}
         values = {key: value for key, value in {**family.defaults, **hf}.items() if value is not None}

@@ -17,6 +17,7 @@ from .family_readers import (
     EXAONE_WINDOWS,
     Values,
     exaone4,
+    exaone_as_llama,
     gemma,
     gemma2,
     granite,
@@ -75,6 +76,8 @@ class Family:
         windows: returns (sliding_window, the kind of each layer) from these values; None: no layer has a window.
         stand_in: for an architecture that transformers does not have. Returns the config.json of an equal network of
             another architecture, given the values of this one.
+        renamed: keys of its published config.json that Llama has under another name.
+        tensors: (regular expression, replacement): how its published names of tensors become Llama's, in turn.
     """
 
     architecture: str
@@ -93,6 +96,19 @@ class Family:
     alias: str = ""
     unused: str = ""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    tensors: tuple[tuple[str, str], ...] = ()
+
+    def with_our_keys(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a config.json whose keys have Llama's names."""
+        other = {self.renamed[key]: value for key, value in hf.items() if key in self.renamed}
+        return {**other, **{key: value for key, value in hf.items() if key not in self.renamed}}
+
+    def tensor_name(self, published: str) -> str:
+        """Return Llama's name of a tensor."""
+        for pattern, replacement in self.tensors:
+            published = re.sub(pattern, replacement, published)
+        return published
 
     def may_be_null(self, key: str) -> bool:
         """Whether null in a config.json is not the default of the key."""
@@ -205,6 +221,33 @@ FAMILIES = {
         {"head_dim": 128},
         read=internlm3,
         alias="LlamaForCausalLM",
+    ),
+    "exaone": Family(
+        "ExaoneForCausalLM",
+        _keys("attention_bias mlp_bias"),
+        {
+            **{"rope_theta": 500000.0, "num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+            **{"bos_token_id": 1, "eos_token_id": 361, "pad_token_id": 0},
+        },
+        alias="LlamaForCausalLM",
+        stand_in=exaone_as_llama,
+        fixed={"ln_no_scale": (False,)},
+        renamed={
+            "num_layers": "num_hidden_layers",
+            "layer_norm_epsilon": "rms_norm_eps",
+            "activation_function": "hidden_act",
+        },
+        tensors=(
+            (r"^transformer\.wte\.", "model.embed_tokens."),
+            (r"^transformer\.h\.(\d+)\.attn\.attention\.out_proj\.", r"model.layers.\1.self_attn.o_proj."),
+            (r"^transformer\.h\.(\d+)\.attn\.attention\.", r"model.layers.\1.self_attn."),
+            (r"^transformer\.h\.(\d+)\.mlp\.c_fc_0\.", r"model.layers.\1.mlp.gate_proj."),
+            (r"^transformer\.h\.(\d+)\.mlp\.c_fc_1\.", r"model.layers.\1.mlp.up_proj."),
+            (r"^transformer\.h\.(\d+)\.mlp\.c_proj\.", r"model.layers.\1.mlp.down_proj."),
+            (r"^transformer\.h\.(\d+)\.ln_1\.", r"model.layers.\1.input_layernorm."),
+            (r"^transformer\.h\.(\d+)\.ln_2\.", r"model.layers.\1.post_attention_layernorm."),
+            (r"^transformer\.ln_f\.", "model.norm."),
+        ),
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",

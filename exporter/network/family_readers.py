@@ -63,6 +63,11 @@ def pangu_as_llama(values: Values) -> dict[str, Any]:
     return {**kept, "model_type": "llama", "architectures": ["LlamaForCausalLM"], **pangu(values)}
 
 
+def exaone_as_llama(values: Values) -> dict[str, Any]:
+    """EXAONE 3 is a Llama with other names of keys and tensors. Return the config.json of that Llama."""
+    return {**values, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
 def internlm3(values: Values) -> dict[str, Any]:
     """InternLM3's own names are qkv_bias and bias; its class in transformers takes equal values only."""
     attention = values.get("attention_bias", values.get("qkv_bias", False))

@@ -55,10 +55,6 @@ _MODELS = {
         "the first layout of Hunyuan, which needs code of its own",
         "Choose one whose model_type is 'hunyuan_v1_dense', such as tencent/Hunyuan-7B-Instruct",
     ),
-    "exaone": (
-        "EXAONE 3, which needs code of its own",
-        "Choose a copy of it that was converted to Llama, or EXAONE 4 (model_type 'exaone4')",
-    ),
     "internlm2": (
         "InternLM 2, which needs code of its own",
         "Choose a copy of it that was converted to Llama, or InternLM 3 (model_type 'internlm3')",

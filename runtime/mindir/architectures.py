@@ -185,6 +185,7 @@ ARCHITECTURES = {
     "PanguEmbedded": GraphArchitecture(attention_bias=("bias",)),
     "hunyuan_v1_dense": GraphArchitecture(head_norms=HeadNorms("query_layernorm", "key_layernorm", "after_rope")),
     "internlm3": GraphArchitecture(attention_bias=("attention_bias", "qkv_bias"), mlp_bias=("mlp_bias", "bias")),
+    "exaone": GraphArchitecture(mlp_bias=("mlp_bias",)),
     "olmo2": GraphArchitecture(norms=AFTER, head_norms=HeadNorms(kind="whole")),
     "olmo3": GraphArchitecture(
         norms=AFTER, head_norms=HeadNorms(kind="whole"), windowed=_all_but_nth(4), rope=_local_rope("")

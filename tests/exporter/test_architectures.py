@@ -138,7 +138,7 @@ def test_longrope_has_two_sets_of_factors(tiny_checkpoint: Callable[..., Path]) 
         ({"model_type": "deci", "block_configs": [{}]}, "different sizes"),
         ({"model_type": "PanguEmbedded", "param_sink_number": 128}, "attention sinks.*Choose a model without them"),
         ({"model_type": "hunyuan"}, "first layout of Hunyuan.*hunyuan_v1_dense"),
-        ({"model_type": "exaone"}, "EXAONE 3.*'exaone4'"),
+        ({"model_type": "internlm2"}, "InternLM 2.*'internlm3'"),
         ({"model_type": "gpt2"}, "LayerNorm"),
         ({"model_type": "strange"}, "'strange' is not supported.*Choose a model of one of them"),
         ({"model_type": None}, "without model_type"),

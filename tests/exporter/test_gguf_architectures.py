@@ -40,6 +40,7 @@ NAMES = {
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "olmo2-bias": "olmo2",
+    "exaone": "exaone",
     "exaone4-full": "exaone4",
     **{name: "phi3" for name in checkpoints.ARCHITECTURES if name.startswith("phi3")},
     "gemma": "gemma",

@@ -134,6 +134,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **{"model_type": "olmo3", "sliding_window": 17},
         "layer_types": ["full_attention", "sliding_attention"],
     },
+    "exaone": {"model_type": "exaone", "pad_token_id": 0, "rope_parameters": rope("default", theta=500000.0)},
+    "exaone-tied": {
+        **{"model_type": "exaone", "pad_token_id": 0, "head_dim": 20, "tie_word_embeddings": True},
+        "rope_parameters": rope(
+            "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+        ),
+    },
     "exaone4": {
         **{"model_type": "exaone4", "sliding_window": 16, "num_hidden_layers": 4},
         "rope_parameters": rope(

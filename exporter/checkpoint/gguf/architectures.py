@@ -146,6 +146,7 @@ ARCHITECTURES = {
     "pangu-embedded": Architecture("PanguEmbedded", read=_pangu),
     "hunyuan-dense": Architecture("hunyuan_v1_dense", read=_attention_bias),
     "olmo2": Architecture("olmo2", read=_olmo),
+    "exaone": Architecture("exaone"),
     "exaone4": Architecture("exaone4", read=_windows),
     "phi3": Architecture("phi3", read=_phi3),
     "gemma": Architecture("gemma"),
