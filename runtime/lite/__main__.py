@@ -29,7 +29,7 @@ def installed() -> importlib.metadata.Distribution | None:
 
 
 def is_current(found: importlib.metadata.Distribution) -> bool:
-    """Whether the installed build was made by this package, from the present sources, for this Python."""
+    """Whether the installed build was made by this package, from the present sources."""
     path = Path(str(found.locate_file(f"{wheel.PACKAGE}/{wheel.STAMP}")))
     return path.is_file() and json.loads(path.read_text()) == wheel.stamp(release_for_this_machine())
 
@@ -70,7 +70,7 @@ def install(official: Path | None) -> None:
 
 
 def write_wheel(official: Path | None, out: Path) -> None:
-    """Write the wheel into folder `out`, for machines without a compiler (same Python version, same architecture)."""
+    """Write the wheel into folder `out`, for machines without a compiler (same architecture)."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mindspore_lite-") as folder:
         built = wheel.build(release_for_this_machine(), official, Path(folder), out, say, compress=True)

@@ -1,4 +1,7 @@
-"""Compiles the binding `_c_lite_wrapper` from the .cpp files in this folder."""
+"""The binding's library: compiled from the .cpp files in this folder, or ready-made in a wheel of this package.
+
+It has a C interface, which c_lite_wrapper.py calls through ctypes, so one file serves every Python version.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import UserError
 
 HERE = Path(__file__).parent
+LIBRARY = "libedgellama_binding.so"  # c_lite_wrapper.py names it too: it runs where this module does not exist
+WRAPPER = HERE / "c_lite_wrapper.py"
 FLAGS = (
     "-O2",
     "-std=c++17",
@@ -25,89 +30,79 @@ FLAGS = (
 
 
 def sources() -> list[Path]:
-    """The C++ files including headers, in a fixed order."""
-    return sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    """The binding's files: C++ with headers, and its Python half. In a fixed order."""
+    return sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h"), WRAPPER])
 
 
 def sources_digest() -> str:
-    """SHA-256 over names and contents of the C++ files. It shows whether an installed binding is up to date."""
+    """SHA-256 over names and contents of the binding's files. It shows whether an installed binding is up to date."""
     digest = hashlib.sha256()
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def require_tools() -> str:
-    """The C++ compiler's command. Raises UserError that names the package to install if a tool is missing."""
+def ready_made() -> Path | None:
+    """The library that came with this package (make wheel); None in a checkout."""
+    path = HERE / LIBRARY
+    return path if path.is_file() else None
+
+
+def require_compiler() -> str:
+    """The C++ compiler's command. Raises UserError that names the package to install if there is none."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
         raise UserError(
             f"no C++ compiler found{f' (CXX={compiler})' if compiler else ''}: install g++ "
             "(Debian, Ubuntu: apt install g++; openEuler, Fedora: dnf install gcc-c++)"
         )
-    include = Path(sysconfig.get_path("include"))
-    if not (include / "Python.h").is_file():
-        version = sysconfig.get_python_version()
-        raise UserError(
-            f"no Python.h in {include}: install the headers of Python {version} "
-            f"(Debian, Ubuntu: apt install python{version}-dev; openEuler, Fedora: dnf install python3-devel)"
-        )
-    try:
-        import pybind11  # noqa: F401
-        import wheel.wheelfile  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f"the Python package {error.name} is missing: pip install pybind11 wheel") from error
     return compiler
 
 
-def compile_binding(
-    compiler: str,
-    package: Path,
-    work: Path,
-    *,
-    python_include: str | None = None,
-    suffix: str | None = None,
-) -> Path:
-    """Compile and link the binding. Returns the module's path.
+def add_binding(package: Path, work: Path) -> None:
+    """Put both halves of the binding into an unpacked mindspore_lite folder. Compiles the library if it must.
+
+    Raises UserError if a compiler is needed and missing, or fails.
+    """
+    ready = ready_made()
+    if ready is None:
+        compile_binding(require_compiler(), package, work, package / "lib" / LIBRARY)
+    else:
+        shutil.copy2(ready, package / "lib" / LIBRARY)
+    shutil.copy2(WRAPPER, package / "lib" / "_c_lite_wrapper.py")
+
+
+def compile_binding(compiler: str, package: Path, work: Path, target: Path, flags: Sequence[str] = ()) -> None:
+    """Compile and link the library.
 
     Args:
         compiler: the C++ compiler's command
-        package: an unpacked mindspore_lite folder; the module goes into its lib/
+        package: an unpacked mindspore_lite folder, with headers and the library to link with
         work: folder for object files
-        python_include: folder of Python.h; default: this Python's. A cross compiler needs the target's
-        suffix: of the module, for example ".cpython-311-aarch64-linux-gnu.so"; default: this Python's
+        target: the library to write
+        flags: further flags, of a cross compiler or an older C library
 
     Raises UserError with the compiler's output if it fails.
     """
-    import pybind11
-
-    includes = [
-        flag
-        for folder in (package, pybind11.get_include(), python_include or sysconfig.get_path("include"))
-        for flag in ("-isystem", str(folder))
-    ]
 
     def compile_one(source: Path) -> Path:
-        target = work / (source.stem + ".o")
-        _run([compiler, *FLAGS, *includes, "-c", str(source), "-o", str(target)])
-        return target
+        out = work / (source.stem + ".o")
+        _run([compiler, *FLAGS, *flags, "-isystem", str(package), "-c", str(source), "-o", str(out)])
+        return out
 
     units = [path for path in sources() if path.suffix == ".cpp"]
-    # Each compilation takes up to 600 MB and several seconds.
     with ThreadPoolExecutor(min(len(units), os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, units))
-
-    lib = package / "lib"
-    module = lib / ("_c_lite_wrapper" + (suffix or sysconfig.get_config_var("EXT_SUFFIX")))
     _run(
         [
             compiler,
+            *flags,
             "-shared",
             "-s",
             *map(str, objects),
             "-o",
-            str(module),
-            f"-L{lib}",
+            str(target),
+            f"-L{package / 'lib'}",
             "-l:libmindspore-extendrt_python.so",
             # DT_RPATH, not DT_RUNPATH: it also applies to indirectly needed libraries, so nobody has to set
             # LD_LIBRARY_PATH. The libraries' symbols are resolved when they are loaded, not here.
@@ -115,7 +110,6 @@ def compile_binding(
             "-Wl,--allow-shlib-undefined",
         ]
     )
-    return module
 
 
 def _run(command: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""From the registry's wheel to one that pip installs for this Python: download, check, unpack, compile, pack."""
+"""From the registry's wheel to one that pip installs for any Python: download, check, unpack, add the binding, pack."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def stamp(release: Release) -> dict[str, str]:
     return {
         "official_sha256": release.sha256,
         "binding_sha256": native.sources_digest(),
-        "python": f"cp{sys.version_info.major}{sys.version_info.minor}",
         "machine": release.machine,
     }
 
@@ -76,12 +75,19 @@ def unpack(official: Path, tree: Path) -> Path:
     return tree / PACKAGE
 
 
+def require_packer() -> None:
+    """Raise UserError if the package that writes wheels is missing."""
+    try:
+        import wheel.wheelfile  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError("the Python package wheel is missing: pip install wheel") from error
+
+
 def pack(tree: Path, out: Path, release: Release, *, compress: bool) -> Path:
     """Give the unpacked tree its new version and tag, and write it as a wheel into `out`. Returns the wheel."""
     from wheel.wheelfile import WheelFile
 
-    python = stamp(release)["python"]
-    tag = f"{python}-{python}-linux_{release.machine}"
+    tag = f"py3-none-linux_{release.machine}"  # the binding is loaded through ctypes
     (tree / PACKAGE / STAMP).write_text(json.dumps(stamp(release), indent=1) + "\n")
 
     info = tree / f"{PACKAGE}-{VERSION}.dist-info"
@@ -110,7 +116,9 @@ def build(release: Release, official: Path | None, work: Path, out: Path, say: S
 
     Raises UserError if a tool, disk space or the download is missing, or if compiling fails.
     """
-    compiler = native.require_tools()
+    if native.ready_made() is None:
+        native.require_compiler()
+    require_packer()
     need = 1_000_000 * (release.download_mb + 2 * release.installed_mb + 100)
     free = shutil.disk_usage(work).free
     if free < need:
@@ -125,8 +133,9 @@ def build(release: Release, official: Path | None, work: Path, out: Path, say: S
     say("unpacking it")
     tree = work / "tree"
     package = unpack(official, tree)
-    say("compiling its binding for this Python (half a minute on two cores)")
-    native.compile_binding(compiler, package, work)
+    if native.ready_made() is None:
+        say("compiling its binding")
+    native.add_binding(package, work)
     try_import(tree)
     say("packing the new wheel")
     return pack(tree, out, release, compress=compress)
