@@ -175,6 +175,20 @@ def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
     return np.ascontiguousarray(w.reshape(panels * PANEL, depth)[:n, :k])
 
 
+def head_order(dim: int, rotated: int) -> NDArray[np.int64] | None:
+    """Return the checkpoint's element for each element of a head of q and k; None if all `dim` elements are rotated.
+
+    The checkpoint pairs element i with i + r/2 for i < r/2, and does not rotate the elements from r on. The kernels
+    pair i with i + D/2.
+    """
+    if dim == rotated:
+        return None
+    element = np.arange(dim)
+    first, second, rest = element[: rotated // 2], element[rotated // 2 : rotated], element[rotated:]
+    middle = len(rest) // 2
+    return np.concatenate([first, rest[:middle], second, rest[middle:]])
+
+
 def interleave_gate_up(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
     """Merge gate and up, both [N, K], into one [2N', K] matrix of alternating panels. N' is N padded to 16."""
     gate, up = (np.pad(m, ((0, -m.shape[0] % PANEL), (0, 0))) for m in (gate, up))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
 from .generation.stored_settings import artifact_settings
 from .generation.stream import Stream
+from .hf_adapters import AdapterMethods
 from .hf_keywords import as_callables, check_placement
 from .progress import progress
 from .text.chat_template import check_syntax
@@ -34,10 +36,11 @@ from .text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 # Arguments of generate() and stream() besides settings.
-ARGUMENTS = ("generation_config", "tokenizer", "use_cache", "reuse_prefix", "logits_processor", "stopping_criteria")
+ARGUMENTS: tuple[str, ...] = ("generation_config", "tokenizer", "use_cache", "reuse_prefix", "adapter_names")
+ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria")
 
 
-class LlamaForCausalLM:
+class LlamaForCausalLM(AdapterMethods):
     """A loaded artifact. One generation runs at a time; other threads wait for it.
 
     generate() and stream() compute their whole prompt, so that the same call gives the same tokens. With reuse_prefix
@@ -138,6 +141,7 @@ class LlamaForCausalLM:
         tokenizer: Any = None,
         use_cache: bool = True,
         reuse_prefix: bool = False,
+        adapter_names: Sequence[str] | None = None,
         token_type_ids: Any = None,
         **settings: Any,
     ) -> np.ndarray | GenerateOutput:
@@ -161,6 +165,7 @@ class LlamaForCausalLM:
             tokenizer: accepted because Hugging Face needs it for stop_strings; the artifact's own is used.
             use_cache: only True is possible.
             reuse_prefix: compute only what the cache does not hold of the prompts.
+            adapter_names: the LoRA adapter of each prompt, "__base__" for none; None takes the active one.
             token_type_ids: accepted because some tokenizers give it; these models do not use it.
             settings: fields of GenerationConfig; they override generation_config. With num_return_sequences the answers
                 to a prompt follow one another. Each beam takes a row, so num_beams is at most the artifact's batch.
@@ -179,6 +184,7 @@ class LlamaForCausalLM:
             raise UserError("needed: one of input_ids and inputs, which is another name of it")
         given = inputs if input_ids is None else input_ids
         ids, rows, limits = prepare_prompts(given, attention_mask, call.config, self.engine.vocab_size, self.artifact)
+        call = replace(call, adapters=self._adapter_numbers(adapter_names, len(rows)))
         if call.config.num_beams > 1:
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
@@ -235,6 +241,7 @@ class LlamaForCausalLM:
         tokenizer: Any = None,
         use_cache: bool = True,
         reuse_prefix: bool = False,
+        adapter_names: Sequence[str] | None = None,
         **settings: Any,
     ) -> Stream:
         """Continue one prompt as it is, without a chat template, and yield a Piece per new token.
@@ -263,6 +270,7 @@ class LlamaForCausalLM:
                 f"stream() gives one answer to one prompt, token by token; {len(ids)} prompts, num_return_sequences "
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
+        call = replace(call, adapters=self._adapter_numbers(adapter_names, 1))
         _, rows, limits = prepare_prompts(ids, np.ones_like(ids), call.config, self.engine.vocab_size, self.artifact)
         return Stream(self._batch(call, rows, limits, 0), self.engine.engine_lock, self.tokenizer)
 
@@ -353,8 +361,7 @@ class LlamaForCausalLM:
                     batches.append(batch)
                     for picked in batch.decode(timings):
                         if streamer is not None:
-                            filler = call.config.padding or 0
-                            streamer.put(np.array([filler if token < 0 else token for token in picked]))
+                            streamer.put(np.where(np.array(picked) < 0, call.config.padding or 0, picked))
             finally:
                 if streamer is not None:
                     streamer.end()

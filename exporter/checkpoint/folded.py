@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellama.kernels import weight_format
+
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
@@ -87,15 +89,5 @@ def weight_multiplier(config: LlamaConfig, name: str) -> float:
 
 
 def head_order(config: LlamaConfig) -> NDArray[np.int64] | None:
-    """Return the checkpoint's element for each element of a head; None if all elements are rotated.
-
-    The checkpoint pairs element i with i + r/2 for i < r/2, and does not rotate the elements from r on. The kernels
-    pair i with i + D/2.
-    """
-    dim, rotated = config.head_dim, config.rotary_dim
-    if dim == rotated:
-        return None
-    element = np.arange(dim)
-    first, second, rest = element[: rotated // 2], element[rotated // 2 : rotated], element[rotated:]
-    middle = len(rest) // 2
-    return np.concatenate([first, rest[:middle], second, rest[middle:]])
+    """Return the checkpoint's element for each element of a head; None if all elements are rotated."""
+    return weight_format.head_order(config.head_dim, config.rotary_dim)

@@ -55,7 +55,8 @@ class AdapterTable:
         if not self._table:
             raise ValueError("a key cache has a table of adapters already, or there is no memory for one")
         # The arguments keep the caches: no other model gets their addresses before the table is gone.
-        weakref.finalize(self, _free, self._table, self._keep)
+        finalizer = weakref.finalize(self, _free, self._table, self._keep)
+        finalizer.atexit = False  # a thread may run the model while the process ends
         self._chosen = np.zeros(self.rows, np.int32)
 
     def add(self, number: int, matrices: Matrices) -> None:

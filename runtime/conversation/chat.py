@@ -44,6 +44,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.dropped = 0
         self._turn: Transcript | None = None
+        self._adapter = 0  # the number of that of the latest answer
         if system is not None:
             self.messages.append({"role": "system", "content": system})
 
@@ -68,7 +69,7 @@ class Chat:
         turn = self.model.turn(messages)
         stream = self.model.stream_turn(turn, **settings)
         self.dropped = len(before) + 1 - len(messages)
-        self.messages, self._turn = messages, turn
+        self.messages, self._turn, self._adapter = messages, turn, stream.adapter
         stream.listeners.append(self._record)
         return stream
 
@@ -86,7 +87,7 @@ class Chat:
         if self._turn is None:
             raise UserError("nothing has been said yet, so there is nothing to save")
         session = Session(self.model)
-        session.ids = list(self._turn.ids)
+        session.ids, session.adapter = list(self._turn.ids), self._adapter
         turn = {name: value for name, value in dataclasses.asdict(self._turn).items() if name != "ids"}
         session.save(path, {NOTE: json.dumps({"messages": self.messages, "turn": turn})})
 
@@ -107,7 +108,7 @@ class Chat:
                 f"{path}: a session, but not of a chat ({error!r}). Load it with model.session()"
             ) from error
         self.model.transcripts.keep(turn)
-        self.messages, self._turn = messages, turn
+        self.messages, self._turn, self._adapter = messages, turn, session.adapter
 
     def _fitting(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the messages without as many of the oldest turns as leave room for an answer."""

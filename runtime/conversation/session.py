@@ -26,11 +26,13 @@ class Session:
     Attributes:
         model: generates the text.
         ids: token ids of the text so far, given and generated.
+        adapter: the number of the LoRA adapter that the latest part was computed with; 0: none.
     """
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model
         self.ids: list[int] = []
+        self.adapter = 0
 
     def stream(self, more: str | Sequence[int], **settings: Any) -> Stream:
         """Append `more`, continue the text, and yield a Piece per new token.
@@ -47,6 +49,7 @@ class Session:
         stream = self.model.stream([*self.ids, *given], **{"reuse_prefix": True, **settings})
         stream.listeners.append(self._record)
         self.ids += given
+        self.adapter = stream.adapter
         return stream
 
     def generate(self, more: str | Sequence[int], **settings: Any) -> np.ndarray:
@@ -66,16 +69,17 @@ class Session:
         if not self.ids:
             raise UserError("the session is empty, so there is nothing to save. Generate something first")
         with self.model.engine.engine_lock.take():
-            session_file.save(path, self.model.engine, np.array(self.ids, np.int64), notes or {})
+            session_file.save(path, self.model.engine, np.array(self.ids, np.int64), notes or {}, self.adapter)
 
     def load(self, path: str | Path) -> dict[str, str]:
         """Replace text and cache by those of a file that `save` wrote, and return its notes.
 
         Raises:
-            UserError: the file belongs to another artifact, or is damaged; then nothing has changed.
+            UserError: the file belongs to another artifact, was saved with a LoRA adapter that is not loaded, or is
+                damaged; then nothing has changed.
         """
         with self.model.engine.engine_lock.take():
-            ids, notes = session_file.restore(path, self.model.engine)
+            ids, notes, self.adapter = session_file.restore(path, self.model.engine)
         self.ids = ids.tolist()
         return notes
 

@@ -26,6 +26,7 @@ from ..backend.resources import available_threads
 from ..backend.trial import try_in_child
 from ..errors import UserError
 from ..mindir.check import check_graphs
+from .adapters import Adapters
 from .chunks import CPU_PADDING, plan_chunks
 from .engine_lock import Cancelled, EngineLock
 from .kv_cache import KVCache
@@ -92,7 +93,8 @@ class Engine:
         buckets: token counts of the graphs, ascending.
         vocab_size: width of the logits.
         engine_lock: who may use the cache.
-        prefixes: which tokens the cache holds.
+        prefixes: which tokens the cache holds, and which adapter each row is computed with.
+        adapters: those that are loaded.
         timings: seconds spent so far.
     """
 
@@ -174,6 +176,7 @@ class Engine:
         """Build the graphs while the weights are copied, and bind the inputs of every bucket."""
         manifest = self.manifest
         self.prefixes = PrefixCache(self.cache, self.batch, self.context)
+        self.adapters = Adapters(manifest, self.cache, self.prefixes, self.engine_lock)
         self._ready: dict[int, _Bucket] = {}
         self._current: dict[str, int] = {}  # graph file -> the bucket it is switched to
         with begin_weights(artifact, weights_memory) as weights:
@@ -193,7 +196,7 @@ class Engine:
         length: np.ndarray,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> np.ndarray:
-        """Feed `length[b]` tokens of each row b at positions `start[b]` on.
+        """Feed `length[b]` tokens of each row b at positions `start[b]` on, with the adapter `prefixes.adapter[b]`.
 
         The cache holds keys and values of the valid tokens afterwards.
 
@@ -247,6 +250,7 @@ class Engine:
 
     def _run(self, bucket: int, tokens: np.ndarray, start: list[int], length: list[int]) -> np.ndarray:
         ready = self._ready[bucket]
+        self.adapters.choose()
         ready.step.fill(tokens, start, length)
         began = time.perf_counter()
         if self._current[ready.graph.file] != bucket:

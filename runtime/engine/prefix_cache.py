@@ -30,18 +30,27 @@ class PrefixCache:
     Attributes:
         ids: int32 [B, C].
         length: how many of them are valid, int64 [B].
+        adapter: the number of the adapter (engine/adapters.py) that each row is computed with, int32 [B]; 0: none. A
+            row is a prefix only of a prompt with the same adapter.
     """
 
     def __init__(self, cache: KVCache | DeviceCache, batch: int, context: int) -> None:
         self._cache = cache
         self.ids = np.zeros((batch, context), np.int32)
         self.length = np.zeros(batch, np.int64)
+        self.adapter = np.zeros(batch, np.int32)
         self._used = np.zeros(batch, np.int64)  # the latest call that wrote the row
         self._calls = 0
 
     def row(self, index: int) -> np.ndarray:
         """Return the tokens that row `index` holds, [n]."""
         return self.ids[index, : self.length[index]]
+
+    def assign(self, row: int, adapter: int) -> None:
+        """Set the adapter that row `row` is computed with from now on. What another adapter has computed is lost."""
+        if self.adapter[row] != adapter:
+            self.forget([row])
+            self.adapter[row] = adapter
 
     def overwrite(self, start: Sequence[int], length: Sequence[int]) -> None:
         """Record that row b will be written from start[b] on, if length[b] is not 0; its content there is lost."""
@@ -71,24 +80,28 @@ class PrefixCache:
         """Replace the first `tokens` positions of each row b by those of row source[b]; source: int [B]."""
         moved = np.flatnonzero(source != np.arange(len(source)))
         ids, length = self.ids[source[moved], :tokens], np.minimum(self.length[source[moved]], tokens)
+        adapter = self.adapter[source[moved]]
         self.forget(moved)  # an interruption may leave the copy incomplete
         self._cache.reorder(source, tokens)
-        self.ids[moved, :tokens], self.length[moved] = ids, length
+        self.ids[moved, :tokens], self.length[moved], self.adapter[moved] = ids, length, adapter
 
-    def shared(self, prompt: np.ndarray) -> np.ndarray:
-        """Return how many tokens each row has in common with the beginning of a prompt, [B].
+    def shared(self, prompt: np.ndarray, adapter: int = 0) -> np.ndarray:
+        """Return how many tokens each row has in common with the beginning of a prompt with this adapter, [B].
 
         The last token of the prompt never counts, since a generation begins with its logits.
         """
-        return np.array([self._common(row, prompt[:-1]) for row in range(len(self.ids))])
+        same = self.adapter == adapter
+        return np.array([self._common(row, prompt[:-1]) if same[row] else 0 for row in range(len(self.ids))])
 
     def bring(self, prompt: np.ndarray, row: int) -> int:
         """Copy to `row` as much of the beginning of a prompt as any row holds, if a copy is cheaper than computing.
 
+        The prompt has the adapter of `row`.
+
         Returns:
             How many tokens of the prompt `row` holds then.
         """
-        shared = self.shared(prompt)
+        shared = self.shared(prompt, int(self.adapter[row]))
         best = int(shared.argmax())
         if shared[best] - shared[row] < self._cache.worth_copying:
             return int(shared[row])
@@ -97,14 +110,16 @@ class PrefixCache:
         self.reorder(source, int(shared[best]))
         return int(shared[best])
 
-    def fill(self, ids: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    def fill(self, ids: np.ndarray, arrays: Mapping[str, np.ndarray], adapter: int = 0) -> None:
         """Load tokens with their keys and values into the row that has not been written for longest.
 
         Args:
             ids: token ids [n].
             arrays: every array of the cache by name, as `held` returns them.
+            adapter: the number of the adapter that they were computed with.
         """
         row = int(self._used.argmin())
+        self.assign(row, adapter)
         self.forget([row])
         self._cache.fill(row, len(ids), arrays)
         self.ids[row, : len(ids)], self.length[row] = ids, len(ids)
@@ -118,7 +133,7 @@ class PrefixCache:
         """
         return self._cache.held(row, tokens)
 
-    def place(self, prompts: Sequence[np.ndarray], reuse: bool = True) -> Placement:
+    def place(self, prompts: Sequence[np.ndarray], reuse: bool = True, adapters: Sequence[int] = ()) -> Placement:
         """Choose cache rows for prompts that will run together.
 
         A prompt gets the row that it continues. Any other prompt gets the row that has not been written for longest.
@@ -128,8 +143,10 @@ class PrefixCache:
         Args:
             prompts: token ids [n] of each; at most B prompts.
             reuse: False treats nothing as cached.
+            adapters: the number of each prompt's adapter; empty: none has one.
         """
-        shared = np.array([self.shared(prompt) for prompt in prompts])  # [n, B]
+        adapters = adapters or [0] * len(prompts)
+        shared = np.array([self.shared(*given) for given in zip(prompts, adapters, strict=True)])  # [n, B]
         continues = np.where(shared >= CONTINUED * self.length, shared, 0)
         rows = np.full(len(prompts), -1)
         for index in np.argsort(-continues.max(axis=1), kind="stable"):
@@ -139,9 +156,12 @@ class PrefixCache:
                 rows[index] = free.argmax()
         oldest = [row for row in np.argsort(self._used, kind="stable") if row not in rows]
         rows[rows < 0] = oldest[: np.count_nonzero(rows < 0)]
-        if not reuse:
-            return Placement(rows, np.zeros(len(rows), np.int64))
-        return Placement(rows, np.array([self.bring(p, int(row)) for p, row in zip(prompts, rows, strict=True)]))
+        cached = np.zeros(len(rows), np.int64)
+        for index, (row, prompt, adapter) in enumerate(zip(rows.tolist(), prompts, adapters, strict=True)):
+            self.assign(row, adapter)
+            if reuse:
+                cached[index] = self.bring(prompt, row)
+        return Placement(rows, cached)
 
     def _common(self, row: int, ids: np.ndarray) -> int:
         held = self.row(row)[: len(ids)]

@@ -20,13 +20,17 @@ from .token_selector import LogitsProcessor, TokenSelector
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """The settings and callables of one call, and the means to cancel it."""
+    """The settings and callables of one call, and the means to cancel it.
+
+    adapters: the number of each prompt's adapter; empty: none has one.
+    """
 
     config: GenerationConfig
     logits_processors: list[LogitsProcessor]
     stopping_criteria: list[StoppingCriterion]
     seed: int
     reuse_prefix: bool
+    adapters: Sequence[int] = ()
     cancelled: Cancellation = field(default_factory=Cancellation)
 
 
@@ -37,6 +41,7 @@ class Batch:
 
     Attributes:
         sequences: prompts and new tokens.
+        adapters: the number of each row's adapter; 0: none.
         selector: selects the tokens, and keeps scores, logits and log-probabilities.
     """
 
@@ -64,6 +69,8 @@ class Batch:
         """
         self.engine = engine
         self.call = call
+        prompts = [(first + index) // call.config.num_return_sequences for index in range(len(rows))]
+        self.adapters = [call.adapters[prompt] if call.adapters else 0 for prompt in prompts]
         self.sequences = Sequences(rows, limits)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
         self.selector = TokenSelector(call.config, engine.vocab_size, generators, call.logits_processors)
@@ -78,19 +85,24 @@ class Batch:
             The new tokens [rows] of each step, -1 for rows that have ended.
         """
         prompts = [self.sequences.row(index) for index in range(len(self.sequences))]
-        placement = self.engine.prefixes.place(prompts, self.call.reuse_prefix)
-        forward = PromptsOnce(self.engine, prompts, placement.rows, self.call.cancelled.is_set)
+        placement = self.engine.prefixes.place(prompts, self.call.reuse_prefix, self.adapters)
+        forward = PromptsOnce(self.engine, prompts, placement.rows, self.call.cancelled.is_set, self.adapters)
         return decode(self.engine, self.sequences, timings, self.selector, self.stops, placement, forward)
 
 
 class PromptsOnce:
-    """Engine.forward for one batch, whose first pass computes equal prompts only once.
+    """Engine.forward for one batch, whose first pass computes equal prompts with the same adapter only once.
 
-    Rows with the same prompt get a copy of the cache entries that one of them wrote.
+    Rows with the same prompt and adapter get a copy of the cache entries that one of them wrote.
     """
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[np.ndarray], rows: np.ndarray, cancelled: Callable[[], bool]
+        self,
+        engine: Engine,
+        prompts: Sequence[np.ndarray],
+        rows: np.ndarray,
+        cancelled: Callable[[], bool],
+        adapters: Sequence[int] = (),
     ) -> None:
         """Find the equal prompts.
 
@@ -99,14 +111,15 @@ class PromptsOnce:
             prompts: token ids [n] of each row.
             rows: the cache row of each prompt.
             cancelled: asked before each chunk of a pass.
+            adapters: the number of each prompt's adapter; empty: none has one.
         """
         self._engine, self._cancelled = engine, cancelled
         self._source = np.arange(engine.batch)
         self._tokens = max(map(len, prompts))
-        first: dict[bytes, int] = {}
-        for prompt, row in zip(prompts, rows.tolist(), strict=True):
+        first: dict[tuple[bytes, int], int] = {}
+        for prompt, adapter, row in zip(prompts, adapters or [0] * len(prompts), rows.tolist(), strict=True):
             if len(prompt) >= engine.cache.worth_copying:
-                self._source[row] = first.setdefault(prompt.tobytes(), row)
+                self._source[row] = first.setdefault((prompt.tobytes(), adapter), row)
         self._copies = np.flatnonzero(self._source != np.arange(engine.batch))
 
     def __call__(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ class BeamBatch:
         """
         config = call.config
         self.engine, self.call, self.prompts = engine, call, prompts
+        self.adapters = list(call.adapters[first : first + len(prompts)]) or [0] * len(prompts)
         self.tokenizer = tokenizer() if config.stop_strings else None
         self.selector = TokenSelector(config, engine.vocab_size, (), call.logits_processors)
         beams = range(config.num_beams)
@@ -88,6 +89,8 @@ class BeamBatch:
         engine, sequences = self.engine, self.sequences
         beams, rows = self.call.config.num_beams, len(sequences)
         step = StepBatch(engine, timings, self._forward)
+        for row in range(rows):
+            engine.prefixes.assign(row, self.adapters[row // beams])
         for row, prompt in zip(range(0, rows, beams), self.prompts, strict=True):
             step.feed_prompt(row, prompt, engine.prefixes.bring(prompt, row) if self.call.reuse_prefix else 0)
         for number in range(sequences.limit):

@@ -35,10 +35,12 @@ class Stream(Iterator[Piece]):
 
     Attributes:
         listeners: each is called with a piece before the caller gets it.
+        adapter: the number of the adapter that it uses (engine/adapters.py); 0: none.
     """
 
     def __init__(self, batch: Batch, lock: EngineLock, tokenizer: Tokenizer) -> None:
         self.listeners: list[Callable[[Piece], None]] = []
+        self.adapter = batch.adapters[0]
         self._cancelled = batch.call.cancelled
         self._before = _TextBefore(tokenizer, batch.sequences.row(0).tolist())
         # The generator must not refer to this object. In a cycle, a dropped stream would hold the engine's lock until

@@ -144,6 +144,8 @@ class GraphArchitecture:
         rope: returns the kind of each layer's rotary tables, given which layers have the window.
         activation: returns that of the MLP.
         multiplier: returns what embeddings are multiplied by.
+        residual: returns what the results of attention and MLP are multiplied by.
+            The weights hold it, so no graph shows it; adapters need it.
         scale: returns what scores are multiplied by; None: 1 / sqrt(head_dim).
         capped: scores and logits may be bounded.
     """
@@ -157,6 +159,7 @@ class GraphArchitecture:
     rope: Callable[[Config, list[bool]], list[str]] = lambda config, windowed: [MAIN] * len(windowed)
     activation: Callable[[Config], object] = _hidden_act
     multiplier: Callable[[Config], float] = lambda config: 1.0
+    residual: Callable[[Config], float] = lambda config: 1.0
     scale: Callable[[Config], float] | None = None
     capped: bool = False
 
@@ -179,9 +182,13 @@ ARCHITECTURES = {
     "granite": GraphArchitecture(
         mlp_bias=("mlp_bias",),
         multiplier=lambda config: number(config, "embedding_multiplier"),
+        residual=lambda config: number(config, "residual_multiplier"),
         scale=lambda config: number(config, "attention_multiplier"),
     ),
-    "minicpm": GraphArchitecture(multiplier=lambda config: number(config, "scale_emb")),
+    "minicpm": GraphArchitecture(
+        multiplier=lambda config: number(config, "scale_emb"),
+        residual=lambda config: float(number(config, "scale_depth") / size(config, "num_hidden_layers") ** 0.5),
+    ),
     "PanguEmbedded": GraphArchitecture(attention_bias=("bias",)),
     "hunyuan_v1_dense": GraphArchitecture(head_norms=HeadNorms("query_layernorm", "key_layernorm", "after_rope")),
     "internlm3": GraphArchitecture(attention_bias=("attention_bias", "qkv_bias"), mlp_bias=("mlp_bias", "bias")),

@@ -29,6 +29,7 @@ from edgellama.generation.decode import GenerationTimings
 from edgellama.generation.output import ChatAnswer, GenerateOutput, Piece, Streamer
 from edgellama.generation.stream import Stream
 from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
+from edgellama.hf_adapters import AdapterMethods
 from edgellama.hf_keywords import PLACEMENT
 from edgellama.pipelines import OWN, TextGenerationPipeline
 from edgellama.text.detokenizer import TextStream
@@ -44,7 +45,7 @@ CLASSES: dict[str, type] = {
     for found in (
         *(LlamaForCausalLM, Chat, GenerationConfig, Tokenizer, UserError, TextGenerationPipeline, Session, Stream),
         *(Piece, GenerateOutput, ChatAnswer, GenerationTimings, Transcript, TextStream, Streamer),
-        *(Grammar, GrammarTokenizer, JsonSchema, Regex),
+        *(Grammar, GrammarTokenizer, JsonSchema, Regex, AdapterMethods),
     )
 }
 METHODS = {
