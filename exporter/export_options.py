@@ -9,14 +9,14 @@ These follow from the declarations:
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from edgellama.artifact.json_reader import parse_object
-from edgellama.errors import UserError, shown
+from edgellama.errors import UserError
+from edgellama.lora.config import folder_and_scale, shown
 
 from .checkpoint.source import model_name
 from .graph_spec import Shape
@@ -47,17 +47,10 @@ def adapters(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def _adapter(text: str) -> tuple[str, float]:
-    folder, _, last = text.rpartition(":")
     try:
-        scale = float(last) if folder else 1.0
-    except ValueError:
-        scale, folder = 1.0, text
-    folder = folder or text
-    if not folder.strip() or not math.isfinite(scale) or scale == 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no adapter; needed: FOLDER or FOLDER:SCALE with a scale other than 0, such as style:0.5"
-        )
-    return folder, scale
+        return folder_and_scale(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def rope_parameters(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..generation.output import Piece
 from ..generation.stream import Stream
 from ..progress import progress
-from .options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
+from .options import adapt, add_grammar, add_lora, add_model, add_sampling, grammar, load, sampling_settings
 
 HELP = """\
 /reset       start a new conversation with the same system message
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = HELP
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model(parser)
+    add_lora(parser)
     parser.add_argument("--system", help="a system message")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="limit per answer; default: what the context still holds"
@@ -52,6 +53,7 @@ def run_chat(options: argparse.Namespace) -> None:
     """
     settings = {**sampling_settings(options), "max_new_tokens": options.max_new_tokens}
     model = load(options)
+    adapt(model, options)
     settings["logits_processor"] = grammar(options, model)
     chat = Chat(model, options.system)
     # Check the chat template and the settings now, with a sample message that is never computed.

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..generation.output import Piece
 from ..model import LlamaForCausalLM
 from ..progress import progress
-from .options import add_grammar, add_model, add_sampling, grammar, load, sampling_settings
+from .options import adapt, add_grammar, add_lora, add_model, add_sampling, grammar, load, sampling_settings
 
 NEW_TOKENS = 256  # long enough for an answer, short enough to wait for
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "user message; --raw continues the prompt as plain text instead."
     )
     add_model(parser)
+    add_lora(parser)
     parser.add_argument("--prompt", required=True, help="the text; - reads it from standard input")
     parser.add_argument("--system", help="a system message for the chat template")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the prompt as plain text")
@@ -43,6 +44,7 @@ def run_generate(options: argparse.Namespace) -> None:
         raise UserError("the prompt is empty. Give some text: --prompt TEXT")
     start = time.perf_counter()
     model = load(options)
+    adapt(model, options)
     load_seconds = time.perf_counter() - start
     ids = prompt_ids(model, prompt, options.system, options.raw)
     pieces = model.stream(

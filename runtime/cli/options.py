@@ -67,6 +67,24 @@ def load(options: argparse.Namespace) -> LlamaForCausalLM:
     )
 
 
+def add_lora(command: argparse.ArgumentParser) -> None:
+    """Declare --lora, which `adapt` reads."""
+    command.add_argument(
+        "--lora",
+        metavar="FOLDER[:SCALE]",
+        help="use the LoRA adapter in this folder (PEFT), multiplied by SCALE; artifacts of the cpu target only",
+    )
+
+
+def adapt(model: LlamaForCausalLM, options: argparse.Namespace) -> None:
+    """Load the adapter of --lora, if it is given. Raises UserError if it does not fit."""
+    if options.lora is not None:
+        from ..lora.config import folder_and_scale
+
+        folder, scale = folder_and_scale(options.lora)
+        model.load_adapter(folder, scale=scale)
+
+
 def add_sampling(command: argparse.ArgumentParser) -> None:
     """Declare the options that become settings of stream(). A setting that is not given keeps the artifact's value."""
     group = command.add_argument_group(

@@ -101,6 +101,21 @@ class AdapterConfig:
         return any(re.fullmatch(rf"(.*\.)?{re.escape(name)}(\..*)?", module) for name in self.modules_to_save)
 
 
+def folder_and_scale(text: str) -> tuple[str, float]:
+    """Parse "style" or "style:0.5". Raises UserError for an empty name or a scale that is 0, NaN or infinite."""
+    folder, _, last = text.rpartition(":")
+    try:
+        scale = float(last) if folder else 1.0
+    except ValueError:
+        scale, folder = 1.0, text
+    folder = folder or text
+    if not folder.strip() or not math.isfinite(scale) or scale == 0:
+        raise UserError(
+            f"{text!r} is no adapter; needed: FOLDER or FOLDER:SCALE with a scale other than 0, such as style:0.5"
+        )
+    return folder, scale
+
+
 def read_config(folder: Path) -> AdapterConfig:
     """Read the adapter_config.json of a folder.
 

@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..model import LlamaForCausalLM
 from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
@@ -61,7 +61,7 @@ class Service:
         app: the application, for an ASGI server
         scheduler: runs the sequences; close it to shut down
         name: the model's name
-        names: accepted in requests: `name` and the aliases
+        names: accepted in requests: `name`, the aliases, and the names of the model's LoRA adapters
         metrics: what /metrics shows
     """
 
@@ -78,7 +78,7 @@ class Service:
         origins: Sequence[str] = (),
     ) -> None:
         """Args:
-        model: a loaded model; the service runs its engine
+        model: a loaded model; the service runs its engine, and offers the adapters that it has loaded as models
         queue: answers that may wait for a row
         api_key: the bearer token that requests must have; None accepts every request
         hosts: accepted names in the Host header; None accepts every name. A list protects a server on loopback from
@@ -93,7 +93,10 @@ class Service:
         if has_tokenizer:
             model.tokenizer  # noqa: B018 - a chat template that cannot be compiled is refused at the start
         self.name = model.artifact.manifest.name
-        self.names = tuple(dict.fromkeys((self.name, *aliases)))
+        adapters = model.engine.adapters.loaded
+        if taken := sorted({self.name, *aliases} & adapters.keys()):
+            raise UserError(f"{shown(taken[0])} is a name of the model and of an adapter. Give the adapter another one")
+        self.names = tuple(dict.fromkeys((self.name, *aliases, *adapters)))
         self._created = int(model.artifact.file("manifest.json").stat().st_mtime)
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)

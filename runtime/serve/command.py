@@ -12,9 +12,14 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..cli.options import add_model, load
 from ..errors import UserError, shown
+from ..lora.config import folder_and_scale
+
+if TYPE_CHECKING:
+    from ..model import LlamaForCausalLM
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS, CONNECTIONS = 64, 30.0, 512
@@ -73,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name that the Host header may have, such as that of a reverse proxy; may be repeated; * permits all",
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER[:SCALE]",
+        help="offer the model with the LoRA adapter in FOLDER as the model NAME; may be repeated; target cpu only",
+    )
+    parser.add_argument(
         "--cors",
         action="append",
         default=[],
@@ -103,6 +115,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
     with listen(options.host, options.port) as listening:
         model = load(options)
+        for text in options.lora:
+            load_adapter(model, text)
         service = Service(
             model,
             queue=options.queue,
@@ -120,6 +134,15 @@ def run(options: argparse.Namespace) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         started = f"Serving {service.name} at {url(listening)} ({model.engine.batch} rows). Ctrl-C ends it"
         run_until_signal(service, listening, options.grace, connections, started)
+
+
+def load_adapter(model: LlamaForCausalLM, text: str) -> None:
+    """Load the adapter that NAME=FOLDER[:SCALE] names. Raises UserError if it has another form or does not fit."""
+    name, equals, place = text.partition("=")
+    if not equals or not name.strip() or not name.isprintable():
+        raise UserError(f"--lora is {shown(text)}; needed: NAME=FOLDER or NAME=FOLDER:SCALE, such as style=./style:0.5")
+    folder, scale = folder_and_scale(place)
+    model.load_adapter(folder, name, scale=scale)
 
 
 def check_names(aliases: Sequence[str], hosts: Sequence[str], origins: Sequence[str]) -> None:

@@ -74,6 +74,8 @@ class Preprocessor:
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
         grammar = self._grammar(request, config.eos_token_id)
+        adapters = self.model.engine.adapters
+        adapter = adapters.number(request.model) if request.model in adapters.loaded else 0
         sequences: list[ServedSequence] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
@@ -95,6 +97,7 @@ class Preprocessor:
                         top_logprobs=requested_top_logprobs(request),
                         reuse_prefix=request.seed is None,  # a seed promises the same tokens again
                         continues_prompt=not isinstance(request, ChatRequest),
+                        adapter=adapter,
                     )
                 )
         return sequences

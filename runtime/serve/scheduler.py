@@ -235,7 +235,10 @@ class Scheduler:
         """Whether an earlier sequence is about to compute the first chunk of this prompt, too."""
         first_chunk = sequence.prompt[: self.chunk]
         may_share = sequence.reuse_prefix and sequence.row < 0 and len(sequence.prompt) > self.chunk
-        return may_share and any(np.array_equal(first_chunk, other.prompt[: self.chunk]) for other in earlier)
+        return may_share and any(
+            other.adapter == sequence.adapter and np.array_equal(first_chunk, other.prompt[: self.chunk])
+            for other in earlier
+        )
 
     def _next_chunk(self, sequence: ServedSequence) -> np.ndarray:
         """The prompt tokens [n] that the sequence computes next, n <= chunk."""
@@ -314,12 +317,15 @@ class Scheduler:
         The row that the prompt continues is taken if it is free. Otherwise the row unused for longest is taken, and the
         prefix that another row holds is copied to it.
         """
+        prompt, adapter, prefixes = sequence.prompt, sequence.adapter, self.engine.prefixes
         if not sequence.reuse_prefix:
-            return self._free_rows.popleft(), 0
-        prompt, prefixes = sequence.prompt, self.engine.prefixes
-        shared = prefixes.shared(prompt) // self.chunk * self.chunk
+            row = self._free_rows.popleft()
+            prefixes.assign(row, adapter)
+            return row, 0
+        shared = prefixes.shared(prompt, adapter) // self.chunk * self.chunk
         best = max(self._free_rows, key=lambda row: shared[row])
         if not (shared[best] == shared.max() > 0 and 2 * shared[best] >= prefixes.length[best]):
             best = self._free_rows[0]
         self._free_rows.remove(best)
+        prefixes.assign(best, adapter)
         return best, prefixes.bring(prompt, best) // self.chunk * self.chunk if shared.any() else 0

@@ -79,6 +79,7 @@ class ServedSequence:
         top_logprobs: int | None = None,
         reuse_prefix: bool = True,
         continues_prompt: bool = False,
+        adapter: int = 0,
     ) -> None:
         """Args:
         prompt: token ids [n], n > 0
@@ -91,11 +92,13 @@ class ServedSequence:
         reuse_prefix: whether a prefix of the prompt may be taken from the cache. Its last digits may differ from
             those of a fresh prefill, because decode steps of another sequence may have written it
         continues_prompt: whether the text continues the prompt's text; if false it is a separate message
+        adapter: the number of its LoRA adapter (engine/adapters.py); 0: none
         """
         self.tokens = Sequences([np.asarray(prompt, np.int64)], [max_new_tokens])
         self.send = send
         self.row = -1
         self.reuse_prefix = reuse_prefix
+        self.adapter = adapter
         self.cached_tokens = 0
         self.computed_tokens = 0
         self.last_token = int(prompt[-1])
