@@ -134,17 +134,16 @@ class PrivateCopy:
     def _open(self) -> int:
         try:
             # O_NONBLOCK: opening a fifo must not wait for a writer.
-            return os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}). {self._remedy}") from error
 
     def _settled(self) -> tuple[float, os.stat_result]:
         """Return the time and the file's stat. Waits until a change of the file is sure to change its stat."""
-        for _ in range(2):
+        began, found = time.time(), os.fstat(self._file)
+        if not hash_cache.settled(found, began):
+            time.sleep(hash_cache.SETTLED)
             began, found = time.time(), os.fstat(self._file)
-            if hash_cache.settled(found, began):
-                break
-            time.sleep(min(max(hash_cache.SETTLED, 0.0), 0.1))
         if not stat.S_ISREG(found.st_mode):
             raise WrongFileError(
                 "not a file", f"{self.path}: {kind_of(found.st_mode)}; needed: a regular file. {self._remedy}"

@@ -41,6 +41,8 @@ CHUNKS = "runtime/engine/chunks.py"
 PREFIX = "runtime/engine/prefix_cache.py"
 STEP = "runtime/engine/step_inputs.py"
 ENGINE = "runtime/engine/engine.py"
+KV_CACHE = "runtime/engine/kv_cache.py"
+COPY = "runtime/artifact/private_copy.py"
 FILES = "runtime/artifact/files.py"
 CHECKS = "runtime/artifact/manifest_checks.py"
 SCHEDULER = "runtime/serve/scheduler.py"
@@ -50,6 +52,8 @@ FORMAT = "kernels/weight_format.py"
 WEIGHTS = "exporter/opsets/cpu_weights.py"
 SPEED = "both branches give the same values; one is faster"
 TUNED = "a measured cost: any value gives a valid split, only at another speed"
+
+TUNED_SIZE = "a measured size: the copy does not depend on it"
 
 EQUIVALENT: tuple[Equivalent, ...] = (
     Equivalent(CHUNKS, "PASS_COST = 32", "", TUNED),
@@ -112,6 +116,20 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "self.vocab_size = _vocab_size(manifest.graphs[0])",
         r"\[ -1\]",
         "manifest_checks requires the same logits of all graphs",
+    ),
+    Equivalent(
+        ENGINE,
+        'self._current[graph.file] = 0 if manifest.opset == "ascend" else graph.bucket',
+        r"= ?-1 if",
+        "no bucket has -1 or 0 tokens",
+    ),
+    Equivalent(KV_CACHE, "worth_copying = 1", "= 0", "a copy of no tokens changes nothing"),
+    Equivalent(
+        KV_CACHE, "def __init__(self, expected: int = 0) -> None:", r"= ?-?1\)", "every array is larger than a byte"
+    ),
+    Equivalent(COPY, "BLOCK = 2 << 20  # bytes that a thread reads at once", "", TUNED_SIZE),
+    Equivalent(
+        COPY, "while at < end and not self._stopped:", "!= end", "a read never returns more than it was asked for"
     ),
     Equivalent(DECODE, "self._ran = False", "True", "before the first pass there is nothing to take back"),
     Equivalent(

@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[Module, ...]] = {
         Module("runtime/generation/stopping.py", DECODE),
     ),
     "engine": (
-        Module("runtime/engine/engine.py", (*ENGINE, "ascend/test_runtime.py")),
+        Module("runtime/engine/engine.py", (*ENGINE, "ascend/test_runtime.py", "runtime/test_compatibility.py")),
         Module("runtime/engine/weights.py", ("runtime/test_engine_calls.py", "runtime/test_changed_files.py")),
         Module("runtime/engine/chunks.py", ENGINE),
         Module("runtime/engine/kv_cache.py", ENGINE),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellama.artifact import hash_cache, private_copy
 from edgellama.artifact.manifest import Artifact, TensorSpec
-from edgellama.artifact.private_copy import BLOCK, HUGE_PAGE, PrivateCopy, copied, private_memory
+from edgellama.artifact.private_copy import BLOCK, HUGE_PAGE, PrivateCopy, copied, mapped, private_memory
 from edgellama.engine import engine
 from edgellama.engine.engine import Engine
 from edgellama.engine.kv_cache import KVCache
@@ -179,6 +184,91 @@ def test_without_threads_the_file_is_copied_all_the_same(path: Path, monkeypatch
     assert copied(path).tobytes() == path.read_bytes()
 
 
+def test_threads_copy_before_anybody_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads for a file of several blocks; one for a small file, and to hash, which needs the blocks in order."""
+    original, barrier = os.preadv, threading.Barrier(2)
+    names: list[str] = []
+
+    def noted(*arguments: Any) -> int:
+        if (name := threading.current_thread().name) not in names:
+            names.append(name)
+            if not alone:
+                barrier.wait(30)
+        return original(*arguments)
+
+    monkeypatch.setattr(os, "preadv", noted)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    small = path.with_name("small")
+    small.write_bytes(b"x" * BLOCK)
+    for file, given, alone in ((path, None, False), (path, sha256, True), (small, None, True)):
+        names.clear()
+        with PrivateCopy(file, sha256=given) as copy:
+            assert wait(copy._parts, 30).not_done == set()
+        assert len(names) == (1 if alone else 2)
+        assert threading.current_thread().name not in names
+
+
+def test_leaving_the_block_stops_the_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = os.preadv, []
+
+    def slow(*arguments: Any) -> int:
+        calls.append("")
+        time.sleep(0.002)
+        return original(*arguments)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    monkeypatch.setattr(private_copy, "BLOCK", 1 << 12)  # more than 1,500 of them
+    for sha256 in (None, "0" * 64):
+        calls.clear()
+        with PrivateCopy(path, sha256=sha256):
+            pass
+        assert len(calls) < 200
+
+
+def test_a_file_that_was_just_written_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy begins when a change of the file is sure to change its stat. So the hash can be remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "new"
+    path.write_bytes(b"abc")
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    with PrivateCopy(path, sha256=sha256) as copy:
+        assert copy.wait().tobytes() == b"abc"
+    assert hash_cache.remembered() == [hash_cache.key(path.stat(), sha256)]
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with PrivateCopy(path, sha256=sha256) as copy:
+        copy.wait()
+    assert not waited  # it is old now
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path, message in (
+        (fifo, r"fifo: a fifo; needed: a regular file\. Load it"),
+        (tmp_path, "needed: a regular file"),
+        (tmp_path / "nothing", r"nothing: cannot be read \(No such file or directory\)\. Load it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            copied(path, "Load it")
+    empty = tmp_path / "empty"
+    empty.touch()
+    for read in (copied, mapped):
+        with pytest.raises(UserError, match=r"empty: 0 bytes\. Load it"):
+            read(empty, "Load it")
+    with pytest.raises(UserError, match=r"nothing: cannot be read .*\. Load it"):
+        mapped(tmp_path / "nothing", "Load it")
+
+
+def test_a_file_that_cannot_be_read_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(UserError, match=r"file: cannot be read \(Input/output error\)\. Load it"):
+        copied(path, "Load it")
+
+
 def test_a_first_load_hashes_what_it_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine hashes the copied bytes, so a file that changes after `open` is found, and is read once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -201,6 +291,9 @@ def test_private_memory_is_zero_and_of_any_size() -> None:
         memory = private_memory(size)
         assert memory.size == size and not memory.any()
         memory[:] = 1
+    for size in range(2 << 20, 12 << 20, 1 << 20):  # of 2 MB on x86-64 and aarch64; without them a page of 4 KB
+        assert private_memory(size).ctypes.data % (2 << 20) == 0
+        assert private_memory(size, huge=False).ctypes.data % (4 << 10) == 0
 
 
 def test_the_arrays_of_a_cache_do_not_overlap() -> None:

@@ -184,6 +184,17 @@ def test_inputs_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> N
         Engine(opened, build=lambda _: Other())
 
 
+def test_each_engine_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    opened = artifact(tmp_path)
+    first, second = (
+        Engine(opened, build=lambda _: NumpyGraph(Weights(CONTEXT), opened.manifest.graphs[0])) for _ in range(2)
+    )
+    with first.engine_lock.take(), second.engine_lock.take():
+        pass
+    with first.engine_lock.take(), pytest.raises(UserError), first.engine_lock.take():
+        pass
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     opened = artifact(tmp_path)
     with pytest.raises(UserError, match=r"device_id is 0, and .* runs on the host CPU. Leave device_id out"):

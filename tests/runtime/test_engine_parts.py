@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellama.artifact.manifest import Graph, TensorSpec
+from edgellama.backend.resources import Limit
+from edgellama.engine import kv_cache
 from edgellama.engine.chunks import plan_chunks
 from edgellama.engine.kv_cache import ALIGNMENT, KVCache
+from edgellama.engine.prefix_cache import PrefixCache
 from edgellama.engine.step_inputs import MASKED, StepInputs, causal_mask
 from edgellama.errors import UserError
 
@@ -158,6 +163,45 @@ def test_arrays_are_cut_from_one_block_while_it_lasts() -> None:
     assert places[:4] == [i * ALIGNMENT for i in range(4)]
     arrays[4][:] = 1  # behind the end of the block: memory of its own
     assert not any(array.any() for array in arrays[:4])
+
+
+def madvised(array: np.ndarray) -> bool:
+    """Whether the kernel was told to put the memory of an array on huge pages (hg in its flags of smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    raise AssertionError("no mapping holds the array")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no huge pages here")
+@pytest.mark.parametrize(
+    ("available", "huge"),
+    [(None, True), (16 << 20, True), ((16 << 20) - 1, False), (17 << 20, True), (5 << 20, False), (1 << 20, False)],
+)
+def test_a_cache_of_up_to_a_quarter_of_the_memory_is_on_huge_pages(
+    available: int | None, huge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A huge page takes its memory at once; a cache that nearly fills the memory must take it only as it is filled."""
+    limit = None if available is None else Limit(available, "a test")
+    monkeypatch.setattr(kv_cache, "available_memory", lambda: limit)
+    made = KVCache(4 << 20)
+    array = made.bind(TensorSpec("k_cache.0", "int8", (2 << 20,)))
+    assert madvised(array) == huge
+    assert made.bind(TensorSpec("v_cache.0", "int8", (2 << 20,))).ctypes.data - array.ctypes.data == 2 << 20
+    assert madvised(made.arrays["v_cache.0"]) == huge
+
+
+def test_copying_a_single_token_in_host_memory_is_worth_it(cache: KVCache) -> None:
+    prefixes = PrefixCache(cache, 3, 6)
+    tokens = np.array([[0], [7], [0]])
+    prefixes.overwrite([0, 0, 0], [0, 1, 0])
+    cache.arrays["k_cache.0"][1, :, 0] = 5
+    prefixes.written(tokens, [0, 0, 0], [0, 1, 0])
+    assert prefixes.bring(np.array([7, 8]), 2) == 1
+    assert (cache.arrays["k_cache.0"][2, :, 0] == 5).all()
 
 
 @pytest.fixture
