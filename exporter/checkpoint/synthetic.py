@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..network.config import LlamaConfig
+from ..network.family import POST_ATTENTION, POST_MLP
 from .base import Checkpoint, RawBlocks
 from .tokenizer_files import folder_tokenizer_files, generation_config, to_json
 
@@ -27,7 +28,8 @@ class SyntheticCheckpoint(Checkpoint):
     """Random weights that keep activations near one at any depth and width, as training does.
 
     Mean and standard deviation:
-    - norm weights: 1 and 0.1.
+    - norm weights: 1 and 0.1, less what the architecture adds to them (Gemma: 1). Those of the norms that write to the
+      residual stream: 1 / sqrt(2 * layers) and a tenth of it.
     - biases: 0 and 0.02.
     - matrices: 0 and 1 / sqrt(columns). Those that write to the residual stream (o_proj, down_proj): 0 and
       1 / sqrt(columns * 2 * layers), so that the residual stream does not grow with depth.
@@ -76,13 +78,16 @@ class SyntheticCheckpoint(Checkpoint):
 
     def _distribution(self, name: str) -> tuple[float, float]:
         """Return (mean, standard deviation) of a weight."""
+        family, written = self.config.family, (2 * self.config.num_hidden_layers) ** -0.5
         if name.endswith("norm.weight"):
-            return 1.0, 0.1
+            last = {family.norms.get(place) for place in (POST_ATTENTION, POST_MLP)}
+            gain = written if name.split(".")[-2] in last else 1.0
+            return gain - family.norm_offset, 0.1 * gain
         if name.endswith(".bias"):
             return 0.0, 0.02
         deviation = self.shape(name)[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            deviation *= (2 * self.config.num_hidden_layers) ** -0.5
+            deviation *= written
         return 0.0, deviation
 
     def _generator(self, name: str, granule: int) -> np.random.Generator:

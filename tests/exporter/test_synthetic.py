@@ -15,15 +15,17 @@ from edgellama.artifact.manifest import Artifact, TensorSpec
 from edgellama.artifact.sizes import cache_bytes
 from edgellama.bench.fresh import measure
 from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.folded import folded, weight_multiplier
 from edgellama.exporter.checkpoint.open import open_model
 from edgellama.exporter.checkpoint.presets import PRESETS
 from edgellama.exporter.checkpoint.row_blocks import tensor_pieces
 from edgellama.exporter.checkpoint.synthetic import GRANULE, SyntheticCheckpoint
 from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.network.family import POST_ATTENTION, POST_MLP
 from edgellama.exporter.opsets import cpu_weights
 from edgellama.exporter.proof.float_reference import _numpy
 from edgellama.exporter.writing.weights_file import write_weights
-from support.checkpoints import DEFAULTS, byte_tokenizer, export_all
+from support.checkpoints import CONFIGS, DEFAULTS, byte_tokenizer, export_all
 from support.child import run_child, run_cli
 
 TINY = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "vocab_size": 5000, "attention_bias": True})
@@ -64,8 +66,22 @@ def test_every_weight_has_the_spread_it_should() -> None:
         assert deviation * 0.7 < values.std() < deviation * 1.3
 
 
-def test_logits_neither_vanish_nor_explode_in_a_deep_narrow_model() -> None:
-    config = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", "num_hidden_layers": 40})
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "olmo2"])
+def test_norms_have_the_gain_of_a_trained_network(name: str) -> None:
+    """Gemma adds 1 to the stored weights. A norm after attention or MLP writes to the residual stream."""
+    config = LlamaConfig.from_dict({**DEFAULTS, **CONFIGS[name], "num_hidden_layers": 8})
+    checkpoint = folded(SyntheticCheckpoint(config, 0))
+    after = {config.family.norms.get(place) for place in (POST_ATTENTION, POST_MLP)}
+    for norm in [name for name in checkpoint.names() if name.endswith("norm.weight")]:
+        weights = checkpoint.tensor(norm) / weight_multiplier(config, norm)
+        gain = 0.25 if norm.split(".")[-2] in after else 1.0  # eight layers, each with two additions
+        assert weights.mean() == pytest.approx(gain, rel=0.1)
+        assert 0.06 < weights.std() / gain < 0.15
+
+
+@pytest.mark.parametrize("name", ["plain", "gemma3"])
+def test_logits_neither_vanish_nor_explode_in_a_deep_narrow_model(name: str) -> None:
+    config = LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS, **CONFIGS[name], "num_hidden_layers": 40})
     logits = _numpy(SyntheticCheckpoint(config, 0), np.arange(30, dtype=np.int32), list(range(30)))
     assert 0.5 < logits.std() < 2
     assert np.isfinite(logits).all()
