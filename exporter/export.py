@@ -29,6 +29,7 @@ from edgellama.artifact.source import MergedAdapter, Source, format_of
 from edgellama.engine.weights_memory import MAP
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS
+from edgellama.kernels.weight_format import W4_GROUPS
 from edgellama.mindir.check import check_graphs
 
 from .checkpoint.base import Checkpoint
@@ -43,6 +44,7 @@ from .graph_spec import Shape
 from .mindir.lower import parameters
 from .needed_memory import check_export, check_proof
 from .opsets.ascend_model_checks import check_operators, logits_in_float32
+from .opsets.cpu_grids import misfit, own_format
 from .progress import Progress
 from .proof import verify
 from .targets import TARGETS
@@ -105,11 +107,7 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
     if checkpoint.quantization is not None:
-        progress.console.print(
-            f"The checkpoint is quantized by {checkpoint.quantization}; its values are read as floats, and stored as "
-            f"{shape.weights}",
-            highlight=False,
-        )
+        progress.console.print(_quantization_note(checkpoint, shape.weights, options.target), highlight=False)
     if options.tokenizer == "none":
         companions = {"generation_config.json": to_json(checkpoint.generation_config())}
     else:
@@ -133,6 +131,20 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
             # mapped, as the artifact may be larger than the free memory
             manifest = replace(manifest, parity=verify.prove(partial, manifest, checkpoint, progress, MAP))
         write_manifest(partial, manifest)
+
+
+def _quantization_note(checkpoint: Checkpoint, weights: str, target: str) -> str:
+    """Return what becomes of a quantized checkpoint, in one line."""
+    begin = f"The checkpoint is quantized by {checkpoint.quantization}; "
+    if weights in W4_GROUPS:
+        return f"{begin}its integers, scales and zero points are stored as they are ({weights})"
+    note = f"{begin}its values are read as floats, and stored as {weights}"
+    if target != "cpu":
+        return note
+    own, why = own_format(folded(checkpoint)), misfit(folded(checkpoint))
+    if own is not None:
+        return f"{note}. WEIGHTS={own} stores its integers as they are"
+    return note if why is None else f"{note}. No format stores its integers as they are: {why}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +253,7 @@ def _manifest(
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         tools={name: metadata.version(name) for name in TOOLS},
-        kernel_abi=opset.kernel_abi(config),
+        kernel_abi=opset.kernel_abi(config, shape.weights),
         parity=None,
         format_version=format_of(source),
     )

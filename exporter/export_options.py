@@ -16,13 +16,19 @@ from typing import Any
 
 from edgellama.artifact.json_reader import parse_object
 from edgellama.errors import UserError
+from edgellama.kernels.weight_format import W4_GROUPS
 from edgellama.lora.config import folder_and_scale, shown
 
-from .checkpoint.source import model_name
+from .checkpoint.base import read_json
+from .checkpoint.folded import folded
+from .checkpoint.open import open_checkpoint
+from .checkpoint.quantized.scheme import read_scheme
+from .checkpoint.source import local_files, model_name
 from .graph_spec import Shape
 from .network.config import LlamaConfig
 from .opsets.ascend_model_checks import check_model
-from .opsets.specs import OPSETS, OpSetSpec
+from .opsets.cpu_grids import own_format
+from .opsets.specs import CPU, OPSETS, OpSetSpec
 from .targets import TARGETS
 
 BUCKETS = (32, 128, 512)
@@ -130,8 +136,9 @@ class ExportOptions:
         default=None,
         metadata=_declared(
             f"weight format ({_choices(lambda x: x.weights)}); int8 and int4 of cpu take 8.5 and 5.3 bits per weight, "
-            "q4_0 needs a GGUF file of that type, ascend310b has no int8",
-            shown="first of the target",
+            "q4_0 needs a GGUF file of that type, w4g32 to w4g128 keep the integers of a 4-bit AWQ, GPTQ or "
+            "compressed-tensors checkpoint, ascend310b has no int8",
+            shown="first of the target; on cpu a 4-bit folder's own, w4g32 to w4g128",
         ),
     )
     cache: str | None = field(
@@ -214,19 +221,39 @@ class ExportOptions:
             raise UserError("LORA adapts the weights of a checkpoint, and SYNTHETIC=1 has none. Leave one of them out")
         if self.lora and self.weights == "q4_0":
             raise UserError("WEIGHTS=q4_0 keeps the blocks of a GGUF file, and LORA changes them. Use WEIGHTS=int4")
+        if self.lora and self.weights in W4_GROUPS:
+            raise UserError(
+                f"WEIGHTS={self.weights} keeps the integers of a checkpoint, and LORA changes them. Use WEIGHTS=int4"
+            )
+
+    def weights_format(self) -> str:
+        """Return `weights`, or the default: the first of the target; on cpu a local folder's own format of 4 bits."""
+        opset = TARGETS[self.target].opset
+        own = None if self.weights or opset is not CPU or self.synthetic or self.lora else _own_format(self.model)
+        return self.weights or own or opset.weights[0]
 
     def folder(self) -> Path:
-        """Return the folder of the artifact: `out`, or the default. Reads no file of the model."""
+        """Return the folder of the artifact: `out`, or the default. Reads at most headers of a local model."""
         if self.out is not None:
             return self.out
         name = model_name(self.model) + ("-synthetic" if self.synthetic else "") + self.adapter_names
-        weights = self.weights or TARGETS[self.target].opset.weights[0]
-        return ARTIFACTS / f"{name}-{self.target}-{weights}"
+        return ARTIFACTS / f"{name}-{self.target}-{self.weights_format()}"
 
     @property
     def adapter_names(self) -> str:
         """A part of a folder's name for the adapters, such as "-style-facts"; empty without adapters."""
         return "".join(f"-{model_name(folder)}" for folder, _ in self.lora)
+
+
+def _own_format(model: str) -> str | None:
+    """Return the format that holds the integers of a local folder as they are; None for every other model."""
+    for path in local_files(model):
+        try:
+            if (path / "config.json").is_file() and read_scheme(read_json(path / "config.json")) is not None:
+                return own_format(folded(open_checkpoint(path)))
+        except UserError:  # the export reports it
+            return None
+    return None
 
 
 def declaration(option: Field[Any]) -> Declaration:
@@ -288,7 +315,7 @@ def shape_of(options: ExportOptions, config: LlamaConfig) -> tuple[Shape, tuple[
     if bad := [b for b in buckets if not 1 <= b <= context]:
         raise UserError(f"BUCKETS holds {bad[0]}; a bucket has 1 to {context:,} tokens (CONTEXT)")
     buckets = tuple(sorted({1, *buckets}))
-    weights = _choice("WEIGHTS", options.weights, opset.weights, options.target)
+    weights = _choice("WEIGHTS", options.weights_format(), opset.weights, options.target)
     # float32 weights are for exactness: a float16 cache would change the logits by a thousandth.
     exact = "float32" if weights == "fp32" and "float32" in opset.caches else None
     cache = _choice("CACHE", options.cache or exact, opset.caches, options.target)

@@ -2,12 +2,15 @@
 
 A matrix [N, K] is divided into panels of 16 output columns, each contiguous. N is padded to a multiple of 16 and K to a
 multiple of 32 with zeros. kernels/cpu/linear/weight_format.h gives the byte layout of a panel. In the integer formats
-32 weights along K share a scale:
+32 weights along K share a scale, in w4g64 and w4g128 64 and 128 (a last group may have fewer):
 
 format  value of a weight                                                                  bits per weight
 int8    d * q, q in -127..127, d = largest / 127 in float16: GGUF's Q8_0                               8.5
 int4    d * (q - z / 4), q in 0..15, z in 0..63, d a float16 whose lower 5 bits are zero               4.5
 q4_0    d * (q - 8), q in 0..15, d in float16: GGUF's Q4_0, repacked only; nothing quantizes to it     4.5
+w4g32   d * (q - z / 4), q in 0..15, d in float16, z in 0..64 as int8: the grid of AWQ                4.75
+w4g64   (arXiv:2306.00978), GPTQ (arXiv:2210.17323) and compressed-tensors, with whole zero points   4.375
+w4g128  z / 4. An export repacks such checkpoints only                                              4.1875
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-FORMATS = ("f32", "bf16", "int8", "int4", "q4_0")  # the order of enum class Format in weight_format.h
+W4_GROUPS = {"w4g32": 32, "w4g64": 64, "w4g128": 128}  # weights along K that share a scale
+FORMATS = ("f32", "bf16", "int8", "int4", "q4_0", *W4_GROUPS)  # the order of enum class Format in weight_format.h
 PANEL = 16  # columns of a panel
-GROUP = 32  # weights along K that share a scale
+GROUP = 32  # weights along K that share a scale, in the other integer formats
+QUARTERS = 64  # the largest zero point of w4gN, in quarters
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -35,12 +40,21 @@ def panel_count(n: int) -> int:
     return -(-n // PANEL)
 
 
+def scale_count(fmt: str, k: int) -> int:
+    """Scales of a column with k input features, in an integer format."""
+    return -(-k // W4_GROUPS.get(fmt, GROUP))
+
+
 def panel_bytes(fmt: str, k: int) -> int:
     """Bytes of one panel of a matrix with k input features."""
-    groups = -(-k // GROUP)
-    cells = groups * GROUP * PANEL
-    scales = round_up(groups * PANEL * 2, 64)
+    cells = round_up(k, GROUP) * PANEL
+    scales = _head_bytes(fmt, k)
     return {"f32": cells * 4, "bf16": cells * 2, "int8": scales + cells}.get(fmt, scales + cells // 2)
+
+
+def _head_bytes(fmt: str, k: int) -> int:
+    """Bytes of a panel before its integers: scales, zero points of w4gN, and padding."""
+    return round_up(scale_count(fmt, k) * PANEL * (3 if fmt in W4_GROUPS else 2), 64)
 
 
 def packed_bytes(fmt: str, n: int, k: int) -> int:
@@ -71,17 +85,22 @@ def pack_float(w: Floats, fmt: str) -> Bytes:
     return np.ascontiguousarray(panels16).view(np.uint8).reshape(-1)
 
 
-def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes) -> Bytes:
+def pack_groups(fmt: str, scales: NDArray[np.uint16], q: Bytes, zeros: NDArray[np.int8] | None = None) -> Bytes:
     """Pack quantized weights into the layout of an integer format.
 
-    scales  [N, K/32] 16-bit cells
-    q       [N, K] uint8: q + 128 for int8, 0..15 for int4 and q4_0
+    scales  [N, scale_count] 16-bit cells
+    q       [N, K] uint8: q + 128 for int8, 0..15 for the others; N a multiple of 16, K of 32
+    zeros   [N, scale_count] zero points in quarters, of w4gN
     """
     n, k = q.shape
-    panels, groups = n // PANEL, k // GROUP
-    head = np.zeros((panels, round_up(groups * PANEL * 2, 64)), np.uint8)
-    cells = np.ascontiguousarray(scales.reshape(panels, PANEL, groups).transpose(0, 2, 1))  # [panel, K/32, 16]
-    head[:, : groups * PANEL * 2] = cells.view(np.uint8).reshape(panels, -1)
+    panels, groups = n // PANEL, scale_count(fmt, k)
+    head = np.zeros((panels, _head_bytes(fmt, k)), np.uint8)
+    begin = 0
+    for array in (scales,) if zeros is None else (scales, zeros):
+        cells = np.ascontiguousarray(array.reshape(panels, PANEL, groups).transpose(0, 2, 1))  # [panel, groups, 16]
+        part = cells.view(np.uint8).reshape(panels, -1)
+        head[:, begin : begin + part.shape[1]] = part
+        begin += part.shape[1]
     quads = q.reshape(panels, PANEL, k // 4, 4).transpose(0, 2, 1, 3)  # [panel, K/4, 16, 4]
     if fmt != "int8":
         quads = quads[:, 0::2] | (quads[:, 1::2] << 4)
@@ -140,18 +159,55 @@ def quantize_int4(w: Floats) -> tuple[NDArray[np.uint16], Bytes]:
     return cells.astype(np.uint16).reshape(w.shape[0], -1), q.astype(np.uint8).reshape(w.shape)
 
 
+def quantize_w4(w: Floats, group: int) -> tuple[NDArray[np.uint16], Bytes, NDArray[np.int8]]:
+    """Quantize [N, K] to the grid of w4gN: d spans the range of a group and 0 in 15 steps, to the nearest.
+
+    Returns the scales [N, ceil(K/group)] as float16 bits, q [N, K], and the zero points in quarters [N, ceil(K/group)].
+    """
+    n, k = w.shape
+    groups = np.pad(np.asarray(w, np.float32), ((0, 0), (0, -k % group))).reshape(n, -1, group)
+    low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
+    d = ((high - low) / np.float32(15)).astype(np.float16)
+    wide = d.astype(np.float32)
+    zeros = np.divide(-4 * low, wide, out=np.zeros_like(wide), where=wide > 0)
+    zeros = np.clip(np.rint(zeros), 0, QUARTERS).astype(np.int8)
+    q = np.divide(groups, wide[..., None], out=np.zeros_like(groups), where=wide[..., None] > 0)
+    q = np.clip(np.rint(q + zeros[..., None] * np.float32(0.25)), 0, 15).astype(np.uint8)
+    return d.view(np.uint16), np.ascontiguousarray(q.reshape(n, -1)[:, :k]), zeros
+
+
 def pack(w: Floats, fmt: str) -> Bytes:
-    """Quantize and pack [N, K] floats in the format f32, bf16, int8 or int4."""
+    """Quantize and pack [N, K] floats in any format but q4_0."""
     if fmt in ("f32", "bf16"):
         return pack_float(w, fmt)
     w = _pad(w)
+    if fmt in W4_GROUPS:
+        return pack_groups(fmt, *quantize_w4(w, W4_GROUPS[fmt]))
     return pack_groups(fmt, *(quantize_int8(w) if fmt == "int8" else quantize_int4(w)))
+
+
+def unpack_groups(packed: Bytes, fmt: str, k: int) -> tuple[NDArray[np.uint16], Bytes, NDArray[np.int8] | None]:
+    """The inverse of pack_groups: scales, q and zeros of a packed matrix with k input features, padding included."""
+    depth, groups = round_up(k, GROUP), scale_count(fmt, k)
+    data = np.asarray(packed, np.uint8).reshape(-1, panel_bytes(fmt, k))
+    panels = len(data)
+
+    def columns(first: int, dtype: type[np.generic]) -> NDArray[Any]:
+        """Return an array [groups, 16] of each panel as [N, groups]. first: its offset in the panel."""
+        part = data[:, first : first + groups * PANEL * np.dtype(dtype).itemsize].copy().view(dtype)
+        return np.ascontiguousarray(part.reshape(panels, groups, PANEL).transpose(0, 2, 1)).reshape(-1, groups)
+
+    quads = data[:, _head_bytes(fmt, k) :].reshape(panels, -1, PANEL, 4)
+    if fmt != "int8":
+        quads = np.stack([quads & 15, quads >> 4], axis=2).reshape(panels, -1, PANEL, 4)
+    q = np.ascontiguousarray(quads.transpose(0, 2, 1, 3)).reshape(-1, depth)
+    zeros = columns(groups * PANEL * 2, np.int8) if fmt in W4_GROUPS else None
+    return columns(0, np.uint16), q, zeros
 
 
 def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
     """The values of a packed matrix, as float32 [n, k]."""
-    groups = -(-k // GROUP)
-    panels, depth = panel_count(n), groups * GROUP
+    panels, depth = panel_count(n), round_up(k, GROUP)
     data = np.asarray(packed, np.uint8).reshape(panels, -1)
     if fmt == "f32":
         w = data.view(np.float32).reshape(panels, depth, PANEL).transpose(0, 2, 1)
@@ -159,19 +215,16 @@ def unpack(packed: Bytes, fmt: str, n: int, k: int) -> Floats:
         bits = data.view(np.uint16).reshape(panels, depth // 2, PANEL, 2).transpose(0, 2, 1, 3)
         w = (bits.astype(np.uint32) << 16).view(np.float32)
     else:
-        head = data.shape[1] - (depth * PANEL if fmt == "int8" else depth * PANEL // 2)
-        cells = data[:, : groups * PANEL * 2].copy().view(np.uint16).reshape(panels, groups, PANEL).transpose(0, 2, 1)
-        quads = data[:, head:].reshape(panels, -1, PANEL, 4)
-        if fmt != "int8":
-            quads = np.stack([quads & 15, quads >> 4], axis=2).reshape(panels, -1, PANEL, 4)
-        q = quads.transpose(0, 2, 1, 3).reshape(panels, PANEL, groups, GROUP).astype(np.float32)
+        cells, q, quarters = unpack_groups(packed, fmt, k)
+        d, zeros = cells.view(np.float16), np.full(cells.shape, 128 if fmt == "int8" else 8, np.float32)
         if fmt == "int4":
             d = ((cells & 0xFFC0) >> 1).astype(np.uint16).view(np.float16)
-            zero = (cells & 63).astype(np.float32) / 4
-        else:
-            d = cells.view(np.float16)
-            zero = np.full(cells.shape, 128 if fmt == "int8" else 8, np.float32)
-        w = d.astype(np.float32)[..., None] * (q - zero[..., None])
+            zeros = (cells & 63).astype(np.float32) / np.float32(4)
+        elif quarters is not None:
+            zeros = quarters.astype(np.float32) / np.float32(4)
+        steps = W4_GROUPS.get(fmt, GROUP)
+        scales, zeros = (np.repeat(x.astype(np.float32), steps, axis=1)[:, :depth] for x in (d, zeros))
+        w = scales * (q.astype(np.float32) - zeros)
     return np.ascontiguousarray(w.reshape(panels * PANEL, depth)[:n, :k])
 
 

@@ -23,6 +23,7 @@ from edgellama.generation.stored_settings import usable
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import layer_norms, linear_sizes
 from .quantized import scheme
+from .quantized.matrices import FourBits, Grid
 
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
@@ -83,6 +84,14 @@ class Checkpoint(ABC):
 
         The order of the rows is that of `rows`.
         """
+
+    def four_bits(self, name: str) -> FourBits | None:
+        """Return what the grid of a matrix of 4-bit integers is; None for other weights."""
+        return None
+
+    def grid(self, name: str, first: int, count: int) -> Grid:
+        """Return rows of a matrix that has `four_bits` as the integers, scales and zero points of the file."""
+        raise NotImplementedError(f"{name} is no matrix of integers")
 
     @property
     def quantization(self) -> str | None:

@@ -19,6 +19,7 @@ from edgellama.kernels import weight_format
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
+from .quantized.matrices import FourBits, Grid
 
 LAST_NORM = "model.norm.weight"
 _ADDED = (("self_attn.o_proj", POST_ATTENTION), ("mlp.down_proj", POST_MLP))
@@ -60,6 +61,18 @@ class FoldedCheckpoint(DerivedCheckpoint):
             return None
         return self._checkpoint.raw(name, first, count)
 
+    def four_bits(self, name: str) -> FourBits | None:
+        return None if weight_multiplier(self.config, name) != 1 else self._checkpoint.four_bits(name)
+
+    def grid(self, name: str, first: int, count: int) -> Grid:
+        order = self._whole_heads(name, first, count)
+        if order is None:
+            return self._checkpoint.grid(name, first, count)
+        begin, rows = order
+        heads = self._checkpoint.grid(name, begin, len(rows))
+        kept = rows[first - begin :][:count]
+        return Grid(heads.q[kept], heads.scales[kept], heads.zeros[kept], heads.order)
+
     def _is_arranged(self, name: str) -> bool:
         norm = self.config.family.qk_norm
         names = ["q_proj", "k_proj", *((norm.q, norm.k) if norm is not None else ())]
@@ -67,13 +80,22 @@ class FoldedCheckpoint(DerivedCheckpoint):
 
     def _arranged(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         """Return rows of the weight, in the order that the kernels expect."""
-        if self._order is None or not self._is_arranged(name):
+        order = self._whole_heads(name, first, count)
+        if order is None:
             return self._checkpoint.rows(name, first, count)
+        begin, rows = order
+        return self._checkpoint.rows(name, begin, len(rows))[rows[first - begin :][:count]]
+
+    def _whole_heads(self, name: str, first: int, count: int) -> tuple[int, NDArray[np.int64]] | None:
+        """Return the first row of the heads that contain these rows, and the order of the heads' rows, from it on.
+
+        None: the rows of the weight stay in their order.
+        """
+        if self._order is None or not self._is_arranged(name):
+            return None
         dim, total = self.config.head_dim, self.shape(name)[0]
-        begin, end = first // dim * dim, min(-(-(first + count) // dim) * dim, total)  # whole heads
-        heads = self._checkpoint.rows(name, begin, end - begin)
-        heads = heads.reshape(-1, dim, *heads.shape[1:])[:, self._order].reshape(heads.shape)
-        return heads[first - begin :][:count]
+        begin, end = first // dim * dim, min(-(-(first + count) // dim) * dim, total)
+        return begin, (np.arange(0, end - begin, dim)[:, None] + self._order).reshape(-1)
 
 
 def weight_multiplier(config: LlamaConfig, name: str) -> float:

@@ -21,6 +21,7 @@ from edgellama.lora.adapter import Adapter, Base, LowRank
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
 from .fused import fused_parts, fused_places
 from .lfs_pointer import pointers
+from .quantized.matrices import FourBits, Grid
 from .row_blocks import row_blocks
 
 Floats = NDArray[np.float32]
@@ -100,6 +101,12 @@ class MergedCheckpoint(DerivedCheckpoint):
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         return None if self._is_changed(name) else self._checkpoint.raw(self._stored(name), first, count)
+
+    def four_bits(self, name: str) -> FourBits | None:
+        return None if self._is_changed(name) else self._checkpoint.four_bits(self._stored(name))
+
+    def grid(self, name: str, first: int, count: int) -> Grid:
+        return self._checkpoint.grid(self._stored(name), first, count)
 
     def _base_rows(self, name: str, first: int, count: int) -> Floats:
         """Return rows of a weight without adapters, but with the base weights that they have brought."""

@@ -27,7 +27,7 @@ from .base import (
 )
 from .finite import check_finite
 from .fused import split_fused
-from .quantized.matrices import UNUSED, QuantizedMatrix, quantized_matrices
+from .quantized.matrices import UNUSED, FourBits, Grid, QuantizedMatrix, quantized_matrices
 from .quantized.scheme import read_scheme
 from .quantized.stored import FLOATS, StoredTensors
 from .row_blocks import row_blocks
@@ -94,6 +94,16 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:
         return None
+
+    def four_bits(self, name: str) -> FourBits | None:
+        matrix = self._quantized.get(self._joined.get(name, (name, 0))[0])
+        return None if matrix is None else matrix.four_bits
+
+    def grid(self, name: str, first: int, count: int) -> Grid:
+        joined, begin = self._joined.get(name, (name, 0))
+        grid = self._quantized[joined].grid
+        assert grid is not None, name
+        return grid(begin + first, min(count, self.shape(name)[0] - first))
 
     @property
     def quantization(self) -> str | None:

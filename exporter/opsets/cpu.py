@@ -55,11 +55,11 @@ def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
     return weight_pieces(name, checkpoint, format_of(name, shape.weights))
 
 
-def operator(op: str, config: LlamaConfig, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
+def operator(op: str, abi: int, name: str, infer_shape: Any, **attributes: object) -> PrimitiveWithInfer:
     """Return the custom operator `op`, whose result is float32.
 
     Args:
-        config: of the network; it decides which ABI the graph needs.
+        abi: of the kernels, as the graph needs it.
         name: its name in the graph and in error messages.
         infer_shape: the shape of the result, given the shapes of the inputs.
         attributes: the kernel's attributes; they become text, as the kernels read them.
@@ -73,7 +73,7 @@ def operator(op: str, config: LlamaConfig, name: str, infer_shape: Any, **attrib
         },
     )
     primitive = kind(op)
-    for key, attribute in {"abi": abi_of(config), "name": name, **attributes}.items():
+    for key, attribute in {"abi": abi, "name": name, **attributes}.items():
         primitive.add_prim_attr(key, str(attribute))
     return primitive
 
@@ -111,7 +111,7 @@ class Embedding(nn.Cell):
         self.weight = packed(name, config.vocab_size, width, shape)
         self.embedding = operator(
             "EdgeEmbedding",
-            config,
+            abi_of(config, shape.weights),
             "model.embed_tokens",
             lambda tokens, weight, length: [*tokens, width],
             format=format_of(name, shape.weights),
@@ -137,7 +137,7 @@ class DecoderLayer(nn.Cell):
         self.weights = parameter(f"{name}{STRETCH}", size, dtype=mindspore.uint8)
         self.layer = operator(
             "EdgeDecoderLayer",
-            config,
+            abi_of(config, shape.weights),
             name,
             lambda h, *rest: h,
             format=format_of(f"{name}.weight", shape.weights),
@@ -169,7 +169,7 @@ class Head(nn.Cell):
         self.gamma = parameter("model.norm.weight", hidden)
         self.head = operator(
             "EdgeHead",
-            config,
+            abi_of(config, shape.weights),
             "lm_head",
             lambda h, *rest: [h[0], vocabulary],
             format=format_of(name, shape.weights),

@@ -15,7 +15,7 @@ from edgellama.backend.cpu_kernels import kernel_library
 from edgellama.errors import UserError
 from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 from edgellama.kernels.cpu.packing import pack, pack_quantized
-from edgellama.kernels.weight_format import PANEL, interleave_gate_up, panel_bytes, panel_count
+from edgellama.kernels.weight_format import PANEL, W4_GROUPS, interleave_gate_up, panel_bytes, panel_count
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.finite import check_finite
@@ -24,15 +24,18 @@ from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP, POST_NORMS, PRE_ATTENTION, PRE_MLP, PRE_NORMS
 from ..network.layer_sizes import layer_norms, linear_sizes
+from .cpu_grids import grid_columns, grid_rows
 
 # WEIGHTS -> the packed format of the layers' matrices
-FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}
+FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0", **{x: x for x in W4_GROUPS}}
+FOUR_BITS = ("int4", "q4_0", *W4_GROUPS)
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # they stay int8 when the layers have 4 bits
+VARIANTS_ABI = 3  # the oldest ABI of the kernels with the attributes of layer_variant; ABI has w4g32 to w4g128
 
 
 def format_of(name: str, weights: str) -> str:
     """Return the packed format of the matrix `name` in an artifact of this weight format."""
-    return "int8" if weights in ("int4", "q4_0") and name in TABLES else FORMATS[weights]
+    return "int8" if weights in FOUR_BITS and name in TABLES else FORMATS[weights]
 
 
 def packed_matrix(name: str, outer: int, inner: int, shape: Shape) -> TensorSpec:
@@ -87,10 +90,12 @@ def layer_variant(config: LlamaConfig) -> dict[str, Any]:
     return found
 
 
-def abi_of(config: LlamaConfig) -> int:
+def abi_of(config: LlamaConfig, weights: str) -> int:
     """Return the oldest ABI of the kernels that run this network, so that older releases run what they can."""
+    if weights in W4_GROUPS:
+        return ABI
     plain = not layer_variant(config) and config.final_logit_softcapping is None
-    return OLDEST_ABI if plain else ABI
+    return OLDEST_ABI if plain else VARIANTS_ABI
 
 
 def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece]:
@@ -98,12 +103,13 @@ def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece
 
     int8 reproduces GGUF's Q8_0 exactly: the largest value of a group is 127 steps of its scale, so quantizing again
     finds the same scale and the same steps. int4 would not reproduce Q4_0. So the format q4_0 takes the blocks of Q4_0
-    unchanged, and accepts no other weights.
+    unchanged, and accepts no other weights. w4g32, w4g64 and w4g128 do so with the integers of AWQ, GPTQ and
+    compressed-tensors.
     """
     kernel_library()  # raises UserError when the packer is not built
     matrix = Merged.of(name, checkpoint)
     inner = checkpoint.shape(matrix.parts[0])[1]
-    make = _repacked if fmt == "q4_0" else _packed
+    make = _repacked if fmt == "q4_0" else _packed_grid if fmt in W4_GROUPS else _packed
     for first, count in row_blocks(matrix.rows, 4 * inner, multiple=2 * PANEL):
         yield partial(make, matrix, checkpoint, fmt, first, count)
 
@@ -124,6 +130,12 @@ def _repacked(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, coun
 
     scales, q = _q4_0_groups(matrix.read(read, first, count))
     return pack_quantized(fmt, scales, q, threads=1).reshape(-1, panel_bytes(fmt, q.shape[1]))
+
+
+def _packed_grid(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, count: int) -> NDArray[np.uint8]:
+    rows = matrix.read(partial(grid_rows, checkpoint, fmt), first, count)
+    scales, zeros, q = grid_columns(fmt, rows)
+    return pack_quantized(fmt, scales, q, 1, zeros).reshape(-1, panel_bytes(fmt, q.shape[1]))
 
 
 def _q4_0_groups(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:

@@ -39,7 +39,8 @@ class OpSetSpec:
         fused_layer: a decoder layer is one operator, the cell DecoderLayer. If not, it is made of the cells NormQKV,
             Attention, LinearAdd and NormGLU.
         joined_qkv: q, k and v are one matrix.
-        kernel_abi: returns the version of the kernel library that the graphs of a config need; None if they need none.
+        kernel_abi: returns the version of the kernel library that the graphs of a config and a weight format need;
+            None if they need none.
         step_inputs: the graph's inputs before the caches.
         cache_inputs: the graph's caches, layer by layer.
         outputs: the graph's outputs.
@@ -56,7 +57,7 @@ class OpSetSpec:
     dynamic_tokens: bool
     fused_layer: bool
     joined_qkv: bool
-    kernel_abi: Callable[[LlamaConfig], int | None]
+    kernel_abi: Callable[[LlamaConfig, str], int | None]
     step_inputs: Tensors
     cache_inputs: Tensors
     outputs: Tensors
@@ -177,7 +178,7 @@ PORTABLE = OpSetSpec(
     dynamic_tokens=False,  # MindSpore Lite 2.0 accepts no -1 beside a Gather
     fused_layer=False,
     joined_qkv=False,
-    kernel_abi=lambda config: None,
+    kernel_abi=lambda config, weights: None,
     step_inputs=_portable_inputs,
     cache_inputs=lambda config, shape: _layer_caches(config, shape, "float32"),
     outputs=_portable_outputs,
@@ -211,7 +212,7 @@ ASCEND = OpSetSpec(
     dynamic_tokens=True,
     fused_layer=False,
     joined_qkv=True,
-    kernel_abi=lambda config: None,
+    kernel_abi=lambda config, weights: None,
     step_inputs=_ascend_inputs,
     cache_inputs=lambda config, shape: _layer_caches(config, shape, shape.cache),
     outputs=_logits,

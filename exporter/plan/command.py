@@ -75,6 +75,8 @@ def describe(options: PlanOptions) -> dict[str, Any]:
     if options.measured is not None:
         bench = measured.read(options.measured)
         given = measured.settings(bench, given)
+    else:
+        given = {**given, "weights": ExportOptions(options.model, **given).weights_format()}
     plan = make(config, **given)
     memory = plan.memory()
     return {

@@ -15,7 +15,7 @@ from edgellama.artifact.manifest import Manifest
 from edgellama.artifact.private_copy import mapped
 from edgellama.artifact.safetensors import TensorFile
 from edgellama.errors import UserError
-from edgellama.kernels.weight_format import PANEL, panel_count, unpack
+from edgellama.kernels.weight_format import PANEL, W4_GROUPS, panel_count, unpack
 
 from ..checkpoint.base import Checkpoint, DerivedCheckpoint, RawBlocks
 from ..checkpoint.folded import folded
@@ -24,7 +24,7 @@ from ..opsets.cpu_weights import format_of, merged_place
 # The largest allowed relative error of a block of rows: root mean square of the error / that of the weights. For a
 # group of 32 with a single dominant value, int8 loses 0.013 and int4 0.22; for normally distributed numbers 0.005 and
 # 0.075.
-ROUNDING = {"f32": 0.0, "bf16": 0.004, "int8": 0.02, "int4": 0.25, "q4_0": 0.0}
+ROUNDING = {"f32": 0.0, "bf16": 0.004, "int8": 0.02, "int4": 0.25, "q4_0": 0.0, **dict.fromkeys(W4_GROUPS, 0.0)}
 
 
 class RoundedCheckpoint(DerivedCheckpoint):

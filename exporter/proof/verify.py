@@ -19,6 +19,7 @@ from edgellama.artifact.manifest import Artifact, Manifest, Parity
 from edgellama.engine.device_option import add_device
 from edgellama.engine.weights_memory import add_weights_memory
 from edgellama.errors import UserError
+from edgellama.kernels.weight_format import W4_GROUPS
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
@@ -34,7 +35,10 @@ TWIN_BYTES, TWIN_STEPS = 4_000_000_000, 4
 SEED = 0
 # The largest allowed max |d logits| / (range of the reference's logits), by weight format. For the cpu op set, the
 # reference uses the rounded weights.
-TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02}
+TOLERANCE = {
+    **{"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02},
+    **dict.fromkeys(W4_GROUPS, 0.02),
+}
 # The tolerance is at least this, by cache dtype. An int16 cache holds the bits of float16 values.
 CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}
 

@@ -29,7 +29,7 @@ EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogu
 EDGELLAMA_API int edgellama_embedding(int isa, int threads, int format, int rows, int tokens, int vocabulary, int width,
                                       const int32_t* ids, const void* weight, const int32_t* length, float* y);
 EDGELLAMA_API int edgellama_pack(int isa, int threads, int format, long n, long k, const float* w,
-                                 const uint16_t* scales, const uint8_t* q, void* out);
+                                 const uint16_t* scales, const int8_t* zeros, const uint8_t* q, void* out);
 
 namespace edgellama {
 namespace {
@@ -80,7 +80,7 @@ class Buffers {
 };
 
 double packed(int format, long n, long k) {
-  const double per = format == 0 ? 4 : format == 1 ? 2 : format == 2 ? 1.0625 : 0.5625;
+  const double per = format == 0 ? 4 : format == 1 ? 2 : format == 2 ? 1.0625 : 0.59375;
   if (n <= 0 || k <= 0) return 0;
   if (n > kMostSize || k > kMostSize) return per * static_cast<double>(n) * static_cast<double>(k);
   return static_cast<double>(packed_bytes(static_cast<Format>(format), n, k));
@@ -126,11 +126,13 @@ void fuzz_pack(FuzzInput& in) {
   const long n = in.size(), k = in.size();
   Buffers buffers(in);
   const float* const w = in.choice(2) ? buffers.take<float>(bytes_of(4, {n, k})) : nullptr;
-  const uint16_t* const scales = in.choice(2) ? buffers.take<uint16_t>(bytes_of(2, {n, k / kGroup})) : nullptr;
+  const long count = k > 0 ? scale_count(static_cast<Format>(format), std::min<long>(k, kMostSize)) : 0;
+  const uint16_t* const scales = in.choice(2) ? buffers.take<uint16_t>(bytes_of(2, {n, count})) : nullptr;
+  const int8_t* const zeros = in.choice(2) ? buffers.take<int8_t>(bytes_of(1, {n, count})) : nullptr;
   const uint8_t* const q = in.choice(2) ? buffers.take<uint8_t>(bytes_of(1, {n, k})) : nullptr;
   uint8_t* const out = buffers.take<uint8_t>(packed(format, n, k));
   if (!buffers.fits() || bytes_of(1, {n, k}) > kMostWork / 64) return;
-  edgellama_pack(isa, threads, format, n, k, w, scales, q, out);
+  edgellama_pack(isa, threads, format, n, k, w, scales, zeros, q, out);
 }
 
 void fuzz_attention(FuzzInput& in) {

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PATH = Path(__file__).parent / "libedgellama_cpu.so"
-ABI, OLDEST_ABI = 3, 2  # kAbi and kOldestAbi of base/abi.h: the library runs graphs of these versions
+ABI, OLDEST_ABI = 4, 2  # kAbi and kOldestAbi of base/abi.h: the library runs graphs of these versions
 ISAS = ("portable", "neon", "avx2", "avxvnni", "avx512", "amx")  # the order of enum class Isa in base/cpu_features.h
 
 

@@ -73,7 +73,7 @@ void compare(const std::vector<float>& want, const std::vector<float>& got, floa
 }
 
 void test_linear(Isa isa) {
-  const char* const names[] = {"f32", "bf16", "int8", "int4", "q4_0"};
+  const char* const names[] = {"f32", "bf16", "int8", "int4", "q4_0", "w4g32", "w4g64", "w4g128"};
   for (int f = 0; f < kFormatCount; ++f)
     for (const long k : {33L, 96L, 1600L})
       for (const Epilogue epilogue : {Epilogue::none, Epilogue::residual_add, Epilogue::swiglu})
@@ -114,7 +114,7 @@ void test_linear_scratch() {
 }
 
 void test_pack(Isa isa) {
-  for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4}) {
+  for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4, Format::w4g32, Format::w4g128}) {
     const Matrix want(41, 100, format, Isa::portable), got(41, 100, format, isa);
     expect(std::memcmp(want.packed.data, got.packed.data, want.packed.size) == 0, std::string("pack ") + isa_name(isa));
   }
@@ -240,7 +240,7 @@ std::vector<float> run_layer(Isa isa, Format format, int tokens) {
 }
 
 void test_decoder_layer(Isa isa) {
-  for (const Format format : {Format::f32, Format::int8, Format::int4})
+  for (const Format format : {Format::f32, Format::int8, Format::int4, Format::w4g64})
     for (const int tokens : {1, 2, 40})
       compare(run_layer(Isa::portable, format, tokens), run_layer(isa, format, tokens), isa == Isa::amx ? 3e-2f : 1e-3f,
               std::string("decoder layer ") + isa_name(isa) + " tokens " + std::to_string(tokens));

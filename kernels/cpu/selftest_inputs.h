@@ -37,15 +37,21 @@ struct Matrix {
   Matrix(long n_, long k_, Format f, Isa isa) : n(n_), k(k_), format(f), packed(packed_bytes(f, n_, k_)) {
     const std::vector<float> w = gaussian(static_cast<size_t>(n * k), 1);
     std::vector<uint16_t> scales;
+    std::vector<int8_t> zeros;
     std::vector<uint8_t> q;
     PackArgs args;
     args.format = f;
     args.n = n;
     args.k = k;
     args.w = w.data();
-    if (f == Format::q4_0) {  // packed only from quantized weights
+    if (f >= Format::q4_0) {  // packed only from quantized weights
       args.k = padded_k(k);
-      scales.assign(static_cast<size_t>(n * args.k / kGroup), 0x2c00);  // 1/16
+      scales.assign(static_cast<size_t>(n * scale_count(f, k)), 0x2c00);  // 1/16
+      for (size_t i = 0; i < scales.size() && is_w4(f); ++i) {
+        scales[i] = static_cast<uint16_t>(scales[i] + i * 37 % 512);
+        zeros.push_back(static_cast<int8_t>(i * 11 % 65));
+      }
+      if (is_w4(f)) args.zeros = zeros.data();
       for (long i = 0; i < n * args.k; ++i) q.push_back(static_cast<uint8_t>(i * 7 % 16));
       args.w = nullptr;
       args.scales = scales.data();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from edgellama.kernels.weight_format import PANEL, panel_bytes, panel_count, round_up
+from edgellama.kernels.weight_format import PANEL, W4_GROUPS, panel_bytes, panel_count, round_up
 
 from ..artifact.manifest import TensorSpec
 from ..artifact.safetensors import ALIGNMENT
@@ -16,7 +16,8 @@ from .architectures import AFTER, BEFORE
 from .builder import Builder, Operand
 from .network import MOST_LAYERS, Network
 
-FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0"}  # WEIGHTS -> packed format
+# WEIGHTS -> packed format
+FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0", **{x: x for x in W4_GROUPS}}
 CACHES = {"float32": "f32", "int16": "f16", "int8": "s8"}  # dtype of the graph's input -> the kernel's name
 
 
@@ -44,7 +45,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
     angles = {kind: [graph.weight(name, table_shape) for name in names] for kind, names in network.tables.items()}
     # The embedding and the head stay int8 when the layers have 4 bits.
     layer_format = FORMATS[network.weights]
-    table_format = "int8" if layer_format in ("int4", "q4_0") else layer_format
+    table_format = "int8" if layer_format in ("int4", "q4_0", *W4_GROUPS) else layer_format
     table = (panel_count(network.vocabulary), panel_bytes(table_format, hidden))
 
     def custom(kind: str, name: str, inputs: Sequence[Operand], shape: Sequence[int], **own: object) -> Operand:

@@ -109,7 +109,7 @@ def test_q4_0_is_made_of_q4_0_only(kind: Kind | None) -> None:
 
 
 def test_tables_keep_eight_bits_under_four() -> None:
-    for weights in ("int4", "q4_0"):
+    for weights in ("int4", "q4_0", "w4g32", "w4g64", "w4g128"):
         assert format_of("lm_head.weight", weights) == format_of("model.embed_tokens.weight", weights) == "int8"
         assert format_of(f"{LAYER}.mlp.down_proj.weight", weights) == weights
 
@@ -147,7 +147,7 @@ def test_an_infinite_scale_of_q4_0_is_refused() -> None:
         list(piece() for piece in weight_pieces(f"{LAYER}.self_attn.o_proj.weight", checkpoint, "q4_0"))
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "fp32"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "fp32", "w4g64"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layers_tensors_are_those_that_the_runtime_expects(weights: str, bias: bool) -> None:
     """The exporter and the runtime each list them; sizes that do not fill panels, q wider than k."""

@@ -65,7 +65,7 @@ def test_threads_give_the_same_bits(isa: str, threads: int) -> None:
         np.testing.assert_array_equal(case.run(isa, threads), case.run(isa, 2))
 
 
-@pytest.mark.parametrize("quantized", ["int8", "int4", "q4_0"])
+@pytest.mark.parametrize("quantized", wf.FORMATS[2:])
 def test_a_row_has_the_same_bits_among_any_number(isa: str, quantized: str) -> None:
     """A different kernel multiplies many rows, in the same steps; only AMX rounds differently there."""
     case = Linear(quantized, [1] * 50, 1, 2112, 72, bias=True)
@@ -135,19 +135,25 @@ def test_packer_is_its_definition_bit_for_bit(isa: str, fmt: str) -> None:
         got = np.full(wf.packed_bytes(fmt, n, k), 0xAA, np.uint8)
         code = library().edgellama_pack(
             ISAS.index(isa), 2, wf.FORMATS.index(fmt), ctypes.c_long(n), ctypes.c_long(k), c_pointer(w), None, None,
-            c_pointer(got),
+            None, c_pointer(got),
         )  # fmt: skip
         assert code == 0
         np.testing.assert_array_equal(got, wf.pack(w, fmt))
 
 
-@pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0"])
+@pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0", "w4g32", "w4g64", "w4g128"])
 def test_packer_lays_out_quantized_weights(fmt: str) -> None:
     from edgellama.kernels.cpu.packing import pack_quantized
 
     rng = np.random.default_rng(6)
-    scales, q = rng.integers(0, 2**16, (48, 3), dtype=np.uint16), rng.integers(0, 16, (48, 96), dtype=np.uint8)
-    np.testing.assert_array_equal(pack_quantized(fmt, scales, q, 2), wf.pack_groups(fmt, scales, q))
+    for k in (96, 256, 288):
+        count = wf.scale_count(fmt, k)
+        scales, q = rng.integers(0, 2**16, (48, count), dtype=np.uint16), rng.integers(0, 16, (48, k), dtype=np.uint8)
+        zeros = rng.integers(0, 65, (48, count), dtype=np.int8) if fmt in wf.W4_GROUPS else None
+        packed = wf.pack_groups(fmt, scales, q, zeros)
+        np.testing.assert_array_equal(pack_quantized(fmt, scales, q, 2, zeros), packed)
+        for got, want in zip(wf.unpack_groups(packed, fmt, k), (scales, q, zeros), strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_formats_round_as_little_as_they_can() -> None:

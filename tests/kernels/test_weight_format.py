@@ -16,10 +16,17 @@ from support.linear_calls import awkward_weights
 HEAD = 128  # bytes of the scales of a panel of three groups: 3 * 16 * 2 = 96, padded to 64
 
 
+def wf_steps(fmt: str) -> int:
+    """Weights along K that share a scale."""
+    return int(fmt.removeprefix("w4g")) if fmt.startswith("w4g") else 32
+
+
 def panel_values(panel: NDArray[np.uint8], fmt: str, groups: int) -> NDArray[np.float32]:
     """Reads one panel number by number, as the comment in weight_format.h describes it: float32 [16, 32 * groups]."""
     out = np.zeros((16, 32 * groups), np.float32)
-    head = -(-groups * 32 // 64) * 64
+    steps = wf_steps(fmt)
+    count = -(-32 * groups // steps)  # scales of a column
+    head = -(-count * (48 if fmt.startswith("w4") else 32) // 64) * 64
     for column in range(16):
         for k in range(32 * groups):
             if fmt == "f32":
@@ -28,7 +35,7 @@ def panel_values(panel: NDArray[np.uint8], fmt: str, groups: int) -> NDArray[np.
             if fmt == "bf16":
                 out[column, k] = panel.view(ml_dtypes.bfloat16)[(k // 2) * 32 + column * 2 + k % 2]
                 continue
-            cell = panel[:head].view(np.uint16)[(k // 32) * 16 + column]
+            cell = panel[: count * 32].view(np.uint16)[(k // steps) * 16 + column]
             if fmt == "int8":
                 q, zero = int(panel[head + (k // 4) * 64 + column * 4 + k % 4]), 128.0
             else:
@@ -36,6 +43,8 @@ def panel_values(panel: NDArray[np.uint8], fmt: str, groups: int) -> NDArray[np.
                 q, zero = (byte >> 4 if k % 8 >= 4 else byte & 15), 8.0
             if fmt == "int4":
                 zero, cell = (int(cell) & 63) / 4, np.uint16((int(cell) >> 6) << 5)
+            if fmt.startswith("w4"):
+                zero = int(panel[count * 32 + (k // steps) * 16 + column]) / 4
             out[column, k] = np.float32(cell.view(np.float16)) * (q - zero)
     return out
 
@@ -43,19 +52,21 @@ def panel_values(panel: NDArray[np.uint8], fmt: str, groups: int) -> NDArray[np.
 @pytest.mark.parametrize(
     ("n", "k", "sizes"),
     [
-        (1, 1, {"f32": 2048, "bf16": 1024, "int8": 64 + 512, "int4": 64 + 256, "q4_0": 64 + 256}),
-        (16, 32, {"f32": 2048, "bf16": 1024, "int8": 64 + 512, "int4": 64 + 256, "q4_0": 64 + 256}),
-        (17, 33, {"f32": 8192, "bf16": 4096, "int8": 128 + 2048, "int4": 128 + 1024, "q4_0": 128 + 1024}),
-        (33, 96, {"f32": 18432, "bf16": 9216, "int8": 3 * (128 + 1536), "int4": 3 * (128 + 768), "q4_0": 2688}),
+        (1, 1, {"f32": 2048, "bf16": 1024, "int8": 64 + 512, "int4": 64 + 256, "w4g32": 320, "w4g64": 320}),
+        (16, 32, {"f32": 2048, "bf16": 1024, "int8": 64 + 512, "int4": 64 + 256, "w4g32": 320, "w4g64": 320}),
+        (17, 33, {"f32": 8192, "bf16": 4096, "int8": 2176, "int4": 1152, "w4g32": 2 * (128 + 512), "w4g64": 1152}),
+        (33, 96, {"f32": 18432, "bf16": 9216, "int8": 4992, "int4": 2688, "w4g32": 3 * 960, "w4g64": 3 * 896}),
+        (16, 256, {"f32": 16384, "bf16": 8192, "int8": 4352, "int4": 2304, "w4g32": 384 + 2048, "w4g64": 192 + 2048}),
     ],
 )
 def test_sizes_are_whole_panels_and_groups(n: int, k: int, sizes: dict[str, int]) -> None:
+    sizes |= {"q4_0": sizes["int4"], "w4g128": -(-n // 16) * (64 * -(-k // 128) + -(-k // 32) * 256)}
     assert {fmt: wf.packed_bytes(fmt, n, k) for fmt in wf.FORMATS} == sizes
     assert {fmt: wf.panel_bytes(fmt, k) * wf.panel_count(n) for fmt in wf.FORMATS} == sizes
     assert [wf.round_up(number, 8) for number in (0, 1, 8, 9)] == [0, 8, 8, 16]
 
 
-@pytest.mark.parametrize("fmt", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("fmt", ["f32", "bf16", "int8", "int4", *wf.W4_GROUPS])
 def test_a_packed_matrix_is_read_number_by_number(fmt: str) -> None:
     """`unpack` and the layout agree, padding included; 33 x 70 fills neither the last panel nor the last group."""
     w = np.random.default_rng(1).standard_normal((33, 70)).astype(np.float32)
@@ -66,9 +77,42 @@ def test_a_packed_matrix_is_read_number_by_number(fmt: str) -> None:
     np.testing.assert_array_equal(wf.unpack(packed, fmt, 48, 96), whole)
     np.testing.assert_array_equal(whole[33:], 0)
     assert np.abs(whole[:33, 70:]).max() < 0.2  # zero, or the nearest that int4 has to it
-    np.testing.assert_allclose(whole[:33, :70], w, atol={"f32": 0, "bf16": 0.02, "int8": 0.02, "int4": 0.3}[fmt])
+    most = {"f32": 0, "bf16": 0.02, "int8": 0.02, "int4": 0.3, "w4g32": 0.3, "w4g64": 0.3, "w4g128": 0.3}
+    np.testing.assert_allclose(whole[:33, :70], w, atol=most[fmt])
     if fmt in ("int8", "int4"):
         assert not packed.reshape(3, -1)[:, 96:HEAD].any()  # the padding of the scales
+    if fmt in wf.W4_GROUPS:
+        count = wf.scale_count(fmt, 70)
+        assert not packed.reshape(3, -1)[:, count * 48 : -(-count * 48 // 64) * 64].any()
+
+
+@pytest.mark.parametrize("fmt", ["w4g32", "w4g64", "w4g128"])
+@pytest.mark.parametrize("k", [96, 256])
+def test_a_grid_of_four_bits_is_read_number_by_number(fmt: str, k: int) -> None:
+    """Scales of any sign, and every zero point in quarters: whole and fractional ones."""
+    rng, count = np.random.default_rng(2), -(-k // wf_steps(fmt))
+    scales = (rng.standard_normal((16, count)) / 8).astype(np.float16)
+    zeros = rng.permuted(np.resize(np.arange(65, dtype=np.int8), (16, count)))
+    q = rng.integers(0, 16, (16, k), dtype=np.uint8)
+    packed = wf.pack_groups(fmt, scales.view(np.uint16), q, zeros)
+    steps = np.arange(k) // wf_steps(fmt)
+    values = scales.astype(np.float64)[:, steps] * (q - zeros.astype(np.float64)[:, steps] / 4)
+    np.testing.assert_array_equal(panel_values(packed, fmt, k // 32), values)  # float32 holds each exactly
+    np.testing.assert_array_equal(wf.unpack(packed, fmt, 16, k), values)
+    np.testing.assert_array_equal(pack_quantized(fmt, scales.view(np.uint16), q, 1, zeros), packed)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_quantizing_to_a_grid_of_four_bits_loses_half_a_step(group: int) -> None:
+    """Also for a group of zeros, of one sign, and one that no float16 scale spans well."""
+    w = np.random.default_rng(9).standard_normal((20, 192)).astype(np.float32)
+    w[0], w[1], w[2], w[3] = 0, np.abs(w[1]), -np.abs(w[2]), w[3] * 1e-6
+    fmt = f"w4g{group}"
+    scales, q, zeros = wf.quantize_w4(w, group)
+    assert (scales.shape, q.shape, zeros.shape) == ((20, -(-192 // group)), (20, 192), (20, -(-192 // group)))
+    assert zeros.min() >= 0 and zeros.max() <= wf.QUARTERS and q.max() <= 15
+    steps = scales.view(np.float16).astype(np.float32)[:, np.arange(192) // group]
+    assert (np.abs(wf.unpack(wf.pack(w, fmt), fmt, 20, 192) - w) <= 0.64 * steps + 1e-7).all()
 
 
 @pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0"])
@@ -167,6 +211,12 @@ def test_quantized_shapes_that_do_not_fit_are_refused() -> None:
     for scales, q in (((16, 3), (16, 64)), ((15, 2), (16, 64)), ((16, 2), (16, 65)), ((16, 2, 1), (16, 64))):
         with pytest.raises(ValueError, match="do not fit"):
             pack_quantized("int8", np.zeros(scales, np.uint16), np.zeros(q, np.uint8), 1)
+    wide, narrow = np.zeros((16, 2), np.int8), np.zeros((16, 1), np.int8)
+    for fmt, zeros in (("int8", wide), ("w4g32", None), ("w4g32", narrow)):
+        with pytest.raises(ValueError, match="do not fit"):
+            pack_quantized(fmt, np.zeros((16, 2), np.uint16), np.zeros((16, 64), np.uint8), 1, zeros)
+    with pytest.raises(ValueError, match="refuses w4g32"):
+        pack(np.zeros((16, 32), np.float32), "w4g32", 1)
     assert pack_quantized("int8", np.zeros((16, 31), np.uint16), np.zeros((16, 992), np.uint8), 1).size == 16 * 1056
 
 

@@ -18,15 +18,17 @@ FOLDER = REPOSITORY / "tests" / "data" / "compatibility"
 EXPECTED = "expected.json"  # {"prompt": ids, "tokens": {artifact: ids}}, beside the artifacts
 MERGED = "merged-cpu-int8"
 PROMPT, COUNT = list(b"A small text, "), 16
-# Name of the artifact -> model, target, weights. Qwen3 needs the newest ABI of the kernels, Llama the oldest. A merged
-# adapter needs the newest format of the manifest.
+# Name of the artifact -> model, target, weights, and the ABI of the kernels that it needs. A merged adapter needs the
+# newest format of the manifest.
 KINDS = {
-    "portable-fp32": ("llama", "portable", "fp32"),
-    "cpu-int8": ("llama", "cpu", "int8"),
-    "cpu-int4": ("llama", "cpu", "int4"),
-    "qwen3-cpu-int8": ("qwen3", "cpu", "int8"),
-    MERGED: ("llama", "cpu", "int8"),
+    "portable-fp32": ("llama", "portable", "fp32", None),
+    "cpu-int8": ("llama", "cpu", "int8", 2),
+    "cpu-int4": ("llama", "cpu", "int4", 2),
+    "qwen3-cpu-int8": ("qwen3", "cpu", "int8", 3),
+    "awq-cpu-w4g32": ("awq", "cpu", "w4g32", 4),
+    MERGED: ("llama", "cpu", "int8", 2),
 }
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 # As small as the formats of the weights permit.
 CONFIG = {
     "vocab_size": 258,
@@ -96,17 +98,21 @@ def main() -> None:
     import edgellama
     from support.adapters import make_adapter
     from support.checkpoints import export_all, make_checkpoint
+    from support.quantized_files import awq, write_quantized
 
     release = FOLDER / edgellama.__version__
     shutil.rmtree(release, ignore_errors=True)
     sizes = {"context": 64, "buckets": (4,)}
     folder = Path("build", "compatibility")  # relative, because the manifest contains it
-    for kind in sorted({kind for kind, _, _ in KINDS.values()}):
+    for kind in sorted({kind for kind, *_ in KINDS.values()} - {"awq"}):
         make_checkpoint(REPOSITORY / folder / f"tiny-{kind}", model_type=kind, head_dim=16, **CONFIG)
+    shutil.rmtree(REPOSITORY / folder / "awq", ignore_errors=True)
+    write_quantized(REPOSITORY / folder / "tiny-llama", REPOSITORY / folder / "awq", lambda w: awq(w, 32), AWQ)
+    shutil.copytree(REPOSITORY / folder / "awq" / "quantized", REPOSITORY / folder / "tiny-awq", dirs_exist_ok=True)
     make_adapter(REPOSITORY / folder / "tiny-llama", REPOSITORY / folder / "adapter")
     jobs = [
         {"model": folder / f"tiny-{kind}", "out": release / name, "target": target, "weights": weights, **sizes}
-        for name, (kind, target, weights) in KINDS.items()
+        for name, (kind, target, weights, _) in KINDS.items()
     ]
     export_all(
         [{**job, "lora": [[str(folder / "adapter"), 0.5]]} if job["out"].name == MERGED else job for job in jobs]

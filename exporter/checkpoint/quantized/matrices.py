@@ -57,13 +57,27 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True)
+class FourBits:
+    """What the grid of a matrix with 4 bits is, as far as its stored tensors tell without a look at the values.
+
+    Attributes:
+        group: inputs that share a scale and a zero point; None: groups are no equal runs of inputs (act-order).
+        scales: the format's code of the dtype of the scales.
+    """
+
+    group: int | None
+    scales: str
+
+
+@dataclass(frozen=True)
 class QuantizedMatrix:
     """A quantized matrix [N, K].
 
     Attributes:
         kind: the method and the bits.
         rows: first, count -> float32 [count, K].
-        grid: first, count -> the same rows as integers of 4 bits; None if they are not.
+        grid: first, count -> the same rows as integers, of as many bits as the matrix has.
+        four_bits: what the grid is if it has 4 bits and a scale for each group of a row; None: it is another one.
         parts: the stored tensors that it is made of.
     """
 
@@ -71,6 +85,7 @@ class QuantizedMatrix:
     shape: tuple[int, int]
     rows: Callable[[int, int], Floats]
     grid: Callable[[int, int], Grid] | None
+    four_bits: FourBits | None
     parts: tuple[str, ...]
 
 
@@ -112,7 +127,8 @@ def _awq(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix:
         q, zeros = unpacked(weight, first, count), unpacked(zero, first, count)
         return Grid(np.ascontiguousarray(q), np.ascontiguousarray(scales), zeros.astype(np.int16), None)
 
-    return _integers("AWQ 4 bits", (outer, inner), grid, True, (weight, zero, scale))
+    four_bits = FourBits(inner // groups, stored.dtype(scale))
+    return _integers("AWQ 4 bits", (outer, inner), grid, four_bits, (weight, zero, scale))
 
 
 def _gptq(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix:
@@ -155,7 +171,8 @@ def _gptq(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix
         return Grid(q.reshape(count, inner), scales, zeros, order)
 
     parts = (weight, zero, scale, *((index,) if has_index else ()))
-    return _integers(f"GPTQ {bits} bits", (outer, inner), grid, bits == 4, parts)
+    four_bits = FourBits(inner // groups if order is None else None, stored.dtype(scale))
+    return _integers(f"GPTQ {bits} bits", (outer, inner), grid, four_bits if bits == 4 else None, parts)
 
 
 def _compressed(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix:
@@ -233,7 +250,9 @@ def _compressed_integers(module: str, weight: str, group: WeightGroup, stored: S
         return Grid(np.ascontiguousarray(q), scales, zero_points(begin, end)[repeated], order)
 
     parts = tuple(x for x in (weight, scale, zero, index, size) if x in stored)
-    return _integers(f"compressed-tensors int{bits}", (outer, inner), grid, bits == 4 and unit == 1, parts)
+    four_bits = FourBits(inner // groups if order is None else None, stored.dtype(scale))
+    by_rows = bits == 4 and unit == 1
+    return _integers(f"compressed-tensors int{bits}", (outer, inner), grid, four_bits if by_rows else None, parts)
 
 
 def _offset(held: NDArray[np.int8], half: int) -> NDArray[np.uint8]:
@@ -294,13 +313,17 @@ def _float8(module: str, block: tuple[int, int] | None, stored: StoredTensors) -
         scales = repeated if repeated.shape[1] == 1 else np.repeat(repeated, columns, axis=1)[:, :inner]
         return np.asarray(stored.read(weight, slice(first, first + count)) * scales, np.float32)
 
-    return QuantizedMatrix(stored.dtype(weight), (outer, inner), values, None, (weight, scale))
+    return QuantizedMatrix(stored.dtype(weight), (outer, inner), values, None, None, (weight, scale))
 
 
 def _integers(
-    kind: str, shape: tuple[int, int], grid: Callable[[int, int], Grid], four: bool, parts: tuple[str, ...]
+    kind: str,
+    shape: tuple[int, int],
+    grid: Callable[[int, int], Grid],
+    four_bits: FourBits | None,
+    parts: tuple[str, ...],
 ) -> QuantizedMatrix:
-    return QuantizedMatrix(kind, shape, lambda first, count: grid(first, count).values(), grid if four else None, parts)
+    return QuantizedMatrix(kind, shape, lambda first, count: grid(first, count).values(), grid, four_bits, parts)
 
 
 def _unpacked(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:

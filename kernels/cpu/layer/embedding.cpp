@@ -7,7 +7,7 @@
 namespace edgellama::EDGELLAMA_ISA {
 namespace {
 
-// The scale of a column in a group of a panel.
+// Scale number `group` of a column of a panel.
 uint16_t scale_at(const uint8_t* panel, long group, int column) {
   return reinterpret_cast<const uint16_t*>(panel)[group * kPanel + column];
 }
@@ -35,6 +35,17 @@ void unpack_row(Format format, const uint8_t* panel, int column, long k, float* 
         const bool own_zero = format == Format::int4;
         const float d = f16_to_float(own_zero ? static_cast<uint16_t>((cell & ~63u) >> 1) : cell);
         const float zero = own_zero ? static_cast<float>(cell & 63u) * 0.25f : 8.0f;
+        const uint8_t both = data[(i / 8 * kPanel + column) * 4 + i % 4];
+        y[i] = d * (static_cast<float>(i % 8 < 4 ? both & 15 : both >> 4) - zero);
+      }
+      return;
+    case Format::w4g32:
+    case Format::w4g64:
+    case Format::w4g128:
+      for (long i = 0; i < k; ++i) {
+        const long group = i / kGroup / groups_per_scale(format);
+        const float d = f16_to_float(scale_at(panel, group, column));
+        const float zero = static_cast<float>(zero_points(format, panel, k)[group * kPanel + column]) * 0.25f;
         const uint8_t both = data[(i / 8 * kPanel + column) * 4 + i % 4];
         y[i] = d * (static_cast<float>(i % 8 < 4 ? both & 15 : both >> 4) - zero);
       }

@@ -154,6 +154,12 @@ void linear(const LinearArgs& a, Worker& me) {
       return all_rows<Format::int4>(a, part, rows);
     case Format::q4_0:
       return all_rows<Format::q4_0>(a, part, rows);
+    case Format::w4g32:
+      return all_rows<Format::w4g32>(a, part, rows);
+    case Format::w4g64:
+      return all_rows<Format::w4g64>(a, part, rows);
+    case Format::w4g128:
+      return all_rows<Format::w4g128>(a, part, rows);
   }
 }
 

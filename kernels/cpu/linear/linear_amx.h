@@ -51,6 +51,12 @@ static inline void unpack_panel(Format format, const uint8_t* panel, long k, lon
       F z;
       load_int4_scales(scales + g * kPanel, &d, &z);
       offset = d * z;
+    } else if (is_w4(format)) {
+      F z;
+      const long at = g / groups_per_scale(format) * kPanel;
+      d = load_f16(scales + at);
+      load_zero_points(zero_points(format, panel, k) + at, &z);
+      offset = d * z;
     } else {
       d = load_f16(scales + g * kPanel);
       offset = d * broadcast(8.0f);

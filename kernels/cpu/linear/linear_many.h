@@ -58,10 +58,11 @@ static inline void put_bytes(I bytes, I zero, int16_t* to) {
   std::memcpy(to + 2 * kLanes, &last, sizeof last);
 }
 
-// Widens one group of one vector of columns, and returns its scale. For int4 and q4_0 the words hold 4 q - z (z in
-// quarters), which is exact, and the scale is divided by 4.
+// Widens one group of one vector of columns, and returns its scale. With 4 bits the words hold 4 q - z (z in quarters),
+// which is exact, and the scale is divided by 4. zeros: of w4gN.
 template <Format format>
-static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, int16_t* to) {
+static inline F widen_group(const uint16_t* scales, [[maybe_unused]] const int8_t* zeros, const uint8_t* data, int v,
+                            int16_t* to) {
   const I twice = I{} + 0x10001;
   data += v * kLanes * 4;
   if constexpr (format == Format::int8) {
@@ -75,6 +76,7 @@ static inline F widen_group(const uint16_t* scales, const uint8_t* data, int v, 
     zero = __builtin_convertvector(z[v] * broadcast(4.0f), I) * twice;
   } else {
     scale[v] = load_f16(scales + v * kLanes);
+    if constexpr (is_w4(format)) zero = __builtin_convertvector(load_s8(zeros + v * kLanes), I) * twice;
   }
   for (int q = 0; q < 4; ++q) {
     const I both = load_cells(data + 64 * q);
@@ -93,15 +95,17 @@ static inline void prefetch_near(const uint8_t* at) {
 // Widens groups [first, last) of one panel. `which` is its place in the pair: 0 or 1.
 template <Format format>
 static inline void widen(const uint8_t* panel, long k, long first, long last, uint8_t* weights, int which) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel) + first * kPanel;
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
+  const int8_t* zeros = zero_points(format, panel, k);
   const uint8_t* data = panel + scale_bytes(format, k) + first * group_bytes(format);
   int16_t* to = reinterpret_cast<int16_t*>(weights) + which * (kWideGroup / 2);
   float* scale = reinterpret_cast<float*>(weights + (last - first) * kWideGroup * 2) + which * kPanel;
   for (long g = first; g < last; ++g) {
     prefetch_near<group_bytes(format)>(data);
+    const long at = g / groups_per_scale(format) * kPanel;
     for (int v = 0; v < kVec; ++v)
-      store(scale + v * kLanes, widen_group<format>(scales, data, v, to + v * kGroup * kLanes));
-    scales += kPanel, data += group_bytes(format), to += kWideGroup, scale += kWide;
+      store(scale + v * kLanes, widen_group<format>(scales + at, zeros + at, data, v, to + v * kGroup * kLanes));
+    data += group_bytes(format), to += kWideGroup, scale += kWide;
   }
 }
 
@@ -163,7 +167,8 @@ static inline void prefetch_pair(const LinearArgs& a, long pair, long first, lon
   const size_t panel_size = panel_bytes(format, a.shape.in), scales = scale_bytes(format, a.shape.in);
   for (long panel = 2 * pair; panel < 2 * pair + 2 && panel < a.shape.panels(); ++panel) {
     const uint8_t* const from = a.weight + panel * panel_size;
-    prefetch_part(from + first * kPanel * 2, (last - first) * kPanel * 2, part, parts);
+    const long each = groups_per_scale(format);
+    prefetch_part(from + first / each * kPanel * 2, (last - first) / each * kPanel * 2, part, parts);
     prefetch_part(from + scales + first * group_bytes(format), (last - first) * group_bytes(format), part, parts);
   }
 }
@@ -239,6 +244,15 @@ static inline void linear_many(const LinearArgs& a, Worker& me,
         break;
       case Format::int4:
         multiply_pairs<Format::int4>(a, begin, end, next, size, rows, weights);
+        break;
+      case Format::w4g32:
+        multiply_pairs<Format::w4g32>(a, begin, end, next, size, rows, weights);
+        break;
+      case Format::w4g64:
+        multiply_pairs<Format::w4g64>(a, begin, end, next, size, rows, weights);
+        break;
+      case Format::w4g128:
+        multiply_pairs<Format::w4g128>(a, begin, end, next, size, rows, weights);
         break;
       default:
         multiply_pairs<Format::q4_0>(a, begin, end, next, size, rows, weights);

@@ -65,16 +65,24 @@ static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* r
       for (int v = 0; v < kVec; ++v) y[r][v] = y[r][v] + part[c][r][v];
 }
 
+// The zero points of 16 columns of w4gN.
+static inline void load_zero_points(const int8_t* zeros, F z[kVec]) {
+  for (int v = 0; v < kVec; ++v) z[v] = load_s8(zeros + v * kLanes) * broadcast(0.25f);
+}
+
 // y += rows x panel, integer weights.
 template <Format format, int R>
 static inline void multiply_int(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
   const long groups = group_count(k), stride = prepared_row_bytes(format, k);
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
+  [[maybe_unused]] const int8_t* zeros = zero_points(format, panel, k);
+  // GCC 12 (-ftree-pre) loses the sums of some instances, with R = 1 and 5, if it knows where the zero points are.
+  if constexpr (is_w4(format)) asm("" : "+r"(zeros));
   const uint8_t* data = panel + scale_bytes(format, k);
   QuantizedRow row[R];
   for (int r = 0; r < R; ++r) row[r] = QuantizedRow::at(const_cast<uint8_t*>(rows) + r * stride, groups);
   prefetch(panel, data - panel);
-  for (long g = 0; g < groups; ++g, scales += kPanel) {
+  for (long g = 0; g < groups; ++g) {
     Quad w[8];
     F d[kVec], z[kVec];
     if constexpr (format == Format::int8) {
@@ -88,10 +96,13 @@ static inline void multiply_int(const uint8_t* panel, long k, const uint8_t* row
       for (int q = 0; q < 4; ++q) load_nibbles(data + 64 * q, w[2 * q], w[2 * q + 1]);
       data += 256;
     }
-    if constexpr (format == Format::int4)
-      load_int4_scales(scales, d, z);
-    else
-      for (int v = 0; v < kVec; ++v) d[v] = load_f16(scales + v * kLanes);
+    const long at = g / groups_per_scale(format) * kPanel;
+    if constexpr (format == Format::int4) {
+      load_int4_scales(scales + at, d, z);
+    } else {
+      for (int v = 0; v < kVec; ++v) d[v] = load_f16(scales + at + v * kLanes);
+      if constexpr (is_w4(format)) load_zero_points(zeros + at, z);
+    }
     constexpr int kZero = format == Format::int8 ? kByteBias : format == Format::q4_0 ? 8 : 0;
     constexpr int T = R < kTogether ? R : kTogether;
 #pragma GCC unroll 8
@@ -106,7 +117,7 @@ static inline void multiply_int(const uint8_t* panel, long k, const uint8_t* row
         F total[kVec];
         to_float(s[t], total);
         for (int v = 0; v < kVec; ++v) {
-          if constexpr (format == Format::int4)
+          if constexpr (format == Format::int4 || is_w4(format))
             total[v] = fma(z[v], broadcast(-static_cast<float>(row[r].sum[g])), total[v]);
           y[r][v] = fma(total[v], d[v] * broadcast(row[r].scale[g]), y[r][v]);
         }

@@ -15,6 +15,7 @@ struct Block {  // one group: 32 steps of 16 columns
   alignas(64) float w[kGroup][kPanel];
   alignas(64) uint8_t q[kGroup][kPanel];
   uint16_t scale[kPanel];
+  int8_t zero[kPanel];
 };
 
 void read_floats(const PackArgs& a, long panel, long group, Block& block) {
@@ -28,9 +29,11 @@ void read_floats(const PackArgs& a, long panel, long group, Block& block) {
 }
 
 void read_quantized(const PackArgs& a, long panel, long group, Block& block) {
+  const long scales = scale_count(a.format, a.k), scale = group / groups_per_scale(a.format);
   for (int c = 0; c < kPanel; ++c) {
     const long n = panel * kPanel + c;
-    block.scale[c] = n < a.n ? a.scales[n * (a.k / kGroup) + group] : 0;
+    block.scale[c] = n < a.n ? a.scales[n * scales + scale] : 0;
+    block.zero[c] = n < a.n && a.zeros ? a.zeros[n * scales + scale] : 0;
     for (int i = 0; i < kGroup; ++i)
       block.q[i][c] = n < a.n ? a.q[n * a.k + group * kGroup + i] : static_cast<uint8_t>(0);
   }
@@ -122,7 +125,12 @@ void write_block(Format format, const Block& block, long group, long k, uint8_t*
       for (int c = 0; c < kPanel; ++c) out[(i / 2 * kPanel + c) * 2 + i % 2] = float_to_bf16(block.w[i][c]);
     return;
   }
-  std::memcpy(panel + group * sizeof block.scale, block.scale, sizeof block.scale);
+  const long scale = group / groups_per_scale(format);
+  std::memcpy(panel + scale * sizeof block.scale, block.scale, sizeof block.scale);
+  if (is_w4(format)) {
+    uint8_t* const zeros = panel + scale_count(format, k) * sizeof block.scale;
+    std::memcpy(zeros + scale * sizeof block.zero, block.zero, sizeof block.zero);
+  }
   uint8_t* data = panel + scale_bytes(format, k);
   if (format == Format::int8) {
     data += group * kGroup * kPanel;
@@ -145,8 +153,8 @@ void pack(const PackArgs& a, Worker& me) {
   Block block;
   for (long p = part.begin; p < part.end; ++p) {
     uint8_t* panel = a.out + p * panel_bytes(a.format, a.k);
-    const long tail = static_cast<long>(scale_bytes(a.format, a.k)) - groups * kPanel * 2;
-    if (a.format > Format::bf16) std::memset(panel + groups * kPanel * 2, 0, tail);
+    const long used = used_scale_bytes(a.format, a.k);
+    std::memset(panel + used, 0, scale_bytes(a.format, a.k) - used);
     for (long g = 0; g < groups; ++g) {
       if (a.q) {
         read_quantized(a, p, g, block);

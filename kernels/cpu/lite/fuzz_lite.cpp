@@ -169,7 +169,7 @@ struct Case {
 // Small sizes most of the time: the arguments are right, and fuzz_operator changes some of them.
 int small(FuzzInput& in, int most) { return 1 + in.choice(most); }
 
-const char* const kFormatNames[] = {"f32", "bf16", "int8", "int4", "q4_0"};
+const char* const kFormatNames[] = {"f32", "bf16", "int8", "int4", "q4_0", "w4g32", "w4g64", "w4g128"};
 
 Case embedding(FuzzInput& in) {
   Case c;

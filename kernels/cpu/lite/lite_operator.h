@@ -15,7 +15,8 @@ namespace edgellama {
 using mindspore::DataType;
 using mindspore::MSTensor;
 
-const std::vector<const char*> kFormats = {"f32", "bf16", "int8", "int4", "q4_0"};  // the order of enum class Format
+// In the order of enum class Format.
+const std::vector<const char*> kFormats = {"f32", "bf16", "int8", "int4", "q4_0", "w4g32", "w4g64", "w4g128"};
 
 class Operator : public mindspore::kernel::Kernel {
  public:
