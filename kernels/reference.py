@@ -180,6 +180,66 @@ def fused_attention(
     return out
 
 
+def split_attention(
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    start: Array,
+    length: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    heads: int,
+    scale: float,
+    window: int = 0,
+    parts: int,
+) -> tuple[Array, Array]:
+    """SplitAttention: fused_attention with the cache positions divided into `parts`. join_attention follows it.
+
+    Returns (out [B, S, H * D], partial [B, G, parts, H/G * (D + 16)] float32). For S > 1, out is the result, partial is
+    unspecified: zeros here. For S = 1, out is unspecified, and partial has a record for each part: the sum of
+    exp(score - maximum) * value of each query head [H/G, D], then eight times each the maxima and the sums of
+    exp(score - maximum) [H/G]. The visible positions before `start` are divided into runs of one length, a multiple of
+    16; the new token belongs to the first part. An empty part has the maximum -1e30 and sums of 0; 1 in an empty row.
+    """
+    out = fused_attention(qkv, cos, sin, start, length, k_cache, v_cache, heads=heads, scale=scale, window=window)
+    groups, dim, ratio = k_cache.shape[1], k_cache.shape[3], heads // k_cache.shape[1]
+    partial = np.zeros((len(qkv), groups, parts, ratio * (dim + 16)), np.float32)
+    if qkv.shape[1] > 1:
+        return out, partial
+    partial[..., ratio * dim : ratio * (dim + 8)] = -1e30
+    partial[length == 0, :, 0, ratio * (dim + 8) :] = 1
+    for b in np.flatnonzero(length):
+        here = int(start[b])
+        first = max(0, here + 1 - window) if window else 0
+        share = -(-(here - first) // (16 * parts)) * 16
+        q = rotate_half_split(qkv[b, 0, : heads * dim].reshape(groups, ratio, dim), cos[here], sin[here])
+        for part in range(parts):
+            at = [x for x in range(first + part * share, first + (part + 1) * share) if x < here] + [here] * (part == 0)
+            if at:
+                keys, values = (cache[b, :, at].astype(np.float32).swapaxes(0, 1) for cache in (k_cache, v_cache))
+                scores = np.float32(scale) * (q @ keys.swapaxes(-1, -2))  # [G, H/G, n]
+                top = scores.max(-1, keepdims=True)
+                p = np.exp(scores - top)
+                stats = (np.repeat(x, 8, -1) for x in (top, p.sum(-1, keepdims=True)))
+                partial[b, :, part] = np.concatenate([x.reshape(groups, -1) for x in (p @ values, *stats)], axis=-1)
+    return out, partial
+
+
+def join_attention(out: Array, partial: Array) -> Array:
+    """JoinAttention: the result of attention [B, S, H * D] from what split_attention returns, in out's dtype."""
+    if out.shape[1] > 1:
+        return out.copy()
+    rows, groups, parts, record = partial.shape
+    width = out.shape[2] // groups
+    ratio = (record - width) // 16
+    sums, top, total = np.split(partial, [width, width + 8 * ratio], axis=-1)
+    top, total = (x.reshape(rows, groups, parts, ratio, 8)[..., :1] for x in (top, total))
+    factor = np.exp(top - top.max(axis=2, keepdims=True))  # [B, G, parts, H/G, 1]
+    values = (sums.reshape(rows, groups, parts, ratio, -1) * factor).sum(axis=2) / (total * factor).sum(axis=2)
+    return values.reshape(out.shape).astype(out.dtype)
+
+
 def embedding(ids: Array, weight: Array, length: Array) -> Array:
     """Embedding: one row of a matrix for each token id.
 

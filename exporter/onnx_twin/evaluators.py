@@ -42,6 +42,28 @@ class FusedAttention(OpRun):
         return (attended, *copies)
 
 
+class SplitAttention(OpRun):
+    """(qkv, cos, sin, start, length, caches) -> (out, partial, the caches after the call)."""
+
+    op_domain = DOMAIN
+    compute = staticmethod(reference.split_attention)
+
+    def _run(self, *inputs: Any, heads: int, scale: float, window: int, parts: int) -> tuple[np.ndarray, ...]:
+        copies, caches = _caches(inputs[5:])
+        results = self.compute(*inputs[:5], *caches, heads=heads, scale=scale, window=window, parts=parts)
+        return (*results, *copies)
+
+
+class JoinAttention(OpRun):
+    """(out, partial) -> joined."""
+
+    op_domain = DOMAIN
+    compute = staticmethod(reference.join_attention)
+
+    def _run(self, out: Any, partial: Any) -> tuple[np.ndarray]:
+        return (self.compute(out, partial),)
+
+
 class LmHead(OpRun):
     """(x [B, E] float16, weight [V, E] float16) -> logits [B, V] float32."""
 
@@ -191,17 +213,27 @@ OPERATORS: list[type[OpRun]] = [
     EdgeHead,
     FusedAttention,
     Gemm,
+    JoinAttention,
     LmHead,
     MatMul,
     RmsNorm,
     Sigmoid,
+    SplitAttention,
     WeightQuantBatchMatmul,
 ]
 
 
 def operators(kernels: Any) -> list[type[OpRun]]:
-    """Return OPERATORS, with the operators of kernels/ascend computed by fused_attention and lm_head of `kernels`."""
-    functions: dict[type[OpRun], Any] = {FusedAttention: kernels.fused_attention, LmHead: kernels.lm_head}
+    """Return OPERATORS, with the operators of kernels/ascend computed by the functions of `kernels`.
+
+    kernels: has the functions fused_attention, split_attention, join_attention and lm_head of kernels.reference.
+    """
+    functions: dict[type[OpRun], Any] = {
+        FusedAttention: kernels.fused_attention,
+        SplitAttention: kernels.split_attention,
+        JoinAttention: kernels.join_attention,
+        LmHead: kernels.lm_head,
+    }
 
     def computed_by(op: type[OpRun], function: Any) -> type[OpRun]:
         return type(op.__name__, (op,), {"compute": staticmethod(function)})

@@ -26,19 +26,21 @@ END = np.iinfo(np.int64).max  # "to the end" for ONNX's Slice
 
 @dataclass(frozen=True)
 class CustomOperator:
-    """The interface of a custom operator, which kernels/reference.py defines. It has one result besides `mutates`.
+    """The interface of a custom operator, which kernels/reference.py defines.
 
     Attributes:
         inputs: the names of the inputs, including optional ones at the end.
         attributes: the attributes that change the result, with their types.
         mutates: the inputs that it writes in place.
         defaults: values of attributes that a node may omit.
+        results: the number of its results besides `mutates`.
     """
 
     inputs: tuple[str, ...]
     attributes: Mapping[str, type]
     mutates: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    results: int = 1
 
 
 CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")  # the scales belong to int8 caches only
@@ -66,7 +68,11 @@ CUSTOM: dict[str, CustomOperator] = {
         defaults={"softcap": 0.0},
     ),
     "FusedAttention": ATTENTION,
+    "JoinAttention": CustomOperator(("out", "partial"), {}),
     "LmHead": CustomOperator(("x", "weight"), {}),
+    "SplitAttention": CustomOperator(
+        ATTENTION.inputs[:7], {**ATTENTION.attributes, "parts": int}, ATTENTION.mutates, results=2
+    ),
 }
 
 
@@ -250,11 +256,12 @@ def _custom(t: Translation, op: Operation) -> None:
     attributes = {name: cast(given[name]) for name, cast in custom.attributes.items()}
     mutated = [old for name, old in zip(custom.inputs, op.inputs, strict=False) if name in custom.mutates]
     inputs = [t.operand(name) for name in op.inputs]
-    names = [op.name, *(f"{op.name}:{old}" for old in mutated)]
+    own = [op.name, *(f"{op.name}:{i}" for i in range(1, custom.results))]
+    names = own + [f"{op.name}:{old}" for old in mutated]
     t.nodes.append(helper.make_node(kind, inputs, names, name=op.name, domain=DOMAIN, **attributes))
     # For a device whose graph compiler requires in-place writes as results, the MindIR node has these results too.
     t.values[op.name] = tuple(names) if len(op.results) > 1 else op.name
-    for old, new in zip(mutated, names[1:], strict=True):
+    for old, new in zip(mutated, names[len(own) :], strict=True):
         before = t.operand(old)
         t.values[old] = new
         t.mutated[new] = t.mutated.pop(before, before)

@@ -35,7 +35,7 @@ from ..network.family import QKNorm
 from ..network.layer_sizes import layer_norms, linear_sizes, windows
 from ..network.rope import rope_index, rope_names
 from . import portable
-from .ascend_model_checks import logits_in_float32
+from .ascend_model_checks import attention_parts, logits_in_float32
 from .ascend_weights import is_quantized, weight_pieces
 from .specs import ASCEND
 
@@ -90,6 +90,37 @@ class FusedAttention(KernelOperator):
 
     def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
         return qkv, k_cache, v_cache
+
+
+class SplitAttention(KernelOperator):
+    """kernels.reference.split_attention; the caches as in FusedAttention."""
+
+    INPUTS = FusedAttention.INPUTS
+    OUTPUTS = ("out", "partial", "k_cache", "v_cache")
+
+    def __init__(self, node: str, heads: int, scale: float, window: int, parts: int):
+        super().__init__(node, heads=heads, scale=scale, window=window, parts=parts)
+        self.heads, self.parts = heads, parts
+
+    def infer_shape(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
+        rows, groups, _, dim = k_cache
+        partial = [rows, groups, self.parts, self.heads // groups * (dim + 16)]
+        return [qkv[0], qkv[1], self.heads * dim], partial, k_cache, v_cache
+
+    def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
+        return qkv, FLOAT32, k_cache, v_cache
+
+
+class JoinAttention(KernelOperator):
+    """kernels.reference.join_attention"""
+
+    INPUTS, OUTPUTS = ("out", "partial"), ("joined",)
+
+    def infer_shape(self, out: Any, partial: Any) -> Any:
+        return out
+
+    def infer_dtype(self, out: Any, partial: Any) -> Any:
+        return out
 
 
 class LmHead(KernelOperator):
@@ -260,18 +291,25 @@ class NormQKV(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """kernels.reference.fused_attention"""
+    """kernels.reference.fused_attention. With too few heads for the cores it is SplitAttention and JoinAttention."""
 
     def __init__(self, config: LlamaConfig, shape: Shape, name: str, layer: int):
         super().__init__(auto_prefix=False)
         heads, dim, window = config.num_attention_heads, config.head_dim, windows(config, shape.context)[layer]
-        self.attention = FusedAttention(f"{name}.attention", heads, float(config.scale), window)
+        parts = attention_parts(config, shape, layer)
+        self.split = parts > 1
+        if self.split:
+            self.attention = SplitAttention(f"{name}.attention", heads, float(config.scale), window, parts)
+            self.join = JoinAttention(f"{name}.join")
+        else:
+            self.attention = FusedAttention(f"{name}.attention", heads, float(config.scale), window)
         self.rope = 4 + rope_index(config, layer)
         self.reshape, self.flat = ops.Reshape(), (-1, heads * dim)
 
     def construct(self, qkv: Any, step: Any, caches: Any) -> Any:
         start, length = step[1], step[2]
-        out = self.attention(qkv, step[self.rope], step[self.rope + 1], start, length, *caches)[0]
+        results = self.attention(qkv, step[self.rope], step[self.rope + 1], start, length, *caches)
+        out = self.join(results[0], results[1]) if self.split else results[0]
         return self.reshape(out, self.flat), ()  # [T, H * D]
 
 

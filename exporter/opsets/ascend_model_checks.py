@@ -13,6 +13,7 @@ from edgellama.kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS, Chip
 from ..graph_spec import Shape
 from ..mindir import lower as mindir
 from ..network.config import LlamaConfig
+from ..network.layer_sizes import windows
 
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 
@@ -57,6 +58,17 @@ def logits_in_float32(config: LlamaConfig) -> bool:
     than the difference between the two best logits.
     """
     return config.vocab_size % 16 == 0 and config.hidden_size % 16 == 0
+
+
+def attention_parts(config: LlamaConfig, shape: Shape, layer: int) -> int:
+    """Return the parts of a layer's attention: more than 1 if it takes SplitAttention and JoinAttention."""
+    seen = windows(config, shape.context)[layer] or shape.context
+    return CHIPS[str(shape.chip)].attention_parts(shape.rows * config.num_key_value_heads, seen)
+
+
+def is_split(config: LlamaConfig, shape: Shape) -> bool:
+    """Whether the attention of a layer is split, which artifacts of format version 1 do not have."""
+    return any(attention_parts(config, shape, layer) > 1 for layer in range(config.num_hidden_layers))
 
 
 def check_operators(model: mindir.Model, chip: Chip) -> None:

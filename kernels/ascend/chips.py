@@ -54,7 +54,10 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "TupleGetItem": (),
     "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",),
 }
-CUSTOM_OPERATORS = ("FusedAttention", "LmHead")  # of this package, built for every chip
+# Of this package, built for every chip.
+CUSTOM_OPERATORS = ("FusedAttention", "SplitAttention", "JoinAttention", "LmHead")
+MAX_PARTS = 64  # of a key/value head in decode; op_host/attention_tiling.h has the same limit
+POSITIONS_PER_PART = 256  # for fewer, a part's own start and its record cost too much
 MAX_QUERY_HEADS = 32  # query heads a key/value head that the attention kernels take, if the buffers have room
 
 # What Ascend C offers on some of the chips only -> the stand-in's name for it (standin/standin/chip.h).
@@ -177,6 +180,20 @@ class Chip:
     def has(self, operator: str) -> bool:
         """Whether a graph for this chip may use the operator of this MindIR name."""
         return operator in OPERATORS and operator not in self.missing_operators
+
+    def attention_parts(self, heads: int, positions: int) -> int:
+        """The work items into which decode divides each row and key/value head, at most one per 256 positions.
+
+        It is the smallest number with which the busiest core has at most a tenth more than the least possible work.
+
+        Args:
+            heads: rows times key/value heads
+            positions: the cache positions that a token can see
+        """
+        work = {parts: -(-heads * parts // self.vector_cores) / parts for parts in range(1, MAX_PARTS + 1)}
+        possible = [parts for parts in work if parts == 1 or parts * POSITIONS_PER_PART <= positions]
+        least = min(work[parts] for parts in possible)
+        return next(parts for parts in possible if work[parts] <= 1.1 * least)
 
     def max_query_heads(self, head_dim: int) -> int:
         """The most query heads a key/value head that the attention kernels take at this head size."""

@@ -1,211 +1,24 @@
-"""Compiles the kernels of the package unchanged with g++, and runs them on a stand-in for a chip.
+"""Runs the kernels of the package, compiled unchanged with g++, on a stand-in for a chip.
 
-`fused_attention` and `lm_head` compute what the functions of the same names in kernels.reference compute. They raise
-StandInError if a kernel does what would go wrong on the chip (standin/standin/report.h lists the kinds of error). They
-do not measure speed.
+`fused_attention`, `split_attention`, `join_attention` and `lm_head` compute what the functions of the same names in
+kernels.reference compute. They raise StandInError if a kernel does what would go wrong on the chip
+(standin/standin/report.h lists the kinds of error). They do not measure speed.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..reference import Array
-from .chips import CHIPS, INSTRUCTIONS
-
-HERE = Path(__file__).resolve().parent
-BUILD = HERE.parents[1] / "build" / "ascend-standin"
-KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "lm_head"))
-OWN = ("standin/launch.cpp", "standin/tiling.cpp")
-
-
-class StandInError(RuntimeError):
-    """A kernel did what would go wrong on the chip."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of error: the word in brackets at the start of the message."""
-        return str(self).partition("]")[0].lstrip("[")
-
-    @property
-    def check(self) -> str:
-        """File and line of the check that found the error: the words in brackets at the end of the message."""
-        return str(self).rpartition("(")[2].rstrip(")")
+from .chips import CHIPS
+from .standin_library import HERE, Argument, StandInError, launch, load
 
 
 class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""
-
-
-def compile_library(
-    chip: str, sources: tuple[Path, ...], optimise: str = "-O2", constant: tuple[int, bytes] | None = None
-) -> Path:
-    """Compile `sources` against the stand-in of a target's chip. Return the shared library under build/.
-
-    constant: a tiling key and tiling data that become constants of the source, as CANN compiles the gears of a
-    converted graph. None: both come with the launch. It compiles only what changed. Raises RuntimeError without a
-    compiler, or if compiling fails.
-    """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise RuntimeError(
-            "the Ascend stand-in needs a C++ compiler, and g++ was not found. Install it or set CXX to another"
-        )
-    flags = ["-std=c++17", optimise, "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
-    flags += [f"-D__NPU_ARCH__={CHIPS[chip].arch}", f"-I{HERE / 'standin'}"]
-    headers = {"chip_table.h": chip_table(chip)}
-    if constant is not None:
-        flags.append("-DEDGELLAMA_STANDIN_CONSTANT_TILING")
-        headers["constant_tiling.h"] = constant_tiling(*constant)
-    digest = hashlib.sha256("\0".join([compiler, *flags, *headers.values()]).encode())
-    for file in sorted({*HERE.rglob("*.h"), *sources}):
-        digest.update(file.name.encode() + file.read_bytes())
-    target = BUILD / f"{chip}-{digest.hexdigest()[:16]}.so"
-    if not target.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_suffix(f".{os.getpid()}.tmp")
-        with tempfile.TemporaryDirectory() as generated:
-            for name, text in headers.items():
-                (Path(generated) / name).write_text(text)
-            command = [compiler, *flags, f"-I{generated}", *map(str, sources), "-o", str(scratch)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"compiling {', '.join(s.name for s in sources)} for {chip} failed:\n{done.stderr}")
-        scratch.replace(target)
-    return target
-
-
-def chip_table(name: str) -> str:
-    """Return the header chip_table.h, which defines standin::kChip (standin/standin/chip.h) from the table of chips.
-
-    Args:
-        name: the target.
-    """
-    chip = CHIPS[name]
-    buffers = chip.buffers
-    values: dict[str, int | str] = {
-        "name": f'"{chip.name.removeprefix("Ascend ")}"',
-        "arch": chip.arch,
-        "splitCores": chip.split_cores,
-        "cubeCores": chip.cube_cores,
-        "vectorCores": chip.vector_cores,
-        "ub": buffers.unified - chip.reserved,
-        "l1": buffers.l1 - chip.reserved,
-        "l0a": buffers.l0a,
-        "l0b": buffers.l0b,
-        "l0c": buffers.l0c,
-        "bfloat16": "bfloat16" in chip.dtypes,
-        "matmulNeedsUb": chip.matmul_needs_unified_buffer,
-        "skippedWorkspace": chip.skipped_workspace,
-        "libraryWorkspace": chip.library_workspace,
-        **{field: name not in chip.missing_instructions for name, field in INSTRUCTIONS.items()},
-    }
-    assigned = "".join(f"    chip.{field} = {int(v) if isinstance(v, int) else v};\n" for field, v in values.items())
-    return (
-        "namespace standin {\n"
-        "constexpr ChipSpec kChip = [] {\n"
-        f"    ChipSpec chip{{}};\n{assigned}    return chip;\n"
-        "}();\n"
-        "}  // namespace standin\n"
-    )
-
-
-def constant_tiling(key: int, tiling: bytes) -> str:
-    """Return the header constant_tiling.h (standin/kernel_operator.h)."""
-    values = ", ".join(map(str, tiling))
-    return (
-        "namespace standin {\n"
-        f"constexpr std::uint64_t kTilingKey = {key};\n"
-        f"struct TilingBytes {{ std::uint8_t data[{len(tiling)}]; }};\n"
-        f"constexpr TilingBytes kTilingBytes{{{{{values}}}}};\n"
-        "}  // namespace standin\n"
-    )
-
-
-@functools.cache
-def load(
-    chip: str,
-    sources: tuple[Path, ...] = tuple(HERE / name for name in KERNELS),
-    optimise: str = "-O2",
-    constant: tuple[int, bytes] | None = None,
-) -> ctypes.CDLL:
-    """Return the library of a target's chip with the given kernels and the launcher of the stand-in."""
-    return ctypes.CDLL(str(compile_library(chip, (*sources, *(HERE / name for name in OWN)), optimise, constant)))
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One pointer argument of a kernel.
-
-    Attributes:
-        name: for messages
-        array: its memory; None is a null pointer
-        writable: whether the kernel may write it
-        fresh: whether it is uninitialised memory, which the kernel must write before it reads it
-    """
-
-    name: str
-    array: Array | None
-    writable: bool = False
-    fresh: bool = False
-
-
-def launch(
-    library: ctypes.CDLL,
-    kernel: str,
-    arguments: list[Argument],
-    *,
-    blocks: int = 1,
-    workers: int | None = None,
-    key: int = 0,
-) -> int:
-    """Run a kernel and return the most bytes of unified buffer that one core used.
-
-    Args:
-        library: what `load` returned
-        kernel: name of the entry point
-        arguments: in the kernel's order
-        blocks: what the kernel sees as the number of blocks
-        workers: number of cores to run it on; None is `blocks`
-        key: the tiling key
-
-    Raises StandInError.
-    """
-    count = len(arguments)
-    pointers = (ctypes.c_void_p * count)(*(a.array.ctypes.data if a.array is not None else None for a in arguments))
-    names = (ctypes.c_char_p * count)(*(a.name.encode() for a in arguments))
-    sizes = (ctypes.c_size_t * count)(*(a.array.nbytes if a.array is not None else 0 for a in arguments))
-    writable = (ctypes.c_int * count)(*(a.writable for a in arguments))
-    fresh = (ctypes.c_int * count)(*(a.fresh for a in arguments))
-    peak, message = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
-    entry = ctypes.cast(getattr(library, kernel), ctypes.c_void_p)
-    failed = library.standin_run(
-        entry,
-        count,
-        pointers,
-        names,
-        sizes,
-        writable,
-        fresh,
-        blocks,
-        workers or blocks,
-        ctypes.c_uint64(key),
-        ctypes.byref(peak),
-        message,
-        ctypes.c_size_t(len(message)),
-    )
-    if failed:
-        raise StandInError(message.value.decode())
-    return peak.value
 
 
 class _Summary(ctypes.Structure):
@@ -224,7 +37,7 @@ class TilingPlan:
         workspace_bytes: global memory that the operator reserves besides its arguments; the kernel gets it without the
             first Chip.skipped_workspace bytes
         ub_bytes: unified buffer that the kernel takes on each core
-        details: for attention at one token the keys of a tile and the splits; for others see standin/tiling.cpp
+        details: for attention at one token the keys of a tile; for others see standin/tiling.cpp
         tiling: the structure that the kernel reads, uint8
     """
 
@@ -252,6 +65,8 @@ def plan(
     operator and shape:
     - "fused_attention": rows, tokens, width of qkv, heads, key/value heads, head size, capacity, rotary positions,
       window.
+    - "split_attention": the same, and the parts.
+    - "join_attention": rows, tokens and width of out; key/value heads, parts and record size of partial.
     - "lm_head": rows, hidden size, vocabulary.
 
     scale: of the scores. chip_limits: as `limits` returns them; None is those of the chip. Raises TilingError with the
@@ -301,34 +116,77 @@ def fused_attention(
 
     constant: compile the kernel for this call, with its tiling as a constant.
     """
-    _check(
-        ("qkv", qkv, np.float16),
-        ("k_cache", k_cache, np.float16),
-        ("v_cache", v_cache, np.float16),
-        ("cos", cos, np.float32),
-        ("sin", sin, np.float32),
-        ("start", start, np.int32),
-        ("length", length, np.int32),
-    )
-    rows, tokens, width = qkv.shape
-    _, groups, capacity, head_dim = k_cache.shape
-    shape = [rows, tokens, width, heads, groups, head_dim, capacity, cos.shape[0], window]
-    decided = plan(chip, "fused_attention", shape, scale, chip_limits)
-    out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
-    arguments = [
-        Argument("qkv", qkv),
-        Argument("cos", cos),
-        Argument("sin", sin),
-        Argument("start", start),
-        Argument("length", length),
-        Argument("k_cache", k_cache, writable=True),
-        Argument("v_cache", v_cache, writable=True),
-        Argument("out", out, writable=True),
-        Argument("k_cache", k_cache, writable=True),
-        Argument("v_cache", v_cache, writable=True),
-    ]
-    _run(chip, "fused_attention", arguments, decided, constant)
+    tensors = {"qkv": qkv, "cos": cos, "sin": sin, "start": start, "length": length}
+    tensors |= {"k_cache": k_cache, "v_cache": v_cache}
+    out, _ = _attention("fused_attention", tensors, (heads, scale, window, 1), chip, chip_limits, constant)
     return out
+
+
+def split_attention(
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    start: Array,
+    length: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    heads: int,
+    scale: float,
+    window: int = 0,
+    parts: int,
+    chip: str = "ascend310p",
+    chip_limits: list[int] | None = None,
+    constant: bool = False,
+) -> tuple[Array, Array]:
+    """Run kernels.reference.split_attention on the stand-in of `chip`. What the kernel does not write is NaN."""
+    tensors = {"qkv": qkv, "cos": cos, "sin": sin, "start": start, "length": length}
+    tensors |= {"k_cache": k_cache, "v_cache": v_cache}
+    return _attention("split_attention", tensors, (heads, scale, window, parts), chip, chip_limits, constant)
+
+
+def _attention(
+    operator: str,
+    tensors: dict[str, Array],
+    attributes: tuple[int, float, int, int],
+    chip: str,
+    chip_limits: list[int] | None,
+    constant: bool,
+) -> tuple[Array, Array]:
+    heads, scale, window, parts = attributes
+    integers = ("start", "length")
+    for name, tensor in tensors.items():
+        dtype = np.int32 if name in integers else np.float32 if name in ("cos", "sin") else np.float16
+        _check((name, tensor, dtype))
+    rows, tokens, width = tensors["qkv"].shape
+    _, groups, capacity, head_dim = tensors["k_cache"].shape
+    shape = [rows, tokens, width, heads, groups, head_dim, capacity, len(tensors["cos"]), window]
+    split = [parts] if operator == "split_attention" else []
+    decided = plan(chip, operator, shape + split, scale, chip_limits)
+    out = np.full((rows, tokens, heads * head_dim), np.nan, np.float16)
+    partial = np.full((rows, groups, parts, heads // groups * (head_dim + 16)), np.nan, np.float32)
+    caches = [Argument(name, tensors[name], writable=True) for name in ("k_cache", "v_cache")]
+    results = [Argument("out", out, writable=True)] + [Argument("partial", partial, writable=True) for _ in split]
+    read = [Argument(name, tensor) for name, tensor in tensors.items() if "cache" not in name]
+    _run(chip, operator, [*read, *caches, *results, *caches], decided, constant)
+    return out, partial
+
+
+def join_attention(
+    out: Array,
+    partial: Array,
+    *,
+    chip: str = "ascend310p",
+    chip_limits: list[int] | None = None,
+    constant: bool = False,
+) -> Array:
+    """Run kernels.reference.join_attention on the stand-in of `chip`: float16 result."""
+    _check(("out", out, np.float16), ("partial", partial, np.float32))
+    decided = plan(chip, "join_attention", [*out.shape, *partial.shape[1:]], chip_limits=chip_limits)
+    joined = np.full_like(out, np.nan)
+    arguments = [Argument("out", out), Argument("partial", partial), Argument("joined", joined, writable=True)]
+    _run(chip, "join_attention", arguments, decided, constant)
+    return joined
 
 
 def lm_head(

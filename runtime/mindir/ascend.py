@@ -14,6 +14,8 @@ from .portable import gelu, norm, silu, soft_cap
 FLOAT32, FLOAT16 = 43, 42  # MindSpore's numbers of the dtypes, as Cast takes them
 WEIGHTS = ("fp16", "int8")
 ATTENTION = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache"), ("out", "k_cache", "v_cache")
+SPLIT = ATTENTION[0], ("out", "partial", "k_cache", "v_cache")
+JOIN = ("out", "partial"), ("joined",)
 HEAD = ("x", "weight"), ("logits",)
 
 
@@ -75,11 +77,32 @@ def _attention(graph: Builder, network: Network, layer: int, inputs: list[Operan
         proto.real("scale", network.scale),
         proto.integer("window", network.windows[layer]),
     ]
-    name = f"model.layers.{layer}.self_attn.attention"
-    attributes = _attributes("FusedAttention", *ATTENTION, own)
-    out = graph.node("", "Custom", inputs, (rows, -1, width), "float16", attributes, name)
-    out.results += inputs[-2].results + inputs[-1].results
-    return graph.reshape(scope, graph.item(scope, out, 0), (-1, width), (-1, width))
+    name = f"model.layers.{layer}.self_attn"
+    parts = _parts(network, layer)
+    if parts == 1:
+        attributes = _attributes("FusedAttention", *ATTENTION, own)
+    else:
+        attributes = _attributes("SplitAttention", *SPLIT, [*own, proto.integer("parts", parts)])
+    found = graph.node("", "Custom", inputs, (rows, -1, width), "float16", attributes, f"{name}.attention")
+    if parts > 1:
+        record = network.heads // network.groups * (network.width + 16)
+        found.results += (("float32", (rows, network.groups, parts, record)),)
+    found.results += inputs[-2].results + inputs[-1].results
+    out = graph.item(scope, found, 0)
+    if parts > 1:
+        both = (out, graph.item(scope, found, 1))
+        out = graph.node(
+            "", "Custom", both, (rows, -1, width), "float16", _attributes("JoinAttention", *JOIN), f"{name}.join"
+        )
+    return graph.reshape(scope, out, (-1, width), (-1, width))
+
+
+def _parts(network: Network, layer: int) -> int:
+    """Return the parts of a layer's attention; format version 1 has one."""
+    if network.format_version < 2:
+        return 1
+    seen = network.windows[layer] or network.context
+    return CHIPS[network.target].attention_parts(network.rows * network.groups, seen)
 
 
 def _norm(graph: Builder, network: Network, scope: str, name: str, eps: float, x: Operand) -> Operand:
@@ -176,5 +199,5 @@ def _attributes(
     """Return the attributes of an Ascend operator, in the order of their names."""
     named = {"func_type": proto.text("func_type", "aot"), "reg_op_name": proto.text("reg_op_name", kind)}
     named |= {"input_names": proto.texts("input_names", inputs), "output_names": proto.texts("output_names", outputs)}
-    named |= dict(zip(("heads", "scale", "window"), own or (), strict=bool(own)))
+    named |= dict(zip(("heads", "scale", "window", "parts"), own or (), strict=False))
     return [named[name] for name in sorted(named)]

@@ -41,6 +41,7 @@ class Network:
         rows, context: the batch, and the capacity of the cache.
         weights, cache: the weight format, and the dtype of the cache, as the manifest names them.
         target: the target of the export.
+        format_version: of the artifact.
     """
 
     vocabulary: int
@@ -69,6 +70,7 @@ class Network:
     weights: str
     cache: str
     target: str
+    format_version: int
 
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
@@ -115,6 +117,7 @@ class Network:
             weights=manifest.weights_format,
             cache=manifest.cache.dtype,
             target=manifest.target,
+            format_version=manifest.format_version,
         )
 
     @property

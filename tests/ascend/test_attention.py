@@ -139,23 +139,6 @@ def test_large_scores_do_not_overflow(chip: str) -> None:
     check(Case((40, 3), (1, 1), 1, 64, size=10.0), chip)
 
 
-def test_a_long_cache_is_split_over_the_cores_that_can_meet() -> None:
-    case = Case((1999, 300, 7, 0), (1, 1, 0, 1), 1, 2048, groups=1)
-    for chip in CHIPS:
-        shape = [4, 1, 5 * 64, 3, 1, 64, 2048, 2051, 0]
-        splits = standin.plan(chip, "fused_attention", shape, 0.125).details[1]
-        assert splits == (8 if chip == "ascend910b" else 1)
-        check(case, chip)
-        check(Case((1999,), (1,), 1, 2048, groups=1, ratio=2, window=700), chip)
-
-
-def test_a_long_cache_is_not_split_where_the_partial_results_have_no_room() -> None:
-    case = Case((1999,), (1,), 1, 2048, groups=1, ratio=30, head_dim=176)
-    plan = standin.plan("ascend910b", "fused_attention", [1, 1, 32 * 176, 30, 1, 176, 2048, 2051, 0], 0.1)
-    assert plan.details[1] == 1 and plan.workspace_bytes == CHIP_TABLE["ascend910b"].skipped_workspace
-    check(case, "ascend910b")
-
-
 @pytest.mark.parametrize("chip", CHIPS)
 def test_tiles_follow_the_chip_s_memory(chip: str) -> None:
     """With a smaller unified buffer the tiling uses smaller tiles, and the results are the same."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgellama.exporter.targets import TARGETS
-from edgellama.kernels.ascend import standin
+from edgellama.kernels.ascend import standin, standin_library
 from edgellama.kernels.ascend.chips import CHIPS, INSTRUCTIONS, OPERATORS, Chip, chip_of_soc
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_the_stand_in_is_given_every_fact_that_it_asks_for() -> None:
     lines = re.findall(r"(?:int|bool|char\*|size_t) ([\w, ]+);", body)
     declared = [name for line in lines for name in line.split(", ")]
     for target in CHIPS:
-        assert sorted(re.findall(r"chip\.(\w+) =", standin.chip_table(target))) == sorted(declared)
+        assert sorted(re.findall(r"chip\.(\w+) =", standin_library.chip_table(target))) == sorted(declared)
 
 
 def strings(path: Path) -> Iterator[str]:

@@ -25,6 +25,8 @@ from edgellama.exporter.proof import verify
 from edgellama.exporter.writing.convert_config import conversion_config, read_config
 from edgellama.kernels.ascend import standin
 from edgellama.kernels.ascend.chips import CHIPS
+from edgellama.mindir.check import graph_bytes
+from edgellama.mindir.network import Network
 from support import step_runs
 from support.checkpoints import CONFIGS, DEFAULTS, export_all
 from support.child import run_child
@@ -34,6 +36,7 @@ from support.step_runs import expected, relative_error, run_schedule
 # The configs of checkpoints.CONFIGS whose head size is a multiple of 16, including biases and a tied matrix.
 # Only one keeps the vocabulary of 264, which LmHead does not take.
 BLOCKS = {"vocab_size": 272}
+LONG = {"max_position_embeddings": 1024}  # the context of the jobs that split
 JOBS = {
     "310p": ("gqa-8to1-bias", "ascend310p", "fp16", {"head_dim": 16, **BLOCKS}),
     "310b": ("gqa-8to1-bias", "ascend310b", "fp16", {"head_dim": 16, **BLOCKS}),
@@ -47,6 +50,9 @@ JOBS = {
     "gemma3": ("gemma3", "ascend310p", "fp16", {"num_hidden_layers": 6, **BLOCKS}),
     "granite": ("granite-tied", "ascend310b", "fp16", BLOCKS),
     "phi3": ("phi3-partial", "ascend910b", "fp16", BLOCKS),
+    # with few heads and a long context, a head's attention is split
+    "split-310p": ("gqa-8to1-bias", "ascend310p", "fp16", {"head_dim": 16, **BLOCKS, **LONG}),
+    "split-910b": ("qwen2-windows-16", "ascend910b", "fp16", {**BLOCKS, **LONG}),
 }
 # Tolerance of the logits against transformers in float32, as a fraction of their range: rounding to float16 and int8.
 TOLERANCE = {"fp16": 4e-3, "int8": 5e-2}
@@ -63,6 +69,7 @@ def artifacts(
     models = {key: tiny_checkpoint(**{**CONFIGS[config], **changes}) for key, (config, _, _, changes) in JOBS.items()}
     jobs = [
         {"model": models[key], "target": target, "weights": weights, "verify": False, "out": folder / key, **sizes}
+        | ({"context": 1024} if key.startswith("split") else {})
         for key, (_, target, weights, _) in JOBS.items()
     ]
     return {key: (Artifact.open(path), models[key]) for key, path in zip(JOBS, export_all(jobs), strict=True)}
@@ -83,13 +90,15 @@ def test_the_twin_is_the_checkpoints_network(key: str, artifacts: dict[str, tupl
     assert relative_error(found, expected(model)) < TOLERANCE[artifact.manifest.weights_format]
 
 
-@pytest.mark.parametrize("key", ["310p", "310b", "910b", "windows"])
+@pytest.mark.parametrize("key", ["310p", "310b", "910b", "windows", "split-310p", "split-910b"])
 def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
     """The sources of kernels/ascend, on the stand-in of the chip, replace their definition: logits and caches."""
     artifact, model = artifacts[key]
     chip = artifact.manifest.target
     own = SimpleNamespace(
         fused_attention=functools.partial(standin.fused_attention, chip=chip),
+        split_attention=functools.partial(standin.split_attention, chip=chip),
+        join_attention=functools.partial(standin.join_attention, chip=chip),
         # the twin has converted it to float32
         lm_head=lambda x, weight: standin.lm_head(x, weight.astype(np.float16), chip=chip),
     )
@@ -109,6 +118,17 @@ def test_310p_and_910b_share_one_graph(artifacts: dict[str, tuple[Artifact, Path
     assert [f.sha256 for f in one.manifest.files()] == [f.sha256 for f in other.manifest.files()]
 
 
+def test_an_artifact_of_format_version_1_keeps_its_graph(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    """Releases before SplitAttention wrote FusedAttention, however many cores the chip has."""
+    artifact, _ = artifacts["split-310p"]
+    manifest = replace(artifact.manifest, format_version=1)
+    graph = manifest.graphs[0]
+    old = graph_bytes(manifest, Network.of(manifest), graph, graph.file)
+    assert b"FusedAttention" in old and b"SplitAttention" not in old
+    new = graph_bytes(artifact.manifest, Network.of(artifact.manifest), graph, graph.file)
+    assert new == artifact.file(graph.file).read_bytes() and b"SplitAttention" in new
+
+
 # --- contents ---
 
 
@@ -121,7 +141,12 @@ def test_custom_nodes_are_what_the_operator_package_defines(
     custom = [op for op in operations(artifact) if op.operator == "Custom"]
     kinds = [str(op.attributes["reg_op_name"]) for op in custom]
     layers = artifact.manifest.config["num_hidden_layers"]
-    assert kinds == ["FusedAttention"] * layers + ["LmHead"] * (key != "no-blocks")
+    attention = []
+    for layer in range(layers):  # every second layer of split-910b has a window, which is too short for a split
+        split = key == "split-310p" or (key == "split-910b" and layer % 2 == 0)
+        attention += ["SplitAttention", "JoinAttention"] if split else ["FusedAttention"]
+    assert kinds == attention + ["LmHead"] * (key != "no-blocks")
+    assert artifact.manifest.format_version == (2 if key.startswith("split") else 1)
     for op, kind in zip(custom, kinds, strict=True):
         inputs, outputs = declared(kind, "Input"), declared(kind, "Output")
         assert list(op.attributes["input_names"]) == inputs and list(op.attributes["output_names"]) == outputs
@@ -129,7 +154,7 @@ def test_custom_nodes_are_what_the_operator_package_defines(
         given = set(op.attributes) - {"reg_op_name", "func_type", "input_names", "output_names"}
         assert given == set(declared(kind, "Attr"))
         caches = [op.inputs[i].partition(".")[0] for i, name in enumerate(inputs) if name in outputs]
-        assert caches == (["k_cache", "v_cache"] if kind == "FusedAttention" else [])
+        assert caches == (["k_cache", "v_cache"] if kind in ("FusedAttention", "SplitAttention") else [])
     assert len({op.name for op in custom}) == len(custom)
 
 

@@ -19,6 +19,8 @@ from support.operator_package import PACKAGE, declared, snake
 # Each operator's function in kernels.reference, and its outputs that are not inputs.
 OPERATORS = {
     "FusedAttention": (reference.fused_attention, ["out"]),
+    "SplitAttention": (reference.split_attention, ["out", "partial"]),
+    "JoinAttention": (reference.join_attention, ["joined"]),
     "LmHead": (reference.lm_head, ["logits"]),
 }
 
@@ -89,7 +91,7 @@ def test_every_launch_reserves_the_workspace_that_the_wrapper_skips() -> None:
     assert re.findall(r"workspace\[0\] = (.+);", host) == [
         "static_cast<size_t>(WorkspaceBytes(limits, kernelBytes, platform.GetLibApiWorkSpaceSize()))"
     ]
-    assert host.count("GetWorkspaceSizes") == 1 and host.count("return SetLaunch(") == 3
+    assert host.count("GetWorkspaceSizes") == 1 and host.count("return SetLaunch(") == 4
 
 
 def test_presets_name_the_chips_that_the_definition_configures() -> None:

@@ -16,11 +16,13 @@ struct AttentionShape {
     int64_t heads, groups, headDim, capacity, positions;
     int64_t window;  // 0: off
     float scale;
+    int64_t parts = 1;  // work items of decode per row and key/value head
+    bool split = false; // SplitAttention, which has at least two parts
 };
 
 // The fields have the meaning of DecodeTiling. ubBytes: unified buffer of one core; workspaceBytes: of all workers.
 struct DecodePlan {
-    int64_t keys, splits, workers, ubBytes, workspaceBytes;
+    int64_t keys, workers, ubBytes;
 };
 
 // The fields have the meaning of PrefillTiling. ubBytes: unified buffer of one core, matmulBytes included; blocks: the
@@ -35,7 +37,7 @@ constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxRatio = 32;       // query heads per key/value head
 constexpr int64_t kLanes = 64;          // floats per vector repeat
 constexpr int64_t kRowBytes = 32;       // bytes per row of a row8 (op_kernel/vector_ops.h)
-constexpr int64_t kKeysPerSplit = 256;  // minimum of cache positions per core; for fewer, SyncAll costs too much
+constexpr int64_t kMaxParts = 64;
 
 // Checks the shapes and attributes. Returns an error message that starts with the operator's name, or an empty string.
 inline std::string CheckShape(const AttentionShape& s, const std::string& name) {
@@ -67,6 +69,9 @@ inline std::string CheckShape(const AttentionShape& s, const std::string& name) 
     }
     if (s.window < 0) return name + ": window is " + text(s.window) + "; it must be 0 (off) or positive";
     if (!(s.scale > 0.0f)) return name + ": scale must be positive";
+    if (s.split && (s.parts < 2 || s.parts > kMaxParts)) {
+        return name + ": parts is " + text(s.parts) + "; it must be 2 to " + text(kMaxParts);
+    }
     if (s.width > 65535 * kFractal) {
         return name + ": qkv is " + text(s.width) + " wide; a strided copy allows at most " + text(65535 * kFractal);
     }
@@ -77,45 +82,27 @@ inline std::string CheckShape(const AttentionShape& s, const std::string& name) 
 
 // Bytes of unified buffer that DecodeAttention::Init reserves, in the same order. ratio: query heads per key/value
 // head.
-inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys, bool split) {
+inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys) {
     const int64_t tile = std::max(keys, ratio) * std::max(dim, kLanes) * 4;
     const int64_t queues = (ratio + 2) * dim * 2 + dim * 4 + 4 * keys * dim * 2 + 2 * dim * 2 + ratio * dim * 2;
     const int64_t buffers = 2 * ratio * dim * 4 + 2 * dim * 4 + 2 * tile + ratio * kLanes * 4 + 7 * ratio * kRowBytes +
                             2 * keys * kRowBytes;
-    return queues + buffers + (split ? 2 * ratio * (dim + 16) * 4 : 0);
+    return queues + buffers;
 }
 
-// Sets plan->keys to the longest tile that fits with plan->splits. Returns false, with keys < 16, if no tile fits.
-inline bool PlanKeys(const AttentionShape& s, const ChipLimits& chip, DecodePlan* plan) {
-    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
-        plan->ubBytes = DecodeUb(s.heads / s.groups, s.headDim, plan->keys, plan->splits > 1);
-        if (plan->ubBytes <= chip.ub - kUbMargin) return true;
-    }
-    return false;
-}
-
-// Plans one token per row: s.tokens is 1. Returns an error message, or an empty string on success.
+// Plans one token per row: s.tokens is 1. The tiles are the longest that fit. Returns an error message, or an empty
+// string on success.
 inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                               DecodePlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
-    const int64_t ratio = s.heads / s.groups, items = s.rows * s.groups;
-    const int64_t farthest = s.window > 0 ? std::min(s.window, s.capacity) : s.capacity;
-    plan->splits = 1;
-    if (chip.splitCores) {
-        plan->splits = std::max<int64_t>(1, std::min(chip.vectorCores / items, farthest / kKeysPerSplit));
+    plan->workers = std::min(chip.vectorCores, s.rows * s.groups * s.parts);
+    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
+        plan->ubBytes = DecodeUb(s.heads / s.groups, s.headDim, plan->keys);
+        if (plan->ubBytes <= chip.ub - kUbMargin) return "";
     }
-    if (!PlanKeys(s, chip, plan) && plan->splits > 1) {
-        plan->splits = 1;  // the partial results of many wide heads leave no room for a tile
-        PlanKeys(s, chip, plan);
-    }
-    if (plan->keys < kFractal) {
-        return name + ": needs " + std::to_string(plan->ubBytes) + " bytes of unified buffer, the chip has " +
-               std::to_string(chip.ub - kUbMargin);
-    }
-    plan->workers = plan->splits > 1 ? items * plan->splits : std::min(chip.vectorCores, items);
-    plan->workspaceBytes = plan->splits > 1 ? plan->workers * ratio * (s.headDim + 16) * 4 : 0;
-    return "";
+    return name + ": needs " + std::to_string(plan->ubBytes) + " bytes of unified buffer, the chip has " +
+           std::to_string(chip.ub - kUbMargin);
 }
 
 // --- prefill ---

@@ -9,7 +9,7 @@
 namespace edgellama {
 
 struct ChipLimits {
-    bool splitCores;     // 910B: separate cube and vector cores, and a SyncAll that needs no workspace
+    bool splitCores;     // 910B: separate cube and vector cores
     bool matmulNeedsUb;  // 310P: Matmul needs unified buffer for its result
     int64_t cubeCores, vectorCores;
     int64_t ub, l1, l0a, l0b, l0c;  // bytes

@@ -6,6 +6,7 @@
 #include "../op_kernel/attention_tiling_data.h"
 #include "../op_kernel/lm_head_tiling_data.h"
 #include "attention_tiling.h"
+#include "join_tiling.h"
 #include "lm_head_tiling.h"
 
 namespace edgellama {
@@ -19,7 +20,7 @@ inline AttentionSizes Sizes(const AttentionShape& s) {
 inline void Fill(const AttentionShape& s, const DecodePlan& plan, DecodeTiling* out) {
     out->sizes = Sizes(s);
     out->keys = static_cast<int32_t>(plan.keys);
-    out->splits = static_cast<int32_t>(plan.splits);
+    out->parts = static_cast<int32_t>(s.parts);
     out->workers = static_cast<int32_t>(plan.workers);
     out->reserved = 0;
 }
@@ -37,6 +38,16 @@ inline void Fill(const AttentionShape& s, const PrefillPlan& plan, PrefillTiling
     out->reserved = 0;
     out->workspaceBytes = plan.workspaceBytes;
     out->end = 0;
+}
+
+inline void Fill(const JoinShape& s, const JoinPlan& plan, JoinTiling* out) {
+    out->heads = static_cast<int32_t>(s.rows * s.groups);
+    out->ratio = static_cast<int32_t>(plan.ratio);
+    out->headDim = static_cast<int32_t>(plan.headDim);
+    out->parts = static_cast<int32_t>(s.parts);
+    out->workers = static_cast<int32_t>(plan.workers);
+    out->chunk = static_cast<int32_t>(plan.chunk);
+    out->elements = s.rows * s.tokens * s.width;
 }
 
 // The caller sets product.

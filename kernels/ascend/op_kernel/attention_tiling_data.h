@@ -1,5 +1,5 @@
-// The data that FusedAttention's tiling function passes to its kernels: plain structures with the same layout on host
-// and device. Their sizes are multiples of 8 bytes.
+// The data that the tiling functions of FusedAttention, SplitAttention and JoinAttention pass to their kernels: plain
+// structures with the same layout on host and device. Their sizes are multiples of 8 bytes.
 //
 // Letters as in kernels/reference.py: B rows, S tokens, H query heads, G key/value heads, D head size, C cache
 // capacity, P rows of the rotary tables.
@@ -26,7 +26,7 @@ struct AttentionSizes {
 struct DecodeTiling {
     AttentionSizes sizes;
     int32_t keys;     // cache positions per tile, at most 64
-    int32_t splits;   // cores per row and key/value head; more than 1 needs SyncAll
+    int32_t parts;    // work items per row and key/value head; with more than 1, JoinAttention follows
     int32_t workers;  // number of cores that run
     int32_t reserved;
 };
@@ -52,7 +52,17 @@ struct AttentionTiling {
     PrefillTiling prefill;
 };
 
-// Tiling keys of FusedAttention.
+struct JoinTiling {
+    int32_t heads;     // rows * key/value heads
+    int32_t ratio;     // H / G
+    int32_t headDim;   // D
+    int32_t parts;     // records per head
+    int32_t workers;   // number of cores that run
+    int32_t chunk;     // elements per copy, where there is nothing to join
+    int64_t elements;  // of the attention's result
+};
+
+// Tiling keys of FusedAttention, SplitAttention and JoinAttention.
 #define ATTENTION_KEY_DECODE 1
 #define ATTENTION_KEY_PREFILL 2
 

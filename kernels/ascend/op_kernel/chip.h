@@ -14,7 +14,7 @@
 #define EDGELLAMA_ARCH 0  // the host passes of the device compiler have no architecture
 #endif
 
-// 910B: cube cores and vector cores are separate, and SyncAll synchronises all vector cores.
+// 910B: cube cores and vector cores are separate.
 #define EDGELLAMA_SPLIT_CORES (EDGELLAMA_ARCH == 2201)
 // 310P: Matmul needs unified buffer from the kernel for its result.
 #define EDGELLAMA_MATMUL_BORROWS_UB (EDGELLAMA_ARCH == 2002)

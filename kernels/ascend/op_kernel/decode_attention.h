@@ -1,10 +1,11 @@
 // The decode kernel, one token per row: rotary embedding, in-place write of the new key and value, attention over the
 // cache.
 //
-// A work item is a row and a key/value head with its H / G query heads. The online softmax starts with the new token,
-// from local memory. The earlier cache positions follow in tiles of `keys` positions, so the kernel reads nothing that
-// it writes. On a chip with SyncAll, several cores may share a long cache: each core writes a partial result to the
-// workspace, and the first core of the group merges them.
+// A work item is a row, a key/value head with its H / G query heads, and a part of the cache positions. The online
+// softmax of the first part starts with the new token, from local memory. The earlier cache positions follow in tiles
+// of `keys` positions, so the kernel reads nothing that it writes. With one part, the kernel writes the result. With
+// more parts (SplitAttention), each item writes a record to `partial`, and JoinAttention, the next operator of the
+// graph, joins the records of a head. So cores that share a head do not wait for each other.
 #ifndef EDGELLAMA_DECODE_ATTENTION_H
 #define EDGELLAMA_DECODE_ATTENTION_H
 
@@ -17,9 +18,10 @@ namespace edgellama {
 class DecodeAttention {
 public:
     __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start, GM_ADDR length, GM_ADDR kCache,
-                                GM_ADDR vCache, GM_ADDR out, GM_ADDR workspace, const DecodeTiling& tiling,
+                                GM_ADDR vCache, GM_ADDR out, GM_ADDR partial, const DecodeTiling& tiling,
                                 AscendC::TPipe* pipe) {
         t_ = tiling;
+        pipe_ = pipe;
         dim_ = tiling.sizes.headDim;
         ratio_ = tiling.sizes.heads / tiling.sizes.groups;
         record_ = ratio_ * (dim_ + 2 * BLOCK);
@@ -47,12 +49,7 @@ public:
         pipe->InitBuffer(scoreBuffer_, ratio_ * LANES * sizeof(float));
         pipe->InitBuffer(softmaxBuffer_, OnlineSoftmax::Bytes(ratio_));
         pipe->InitBuffer(weightBuffer_, 2 * tiling.keys * BLOCK * sizeof(float));
-        if (tiling.splits > 1) {
-            partial_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(workspace),
-                                     static_cast<int64_t>(tiling.workers) * record_);
-            pipe->InitBuffer(partialIn_, 1, record_ * sizeof(float));
-            pipe->InitBuffer(partialOut_, 1, record_ * sizeof(float));
-        }
+        if (tiling.parts > 1) partial_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(partial));
 
         query_ = queryBuffer_.Get<float>();
         sum_ = sumBuffer_.Get<float>();
@@ -70,60 +67,53 @@ public:
 
     __aicore__ inline void Process() {
         const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
-        const int32_t items = t_.sizes.rows * t_.sizes.groups;
-        if (t_.splits == 1) {
-            for (int32_t item = worker; item < items; item += t_.workers) {
-                if (Begin(item)) {
-                    Attend(first_, start0_, true);
-                    Store();
+        const int32_t items = t_.sizes.rows * t_.sizes.groups * t_.parts;
+        for (int32_t item = worker; item < items; item += t_.workers) {
+            const int32_t part = item % t_.parts;
+            if (Begin(item / t_.parts)) {
+                const int32_t share = CeilTo(CeilDiv(start0_ - first_, t_.parts), FRACTAL);
+                const int32_t from = Least(first_ + part * share, start0_), to = Least(from + share, start0_);
+                if (part == 0 || from < to) {
+                    Attend(from, to, part == 0);
+                } else {
+                    Clear(0.0f);  // a short cache has fewer parts
                 }
+            } else {
+                Clear(part == 0 ? 1.0f : 0.0f);  // an empty row: the result is 0 / 1
             }
-            return;
+            if (t_.parts == 1) {
+                Store();
+            } else {
+                StorePartial(item);
+            }
         }
-#if EDGELLAMA_SPLIT_CORES
-        const int32_t item = worker / t_.splits, part = worker % t_.splits;
-        const bool busy = item < items && Begin(item);
-        if (busy) {
-            const int32_t share = CeilTo(CeilDiv(start0_ - first_, t_.splits), t_.keys);
-            const int32_t from = Least(first_ + part * share, start0_);
-            Attend(from, Least(from + share, start0_), part == 0);
-            if (part != 0) StorePartial(worker);
-        }
-        AscendC::PipeBarrier<PIPE_ALL>();
-        AscendC::SyncAll();
-        if (busy && part == 0) {
-            for (int32_t other = 1; other < t_.splits; ++other) JoinPartial(worker + other);
-            Store();
-        }
-#endif
     }
 
 private:
     // Size of tile_ and product_ in floats: for a tile of keys, or for a group's heads during the rotary embedding.
     __aicore__ inline int32_t TileFloats() const { return Most(t_.keys, ratio_) * Most(dim_, LANES); }
 
-    // Selects a work item and reads the row's start and length. Returns false for an empty row or an invalid start; the
-    // first core of the item then writes zeros.
-    __aicore__ inline bool Begin(int32_t item) {
-        row_ = item / t_.sizes.groups;
-        group_ = item % t_.sizes.groups;
+    // Selects a row and a key/value head, and reads the row's start and length. Returns false for an empty row or an
+    // invalid start.
+    __aicore__ inline bool Begin(int32_t head) {
+        row_ = head / t_.sizes.groups;
+        group_ = head % t_.sizes.groups;
         start0_ = start_.GetValue(row_);
         const int32_t length = length_.GetValue(row_);
-        if (length > 0 && start0_ >= 0 && start0_ < t_.sizes.capacity) {
-            first_ = t_.sizes.window > 0 ? Most(0, start0_ + 1 - t_.sizes.window) : 0;
-            return true;
-        }
-        if (t_.splits == 1 || AscendC::GetBlockIdx() % t_.splits == 0) {
-            AscendC::LocalTensor<half> zeros = outQueue_.AllocTensor<half>();
-            half zero = static_cast<half>(0.0f);
-            AscendC::Duplicate(zeros, zero, ratio_ * dim_);
-            outQueue_.EnQue(zeros);
-            WriteOut();
-        }
-        return false;
+        first_ = t_.sizes.window > 0 ? Most(0, start0_ + 1 - t_.sizes.window) : 0;
+        return length > 0 && start0_ >= 0 && start0_ < t_.sizes.capacity;
     }
 
-    // Accumulates the attention over the cache positions from .. to - 1; the leading core adds the new token.
+    // Sets the result to that of no positions, with `sum` as the sum of the weights.
+    __aicore__ inline void Clear(float sum) {
+        softmax_.Reset(ratio_);
+        float zero = 0.0f;
+        AscendC::Duplicate(sum_, zero, ratio_ * dim_);
+        AscendC::Duplicate(softmax_.sum8, sum, ratio_ * BLOCK);
+        VectorFence();
+    }
+
+    // Accumulates the attention over the cache positions from .. to - 1; the leading part adds the new token.
     __aicore__ inline void Attend(int32_t from, int32_t to, bool leads) {
         Prepare(leads);
         if (from < to) Load(from, Least(t_.keys, to - from));
@@ -174,10 +164,7 @@ private:
         if (leads) {
             StartWithNewToken(in, cos, sin);
         } else {
-            softmax_.Reset(ratio_);
-            float zero = 0.0f;
-            AscendC::Duplicate(sum_, zero, ratio_ * dim_);
-            VectorFence();
+            Clear(0.0f);
         }
         inQueue_.FreeTensor(in);
         tableQueue_.FreeTensor(table);
@@ -263,61 +250,29 @@ private:
         DivRows(sum_, sum_, softmax_.sum8, ratio_, dim_, dim_);
         AscendC::LocalTensor<half> result = outQueue_.AllocTensor<half>();
         AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
+        VectorFence();
         outQueue_.EnQue(result);
-        WriteOut();
-    }
-
-    __aicore__ inline void WriteOut() {
-        AscendC::LocalTensor<half> result = outQueue_.DeQue<half>();
+        result = outQueue_.DeQue<half>();
         const int64_t at = (static_cast<int64_t>(row_) * t_.sizes.heads + group_ * ratio_) * dim_;
         AscendC::DataCopy(out_[at], result, ratio_ * dim_);
         outQueue_.FreeTensor(result);
     }
 
-#if EDGELLAMA_SPLIT_CORES
-    // Writes a partial result: the weighted sum [H / G, D], then the maxima and the sums as row8.
-    __aicore__ inline void StorePartial(int32_t worker) {
-        const int32_t width = ratio_ * dim_, stats = ratio_ * BLOCK;
-        AscendC::LocalTensor<float> record = partialOut_.AllocTensor<float>();
-        float zero = 0.0f;
-        AscendC::Adds(record, sum_, zero, width);
-        AscendC::Adds(record[width], softmax_.max8, zero, stats);
-        AscendC::Adds(record[width + stats], softmax_.sum8, zero, stats);
-        partialOut_.EnQue(record);
-        record = partialOut_.DeQue<float>();
-        AscendC::DataCopy(partial_[static_cast<int64_t>(worker) * record_], record, record_);
-        partialOut_.FreeTensor(record);
+    // Writes a record of partial from where the sums are: the weighted sum [H / G, D], then the maxima and the sums of
+    // the weights as row8, which follow one another.
+    __aicore__ inline void StorePartial(int32_t item) {
+        const int64_t at = static_cast<int64_t>(item) * record_;
+        AscendC::TQueSync<PIPE_V, PIPE_MTE3> computed;
+        AscendC::TEventID event = pipe_->FetchEventID(AscendC::HardEvent::V_MTE3);
+        computed.SetFlag(event);
+        computed.WaitFlag(event);
+        AscendC::DataCopy(partial_[at], sum_, ratio_ * dim_);
+        AscendC::DataCopy(partial_[at + ratio_ * dim_], softmax_.max8, 2 * ratio_ * BLOCK);
+        AscendC::TQueSync<PIPE_MTE3, PIPE_V> stored;  // the next item overwrites them
+        event = pipe_->FetchEventID(AscendC::HardEvent::MTE3_V);
+        stored.SetFlag(event);
+        stored.WaitFlag(event);
     }
-
-    __aicore__ inline void JoinPartial(int32_t worker) {
-        const int32_t width = ratio_ * dim_, stats = ratio_ * BLOCK;
-        AscendC::LocalTensor<float> record = partialIn_.AllocTensor<float>();
-        AscendC::DataCopy(record, partial_[static_cast<int64_t>(worker) * record_], record_);
-        partialIn_.EnQue(record);
-        record = partialIn_.DeQue<float>();
-        AscendC::LocalTensor<float> otherMax = record[width], otherSum = record[width + stats];
-        AscendC::LocalTensor<float> highest = product_, mine = product_[stats];
-        AscendC::Max(highest, softmax_.max8, otherMax, stats);
-        VectorFence();
-        AscendC::Sub(mine, softmax_.max8, highest, stats);
-        AscendC::Sub(otherMax, otherMax, highest, stats);
-        VectorFence();
-        AscendC::Exp(mine, mine, stats);
-        AscendC::Exp(otherMax, otherMax, stats);
-        float zero = 0.0f;
-        AscendC::Adds(softmax_.max8, highest, zero, stats);
-        VectorFence();
-        MulRows(sum_, sum_, mine, ratio_, dim_, dim_);
-        MulRows(record, record, otherMax, ratio_, dim_, dim_);
-        AscendC::Mul(softmax_.sum8, softmax_.sum8, mine, stats);
-        AscendC::Mul(otherSum, otherSum, otherMax, stats);
-        VectorFence();
-        AscendC::Add(sum_, sum_, record, width);
-        AscendC::Add(softmax_.sum8, softmax_.sum8, otherSum, stats);
-        VectorFence();
-        partialIn_.FreeTensor(record);
-    }
-#endif
 
     // Offset of a position of the current head in a cache, in elements.
     __aicore__ inline int64_t CacheAt(int32_t position) const {
@@ -325,15 +280,16 @@ private:
     }
 
     DecodeTiling t_;
-    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, size of a partial result in floats
+    AscendC::TPipe* pipe_ = nullptr;
+    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, size of a record in floats
     int32_t row_ = 0, group_ = 0, start0_ = 0, first_ = 0;
 
     AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_;
     AscendC::GlobalTensor<float> cos_, sin_, partial_;
     AscendC::GlobalTensor<int32_t> start_, length_;
 
-    AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, keyQueue_, valueQueue_, partialIn_;
-    AscendC::TQue<AscendC::TPosition::VECOUT, 1> newQueue_, outQueue_, partialOut_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, keyQueue_, valueQueue_;
+    AscendC::TQue<AscendC::TPosition::VECOUT, 1> newQueue_, outQueue_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> queryBuffer_, sumBuffer_, newBuffer_, tileBuffer_, productBuffer_,
         scoreBuffer_, softmaxBuffer_, weightBuffer_;
     AscendC::LocalTensor<float> query_, sum_, newKv_, tile_, product_, scores_, weights8_;

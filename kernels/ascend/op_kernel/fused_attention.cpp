@@ -26,7 +26,7 @@ extern "C" __global__ __aicore__ void fused_attention(GM_ADDR qkv, GM_ADDR cos, 
         KERNEL_TASK_TYPE(1, KERNEL_TYPE_MIX_AIV_1_0);
 #endif
         edgellama::DecodeAttention kernel;
-        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, workspace, data.decode, &pipe);
+        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, nullptr, data.decode, &pipe);
         kernel.Process();
     } else if (TILING_KEY_IS(2)) {
         edgellama::PrefillAttention kernel;

@@ -160,7 +160,7 @@ public:
         Spread(row8, rows);
     }
 
-    LocalTensor<float> max8, sum8, factor8;  // row8 each
+    LocalTensor<float> max8, sum8, factor8;  // row8 each; sum8 follows max8 in memory
 
 private:
     // row8 = the first number of each pair, eight times. Gather does it, because the 310B has no Brcb.

@@ -36,7 +36,7 @@ inline void CheckKernelType(KernelMetaType type) {
 
 // CANN compiles a kernel in two forms. With dynamic shapes, the tiling data and the key come at the launch. With static
 // shapes (each gear of a converted graph), both are constants of the source, here of the header constant_tiling.h that
-// standin.py writes. The data is then a constexpr structure, on the 310P a variable.
+// standin_library.py writes. The data is then a constexpr structure, on the 310P a variable.
 #ifdef EDGELLAMA_STANDIN_CONSTANT_TILING
 #include "constant_tiling.h"  // standin::kTilingKey, standin::kTilingBytes: a structure of bytes
 #define TILING_KEY_IS(key) (standin::kTilingKey == (key))

@@ -1,4 +1,4 @@
-// Runs a kernel on every core of the chip for which this file is compiled. standin.py calls it through ctypes.
+// Runs a kernel on every core of the chip for which this file is compiled. standin_library.py calls it through ctypes.
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -21,7 +21,8 @@ void Call(void* kernel, Arguments a, int count) {
         case 4: return CallWith(kernel, a, std::make_index_sequence<4>{});
         case 5: return CallWith(kernel, a, std::make_index_sequence<5>{});
         case 12: return CallWith(kernel, a, std::make_index_sequence<12>{});
-        default: standin::Fail("range", "a kernel with %d arguments: launch.cpp supports 4, 5 and 12", count);
+        case 13: return CallWith(kernel, a, std::make_index_sequence<13>{});
+        default: standin::Fail("range", "a kernel with %d arguments: launch.cpp supports 4, 5, 12 and 13", count);
     }
 }
 

@@ -11,8 +11,6 @@ namespace {
 
 using namespace edgellama;
 
-const char* const kAttention = "FusedAttention";
-
 AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     AscendC::tiling::TCubeTiling t{};
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -51,8 +49,8 @@ std::string Refused(const std::vector<CubePlan>& products, const ChipLimits& chi
 }
 
 // v: rows, tokens, width, heads, groups, headDim, capacity, positions, window.
-AttentionShape Shape(const int64_t* v, float scale) {
-    return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale};
+AttentionShape Shape(const int64_t* v, float scale, bool split) {
+    return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], scale, split ? v[9] : 1, split};
 }
 
 // v: UB, L1, L0A, L0B, L0C, cube cores, vector cores, as standin_chip writes them.
@@ -75,22 +73,22 @@ int Fail(const std::string& problem, char* message, size_t bytes) {
     return 1;
 }
 
-int Decode(const AttentionShape& shape, const ChipLimits& chip, DecodeTiling* tiling, Summary* summary, char* message,
-           size_t bytes) {
+int Decode(const std::string& name, const AttentionShape& shape, const ChipLimits& chip, DecodeTiling* tiling,
+           Summary* summary, char* message, size_t bytes) {
     DecodePlan plan;
-    const std::string problem = PlanDecode(shape, chip, kAttention, &plan);
+    const std::string problem = PlanDecode(shape, chip, name, &plan);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
-    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, Reserved(chip, plan.workspaceBytes), plan.ubBytes,
-                sizeof(AttentionTiling), {plan.keys, plan.splits}};
+    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, Reserved(chip, 0), plan.ubBytes,
+                sizeof(AttentionTiling), {plan.keys}};
     return 0;
 }
 
-int Prefill(const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* tiling, Summary* summary,
-            char* message, size_t bytes) {
+int Prefill(const std::string& name, const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* tiling,
+            Summary* summary, char* message, size_t bytes) {
     PrefillPlan plan;
-    std::string problem = PlanPrefill(shape, chip, kAttention, &plan);
-    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, kAttention);
+    std::string problem = PlanPrefill(shape, chip, name, &plan);
+    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, name);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
     tiling->qk = Cube(plan.qk);
@@ -102,24 +100,49 @@ int Prefill(const AttentionShape& shape, const ChipLimits& chip, PrefillTiling* 
     return 0;
 }
 
+int Attention(const std::string& name, const AttentionShape& shape, const ChipLimits& chip, void* tiling,
+              void* summary, char* message, size_t bytes) {
+    static_assert(sizeof(AttentionTiling) <= 2048);
+    auto* data = static_cast<AttentionTiling*>(tiling);
+    auto* out = static_cast<Summary*>(summary);
+    if (shape.tokens == 1) return Decode(name, shape, chip, &data->decode, out, message, bytes);
+    return Prefill(name, shape, chip, &data->prefill, out, message, bytes);
+}
+
 }  // namespace
 
 extern "C" {
 
-// Plans FusedAttention into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message. shape: as Shape reads it.
+// These plan an operator into `tiling` (at least 2048 bytes). They return 0, or 1 with a message.
+
+// shape: as Shape reads it, for SplitAttention with the parts at the end.
 int plan_fused_attention(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
                          char* message, size_t bytes) {
-    static_assert(sizeof(AttentionTiling) <= 2048);
-    auto* data = static_cast<AttentionTiling*>(tiling);
-    auto* out = static_cast<Summary*>(summary);
-    if (shape[1] == 1) {
-        return Decode(Shape(shape, scale), Limits(chip), &data->decode, out, message, bytes);
-    }
-    return Prefill(Shape(shape, scale), Limits(chip), &data->prefill, out, message, bytes);
+    return Attention("FusedAttention", Shape(shape, scale, false), Limits(chip), tiling, summary, message, bytes);
 }
 
-// Plans LmHead into `tiling` (at least 2048 bytes). Returns 0, or 1 with a message. shape: rows, hidden size,
-// vocabulary. The unused float gives all planning functions the same signature.
+int plan_split_attention(const int64_t* shape, float scale, const int64_t* chip, void* tiling, void* summary,
+                         char* message, size_t bytes) {
+    return Attention("SplitAttention", Shape(shape, scale, true), Limits(chip), tiling, summary, message, bytes);
+}
+
+// shape: rows, tokens and width of out; key/value heads, parts and record size of partial. The unused float gives all
+// planning functions the same signature.
+int plan_join_attention(const int64_t* shape, float, const int64_t* chip, void* tiling, void* summary, char* message,
+                        size_t bytes) {
+    static_assert(sizeof(JoinTiling) <= 2048);
+    const JoinShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
+    JoinPlan plan;
+    const std::string problem = PlanJoin(s, Limits(chip), "JoinAttention", &plan);
+    if (!problem.empty()) return Fail(problem, message, bytes);
+    Fill(s, plan, static_cast<JoinTiling*>(tiling));
+    *static_cast<Summary*>(summary) = {s.tokens == 1 ? ATTENTION_KEY_DECODE : ATTENTION_KEY_PREFILL, plan.workers,
+                                       plan.workers, Reserved(Limits(chip), 0), plan.ubBytes, sizeof(JoinTiling),
+                                       {plan.chunk}};
+    return 0;
+}
+
+// shape: rows, hidden size, vocabulary.
 int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling, void* summary, char* message,
                  size_t bytes) {
     static_assert(sizeof(LmHeadTiling) <= 2048);

@@ -1,4 +1,4 @@
-// What the chip offers. kernels/ascend/standin.py writes chip_table.h from the one table of chips
+// What the chip offers. kernels/ascend/standin_library.py writes chip_table.h from the one table of chips
 // (kernels/ascend/chips.py), and sets the macro that the device compiler sets too:
 // __NPU_ARCH__ = 2201 (910B), 2002 (310P), 3002 (310B).
 #ifndef EDGELLAMA_STANDIN_CHIP_H

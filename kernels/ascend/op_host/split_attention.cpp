@@ -1,0 +1,57 @@
+// SplitAttention: definition, shape inference and tiling. It is FusedAttention whose decode kernel spreads a head over
+// several cores; JoinAttention follows it in the graph.
+//
+// Inputs:     qkv [B, S, (H + 2 G) D] float16; cos, sin [P, D / 2] float32; start, length [B] int32;
+//             k_cache, v_cache [B, G, C, D] float16.
+// Outputs:    out [B, S, H D] float16; partial [B, G, parts, H / G (D + 16)] float32; k_cache, v_cache: the inputs of
+//             the same name, written in place.
+// Attributes: heads int (H), scale float, window int (0: off), parts int.
+// kernels/reference.py defines the meaning and the order of all of them.
+#include "attention_host.h"
+
+namespace {
+
+const char* const kName = "SplitAttention";
+
+ge::graphStatus TilingFunction(gert::TilingContext* context) { return edgellama::TileAttention(context, kName, true); }
+
+ge::graphStatus InferShapeFunction(gert::InferShapeContext* context) {
+    return edgellama::InferAttention(context, kName, true);
+}
+
+ge::graphStatus InferDataTypeFunction(gert::InferDataTypeContext* context) {
+    return edgellama::InferAttentionTypes(context, true);
+}
+
+}  // namespace
+
+namespace ops {
+
+// An output with the name of an input is that input, written in place.
+class SplitAttention : public OpDef {
+public:
+    explicit SplitAttention(const char* name) : OpDef(name) {
+        Input("qkv").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Input("cos").ParamType(REQUIRED).DataType({ge::DT_FLOAT}).Format({ge::FORMAT_ND});
+        Input("sin").ParamType(REQUIRED).DataType({ge::DT_FLOAT}).Format({ge::FORMAT_ND});
+        Input("start").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
+        Input("length").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
+        Input("k_cache").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Input("v_cache").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Output("out").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Output("partial").ParamType(REQUIRED).DataType({ge::DT_FLOAT}).Format({ge::FORMAT_ND});
+        Output("k_cache").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Output("v_cache").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).Format({ge::FORMAT_ND});
+        Attr("heads").AttrType(REQUIRED).Int();
+        Attr("scale").AttrType(REQUIRED).Float();
+        Attr("window").AttrType(REQUIRED).Int();
+        Attr("parts").AttrType(REQUIRED).Int();
+        SetInferShape(InferShapeFunction).SetInferDataType(InferDataTypeFunction);
+        AICore().SetTiling(TilingFunction);
+        ConfigureChips(*this);
+    }
+};
+
+OP_ADD(SplitAttention);
+
+}  // namespace ops
