@@ -21,8 +21,8 @@ import numpy as np
 
 from .errors import UserError
 from .grammar_errors import reason
+from .limited.process import LimitedProcess, LimitError, Limits, RefusedError
 from .model import LlamaForCausalLM
-from .text.limited_process import LimitedProcess, LimitError, Limits, RefusedError
 from .text.tokenizer import Tokenizer
 
 # Between JSON tokens: a line break and its indentation, or a space. Without a bound a model may write only white space.

@@ -16,6 +16,7 @@ from ..artifact.files import sha256_file
 from ..artifact.private_copy import mapped
 from ..artifact.safetensors import TensorFile
 from ..errors import UserError, shown
+from ..limited.expressions import check_expressions
 from .config import CONFIG, EMBEDDING, HEAD, TENSORS, AdapterConfig, read_config
 
 Floats = NDArray[np.float32]
@@ -83,6 +84,9 @@ class Adapter:
         self.config: AdapterConfig = read_config(folder)
         self._file = TensorFile(folder / TENSORS, REMEDY, mapped(folder / TENSORS, REMEDY))
         self._base = base
+        modules = {name.rpartition(".")[0] for name in base.shapes}
+        modules |= {module.removeprefix("model.") for module in modules}
+        check_expressions(self.config.expressions(), modules, str(folder / CONFIG), "Name the modules in plain text")
         self.low_rank: dict[str, LowRank] = {}
         self.replaced: dict[str, str] = {}
         self.copies: dict[str, str] = {}

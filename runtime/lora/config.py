@@ -35,6 +35,8 @@ READ = {
     *("use_dora", "lora_bias", "modules_to_save", "layers_to_transform", "layers_pattern", "init_lora_weights"),
     *("trainable_token_indices", "ensure_weight_tying"),
 }
+# Where an expression of a pattern stands: rank_pattern and alpha_pattern, and layers_pattern.
+ENDING, LAYERS = r"(.*\.)?({})$", r"(?:^|.*?\.){}\.(\d+)\."
 # Values of init_lora_weights that leave the base weights as they are. The others change them before the training.
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
@@ -72,6 +74,13 @@ class AdapterConfig:
     tied: bool = False
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def expressions(self) -> list[str]:
+        """Return every regular expression that `adapts`, `rank_of` and `scaling` match."""
+        names = (self.target_modules, self.exclude_modules)
+        whole = [text for text in names if isinstance(text, str) and text != ALL_LINEAR]
+        ends = [ENDING.format(text) for text in (*self.rank_pattern, *self.alpha_pattern)]
+        return [*whole, *ends, *(LAYERS.format(text) for text in self.layers_pattern)]
+
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's matrices."""
         return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.rank)
@@ -93,8 +102,9 @@ class AdapterConfig:
         if isinstance(self.target_modules, str) or not self.layers:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
-        return any(match is not None and int(match[1]) in self.layers for match in found)
+        found = (re.match(LAYERS.format(pattern), module) for pattern in patterns)
+        # The pattern may have groups of its own, before the one of the number.
+        return any(match is not None and int(match[match.re.groups]) in self.layers for match in found)
 
     def saves(self, module: str) -> bool:
         """Whether the adapter replaces the module of this name."""
@@ -173,7 +183,7 @@ def _config(values: Mapping[str, Any]) -> AdapterConfig:
         target_modules=_names("target_modules", values.get("target_modules")),
         exclude_modules=_names("exclude_modules", values.get("exclude_modules")),
         layers=_indices("layers_to_transform", [layers] if isinstance(layers, int) else layers or []),
-        layers_pattern=_list("layers_pattern", values.get("layers_pattern")),
+        layers_pattern=_layer_lists(values.get("layers_pattern")),
         modules_to_save=_list("modules_to_save", values.get("modules_to_save")),
         rslora=_flag("use_rslora", values),
         dora=_flag("use_dora", values),
@@ -188,7 +198,7 @@ def _config(values: Mapping[str, Any]) -> AdapterConfig:
 
 def _pattern(patterns: Mapping[str, Any], module: str) -> str:
     """Return the first pattern that matches the end of the module's name, or the name itself."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+    return next((key for key in patterns if re.match(ENDING.format(key), module)), module)
 
 
 def _matches(names: str | tuple[str, ...], module: str) -> bool:
@@ -226,12 +236,16 @@ def _choice(key: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
+def _layer_lists(value: Any) -> tuple[str, ...]:
+    names = _list("layers_pattern", value)
+    for name in names:
+        _check_expression("layers_pattern", name, LAYERS)
+    return names
+
+
 def _list(key: str, value: Any) -> tuple[str, ...]:
     found = _names(key, value)
-    names = (found,) if isinstance(found, str) else found
-    for name in names:
-        _check_expression(key, name)
-    return names
+    return (found,) if isinstance(found, str) else found
 
 
 def _names(key: str, value: Any) -> str | tuple[str, ...]:
@@ -259,12 +273,13 @@ def _pattern_table(key: str, values: Mapping[str, Any], read: Any) -> dict[str, 
     if not isinstance(table, dict):
         raise _wrong(key, table, "an object")
     for pattern in table:
-        _check_expression(key, pattern)
+        _check_expression(key, pattern, ENDING)
     return {pattern: read(f"{key}.{pattern}", value) for pattern, value in table.items()}
 
 
-def _check_expression(key: str, text: str) -> None:
+def _check_expression(key: str, text: str, place: str = "{}") -> None:
     try:
         re.compile(text)
+        re.compile(place.format(text))  # flags such as (?i) are valid at the beginning only
     except (re.error, OverflowError, RecursionError) as error:
         raise _wrong(key, text, f"a regular expression ({error})") from error

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..artifact import hash_cache
 from ..errors import UserError
-from .limited_process import LimitedProcess, LimitError, Limits, RefusedError
-from .limited_worker import environment
+from ..limited.process import LimitedProcess, LimitError, Limits, RefusedError
+from ..limited.worker import environment
 
 MAX_TEMPLATE = 1 << 18  # characters; those of well-known models have up to 20,000
 PARSED = "template-1"  # in hash_cache: parsed without errors. Raise the number with a change of `environment`

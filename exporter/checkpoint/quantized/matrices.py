@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellama.errors import UserError
+from edgellama.limited.expressions import check_expressions
 
 from ..finite import check_finite
 from .scheme import Scheme, WeightGroup
@@ -95,6 +96,8 @@ def quantized_matrices(scheme: Scheme, stored: StoredTensors) -> dict[str, Quant
     Raises UserError, which names the tensor, if one is missing, or has a wrong dtype or shape.
     """
     found = {}
+    modules = {name.rpartition(".")[0] for name in stored.names()}
+    check_expressions(scheme.expressions(), modules, f"{stored.path}: config_groups in the config", AGAIN)
     for name in stored.names():
         module, _, kind = name.rpartition(".")
         if scheme.method in ("awq", "gptq") and kind == "qweight":

@@ -104,6 +104,10 @@ class Scheme:
     block: tuple[int, int] | None = None
     groups: tuple[WeightGroup, ...] = ()
 
+    def expressions(self) -> list[str]:
+        """Return every regular expression among the targets of the groups."""
+        return [text[3:] for group in self.groups for text in group.targets if text.startswith("re:")]
+
     def group_of(self, module: str) -> WeightGroup | None:
         """Return the config group of compressed-tensors that describes a module; None if none does."""
         best = max(self.groups, key=lambda group: group.matches(module))
@@ -312,7 +316,7 @@ def _weight_group(keys: _Keys, weights: _Keys, layout: str) -> WeightGroup:
     for target in targets:
         try:
             re.compile(target[3:] if target.startswith("re:") else "")
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             raise keys.wrong("targets", target, "a valid regular expression") from None
     actorder = weights.value("actorder")
     block = weights.pair("block_structure") if strategy == "block" else None

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .limited_worker import ERROR_CHARACTERS, LENGTH_BYTES, REFUSED, TEXT, TOO_LONG, framed
+from .worker import ERROR_CHARACTERS, LENGTH_BYTES, REFUSED, TEXT, TOO_LONG, framed
 
 WAIT_SECONDS = 30.0  # on a machine that is busy with other work
-WORKER = Path(__file__).with_name("limited_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LimitError(Exception):
 
 
 class LimitedProcess:
-    """A process that does one job of `limited_worker.py`. It starts at the first call, and anew after it has ended.
+    """A process that does one job of `worker.py`. It starts at the first call, and anew after it has ended.
 
     Thread-safe: calls wait for each other. After a fork each process starts its own.
     """
@@ -94,6 +94,11 @@ class LimitedProcess:
         data = _to_json(request)
         with self._own_lock():
             return self._ask(self._prepared(), data)
+
+    def close(self) -> None:
+        """End the process, if it runs."""
+        with self._own_lock():
+            self._end()
 
     def _own_lock(self) -> threading.Lock:
         if self._owner != os.getpid():  # a fork: the process, and whoever held the lock, belong to the parent

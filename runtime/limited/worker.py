@@ -1,8 +1,8 @@
 """Works on input of strangers in its own process, with limits on memory, processor time and output.
 
-A chat template comes with the weights, and a grammar with a request. jinja2's sandbox keeps a template away from the
-machine, but nothing stops an endless loop, or native code that compiles a grammar, in a thread. `limited_process.py`
-starts this file as a script. It imports nothing of the package, so that it starts quickly.
+A chat template comes with the weights, a regular expression with an adapter, and a grammar with a request. jinja2's
+sandbox keeps a template away from the machine, but nothing stops an endless loop, or native code, in a thread.
+`process.py` starts this file as a script. It imports nothing of the package, so that it starts quickly.
 
 A message is its length in 8 bytes and its bytes. The first request is the setup as JSON, further ones are JSON of the
 job. An answer begins with a byte of ANSWERS; then comes the text in UTF-8.
@@ -135,6 +135,26 @@ class GrammarJob:
         return bytes([REFUSED]) + reason.encode("utf-8", "replace")
 
 
+class ExpressionJob:
+    """Matches each of some regular expressions with each of some texts."""
+
+    def prepare(self, setup: dict[str, Any]) -> bytes:
+        """Nothing to prepare."""
+        return bytes([TEXT])
+
+    def answer(self, request: list[list[str]]) -> bytes:
+        """Return an empty text when all are matched."""
+        import re
+
+        expressions, texts = request
+        for expression in expressions:
+            compiled = re.compile(expression)
+            for text in texts:
+                compiled.match(text)
+                compiled.fullmatch(text)
+        return bytes([TEXT])
+
+
 class _Bytes:
     """A tokenizer of single bytes, in the form that llguidance reads."""
 
@@ -147,7 +167,7 @@ class _Bytes:
         return list(text.encode())
 
 
-JOBS: dict[str, Any] = {"template": TemplateJob, "grammar": GrammarJob}
+JOBS: dict[str, Any] = {"template": TemplateJob, "grammar": GrammarJob, "expressions": ExpressionJob}
 
 
 def _limit_memory(memory: int) -> None:
