@@ -14,10 +14,23 @@ from safetensors import safe_open
 
 import edgellama
 from edgellama.artifact.manifest import FORMAT_VERSION, Artifact, digest
-from edgellama.conversation.session_file import FORMAT
+from edgellama.conversation.session_file import FORMAT, WITH_ADAPTER
 from edgellama.errors import UserError
 from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
-from support.compatibility import COUNT, EXPECTED, FOLDER, KINDS, MERGED, PROMPT, artifacts, load_artifacts, releases
+from support.compatibility import (
+    ADAPTER,
+    ADAPTER_SESSION,
+    COUNT,
+    EXPECTED,
+    FOLDER,
+    KINDS,
+    MERGED,
+    PROMPT,
+    artifacts,
+    load_adapted,
+    load_artifacts,
+    releases,
+)
 
 ALL = [path for release in releases() for path in artifacts(release)]
 CURRENT = FOLDER / edgellama.__version__
@@ -70,6 +83,15 @@ def test_a_session_continues_or_is_refused(answers: dict[Path, dict[str, Any]], 
     expected = json.loads((path.parent / EXPECTED).read_text(encoding="utf-8"))["tokens"][path.name]
     assert answer["session"] == PROMPT + expected[:4]
     assert answer["continued"] == expected[4:8]
+
+
+def test_a_session_with_an_adapter_continues() -> None:
+    found = load_adapted(CURRENT)
+    expected = json.loads((CURRENT / EXPECTED).read_text(encoding="utf-8"))
+    with safe_open(CURRENT / ADAPTER_SESSION, "numpy") as file:
+        assert file.metadata()["format"] == WITH_ADAPTER
+    assert found["ids"][: len(PROMPT)] == PROMPT
+    assert found["continued"] == expected[ADAPTER] != found["base"]
 
 
 def test_every_version_is_among_the_data() -> None:

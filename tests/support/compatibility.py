@@ -17,6 +17,9 @@ from support.child import REPOSITORY, run_python
 FOLDER = REPOSITORY / "tests" / "data" / "compatibility"
 EXPECTED = "expected.json"  # {"prompt": ids, "tokens": {artifact: ids}}, beside the artifacts
 MERGED = "merged-cpu-int8"
+# A session of the artifact ADAPTED with the LoRA adapter in the folder ADAPTER; under ADAPTER, `expected.json` has the
+# tokens that continue it.
+ADAPTED, ADAPTER, ADAPTER_SCALE, ADAPTER_SESSION = "cpu-int8", "adapter", 0.5, "adapter.session"
 PROMPT, COUNT = list(b"A small text, "), 16
 # Name of the artifact -> model, target, weights, and the ABI of the kernels that it needs. A merged adapter needs the
 # newest format of the manifest.
@@ -71,6 +74,28 @@ for path in map(Path, given["artifacts"]):
 print(json.dumps(found))
 """
 
+# The same for the session with an adapter: the tokens that continue it. With "save", it is written first.
+RUN_ADAPTED = """
+import json, sys
+from pathlib import Path
+from edgellama import LlamaForCausalLM
+
+given = json.load(sys.stdin)
+release = Path(given["release"])
+model = LlamaForCausalLM.from_pretrained(release / given["artifact"])
+model.load_adapter(release / given["adapter"], scale=given["scale"])
+session = model.session()
+if given["save"]:
+    session.generate(given["prompt"], max_new_tokens=4, eos_token_id=())
+    session.save(release / given["session"])
+session.load(release / given["session"])
+given["ids"] = list(session.ids)
+given["continued"] = session.generate([], max_new_tokens=4, eos_token_id=()).tolist()
+model.disable_adapters()
+given["base"] = model.generate([given["ids"]], max_new_tokens=4, eos_token_id=())[0, -4:].tolist()
+print(json.dumps(given))
+"""
+
 
 def releases() -> list[Path]:
     """Returns the folders of tests/data/compatibility: a release, or another state of the formats, each."""
@@ -92,6 +117,24 @@ def load_artifacts(paths: list[Path], save: bool = False) -> dict[Path, dict[str
     """
     given = {"artifacts": list(map(str, paths)), "prompt": PROMPT, "count": COUNT, "save": save}
     return {Path(path): answer for path, answer in run_python(RUN, input=json.dumps(given)).items()}
+
+
+def load_adapted(release: Path, save: bool = False) -> dict[str, Any]:
+    """Loads the session with an adapter of a release. Returns "ids", "continued", and "base": without the adapter."""
+    names = {"artifact": ADAPTED, "adapter": ADAPTER, "session": ADAPTER_SESSION, "scale": ADAPTER_SCALE}
+    given = {"release": str(release), "prompt": PROMPT, "save": save, **names}
+    found: dict[str, Any] = run_python(RUN_ADAPTED, input=json.dumps(given))
+    return found
+
+
+def write_adapter(base: Path, folder: Path) -> None:
+    from support.adapters import make_adapter
+
+    make_adapter(base, folder, r=1, target_modules=["q_proj", "down_proj"])
+    (folder / "README.md").unlink()  # a page for the hub
+    config = folder / "adapter_config.json"
+    values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": base.name}
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -118,7 +161,9 @@ def main() -> None:
         [{**job, "lora": [[str(folder / "adapter"), 0.5]]} if job["out"].name == MERGED else job for job in jobs]
     )
     tokens = {path.name: answer["tokens"] for path, answer in load_artifacts(artifacts(release), save=True).items()}
-    text = json.dumps({"prompt": PROMPT, "tokens": tokens})
+    write_adapter(REPOSITORY / folder / "tiny-llama", release / ADAPTER)
+    adapted = load_adapted(release, save=True)["continued"]
+    text = json.dumps({"prompt": PROMPT, "tokens": tokens, ADAPTER: adapted})
     (release / EXPECTED).write_text(f"{text}\n", encoding="utf-8")
 
 
