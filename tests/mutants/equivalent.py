@@ -129,6 +129,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     ),
     Equivalent(COPY, "BLOCK = 2 << 20  # bytes that a thread reads at once", "", TUNED_SIZE),
     Equivalent(
+        COPY,
+        "memory = mmap.mmap(-1, reserved, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)",
+        r"mmap\(- ?\d|mmap\( ?\d",
+        "MAP_ANONYMOUS ignores the descriptor",
+    ),
+    Equivalent(
         COPY, "while at < end and not self._stopped:", "!= end", "a read never returns more than it was asked for"
     ),
     Equivalent(DECODE, "self._ran = False", "True", "before the first pass there is nothing to take back"),

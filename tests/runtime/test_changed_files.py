@@ -26,6 +26,7 @@ from edgellama.engine.kv_cache import KVCache
 from edgellama.errors import UserError
 from support.child import run_child
 from support.exported import export_tiny
+from support.mappings import HUGE_PAGES, on_huge_pages
 from support.tiny import in_place_manifest
 from support.toy_tokenizers import byte_level, save
 
@@ -294,6 +295,10 @@ def test_private_memory_is_zero_and_of_any_size() -> None:
     for size in range(2 << 20, 12 << 20, 1 << 20):  # of 2 MB on x86-64 and aarch64; without them a page of 4 KB
         assert private_memory(size).ctypes.data % (2 << 20) == 0
         assert private_memory(size, huge=False).ctypes.data % (4 << 10) == 0
+    if HUGE_PAGES:
+        for size in (1, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 1):  # a smaller file would waste most of a huge page
+            assert on_huge_pages(private_memory(size)) == (size >= HUGE_PAGE)
+            assert not on_huge_pages(private_memory(size, huge=False))
 
 
 def test_the_arrays_of_a_cache_do_not_overlap() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from edgellama.engine.kv_cache import ALIGNMENT, KVCache
 from edgellama.engine.prefix_cache import PrefixCache
 from edgellama.engine.step_inputs import MASKED, StepInputs, causal_mask
 from edgellama.errors import UserError
+from support.mappings import HUGE_PAGES, on_huge_pages
 
 DEFAULT = (1, 32, 128, 512)
 ROWS, GROUPED, CONTEXT = 2, 3, 12  # GROUPED: query heads per KV head
@@ -165,18 +164,7 @@ def test_arrays_are_cut_from_one_block_while_it_lasts() -> None:
     assert not any(array.any() for array in arrays[:4])
 
 
-def madvised(array: np.ndarray) -> bool:
-    """Whether the kernel was told to put the memory of an array on huge pages (hg in its flags of smaps)."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
-        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
-        elif inside and line.startswith("VmFlags:"):
-            return "hg" in line.split()
-    raise AssertionError("no mapping holds the array")
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no huge pages here")
+@pytest.mark.skipif(not HUGE_PAGES, reason="this kernel has none")
 @pytest.mark.parametrize(
     ("available", "huge"),
     [(None, True), (16 << 20, True), ((16 << 20) - 1, False), (17 << 20, True), (5 << 20, False), (1 << 20, False)],
@@ -189,9 +177,9 @@ def test_a_cache_of_up_to_a_quarter_of_the_memory_is_on_huge_pages(
     monkeypatch.setattr(kv_cache, "available_memory", lambda: limit)
     made = KVCache(4 << 20)
     array = made.bind(TensorSpec("k_cache.0", "int8", (2 << 20,)))
-    assert madvised(array) == huge
+    assert on_huge_pages(array) == huge
     assert made.bind(TensorSpec("v_cache.0", "int8", (2 << 20,))).ctypes.data - array.ctypes.data == 2 << 20
-    assert madvised(made.arrays["v_cache.0"]) == huge
+    assert on_huge_pages(made.arrays["v_cache.0"]) == huge
 
 
 def test_copying_a_single_token_in_host_memory_is_worth_it(cache: KVCache) -> None:
