@@ -79,21 +79,42 @@ def test_result_does_not_depend_on_threads(isa: str, cache: str) -> None:
     assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
 
 
-def test_prefill_and_decode_agree(isa: str, cache: str) -> None:
-    """One call for 40 tokens, or 40 calls, with the same scratch: the caches are equal, the outputs nearly equal."""
-    case = Case([9], [40], tokens=40, heads=6, groups=2, capacity=49, cache=cache, isa=isa)
-    together, single = run(case), case.arrays()
+def one_by_one(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Runs the tokens of a case with one row in one call each, with the same scratch; returns outputs and arrays."""
+    x = case.arrays()
     one = replace(case, tokens=1)
-    out = np.empty((40, 6 * 64), np.float32)
-    _, scratch = bind(one, single)
-    for i in range(40):
-        x = dict(single, start=np.array([9 + i], np.int32), length=np.array([1], np.int32))
-        x |= {"qkv": np.ascontiguousarray(single["qkv"][:, i : i + 1]), "out": out[i]}
-        args, _ = bind(one, x, scratch=-(-scratch.ctypes.data // 64) * 64)
-        call(args, isa)
+    out = np.empty((case.tokens, x["out"].shape[-1]), np.float32)
+    _, scratch = bind(one, x)
+    for i in range(case.tokens):
+        step = dict(x, start=np.array([case.start[0] + i], np.int32), length=np.array([1], np.int32))
+        step |= {"qkv": np.ascontiguousarray(x["qkv"][:, i : i + 1]), "out": out[i]}
+        args, _ = bind(one, step, scratch=-(-scratch.ctypes.data // 64) * 64)
+        call(args, case.isa)
+    return out, x
+
+
+def test_prefill_and_decode_agree(isa: str, cache: str) -> None:
+    """One call for 40 tokens, or 40 calls: the caches are equal, the outputs nearly equal."""
+    case = Case([9], [40], tokens=40, heads=6, groups=2, capacity=49, cache=cache, isa=isa)
+    together, (out, single) = run(case), one_by_one(case)
     for name in ("k_cache", "v_cache"):
         assert together[name].tobytes() == single[name].tobytes()
     np.testing.assert_allclose(out, together["out"][0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "groups", "head_dim"), [(9, 3, 64), (6, 1, 18)])
+@pytest.mark.parametrize(
+    ("start", "tokens", "window"), [(0, 8, 0), (61, 7, 0), (510, 8, 0), (700, 2, 0), (508, 8, 500)]
+)
+def test_few_tokens_have_the_bits_of_single_steps(
+    isa: str, cache: str, start: int, tokens: int, window: int, heads: int, groups: int, head_dim: int
+) -> None:
+    """Positions cross the limits of parts (64, 512) and of the window."""
+    sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "capacity": 710, "window": window}
+    case = Case([start], [tokens], tokens=tokens, cache=cache, isa=isa, **sizes)
+    together, (out, single) = run(case), one_by_one(case)
+    assert together["out"].tobytes() == out.tobytes()
+    assert together["k_cache"].tobytes() == single["k_cache"].tobytes()
 
 
 def test_sharp_scores(isa: str, cache: str) -> None:

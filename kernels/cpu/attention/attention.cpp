@@ -51,7 +51,7 @@ class Call {
     write_rows();
     long jobs = 0, queries = 0;
     for (long b = 0; b < a_.rows; ++b)
-      if (a_.length[b] > 1) queries += long(a_.length[b]) * a_.heads;
+      if (a_.length[b] > kFewTokens) queries += long(a_.length[b]) * a_.heads;
     // Four jobs per thread balance the causal triangle. Smaller blocks would cost more, because each job converts the
     // keys that it reads.
     block_ = round_up(divide_up(queries, 4L * me_.count()), kStrip);
@@ -71,6 +71,8 @@ class Call {
       const long count = pieces(row), group = (job - before) / count, piece = (job - before) % count;
       if (a_.length[row] == 1)
         decode(row, group, piece, count);
+      else if (a_.length[row] <= kFewTokens)
+        decode_token(row, group, piece);
       else
         prefill(row, group, count - 1 - piece);  // the latest tokens first, because they see the most keys
     }
@@ -80,13 +82,18 @@ class Call {
   // Jobs of one (row, group).
   long pieces(long row) const {
     if (a_.length[row] == 0) return 0;
-    if (a_.length[row] == 1) return divide_up(visible(row), part_length(visible(row)));
+    if (a_.length[row] == 1) return parts(row, 0);
+    if (a_.length[row] <= kFewTokens) return a_.length[row];
     return divide_up(a_.length[row] * share_, block_);
   }
-  // The number of positions that the only token of a row sees.
-  long visible(long row) const {
-    const long end = a_.start[row] + 1L;
+  // The number of positions that a token of a row sees, and of the parts into which a decode divides them.
+  long visible(long row, long token) const {
+    const long end = a_.start[row] + token + 1L;
     return a_.window && a_.window < end ? a_.window : end;
+  }
+  long parts(long row, long token) const {
+    const long seen = visible(row, token);
+    return divide_up(seen, part_length(seen));
   }
 
   // Writes keys and values of the rows with several tokens to the cache before any thread reads it, and sets the output
@@ -105,22 +112,38 @@ class Call {
     if (wait) me_.barrier();
   }
 
+  // Attention of one token to part `part` of what it sees. all: the partial results [parts, H/G, partial_stride].
+  void decode_one(long row, long token, long group, long part, float* all) {
+    const long seen = visible(row, token), length = part_length(seen), oldest = a_.start[row] + token + 1 - seen;
+    const long first = oldest + part * length;
+    const long last = part + 1 == parts(row, token) ? oldest + seen : first + length;
+    decode_part<T>(a_, layout_, row, token, group, first, last, work_, all + part * share_ * layout_.partial_stride);
+  }
+
+  void join(long row, long token, long group, const float* all) {
+    const long stride = layout_.partial_stride;
+    for (long h = 0; h < share_; ++h) {
+      float* out = a_.out + ((row * a_.tokens + token) * a_.heads + group * share_ + h) * a_.head_dim;
+      join_parts(all + h * stride, share_ * stride, parts(row, token), a_.head_dim, out);
+    }
+  }
+
   void decode(long row, long group, long part, long parts) {
-    const long seen = visible(row), length = part_length(seen), oldest = a_.start[row] + 1 - seen;
-    const long first = oldest + part * length, last = part + 1 == parts ? oldest + seen : first + length;
     float* all = partials_ + (row * a_.groups + group) * share_ * layout_.part_count * layout_.partial_stride;
-    const long head_stride = layout_.partial_stride, part_stride = share_ * head_stride;
-    decode_part<T>(a_, layout_, row, group, first, last, work_, all + part * part_stride);
+    decode_one(row, 0, group, part, all);
 
     Counter& arrived = arrived_[row * a_.groups + group];
     if (parts > 1) {
       if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < parts) return;
       arrived.store(0, std::memory_order_relaxed);
     }
-    for (long h = 0; h < share_; ++h) {
-      float* out = a_.out + ((row * a_.tokens) * a_.heads + group * share_ + h) * a_.head_dim;
-      join_parts(all + h * head_stride, part_stride, parts, a_.head_dim, out);
-    }
+    join(row, 0, group, all);
+  }
+
+  void decode_token(long row, long group, long token) {
+    float* all = work_ + part_work(layout_, share_);
+    for (long part = 0; part < parts(row, token); ++part) decode_one(row, token, group, part, all);
+    join(row, token, group, all);
   }
 
   void prefill(long row, long group, long piece) {

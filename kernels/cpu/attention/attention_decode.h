@@ -153,21 +153,26 @@ static inline void part_of_heads(const Part<T>& keys, const Part<T>& values, con
   }
 }
 
-// One job: positions first .. last-1 of one (row, group). If the part holds the new token's position, writes that
-// first. work: queries [H/G, padded_dim], scores, one row of D floats. partial: [H/G, partial_stride].
+// Floats of decode_part's work: queries [H/G, padded_dim], scores, one row of D floats.
+static inline long part_work(const ScratchLayout& layout, long share) {
+  return share * layout.padded_dim + share * (kMaxPart + kMaxStrip) + 2 * layout.padded_dim;
+}
+
+// Attention of one token of a (row, group) to positions first .. last-1. If it is the row's only token and the part holds
+// its position, writes that first. work: part_work() floats. partial: [H/G, partial_stride].
 template <class T>
-static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, long row, long group, long first,
-                        long last, float* work, float* partial) {
-  const long share = a.heads / a.groups, position = a.start[row];
+static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, long row, long token, long group,
+                        long first, long last, float* work, float* partial) {
+  const long share = a.heads / a.groups, position = a.start[row] + token;
   float* q = work;
   float* scores = q + share * layout.padded_dim;
   float* turned = scores + share * (kMaxPart + kMaxStrip);
-  if (last > position) write_position<T>(a, row, 0, group, position, turned);
+  if (a.length[row] == 1 && last > position) write_position<T>(a, row, token, group, position, turned);
 
   const float to_log2 = a.scale * 1.44269504f;
   for (long h = 0; h < share; ++h) {
     float* y = q + h * layout.padded_dim;
-    turned_head(a, row, 0, group * share + h, position, y);
+    turned_head(a, row, token, group * share + h, position, y);
     for (long d = 0; d < a.head_dim; ++d) y[d] *= to_log2;
     for (long d = a.head_dim; d < layout.padded_dim; ++d) y[d] = 0.0f;
   }

@@ -2,8 +2,10 @@
 //
 // A row with one token (decode) is limited by reading the cache. It is divided into groups and ranges of positions
 // ("parts"); the last job of a (row, group) joins their partial sums (flash-decoding, arXiv:2311.01282). A row with
-// more tokens (prefill) is divided into groups and blocks of queries. The parts depend only on the positions, so the
-// result does not depend on the number of threads.
+// few tokens is divided into groups and tokens, and each job computes what a decode of its token would: speculative
+// decoding checks several tokens at once, and must find exactly the scores of single steps. A row with more tokens
+// (prefill) is divided into groups and blocks of queries. The parts depend only on the positions, so the result does not
+// depend on the number of threads.
 #pragma once
 
 #include "attention/attention.h"
@@ -18,6 +20,7 @@ constexpr long kKeyBlock = 64;   // positions that prefill processes at a time
 constexpr long kMaxStrips = 8;   // strips of queries in a prefill job
 constexpr long kMaxStrip = 32;   // queries in a strip: two vectors of the widest variant
 constexpr long kCacheLine = 64;
+constexpr long kFewTokens = 8;   // rows with up to so many tokens are computed as decode steps
 
 // Positions in each part of a decode over `visible` positions.
 static inline long part_length(long visible) {
@@ -53,7 +56,8 @@ struct ScratchLayout {
                          + 4 * queries                    // maxima, normalisers, first and last visible position
                          + padded_dim * kMaxStrip;        // queries or results before or after a transpose
     const long share = a.heads / a.groups;
-    const long decode = share * padded_dim + share * (kMaxPart + kMaxStrip) + 2 * padded_dim;
+    const long decode = share * padded_dim + share * (kMaxPart + kMaxStrip) + 2 * padded_dim  // part_work()
+                        + share * part_count * partial_stride;  // the partial results of one of few tokens
     thread_floats = round_up(prefill > decode ? prefill : decode, 16);
   }
   size_t bytes(long threads) const {

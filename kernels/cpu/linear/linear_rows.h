@@ -33,7 +33,7 @@ static inline void prefetch_weights(const uint8_t* at) {
 // y += rows x panel, float weights. With few rows, several sums for each row hide the latency of the multiply-add.
 template <Format format, int R>
 static inline void multiply_float(const uint8_t* panel, long k, const uint8_t* rows, F y[R][kVec]) {
-  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  constexpr int kChains = kRowBlock == 8 ? 2 : R == 1 ? 4 : R <= 3 ? 2 : 1;
   const long depth = padded_k(k), stride = depth;
   const float* x = reinterpret_cast<const float*>(rows);
   F part[kChains][R][kVec] = {};

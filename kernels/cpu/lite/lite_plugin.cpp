@@ -7,6 +7,7 @@
 #include "base/kernels.h"
 #include "base/pool.h"
 #include "layer/embedding.h"
+#include "layer/head.h"
 #include "linear/linear.h"
 #include "lite/lite_decoder_layer.h"
 #include "lite/lite_operator.h"
@@ -52,7 +53,8 @@ class EmbeddingOperator : public Operator {
   EmbeddingArgs args_;
 };
 
-// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of the last valid token of each row
+// EdgeHead(h [B, S, K], weight, length [B], gamma [K]) -> logits [B, V] of the last valid token of each row; zeros if the
+// hidden states are requested instead (layer/head.h)
 class HeadOperator : public Operator {
  public:
   using Operator::Operator;
@@ -84,7 +86,15 @@ class HeadOperator : public Operator {
     args_.y = output<float>();
     const int bad = wrong_length(args_.length, args_.shape.rows, args_.shape.tokens);
     if (bad >= 0) return fail("length[" + std::to_string(bad) + "] is " + std::to_string(args_.length[bad]));
-    run_linear(args_, isa_, threads_);
+    const HiddenRequest request = hidden_request(args_.weight);
+    if (!request.hidden) return run_linear(args_, isa_, threads_);
+    const LinearShape& shape = args_.shape;
+    const long floats = static_cast<long>(shape.rows) * shape.tokens * shape.in;
+    if (floats > request.floats)
+      return fail("the hidden states are " + std::to_string(floats) + " floats, the request has room for " +
+                  std::to_string(request.floats));
+    std::copy_n(args_.x, floats, request.hidden);
+    std::fill_n(args_.y, static_cast<long>(shape.rows) * shape.out, 0.0f);
   }
 
   LinearArgs args_;
