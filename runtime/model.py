@@ -186,6 +186,8 @@ class LlamaForCausalLM(AdapterMethods):
         ids, rows, limits = prepare_prompts(given, attention_mask, call.config, self.engine.vocab_size, self.artifact)
         call = replace(call, adapters=self._adapter_numbers(adapter_names, len(rows)))
         if call.config.num_beams > 1:
+            if call.config.prompt_lookup_num_tokens is not None:
+                raise UserError("prompt_lookup_num_tokens does not go with num_beams. Leave one of them out")
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
             source = self.artifact.manifest.source.model

@@ -115,7 +115,7 @@ def timing_report(last: Piece, load_seconds: float) -> dict[str, float | int | N
     timings = last.timings
     if timings is None:
         raise ValueError("the stream has not ended")
-    steps = timings.decode_steps
+    steps = timings.decode_steps + timings.accepted_tokens  # tokens after the first
     return {
         "load_s": round(load_seconds, 3),
         "prompt_tokens": timings.prompt_tokens,

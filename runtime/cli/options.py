@@ -105,6 +105,13 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--repetition-penalty", type=float, metavar="X", help="above 1: repeat less of the earlier tokens"
     )
+    command.add_argument(
+        "--prompt-lookup",
+        type=int,
+        metavar="N",
+        help="guess up to N tokens (at most 7) from what the text says earlier, and check them in one pass: the same "
+        "answer, sooner if it repeats parts of the prompt; target cpu",
+    )
     command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be repeated")
 
 
@@ -130,6 +137,7 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
         "do_sample": do_sample,
         "repetition_penalty": options.repetition_penalty,
         "stop_strings": options.stop,
+        "prompt_lookup_num_tokens": options.prompt_lookup,
     }
 
 

@@ -7,7 +7,7 @@ Rows are independent: each has its own start and length.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from ..artifact.manifest import Artifact, Graph, TensorSpec
 from ..artifact.sizes import cache_bytes
 from ..artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS, shape_at
 from ..backend.ascend.cache import DeviceCache, DeviceTensor
+from ..backend.cpu_head import CpuHead
 from ..backend.cpu_kernels import check_kernel_abi, load_cpu_kernels
 from ..backend.library_pages import release_library_pages
 from ..backend.lite_graph import LiteGraph, import_lite
@@ -182,6 +183,9 @@ class Engine:
         with begin_weights(artifact, weights_memory) as weights:
             built = [build(artifact.file(graph.file)) for graph in manifest.graphs]
             self._weights = weights()
+        self._head: CpuHead | None = None
+        if manifest.opset == "cpu" and self._weights is not None:
+            self._head = CpuHead(manifest, self._weights, self.threads)
         artifact.require_unchanged(entry.file for entry in manifest.files())
         for graph, graph_built in zip(manifest.graphs, built, strict=True):
             # a converted model (gears) is in no bucket at first
@@ -227,26 +231,75 @@ class Engine:
                     logits[row] = 0
             return logits
         logits = np.zeros((self.batch, self.vocab_size), np.float32)
-        offset = 0
-        for bucket, count in chunks:
+        for bucket, offset, count in _with_offsets(chunks):
             if cancelled():
                 raise Cancelled
-            here = [min(max(whole - offset, 0), count) for whole in lengths]
-            first = [begin + min(offset, whole) for begin, whole in zip(starts, lengths, strict=True)]
-            chunk = tokens[:, offset : offset + count]
-            step_logits = self._run(bucket, chunk, first, here)
-            self.prefixes.written(chunk, first, here)
+            step_logits = self._run_chunk(bucket, tokens, starts, lengths, offset, count)
             for row, whole in enumerate(lengths):
                 if offset < whole <= offset + count:
                     logits[row] = step_logits[row]
-            offset += count
         return logits
+
+    @property
+    def head(self) -> CpuHead:
+        """The head of every position.
+
+        Raises UserError if the target has none: its graphs return the logits of the last token only.
+        """
+        if self._head is None:
+            raise UserError(
+                f"{self.manifest.name} was exported for {self.manifest.target}, whose graphs return the logits of the "
+                "last token only; needed: those of other tokens. Export with TARGET=cpu"
+            )
+        return self._head
+
+    def hidden(
+        self,
+        tokens: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
+        """Feed tokens as `forward` does, and return the hidden states of all of them before the final norm.
+
+        `head.logits` makes logits of them, `head.normalised` what transformers calls last_hidden_state.
+
+        Args, effects and errors are those of `forward`. Raises UserError too if the target has no `head`.
+
+        Returns:
+            float32 [B, n, hidden_size]; zeros at and past length[b].
+        """
+        head = self.head
+        tokens, starts, lengths = self._checked(tokens, start, length)
+        self.prefixes.overwrite(starts, lengths)
+        hidden = np.zeros((*tokens.shape, head.hidden_size), np.float32)
+        for bucket, offset, count in _with_offsets(plan_chunks(max(lengths), self.buckets, self.padding)):
+            if cancelled():
+                raise Cancelled
+            with head.requested(self.batch * bucket) as states:
+                self._run_chunk(bucket, tokens, starts, lengths, offset, count)
+            states = states.reshape(self.batch, bucket, -1)
+            for row, whole in enumerate(lengths):
+                valid = min(max(whole - offset, 0), count)
+                hidden[row, offset : offset + valid] = states[row, :valid]
+        return hidden
 
     def reorder(self, source: np.ndarray, tokens: int) -> None:
         """Replace the first `tokens` cache positions of each row b by those of row source[b]; source: int [B]."""
         began = time.perf_counter()
         self.prefixes.reorder(source, tokens)
         self.timings.cache += time.perf_counter() - began
+
+    def _run_chunk(
+        self, bucket: int, tokens: np.ndarray, starts: list[int], lengths: list[int], offset: int, count: int
+    ) -> np.ndarray:
+        """Run tokens offset .. offset + count - 1 of a call, and record what the cache holds then."""
+        here = [min(max(whole - offset, 0), count) for whole in lengths]
+        first = [begin + min(offset, whole) for begin, whole in zip(starts, lengths, strict=True)]
+        chunk = tokens[:, offset : offset + count]
+        logits = self._run(bucket, chunk, first, here)
+        self.prefixes.written(chunk, first, here)
+        return logits
 
     def _run(self, bucket: int, tokens: np.ndarray, start: list[int], length: list[int]) -> np.ndarray:
         ready = self._ready[bucket]
@@ -310,6 +363,14 @@ class Engine:
                 if not 0 <= token < self.vocab_size:
                     raise UserError(f"token id {token}; this artifact's ids are 0..{self.vocab_size - 1} (vocab_size)")
         return tokens, starts, lengths
+
+
+def _with_offsets(chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield (bucket, tokens of the call before it, tokens in it) of each chunk."""
+    offset = 0
+    for bucket, count in chunks:
+        yield bucket, offset, count
+        offset += count
 
 
 def _on_device(

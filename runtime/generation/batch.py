@@ -9,11 +9,13 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.engine_lock import Cancellation
+from ..errors import UserError
 from ..text.tokenizer import Tokenizer
 from .config import GenerationConfig
 from .decode import GenerationTimings, decode
 from .output import GenerateOutput, join_steps
 from .sequences import Sequences
+from .speculative import Pace, PromptLookup, decode_guessing
 from .stopping import StoppingCriterion, stops
 from .token_selector import LogitsProcessor, TokenSelector
 
@@ -32,6 +34,9 @@ class GenerateCall:
     reuse_prefix: bool
     adapters: Sequence[int] = ()
     cancelled: Cancellation = field(default_factory=Cancellation)
+
+
+LONGEST_NGRAM = 4  # of prompt lookup, if the settings do not say
 
 
 class Batch:
@@ -71,6 +76,13 @@ class Batch:
         self.call = call
         prompts = [(first + index) // call.config.num_return_sequences for index in range(len(rows))]
         self.adapters = [call.adapters[prompt] if call.adapters else 0 for prompt in prompts]
+        if call.config.prompt_lookup_num_tokens is not None:
+            if len(rows) != 1:
+                raise UserError(
+                    f"prompt_lookup_num_tokens speeds up one sequence at a time, and this call has {len(rows)}. "
+                    "Give one prompt per call, or leave prompt_lookup_num_tokens out"
+                )
+            _ = engine.head  # raises UserError for a target that cannot check guesses
         self.sequences = Sequences(rows, limits)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
         self.selector = TokenSelector(call.config, engine.vocab_size, generators, call.logits_processors)
@@ -87,7 +99,16 @@ class Batch:
         prompts = [self.sequences.row(index) for index in range(len(self.sequences))]
         placement = self.engine.prefixes.place(prompts, self.call.reuse_prefix, self.adapters)
         forward = PromptsOnce(self.engine, prompts, placement.rows, self.call.cancelled.is_set, self.adapters)
-        return decode(self.engine, self.sequences, timings, self.selector, self.stops, placement, forward)
+        config = self.call.config
+        if config.prompt_lookup_num_tokens is None:
+            return decode(self.engine, self.sequences, timings, self.selector, self.stops, placement, forward)
+        return decode_guessing(
+            *(self.engine, self.sequences, timings, self.selector, self.stops),
+            (int(placement.rows[0]), int(placement.cached[0])),
+            *(forward, self.call.cancelled.is_set),
+            PromptLookup(config.max_matching_ngram_size or LONGEST_NGRAM),
+            Pace(config.prompt_lookup_num_tokens),
+        )
 
 
 class PromptsOnce:

@@ -53,6 +53,13 @@ class GenerationConfig:
         early_stopping: True ends the search when num_beams sequences have ended, False when a better one is unlikely,
             "never" when none can come.
 
+    Speed, with the same tokens (target cpu, one sequence without beams; see `generation/speculative.py`):
+
+    Attributes:
+        prompt_lookup_num_tokens: guess up to this many tokens per pass from what followed the last tokens earlier in
+            the text, and check them in one pass. None guesses nothing. More than 7 count as 7.
+        max_matching_ngram_size: how many of the last tokens are looked up, at most; None means 4.
+
     Scores, with and without sampling:
 
     Attributes:
@@ -85,6 +92,8 @@ class GenerationConfig:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -282,6 +291,8 @@ CHECKS: Mapping[str, Check] = {  # temperature is checked by do_sample
         f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}", lambda x: abs(x) <= MAX_LENGTH_PENALTY
     ),
     "early_stopping": _early_stopping,
+    "prompt_lookup_num_tokens": _or_none(_whole(1)),
+    "max_matching_ngram_size": _or_none(_whole(1)),
     "sequence_bias": _biases,
     "repetition_penalty": _number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30),
     "no_repeat_ngram_size": _whole(0),

@@ -45,6 +45,8 @@ class GenerationTimings:
         prefill: seconds.
         decode_steps: passes after the prefill.
         decode: seconds.
+        guessed_tokens: those that speculative decoding guessed.
+        accepted_tokens: those of them that were right; each saved a pass.
     """
 
     prompt_tokens: int = 0
@@ -52,6 +54,8 @@ class GenerationTimings:
     prefill: float = 0.0
     decode_steps: int = 0
     decode: float = 0.0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class StepBatch:
@@ -116,6 +120,29 @@ class StepBatch:
                 self.timings.decode += spent
         if not self._prompts:
             self.timings.decode_steps += 1
+        return logits
+
+    def check(self, row: int, tokens: np.ndarray, start: int, every_position: Forward) -> np.ndarray:
+        """Run a pass that feeds one row its last token and guesses of what follows; the next feed begins another pass.
+
+        Args:
+            row: the cache row.
+            tokens: ids [n], n >= 2: the last token, then the guesses.
+            start: position of the last token.
+            every_position: runs the pass; called as Engine.forward, returns logits [n, V] of the row's tokens.
+
+        Raises:
+            Cancelled: the generation was cancelled before the pass.
+        """
+        self._take_part(row, start, len(tokens))
+        self._ran = True
+        fed = np.zeros((len(self._start), len(tokens)), np.int64)
+        fed[row] = tokens
+        began = time.perf_counter()
+        logits = every_position(fed, self._start, self._length)
+        self.timings.decode += time.perf_counter() - began
+        self.timings.decode_steps += 1
+        self.timings.guessed_tokens += len(tokens) - 1
         return logits
 
     def select(self, select: Callable[..., T], *arguments: object, row: int | None = None) -> T:

@@ -19,6 +19,7 @@ from .config import CHECKS, DEFAULTS, FIELDS, UNUSED_TEMPERATURE, GenerationConf
 NOT_SETTINGS = {
     *("_from_model_config", "transformers_version", "bos_token_id", "use_cache"),
     *("cache_implementation", "return_dict_in_generate", "output_scores", "output_logits"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size"),  # the caller decides: they change the speed only
 }
 LIMITS = {**CHECKS, "temperature": UNUSED_TEMPERATURE}
 DRAWN = ("temperature", "top_p")  # at 0 only the likeliest token can be drawn

@@ -43,10 +43,9 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
     caches = [[graph.input(spec) for spec in _caches(network, layer)] for layer in range(network.layers)]
     table_shape = (network.context, network.width // 2)
     angles = {kind: [graph.weight(name, table_shape) for name in names] for kind, names in network.tables.items()}
-    # The embedding and the head stay int8 when the layers have 4 bits.
     layer_format = FORMATS[network.weights]
-    table_format = "int8" if layer_format in ("int4", "q4_0", *W4_GROUPS) else layer_format
-    table = (panel_count(network.vocabulary), panel_bytes(table_format, hidden))
+    tables = table_format(layer_format)
+    table = (panel_count(network.vocabulary), panel_bytes(tables, hidden))
 
     def custom(kind: str, name: str, inputs: Sequence[Operand], shape: Sequence[int], **own: object) -> Operand:
         texts = {key: str(value) for key, value in {"abi": abi, "name": name, **own}.items()}
@@ -59,7 +58,7 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         "model.embed_tokens",
         [ids, embedding, length],
         (rows, tokens, hidden),
-        format=table_format,
+        format=tables,
         vocabulary=network.vocabulary,
         width=hidden,
     )
@@ -91,11 +90,16 @@ def build(graph: Builder, network: Network, tokens: int, abi: int) -> Operand:
         "lm_head",
         [h, head, length, gamma],
         (rows, network.vocabulary),
-        format=table_format,
+        format=tables,
         vocabulary=network.vocabulary,
         eps=network.eps,
         **({} if network.logits_softcap is None else {"softcap": network.logits_softcap}),
     )
+
+
+def table_format(layer_format: str) -> str:
+    """Return the packed format of the embedding and the head: int8 when the layers have 4 bits."""
+    return "int8" if layer_format in ("int4", "q4_0", *W4_GROUPS) else layer_format
 
 
 def _caches(network: Network, layer: int) -> list[TensorSpec]:
