@@ -28,9 +28,9 @@ from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
 from .generation.stored_settings import artifact_settings
 from .generation.stream import Stream
-from .hf_adapters import AdapterMethods
 from .hf_keywords import as_callables, check_placement
 from .progress import progress
+from .scoring import ScoringMethods
 from .text.chat_template import check_syntax
 from .text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ ARGUMENTS: tuple[str, ...] = ("generation_config", "tokenizer", "use_cache", "re
 ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria")
 
 
-class LlamaForCausalLM(AdapterMethods):
+class LlamaForCausalLM(ScoringMethods):
     """A loaded artifact. One generation runs at a time; other threads wait for it.
 
     generate() and stream() compute their whole prompt, so that the same call gives the same tokens. With reuse_prefix

@@ -158,7 +158,7 @@ def decode_guessing(
         ran = time.perf_counter()
         accepted = 0
         for position, scores in enumerate(logits):
-            picked = step.select(select, sequences, scores[None])
+            picked = list(step.select(select, sequences, scores[None]))
             sequences.push(picked)
             for reason, stop in stops:
                 sequences.finish(stop(sequences), reason)

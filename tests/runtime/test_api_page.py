@@ -27,11 +27,13 @@ from edgellama.conversation.transcript import Transcript
 from edgellama.generation.config import DEFAULTS
 from edgellama.generation.decode import GenerationTimings
 from edgellama.generation.output import ChatAnswer, GenerateOutput, Piece, Streamer
+from edgellama.generation.scoring import Score
 from edgellama.generation.stream import Stream
 from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
 from edgellama.hf_adapters import AdapterMethods
 from edgellama.hf_keywords import PLACEMENT
 from edgellama.pipelines import OWN, TextGenerationPipeline
+from edgellama.scoring import ScoringMethods
 from edgellama.text.detokenizer import TextStream
 from support.child import REPOSITORY, run_child
 from support.exported import export
@@ -45,7 +47,7 @@ CLASSES: dict[str, type] = {
     for found in (
         *(LlamaForCausalLM, Chat, GenerationConfig, Tokenizer, UserError, TextGenerationPipeline, Session, Stream),
         *(Piece, GenerateOutput, ChatAnswer, GenerationTimings, Transcript, TextStream, Streamer),
-        *(Grammar, GrammarTokenizer, JsonSchema, Regex, AdapterMethods),
+        *(Grammar, GrammarTokenizer, JsonSchema, Regex, AdapterMethods, ScoringMethods, Score),
     )
 }
 METHODS = {
@@ -55,7 +57,7 @@ METHODS = {
     if not name.startswith("_") and name in vars(found)
 }
 # Lower-case words in backticks that are no names of the interface: of files, extras, other libraries and of prose.
-OTHER_WORDS = {"dict", "edgellama", "float", "int", "mindspore", "num_beam_groups", "past_key_values"}
+OTHER_WORDS = {"bool", "dict", "edgellama", "float", "int", "mindspore", "num_beam_groups", "past_key_values"}
 OTHER_WORDS |= {"rows", "str", "tokenizers", "with"}
 # The range of a setting as the page writes it -> values that fit, values that do not.
 RANGES: dict[str, tuple[list[Any], list[Any]]] = {
@@ -231,7 +233,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     """Random weights stand for the model, so only the form of the answers counts."""
     sizes = ["--context", "512", "--buckets", "8,32", "--batch", "2"]
-    artifact = str(export("api-page", "--target", "portable", "--weights", "fp32", *sizes))
+    artifact = str(export("api-page", "--target", "cpu", "--weights", "fp32", *sizes))
     code = "\n".join(BLOCKS)
     for folder in ("artifacts/smollm2-135m-instruct-cpu-int8", "artifacts/batch4"):
         assert folder in code
