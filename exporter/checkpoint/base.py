@@ -23,7 +23,7 @@ from edgellama.generation.stored_settings import usable
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import layer_norms, linear_sizes
 from .quantized import scheme
-from .quantized.matrices import FourBits, Grid
+from .quantized.grid import FourBits, Grid
 
 LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 

@@ -19,7 +19,7 @@ from edgellama.kernels import weight_format
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
-from .quantized.matrices import FourBits, Grid
+from .quantized.grid import FourBits, Grid
 
 LAST_NORM = "model.norm.weight"
 _ADDED = (("self_attn.o_proj", POST_ATTENTION), ("mlp.down_proj", POST_MLP))

@@ -21,7 +21,7 @@ from edgellama.lora.adapter import Adapter, Base, LowRank
 from .base import Checkpoint, DerivedCheckpoint, RawBlocks
 from .fused import fused_parts, fused_places
 from .lfs_pointer import pointers
-from .quantized.matrices import FourBits, Grid
+from .quantized.grid import FourBits, Grid
 from .row_blocks import row_blocks
 
 Floats = NDArray[np.float32]

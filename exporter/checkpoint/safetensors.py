@@ -27,7 +27,8 @@ from .base import (
 )
 from .finite import check_finite
 from .fused import split_fused
-from .quantized.matrices import UNUSED, FourBits, Grid, QuantizedMatrix, quantized_matrices
+from .quantized.grid import FourBits, Grid
+from .quantized.matrices import UNUSED, QuantizedMatrix, quantized_matrices
 from .quantized.scheme import read_scheme
 from .quantized.stored import FLOATS, StoredTensors
 from .row_blocks import row_blocks

@@ -15,26 +15,25 @@ from edgellama.kernels.weight_format import QUARTERS, W4_GROUPS, scale_count
 
 from ..checkpoint.base import LINEARS, Checkpoint
 
-HALVES = ("F16", "BF16")  # dtypes of scales that a float16 holds: of bfloat16, those from 2^-17 to 65280
 INSTEAD = "Use WEIGHTS=int8, which rounds it to 8 bits, or WEIGHTS=fp32"
 
 
 def own_format(checkpoint: Checkpoint) -> str | None:
     """Return the format that holds the matrices of all layers as the checkpoint has them; None if there is none."""
     found = [checkpoint.four_bits(name) for name in _matrices(checkpoint)]
-    groups = [x.group for x in found if x is not None and x.group is not None and x.scales in HALVES]
-    if len(groups) < len(found):
-        return None
+    groups = [x.group for x in found if x is not None and x.group is not None]
     fitting = [fmt for fmt, size in W4_GROUPS.items() if all(group % size == 0 for group in groups)]
-    return fitting[-1] if fitting else None
+    if len(groups) < len(found) or not fitting or any(x is not None and x.other_scale() is not None for x in found):
+        return None
+    return fitting[-1]
 
 
 def misfit(checkpoint: Checkpoint) -> str | None:
     """Return why no format holds a checkpoint that has matrices of 4 bits; None if it has none, or one holds it."""
     names = _matrices(checkpoint)
-    if not any(checkpoint.four_bits(name) for name in names) or own_format(checkpoint) is not None:
+    if not any(checkpoint.four_bits(name) for name in names):
         return None
-    return next(why for name in names if (why := _why_not(checkpoint, name, min(W4_GROUPS.values()))))
+    return next((why for name in names if (why := _why_not(checkpoint, name, min(W4_GROUPS.values())))), None)
 
 
 def grid_rows(checkpoint: Checkpoint, fmt: str, name: str, first: int, count: int) -> NDArray[np.uint8]:
@@ -42,18 +41,11 @@ def grid_rows(checkpoint: Checkpoint, fmt: str, name: str, first: int, count: in
 
     Raises UserError, which names the matrix, if the format does not hold it exactly.
     """
-    why = _why_not(checkpoint, name, W4_GROUPS[fmt], any_scales=True)
+    why = _why_not(checkpoint, name, W4_GROUPS[fmt])
     if why is not None:
         raise UserError(f"WEIGHTS={fmt} keeps the integers of a checkpoint, and {why}. {INSTEAD}")
     grid = checkpoint.grid(name, first, count)
     scales = grid.scales.astype(np.float16)
-    wrong = np.argwhere(scales.astype(np.float32) != grid.scales)
-    if len(wrong):
-        row, group = wrong[0]
-        raise UserError(
-            f"{name} has the scale {grid.scales[row, group]:.9g} (row {first + row}, group {group}), which is no "
-            f"float16. {INSTEAD}"
-        )
     assert grid.zeros.min(initial=0) >= 0 and grid.zeros.max(initial=0) * 4 <= QUARTERS
     split = scale_count(fmt, grid.q.shape[1]) // scales.shape[1]
     halves = np.repeat(scales, split, axis=1).view(np.uint8)
@@ -77,8 +69,8 @@ def _matrices(checkpoint: Checkpoint) -> list[str]:
     return [f"model.layers.{layer}.{linear}.weight" for layer in layers for linear in LINEARS]
 
 
-def _why_not(checkpoint: Checkpoint, name: str, size: int, any_scales: bool = False) -> str | None:
-    """Return why groups of `size` do not hold a matrix; None if they do. any_scales: grid_rows looks at the values."""
+def _why_not(checkpoint: Checkpoint, name: str, size: int) -> str | None:
+    """Return why groups of `size` do not hold a matrix; None if they do."""
     found = checkpoint.four_bits(name)
     if found is None:
         return f"{name} is {checkpoint.dtype(name)}"
@@ -86,6 +78,5 @@ def _why_not(checkpoint: Checkpoint, name: str, size: int, any_scales: bool = Fa
         return f"{name} has act-order, where a group is no run of inputs"
     if found.group % size:
         return f"{name} has groups of {found.group} inputs"
-    if found.scales not in HALVES and not any_scales:
-        return f"{name} has scales of the type {found.scales}, and not of 16 bits"
-    return None
+    scale = found.other_scale()
+    return None if scale is None else f"{name} has the scale {scale:.9g}, which no float16 holds"

@@ -21,7 +21,7 @@ from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.base import LINEARS
 from edgellama.exporter.checkpoint.folded import folded
 from edgellama.exporter.checkpoint.open import open_checkpoint
-from edgellama.exporter.checkpoint.quantized.matrices import FourBits
+from edgellama.exporter.checkpoint.quantized.grid import FourBits
 from edgellama.exporter.export_options import ExportOptions
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.opsets.cpu_grids import misfit, own_format
@@ -182,7 +182,12 @@ class Grids:
         return "BF16"
 
 
-HALF = [FourBits(size, "F16") for size in (16, 32, 64, 96, 128, 384, 576)]
+HALF = [FourBits(size) for size in (16, 32, 64, 96, 128, 384, 576)]
+
+
+def scaled(*scales: float) -> FourBits:
+    """A grid with these scales of float32."""
+    return FourBits(128, lambda: np.array(scales, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -190,14 +195,16 @@ HALF = [FourBits(size, "F16") for size in (16, 32, 64, 96, 128, 384, 576)]
     [
         ([HALF[1]], "w4g32", None),
         ([HALF[2]], "w4g64", None),
-        ([HALF[4], FourBits(4096, "BF16")], "w4g128", None),
+        ([HALF[4], scaled(2**-24, 2**-17 * 1.5, 0.5, -1.25, 65504)], "w4g128", None),
         ([HALF[2], HALF[4]], "w4g64", None),
         ([HALF[3], HALF[4]], "w4g32", None),
         ([HALF[5]], "w4g128", None),
         ([HALF[6]], "w4g64", None),
         ([HALF[0], HALF[4]], None, "_proj.weight has groups of 16 inputs"),
-        ([FourBits(None, "F16"), HALF[4]], None, "_proj.weight has act-order"),
-        ([FourBits(128, "F32"), HALF[4]], None, "_proj.weight has scales of the type F32"),
+        ([FourBits(None), HALF[4]], None, "_proj.weight has act-order"),
+        ([HALF[4], scaled(0.5, 0.1)], None, "k_proj.weight has the scale 0.100000001, which no float16 holds"),
+        ([HALF[4], scaled(1e5)], None, "k_proj.weight has the scale 100000, which no float16 holds"),
+        ([HALF[4], scaled(2**-18 * 1.0078125)], None, "which no float16 holds"),
         ([None, HALF[4]], None, "_proj.weight is BF16"),
         ([None], None, None),
     ],
@@ -220,7 +227,7 @@ def changed(folder: Path, to: Path, name: str, tensor: Callable[[torch.Tensor], 
 
 
 def test_scales_that_no_float16_holds_are_refused_by_name(written: dict[str, Path], tmp_path: Path) -> None:
-    """A bfloat16 may be too small for a float16; a float32 is accepted on request if a float16 holds its value."""
+    """A bfloat16 may be too small for a float16; a float32 is accepted if a float16 holds its value."""
     name = f"{LAYER}.mlp.up_proj"
 
     def tiny(scale: torch.Tensor) -> torch.Tensor:
@@ -229,12 +236,14 @@ def test_scales_that_no_float16_holds_are_refused_by_name(written: dict[str, Pat
 
     folder = changed(written["packed"] / "quantized", tmp_path / "tiny", f"{name}.weight_scale", tiny)
     checkpoint = open_checkpoint(folder)
-    with pytest.raises(UserError, match=r"up_proj\.weight has the scale 1\.1\d*e-06 \(row 7, group 1\).*WEIGHTS=int8"):
+    assert own_format(checkpoint) is None and f"{name}.weight has the scale 1.1" in (misfit(checkpoint) or "")
+    assert ExportOptions(str(folder)).weights_format() == "int8"
+    with pytest.raises(UserError, match=r"up_proj\.weight has the scale 1\.1\d*e-06, which no float16.*WEIGHTS=int8"):
         [piece() for piece in weight_pieces(f"{LAYER}.mlp.gate_up_proj.weight", checkpoint, "w4g32")]
     assert [piece() for piece in weight_pieces(f"{LAYER}.mlp.gate_up_proj.weight", checkpoint, "int8")]  # the remedy
     folder = changed(written["awq"] / "quantized", tmp_path / "wide", f"{name}.scales", lambda scale: scale.float())
     checkpoint = open_checkpoint(folder)
-    assert own_format(checkpoint) is None and f"{name}.weight has scales of the type F32" in (misfit(checkpoint) or "")
+    assert own_format(checkpoint) == "w4g128" and misfit(checkpoint) is None
     again = open_checkpoint(written["awq"] / "quantized")
     for one, other in zip(
         weight_pieces(f"{LAYER}.mlp.gate_up_proj.weight", checkpoint, "w4g128"),

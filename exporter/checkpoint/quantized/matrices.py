@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ from edgellama.errors import UserError
 from edgellama.limited.expressions import check_expressions
 
 from ..finite import check_finite
+from .grid import Floats, FourBits, Grid
 from .scheme import Scheme, WeightGroup
 from .stored import FLOATS, FLOATS8, StoredTensors
 
-Floats = NDArray[np.float32]
 AGAIN = "Download the checkpoint again. If its publisher has the same file, use another checkpoint"
 # What the runtimes of these formats need for activations and caches, which an artifact computes in floats.
 UNUSED = re.compile(
@@ -31,43 +31,6 @@ UNUSED = re.compile(
     r"|(q|k|v|kv|prob)_(scale|zero_point))"
 )
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word each of eight columns is
-
-
-class Grid(NamedTuple):
-    """Rows of a matrix of integers.
-
-    Attributes:
-        q: uint8 [n, K].
-        scales: float32 [n, groups].
-        zeros: int16 [n, groups].
-        order: int [K], the group of each input; None: groups are equal runs of inputs.
-    """
-
-    q: NDArray[np.uint8]
-    scales: Floats
-    zeros: NDArray[np.int16]
-    order: NDArray[np.int64] | None
-
-    def values(self) -> Floats:
-        """Return the weights, float32 [n, K]."""
-        if self.order is not None:
-            zeros, scales = self.zeros.astype(np.float32), self.scales
-            return (self.q - zeros[:, self.order]) * scales[:, self.order]
-        q = self.q.reshape(*self.scales.shape, -1).astype(np.float32)
-        return ((q - self.zeros[..., None].astype(np.float32)) * self.scales[..., None]).reshape(self.q.shape)
-
-
-@dataclass(frozen=True)
-class FourBits:
-    """What the grid of a matrix with 4 bits is, as far as its stored tensors tell without a look at the values.
-
-    Attributes:
-        group: inputs that share a scale and a zero point; None: groups are no equal runs of inputs (act-order).
-        scales: the format's code of the dtype of the scales.
-    """
-
-    group: int | None
-    scales: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +93,7 @@ def _awq(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix:
         q, zeros = unpacked(weight, first, count), unpacked(zero, first, count)
         return Grid(np.ascontiguousarray(q), np.ascontiguousarray(scales), zeros.astype(np.int16), None)
 
-    four_bits = FourBits(inner // groups, stored.dtype(scale))
+    four_bits = _four_bits(stored, scale, inner // groups)
     return _integers("AWQ 4 bits", (outer, inner), grid, four_bits, (weight, zero, scale))
 
 
@@ -174,7 +137,7 @@ def _gptq(module: str, scheme: Scheme, stored: StoredTensors) -> QuantizedMatrix
         return Grid(q.reshape(count, inner), scales, zeros, order)
 
     parts = (weight, zero, scale, *((index,) if has_index else ()))
-    four_bits = FourBits(inner // groups if order is None else None, stored.dtype(scale))
+    four_bits = _four_bits(stored, scale, inner // groups if order is None else None)
     return _integers(f"GPTQ {bits} bits", (outer, inner), grid, four_bits if bits == 4 else None, parts)
 
 
@@ -253,7 +216,7 @@ def _compressed_integers(module: str, weight: str, group: WeightGroup, stored: S
         return Grid(np.ascontiguousarray(q), scales, zero_points(begin, end)[repeated], order)
 
     parts = tuple(x for x in (weight, scale, zero, index, size) if x in stored)
-    four_bits = FourBits(inner // groups if order is None else None, stored.dtype(scale))
+    four_bits = _four_bits(stored, scale, inner // groups if order is None else None)
     by_rows = bits == 4 and unit == 1
     return _integers(f"compressed-tensors int{bits}", (outer, inner), grid, four_bits if by_rows else None, parts)
 
@@ -327,6 +290,10 @@ def _integers(
     parts: tuple[str, ...],
 ) -> QuantizedMatrix:
     return QuantizedMatrix(kind, shape, lambda first, count: grid(first, count).values(), grid, four_bits, parts)
+
+
+def _four_bits(stored: StoredTensors, scale: str, group: int | None) -> FourBits:
+    return FourBits(group, None if stored.dtype(scale) == "F16" else lambda: _scales(stored, scale))
 
 
 def _unpacked(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
