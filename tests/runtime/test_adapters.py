@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,22 @@ def test_models_of_one_process_have_their_own_adapters(
     assert first_tokens(other) == first_tokens(model, adapter_names=["two"] * 3)
     del other
     assert first_tokens(model, adapter_names=["one"] * 3) == first_tokens(model)
+
+
+def test_models_with_adapters_run_in_threads(
+    model: LlamaForCausalLM, artifacts: dict[str, Path], adapters: list[Path]
+) -> None:
+    """One loads and deletes adapters while the other runs."""
+    other = LlamaForCausalLM.from_pretrained(artifacts["plain"], threads=2)
+    names = ["one", "two", BASE]
+    expected = first_tokens(model, adapter_names=names)
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(first_tokens, model, adapter_names=names) for _ in range(20)]
+        for _ in range(20):
+            other.load_adapter(adapters[1])
+            assert first_tokens(other)[0] == first_tokens(model, adapter_names=["two"] * 3)[0]
+            other.delete_adapter("default")
+        assert all(run.result() == expected for run in runs)
 
 
 def test_a_session_belongs_to_its_adapter(
