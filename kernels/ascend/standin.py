@@ -16,6 +16,8 @@ from ..reference import Array
 from .chips import CHIPS
 from .standin_library import HERE, Argument, StandInError, launch, load
 
+Counted = list[dict[str, int]]  # the counts of each core, by the names in standin_library.COUNTS
+
 
 class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""
@@ -111,14 +113,15 @@ def fused_attention(
     chip: str = "ascend310p",
     chip_limits: list[int] | None = None,
     constant: bool = False,
+    counted: Counted | None = None,
 ) -> Array:
     """Run kernels.reference.fused_attention on the stand-in of `chip`: float16 data and result, caches written.
 
-    constant: compile the kernel for this call, with its tiling as a constant.
+    constant: compile the kernel for this call, with its tiling as a constant. counted: receives what each core did.
     """
     tensors = {"qkv": qkv, "cos": cos, "sin": sin, "start": start, "length": length}
     tensors |= {"k_cache": k_cache, "v_cache": v_cache}
-    out, _ = _attention("fused_attention", tensors, (heads, scale, window, 1), chip, chip_limits, constant)
+    out, _ = _attention("fused_attention", tensors, (heads, scale, window, 1), chip, chip_limits, constant, counted)
     return out
 
 
@@ -138,11 +141,12 @@ def split_attention(
     chip: str = "ascend310p",
     chip_limits: list[int] | None = None,
     constant: bool = False,
+    counted: Counted | None = None,
 ) -> tuple[Array, Array]:
     """Run kernels.reference.split_attention on the stand-in of `chip`. What the kernel does not write is NaN."""
     tensors = {"qkv": qkv, "cos": cos, "sin": sin, "start": start, "length": length}
     tensors |= {"k_cache": k_cache, "v_cache": v_cache}
-    return _attention("split_attention", tensors, (heads, scale, window, parts), chip, chip_limits, constant)
+    return _attention("split_attention", tensors, (heads, scale, window, parts), chip, chip_limits, constant, counted)
 
 
 def _attention(
@@ -152,6 +156,7 @@ def _attention(
     chip: str,
     chip_limits: list[int] | None,
     constant: bool,
+    counted: Counted | None,
 ) -> tuple[Array, Array]:
     heads, scale, window, parts = attributes
     integers = ("start", "length")
@@ -168,7 +173,7 @@ def _attention(
     caches = [Argument(name, tensors[name], writable=True) for name in ("k_cache", "v_cache")]
     results = [Argument("out", out, writable=True)] + [Argument("partial", partial, writable=True) for _ in split]
     read = [Argument(name, tensor) for name, tensor in tensors.items() if "cache" not in name]
-    _run(chip, operator, [*read, *caches, *results, *caches], decided, constant)
+    _run(chip, operator, [*read, *caches, *results, *caches], decided, constant, counted)
     return out, partial
 
 
@@ -212,7 +217,14 @@ def _check(*given: tuple[str, Array, type[np.generic]]) -> None:
             raise ValueError(f"{name} is {array.dtype}, contiguous {array.flags.c_contiguous}; needs {np.dtype(dtype)}")
 
 
-def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPlan, constant: bool) -> None:
+def _run(
+    chip: str,
+    operator: str,
+    arguments: list[Argument],
+    decided: TilingPlan,
+    constant: bool,
+    counted: Counted | None = None,
+) -> None:
     tiling = decided.tiling
     if constant:
         source = HERE / f"op_kernel/{operator}.cpp"
@@ -221,7 +233,7 @@ def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPla
     else:
         library = load(chip)
     workspace = np.empty(decided.workspace_bytes, np.uint8)[CHIPS[chip].skipped_workspace :]
-    peak = launch(
+    launched = launch(
         library,
         operator,
         [*arguments, Argument("workspace", workspace, True, fresh=True), Argument("tiling", tiling)],
@@ -229,7 +241,9 @@ def _run(chip: str, operator: str, arguments: list[Argument], decided: TilingPla
         workers=decided.workers,
         key=0 if constant else decided.key,
     )
-    if peak != decided.ub_bytes:
+    if launched.peak != decided.ub_bytes:
         raise StandInError(
-            f"[capacity] the kernel took {peak} bytes of unified buffer, its tiling planned {decided.ub_bytes}"
+            f"[capacity] the kernel took {launched.peak} bytes of unified buffer, its tiling planned {decided.ub_bytes}"
         )
+    if counted is not None:
+        counted += launched.counts

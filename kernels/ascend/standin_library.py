@@ -12,12 +12,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..reference import Array
 from .chips import CHIPS, INSTRUCTIONS
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"
 KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "split_attention", "join_attention", "lm_head"))
+# What the stand-in counts on each core, in the order of standin/standin/counts.h.
+COUNTS = (
+    *("vector_instructions", "vector_repeats", "scalar_accesses", "vector_barriers", "full_barriers"),
+    *("load_bytes", "load_bursts", "store_bytes", "store_bursts", "products", "cube_fractals", "cube_bytes"),
+)
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
 
@@ -148,6 +155,19 @@ class Argument:
     fresh: bool = False
 
 
+@dataclass(frozen=True)
+class Launched:
+    """What a kernel took.
+
+    Attributes:
+        peak: the most bytes of unified buffer that one core used
+        counts: the counts of each core, by the names in COUNTS
+    """
+
+    peak: int
+    counts: list[dict[str, int]]
+
+
 def launch(
     library: ctypes.CDLL,
     kernel: str,
@@ -156,8 +176,8 @@ def launch(
     blocks: int = 1,
     workers: int | None = None,
     key: int = 0,
-) -> int:
-    """Run a kernel and return the most bytes of unified buffer that one core used.
+) -> Launched:
+    """Run a kernel.
 
     Args:
         library: what `load` returned
@@ -176,6 +196,8 @@ def launch(
     writable = (ctypes.c_int * count)(*(a.writable for a in arguments))
     fresh = (ctypes.c_int * count)(*(a.fresh for a in arguments))
     peak, message = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
+    cores = workers or blocks
+    counts = np.zeros((cores, len(COUNTS)), np.int64)
     entry = ctypes.cast(getattr(library, kernel), ctypes.c_void_p)
     failed = library.standin_run(
         entry,
@@ -186,12 +208,13 @@ def launch(
         writable,
         fresh,
         blocks,
-        workers or blocks,
+        cores,
         ctypes.c_uint64(key),
         ctypes.byref(peak),
+        counts.ctypes.data_as(ctypes.c_void_p),
         message,
         ctypes.c_size_t(len(message)),
     )
     if failed:
         raise StandInError(message.value.decode())
-    return peak.value
+    return Launched(peak.value, [dict(zip(COUNTS, map(int, core), strict=True)) for core in counts])

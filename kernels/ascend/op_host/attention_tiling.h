@@ -138,10 +138,13 @@ inline bool PlanTile(const AttentionShape& s, const ChipLimits& chip, int64_t qu
 }
 
 // Selects the widest tile that has 64 rows, or all rows if there are fewer, so that the cube is full. If none fits, it
-// selects the tile with the most rows. Returns false if no tile fits the chip.
+// selects the tile with the most rows. A tile has up to 128 rows if each core then gets at least four, else up to 64,
+// so that the cores can share the work evenly. Returns false if no tile fits the chip.
 inline bool PlanTiles(const AttentionShape& s, const ChipLimits& chip, PrefillPlan* plan) {
     const int64_t least = CeilTo(s.heads / s.groups, kFractal);
-    const int64_t most = std::max(least, std::min<int64_t>(128, CeilTo(s.tokens * (s.heads / s.groups), kFractal)));
+    const int64_t rows = CeilTo(s.tokens * (s.heads / s.groups), kFractal);
+    const int64_t wanted = s.rows * s.groups * rows < 4 * 128 * chip.vectorCores ? 64 : 128;
+    const int64_t most = std::max(least, std::min<int64_t>(wanted, rows));
     PrefillPlan best{};
     for (int64_t keys : {128, 64, 32}) {
         for (int64_t queries = most; queries >= least; queries -= kFractal) {

@@ -14,7 +14,7 @@
 #define EDGELLAMA_ARCH 0  // the host passes of the device compiler have no architecture
 #endif
 
-// 910B: cube cores and vector cores are separate.
+// 910B: cube cores and vector cores are separate. Matmul returns when its result is in global memory.
 #define EDGELLAMA_SPLIT_CORES (EDGELLAMA_ARCH == 2201)
 // 310P: Matmul needs unified buffer from the kernel for its result.
 #define EDGELLAMA_MATMUL_BORROWS_UB (EDGELLAMA_ARCH == 2002)

@@ -15,6 +15,7 @@
 #include "causal_mask.h"
 #include "chip.h"
 #include "lib/matmul_intf.h"
+#include "row_work.h"
 #include "vector_ops.h"
 
 namespace edgellama {
@@ -48,8 +49,7 @@ public:
         qkv_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(qkv));
         cos_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(cos));
         sin_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(sin));
-        start_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(start), s.rows);
-        length_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(length), s.rows);
+        work_.Init(start, length, s, tileTokens_);
         kCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(kCache), cache);
         vCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(vCache), cache);
         out_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(out));
@@ -97,25 +97,24 @@ public:
     }
 
     __aicore__ inline void Process() {
-        const int32_t tiles = CeilDiv(sizes_.tokens, tileTokens_);
-        const int32_t items = sizes_.rows * sizes_.groups * tiles;
-        const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
-        // A core gets neighbouring tiles of a head, so that it prepares each new key only once.
-        const int32_t share = CeilDiv(items, workers_);
-        for (int32_t item = worker * share; item < Least(items, (worker + 1) * share); ++item) {
-            Item(item / tiles, item % tiles * tileTokens_);
+        work_.Divide(AscendC::GetBlockIdx(), workers_);
+        for (row_ = 0; row_ < sizes_.rows; ++row_) {
+            work_.Read(row_);
+            start0_ = work_.start;
+            for (group_ = 0; group_ < sizes_.groups; ++group_) {
+                if (!work_.TakesFromHead()) continue;
+                for (int32_t token = 0; token < sizes_.tokens; token += tileTokens_) {
+                    if (work_.Takes(token)) Item(token);
+                }
+            }
         }
     }
 
 private:
     // Processes tokens [token, token + tileTokens) of one row and key/value head.
-    __aicore__ inline void Item(int32_t head, int32_t token) {
-        row_ = head / sizes_.groups;
-        group_ = head % sizes_.groups;
-        start0_ = start_.GetValue(row_);
-        int32_t length = length_.GetValue(row_);
-        if (length < 0 || start0_ < 0 || length > sizes_.tokens || length > sizes_.capacity - start0_) length = 0;
-        const int32_t bucketEnd = Least(token + tileTokens_, sizes_.tokens), end = Least(bucketEnd, length);
+    __aicore__ inline void Item(int32_t token) {
+        const int32_t head = row_ * sizes_.groups + group_;
+        const int32_t bucketEnd = Least(token + tileTokens_, sizes_.tokens), end = Least(bucketEnd, work_.length);
         const int32_t firstPadding = Most(token, end);
         if (token < end) {
             aligned_ = start0_ / FRACTAL * FRACTAL;
@@ -134,7 +133,7 @@ private:
 
     // Starts the tail of a head with the cached positions aligned_ .. start - 1.
     __aicore__ inline void BeginTail(int32_t head) {
-        tailHead_ = head;  // every step ends with a full barrier, so nothing still reads the previous head's tail
+        tailHead_ = head;  // a step waits for its products, so nothing still reads the previous head's tail
         tailTokens_ = 0;
         const int32_t rows = start0_ - aligned_;
         if (rows > 0) {
@@ -259,6 +258,7 @@ private:
         float zero = 0.0f;
         AscendC::Duplicate(sum_, zero, matrixRows_ * dim_);
         VectorFence();
+        AscendC::PipeBarrier<PIPE_ALL>();  // queries and tail must be in global memory before the cube reads them
         const int32_t first = start0_ + token;  // position of the tile's first token
         int32_t lowest = 0;  // first position that a token of the tile sees, rounded down to a multiple of 16
         if (sizes_.window > 0) lowest = Most(0, first - sizes_.window + 1) / FRACTAL * FRACTAL;
@@ -274,14 +274,14 @@ private:
     // One step of flash attention over the keys of the cache positions at .. at + n - 1.
     __aicore__ inline void Step(AscendC::GlobalTensor<half> keys, AscendC::GlobalTensor<half> values, int32_t n,
                                 int32_t at, int32_t first, int32_t tokens) {
-        AscendC::PipeBarrier<PIPE_ALL>();  // queries and tail must be in global memory before the cube reads them
+        // The scores of the step before are read: a barrier of that step followed.
         qk.SetSingleShape(matrixRows_, n, dim_);
         qk.SetTensorA(queryMatrix_);
         qk.SetTensorB(keys, true);
         LendUb(qk);
         qk.IterateAll(scoreMatrix_);
         qk.End();
-        AscendC::PipeBarrier<PIPE_ALL>();
+        ProductEnds();
 
         AscendC::LocalTensor<float> scores = matrixQueue_.AllocTensor<float>();
         const int32_t gap = keys_ - n;
@@ -303,16 +303,16 @@ private:
         AscendC::DataCopy(weightMatrix_, weights,
                           AscendC::DataCopyParams(matrixRows_, n / FRACTAL, gap / FRACTAL, gap / FRACTAL));
         halfQueue_.FreeTensor(weights);
-        MulRows(sum_, sum_, softmax_.factor8, matrixRows_, dim_, dim_);
 
-        AscendC::PipeBarrier<PIPE_ALL>();
+        AscendC::PipeBarrier<PIPE_ALL>();  // the weights must be in global memory before the cube reads them
+        MulRows(sum_, sum_, softmax_.factor8, matrixRows_, dim_, dim_);  // while the cube multiplies
         pv.SetSingleShape(matrixRows_, dim_, n);
         pv.SetTensorA(weightMatrix_);
         pv.SetTensorB(values);
         LendUb(pv);
         pv.IterateAll(resultMatrix_);
         pv.End();
-        AscendC::PipeBarrier<PIPE_ALL>();
+        ProductEnds();
 
         AscendC::LocalTensor<float> result = matrixQueue_.AllocTensor<float>();
         AscendC::DataCopy(result, resultMatrix_, matrixRows_ * dim_);
@@ -321,6 +321,13 @@ private:
         AscendC::Add(sum_, sum_, result, matrixRows_ * dim_);
         VectorFence();
         matrixQueue_.FreeTensor(result);
+    }
+
+    // Waits until a product's result is in global memory. With split cores, IterateAll has waited.
+    __aicore__ inline void ProductEnds() {
+#if !EDGELLAMA_SPLIT_CORES
+        AscendC::PipeBarrier<PIPE_ALL>();
+#endif
     }
 
     __aicore__ inline void Store(int32_t token, int32_t tokens) {
@@ -364,7 +371,6 @@ private:
 
     AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_, kTail_, vTail_, queryMatrix_, weightMatrix_;
     AscendC::GlobalTensor<float> cos_, sin_, scoreMatrix_, resultMatrix_;
-    AscendC::GlobalTensor<int32_t> start_, length_;
 
     AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, matrixQueue_;
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> halfQueue_;
@@ -375,6 +381,7 @@ private:
     AscendC::LocalTensor<half> zeros_;
     OnlineSoftmax softmax_;
     CausalMask mask_;
+    RowWork work_;
 };
 
 }  // namespace edgellama

@@ -39,6 +39,7 @@ public:
         const int workers = device_->workers;
         waiting_.assign(workers, false);
         finished_.assign(workers, false);
+        counts_.assign(workers, {});
         std::vector<std::thread> threads;
         for (int i = 0; i < workers; ++i) threads.emplace_back([this, i] { Play(i); });
         for (std::thread& thread : threads) thread.join();
@@ -62,6 +63,7 @@ private:
                     standin::Fail("queue", "%d queue tensors are not freed at the end of the kernel", core->tensorsOut);
                 }
                 peakUb_ = std::max(peakUb_, core->ubUsed);
+                counts_[block] = core->counts;
             } catch (const Stopped&) {
             } catch (...) {
                 if (error_ == nullptr) error_ = std::current_exception();
@@ -142,6 +144,7 @@ private:
 
 public:
     std::size_t peakUb_ = 0;
+    std::vector<standin::Counts> counts_;
 };
 
 }  // namespace
@@ -152,9 +155,10 @@ extern "C" {
 // - arguments, names, bytes, writable, fresh: one entry per argument.
 // - blockNum, workers: the block dimension of the launch, and the cores that run.
 // - peakUb: receives the largest number of bytes of unified buffer that a core used.
+// - counts: receives kCounts numbers for each worker.
 int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** names, const std::size_t* bytes,
                 const int* writable, const int* fresh, int blockNum, int workers, std::uint64_t tilingKey,
-                std::size_t* peakUb, char* message, std::size_t messageBytes) {
+                std::size_t* peakUb, std::int64_t* counts, char* message, std::size_t messageBytes) {
     standin::Device device;
     device.launchEpoch = device.epoch = 1;
     device.blockNum = blockNum;
@@ -175,6 +179,7 @@ int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** 
     Launch launch(kernel, arguments, count, tilingKey, &device);
     const std::exception_ptr error = launch.Run();
     *peakUb = launch.peakUb_;
+    for (const standin::Counts& core : launch.counts_) counts = std::copy(core.begin(), core.end(), counts);
     if (error == nullptr) return 0;
     try {
         std::rethrow_exception(error);

@@ -90,6 +90,10 @@ public:
             standin::Fail("matmul", "two Matmul objects are in use: End() of the first is missing");
         }
         core.activeMatmul = this;
+        const auto blocks = [](int size) { return std::int64_t{(size + 15) / 16}; };
+        ++core.counts[standin::kProducts];
+        core.counts[standin::kCubeFractals] += blocks(m_) * blocks(n_) * blocks(k_);
+        core.counts[standin::kCubeBytes] += (std::int64_t{m_} + n_) * k_ * static_cast<std::int64_t>(sizeof(A));
         const std::size_t lda = tiling_.Ka, ldb = transposed_ ? tiling_.Kb : tiling_.N, ldc = tiling_.N;
         const int rowsB = transposed_ ? n_ : k_, widthB = transposed_ ? k_ : n_;
 

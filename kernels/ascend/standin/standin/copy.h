@@ -33,7 +33,7 @@ void CopyBlocks(const Destination& dst, const Source& src, const AscendC::DataCo
     dst.RequireAligned("DataCopy");
     src.RequireAligned("DataCopy");
     const std::size_t length = p.blockLen * 32u;
-    const std::uint32_t seq = CurrentCore().pipes.Issue(pipe);
+    const std::uint32_t seq = CurrentCore().IssueCopy(pipe, length > 0 ? p.blockCount : 0, length);
     for (std::size_t i = 0; i < p.blockCount && length > 0; ++i) {
         const std::size_t from = i * (length + p.srcStride * 32u), to = i * (length + p.dstStride * 32u);
         src.Access(from, length, pipe, seq, false, "DataCopy");
@@ -74,7 +74,7 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Da
                  const DataCopyPadExtParams<T>&) {
     standin::RequireDataCopyPad();
     dst.RequireAligned("DataCopyPad");
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_MTE2);
+    const std::uint32_t seq = standin::CurrentCore().IssueCopy(PIPE_MTE2, p.blockCount, p.blockLen);
     for (std::size_t i = 0; i < p.blockCount; ++i) {
         const std::size_t from = i * (p.blockLen + p.srcStride);
         const std::size_t to = i * (standin::WholeBlockBytes(p.blockLen) + p.dstStride * 32u);
@@ -88,7 +88,7 @@ template <typename T>
 void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyExtParams& p) {
     standin::RequireDataCopyPad();
     src.RequireAligned("DataCopyPad");
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_MTE3);
+    const std::uint32_t seq = standin::CurrentCore().IssueCopy(PIPE_MTE3, p.blockCount, p.blockLen);
     for (std::size_t i = 0; i < p.blockCount; ++i) {
         const std::size_t from = i * (standin::WholeBlockBytes(p.blockLen) + p.srcStride * 32u);
         const std::size_t to = i * (p.blockLen + p.dstStride);

@@ -9,6 +9,7 @@
 
 #include "chip.h"
 #include "clock.h"
+#include "counts.h"
 
 namespace standin {
 
@@ -67,6 +68,7 @@ public:
         eventsOf[0] = eventsOf[1] = 0;
         matmulObjects = tensorsOut = 0;
         activeMatmul = nullptr;
+        counts.fill(0);
         for (std::size_t i = 0; i < kChip.ub; i += 2) {  // NaN as float16 and as float32
             ub_[i] = 0xff;
             ub_[i + 1] = 0x7f;
@@ -154,7 +156,27 @@ public:
         }
     }
 
+    // Issues a vector instruction of `repeats` repeats.
+    std::uint32_t IssueVector(std::size_t repeats) {
+        ++counts[kVectorInstructions];
+        counts[kVectorRepeats] += static_cast<std::int64_t>(repeats);
+        return pipes.Issue(PIPE_V);
+    }
+
+    std::uint32_t IssueScalar() {
+        ++counts[kScalarAccesses];
+        return pipes.Issue(PIPE_S);
+    }
+
+    // Issues a copy between global and local memory.
+    std::uint32_t IssueCopy(int pipe, std::size_t bursts, std::size_t bytes) {
+        counts[pipe == PIPE_MTE2 ? kLoadBursts : kStoreBursts] += static_cast<std::int64_t>(bursts);
+        counts[pipe == PIPE_MTE2 ? kLoadBytes : kStoreBytes] += static_cast<std::int64_t>(bursts * bytes);
+        return pipes.Issue(pipe);
+    }
+
     Pipelines pipes;
+    Counts counts{};
     std::size_t ubUsed = 0, l1Used = 0, l0cUsed = 0;
     int buffers = 0;
     int eventsOf[2] = {0, 0};  // queue buffers at positions VECIN and VECOUT; each needs an event
@@ -192,6 +214,9 @@ private:
 inline thread_local Core* tCore = nullptr;  // the core that the current thread simulates
 
 inline Core& CurrentCore() { return *tCore; }
+
+// The repeats of an instruction on `bytes` consecutive bytes.
+constexpr std::size_t RepeatsOf(std::size_t bytes) { return (bytes + 255) / 256; }
 
 }  // namespace standin
 

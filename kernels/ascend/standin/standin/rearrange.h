@@ -44,7 +44,8 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     src.RequireAligned("Cast");
     const standin::Stride from = standin::Strides<U>(1, 8), to = standin::Strides<T>(1, 8);
     standin::RefuseOverlap(dst, to, src, from, count, 1, "Cast");
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::size_t repeats = standin::RepeatsOf(count * std::max(sizeof(T), sizeof(U)));
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeats);
     src.Access(0, count * sizeof(U), PIPE_V, seq, false, "Cast");
     dst.Access(0, count * sizeof(T), PIPE_V, seq, true, "Cast");
     for (std::uint32_t i = 0; i < count; ++i) dst.At(0)[i] = static_cast<T>(static_cast<float>(src.At(0)[i]));
@@ -62,7 +63,7 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     const standin::Stride to = standin::Strides<T>(p.dstBlkStride, p.dstRepStride),
                           from = standin::Strides<U>(p.srcBlkStride, p.srcRepStride);
     standin::RefuseOverlap(dst, to, src, from, mask, repeatTime, "Cast");
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeatTime);
     standin::AccessStrided(src, from, mask, repeatTime, seq, false, "Cast");
     standin::AccessStrided(dst, to, mask, repeatTime, seq, true, "Cast");
     for (std::size_t r = 0; r < repeatTime; ++r) {
@@ -79,7 +80,7 @@ void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
                     const std::int32_t srcRepStride) {
     standin::CheckReduce(src, mask, repeatTime, "WholeReduceSum");
     const standin::Stride from = standin::Strides<T>(srcBlkStride, srcRepStride);
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeatTime);
     standin::AccessStrided(src, from, mask, repeatTime, seq, false, "WholeReduceSum");
     for (std::int32_t r = 0; r < repeatTime; ++r) {
         float lanes[64] = {};
@@ -110,7 +111,7 @@ void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const 
     const bool pairs = order != ReduceOrder::ORDER_ONLY_VALUE;
     dst.RequireAligned("WholeReduceMax", pairs ? 2 * sizeof(T) : sizeof(T));
     const standin::Stride from = standin::Strides<T>(srcBlkStride, srcRepStride);
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeatTime);
     standin::AccessStrided(src, from, mask, repeatTime, seq, false, "WholeReduceMax");
     for (std::int32_t r = 0; r < repeatTime; ++r) {
         std::uint32_t best = 0;
@@ -134,7 +135,7 @@ void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTen
     dst.RequireAligned("Gather");
     src.RequireAligned("Gather");
     srcOffset.RequireAligned("Gather");
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(standin::RepeatsOf(count * sizeof(T)));
     srcOffset.Access(0, count * 4, PIPE_V, seq, false, "Gather");
     for (std::uint32_t i = 0; i < count; ++i) {
         const std::size_t from = static_cast<std::size_t>(srcBaseOffset) + srcOffset.At(0)[i];
@@ -159,7 +160,7 @@ void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, standin::U8 repe
     dst.RequireAligned("Brcb");
     src.RequireAligned("Brcb");
     constexpr std::size_t lane = 32 / sizeof(T);
-    const std::uint32_t seq = standin::CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeatTime);
     src.Access(0, repeatTime * 8 * sizeof(T), PIPE_V, seq, false, "Brcb");
     for (std::size_t r = 0; r < repeatTime; ++r) {
         for (std::size_t e = 0; e < 8; ++e) {

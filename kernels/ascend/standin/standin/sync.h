@@ -61,7 +61,10 @@ void WaitFlag(std::int32_t id) {
 template <pipe_t pipe>
 void PipeBarrier() {
     static_assert(pipe != PIPE_S, "the scalar pipe has no barrier and needs none");
-    standin::CurrentCore().pipes.Barrier(pipe);
+    standin::Core& core = standin::CurrentCore();
+    if (pipe == PIPE_V) ++core.counts[standin::kVectorBarriers];
+    if (pipe == PIPE_ALL) ++core.counts[standin::kFullBarriers];
+    core.pipes.Barrier(pipe);
 }
 
 // Synchronises all cores in hardware.

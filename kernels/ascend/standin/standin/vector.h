@@ -95,7 +95,7 @@ void Binary(const char* what, const AscendC::LocalTensor<T>& dst, const AscendC:
     src1.RequireAligned(what);
     RefuseOverlap(dst, d, src0, a, mask, repeats, what);
     RefuseOverlap(dst, d, src1, b, mask, repeats, what);
-    const std::uint32_t seq = CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = CurrentCore().IssueVector(repeats);
     AccessStrided(src0, a, mask, repeats, seq, false, what);
     AccessStrided(src1, b, mask, repeats, seq, false, what);
     if (readsDst) AccessStrided(dst, d, mask, repeats, seq, false, what);
@@ -122,7 +122,7 @@ void BinaryRow(const char* what, const AscendC::LocalTensor<T>& dst, const Ascen
     src1.RequireAligned(what);
     RefuseOverlap(dst, row, src0, row, count, 1, what);
     RefuseOverlap(dst, row, src1, row, count, 1, what);
-    const std::uint32_t seq = CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = CurrentCore().IssueVector(RepeatsOf(count * sizeof(T)));
     src0.Access(0, count * sizeof(T), PIPE_V, seq, false, what);
     src1.Access(0, count * sizeof(T), PIPE_V, seq, false, what);
     if (readsDst) dst.Access(0, count * sizeof(T), PIPE_V, seq, false, what);
@@ -142,7 +142,7 @@ void Unary(const char* what, const AscendC::LocalTensor<T>& dst, const AscendC::
     dst.RequireAligned(what);
     src.RequireAligned(what);
     RefuseOverlap(dst, d, src, a, mask, repeats, what);
-    const std::uint32_t seq = CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = CurrentCore().IssueVector(repeats);
     AccessStrided(src, a, mask, repeats, seq, false, what);
     AccessStrided(dst, d, mask, repeats, seq, true, what);
     T* const out = dst.At(0);
@@ -161,7 +161,7 @@ void UnaryRow(const char* what, const AscendC::LocalTensor<T>& dst, const Ascend
     dst.RequireAligned(what);
     src.RequireAligned(what);
     RefuseOverlap(dst, row, src, row, count, 1, what);
-    const std::uint32_t seq = CurrentCore().pipes.Issue(PIPE_V);
+    const std::uint32_t seq = CurrentCore().IssueVector(RepeatsOf(count * sizeof(T)));
     src.Access(0, count * sizeof(T), PIPE_V, seq, false, what);
     dst.Access(0, count * sizeof(T), PIPE_V, seq, true, what);
     T* const out = dst.At(0);
@@ -230,7 +230,8 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, const std::int32
     standin::RequireVectorType<T>("Duplicate");
     if (count <= 0) standin::Fail("range", "Duplicate of %d elements", count);
     dst.RequireAligned("Duplicate");
-    dst.Access(0, count * sizeof(T), PIPE_V, standin::CurrentCore().pipes.Issue(PIPE_V), true, "Duplicate");
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(standin::RepeatsOf(count * sizeof(T)));
+    dst.Access(0, count * sizeof(T), PIPE_V, seq, true, "Duplicate");
     for (std::int32_t i = 0; i < count; ++i) dst.At(0)[i] = scalarValue;
 }
 
