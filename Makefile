@@ -20,7 +20,9 @@
 #              TARGET_NAME= names one target, SECONDS= is for each target (the default is 8)
 # make lint          run ruff, mypy and import-linter
 # make check-kernels   test the CPU kernels with sanitizers, and for aarch64 in an emulator
-# make check-install   install the package in an empty environment, and generate an answer there
+# make wheel [MACHINE=aarch64]   build the wheels for x86-64 and aarch64 in build/wheels; a board needs no compiler for them
+# make check-wheel   install the aarch64 wheel in an emulated Debian, and compare its answers (5 minutes)
+# make check-install   install this machine's wheel in an empty environment without a compiler, and generate an answer there
 # make lock [UPGRADE=1]   write the lock files of requirements/ from setup.cfg and pyproject.toml, and its table of
 #              licences; UPGRADE=1 takes the newest versions instead of those that still fit
 # make audit         look for known vulnerabilities of the locked packages, if a database can be reached
@@ -49,7 +51,7 @@ SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS UPGRADE
+GIVEN := MODEL PROMPT ARTIFACT MACHINE $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS UPGRADE
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -73,7 +75,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels check-install test browser test-fast torture fuzz mutants lint lock audit clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels wheel check-wheel check-install test browser test-fast torture fuzz mutants lint lock audit clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -134,14 +136,28 @@ kernels:
 check-kernels: $(VENV)/ready-test
 	@PATH="$$PWD/$(VENV)/bin:$$PATH" kernels/cpu/check.sh
 
-# Runs in its own folder: nothing of the checkout can be imported there.
-check-install: artifact
+# Has its own environment: building a wheel needs neither mindspore nor torch.
+build_wheels = PATH="$$PWD/build/wheels/env/bin:$$PATH" build/wheels/env/bin/python requirements/build_wheels.py
+wheel: build/wheels/env/ready
+	@$(build_wheels) $(call options,MACHINE)
+
+check-wheel: build/wheels/env/ready
+	@PATH="$$PWD/build/wheels/env/bin:$$PATH" build/wheels/env/bin/python requirements/emulated.py
+
+build/wheels/env/ready: requirements/wheel.txt requirements/build.txt
+	rm -rf $(@D) && $(PYTHON3) -m venv $(@D)
+	$(@D)/bin/pip --disable-pip-version-check $(INSTALL_LOCKED) --quiet -r requirements/wheel.txt
+	@touch $@
+
+# Runs in its own folder: nothing of the checkout can be imported there. Its PATH has no compiler.
+check-install: artifact build/wheels/env/ready
+	@$(build_wheels) --machine $$(uname -m)
 	rm -rf build/installed && $(PYTHON3) -m venv build/installed
 	build/installed/bin/pip --disable-pip-version-check $(INSTALL_LOCKED) --quiet -r requirements/runtime.txt
-	PATH="$$PWD/build/installed/bin:$$PATH" \
-	  build/installed/bin/pip --disable-pip-version-check $(INSTALL_PACKAGE) --quiet ".[lite]"
-	cd build/installed && bin/python -m edgellama.lite install
-	$(find_artifact) && artifact=$$(realpath -- "$$artifact") && cd build/installed && \
+	PATH="$$PWD/build/installed/bin" build/installed/bin/pip --disable-pip-version-check install --no-index --no-deps \
+	  build/wheels/edgellama-*_$$(uname -m).whl
+	$(find_artifact) && artifact=$$(realpath -- "$$artifact") && cd build/installed && export PATH="$$PWD/bin" && \
+	  unset CXX && ! command -v g++ c++ clang++ && bin/python -m edgellama.lite install && \
 	  bin/edgellama generate "$$artifact" $(call option,PROMPT,prompt) --max-new-tokens 20
 
 # JOBS test files run at a time: most of the time one of them waits for a child process.

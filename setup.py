@@ -1,5 +1,7 @@
 """Builds the CPU kernels with CMake into kernels/cpu, for both `pip install .` and `pip install -e .`.
 
+If EDGELLAMA_LIBRARIES names a folder, its libraries go into the package instead (requirements/build_wheels.py).
+
 setup.cfg has everything else about the package.
 """
 
@@ -13,7 +15,10 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+READY = os.environ.get("EDGELLAMA_LIBRARIES")
 
 
 class BuildKernels(build_ext):
@@ -22,6 +27,11 @@ class BuildKernels(build_ext):
         return str(Path(*package, f"lib{name}.so"))  # ctypes loads it, so its name has no Python version
 
     def build_extension(self, ext: Extension) -> None:
+        if READY:
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(Path(READY, target.name), target)
+            return
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             sys.exit(f"error: no C++ compiler ({compiler}) was found; install one, on Debian: apt-get install g++")
@@ -33,7 +43,15 @@ class BuildKernels(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-LIBRARIES = ("edgellama_cpu", "edgellama_lite")  # the kernels, and their registration with MindSpore Lite
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for every Python: its libraries are loaded through ctypes."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+# The kernels, and their registration with MindSpore Lite. A ready-made folder has MindSpore Lite's binding too.
+LIBRARIES = ["kernels.cpu.edgellama_cpu", "kernels.cpu.edgellama_lite", *(["lite.edgellama_binding"] if READY else [])]
 
 
 def package_folders() -> dict[str, str]:
@@ -50,6 +68,6 @@ setup(
         for package, folder in package_folders().items()
         for name in (package, *(f"{package}.{inner}" for inner in find_packages(folder)))
     ],
-    ext_modules=[Extension(f"edgellama.kernels.cpu.{name}", sources=[]) for name in LIBRARIES],
-    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[Extension(f"edgellama.{name}", sources=[]) for name in LIBRARIES],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
 )

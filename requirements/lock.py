@@ -51,6 +51,7 @@ class Lock:
 LOCKS = (
     Lock("lock", ("lock",)),
     Lock("build", ("build",)),
+    Lock("wheel", ("wheel",), ("build",)),
     Lock("runtime", ("", "lite"), ("build",)),
     Lock("serve", ("serve",), ("runtime",)),
     Lock("export", ("export",), ("runtime",)),

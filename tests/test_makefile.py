@@ -78,6 +78,10 @@ def test_every_value_arrives_as_it_was_given(stub: Path, value: str) -> None:
     assert calls == [["tests/torture", "--quick", *option("only", value), *option("seed", value)]]
     _, calls = make(stub, "fuzz", "--assume-old=.venv/ready-test", f"TARGET_NAME={value}", f"SECONDS={value}")
     assert calls == [["tests/fuzz", *option("target", value), *option("seconds", value)]]
+    python = {"build_wheels": f"{stub} requirements/build_wheels.py"}
+    words = [f"{name}={text}" for name, text in python.items()]
+    _, calls = make(stub, "wheel", "--assume-old=build/wheels/env/ready", *words, f"MACHINE={value}")
+    assert calls == [["requirements/build_wheels.py", *option("machine", value)]]
     _, calls = make(stub, "convert", f"ARTIFACT={value}", f"SOC={value}", f"OUT={value}")
     assert calls == [["-m", "exporter", "convert", path(value), *option("soc", value), *option("out", value)]]
     _, calls = make(stub, "board-check", f"PROBE={value}", f"DEVICE={value}")

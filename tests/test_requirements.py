@@ -81,7 +81,9 @@ def test_every_extra_of_setup_cfg_is_in_a_lock_file() -> None:
     assert declared - included == set(EXTRAS) - {"", "build"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "lock"])  # that one is not installed in .venv
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("lock", "wheel")]
+)  # have environments of their own
 def test_a_lock_file_has_everything_that_its_packages_need(name: str) -> None:
     """Follows the metadata of the installed packages, from the requirements in setup.cfg."""
     packages = with_torch(name)
@@ -150,7 +152,7 @@ def test_a_marker_admits_the_environments_it_was_made_for(first: int, count: int
 
 def test_make_installs_locked_packages_only() -> None:
     """Every installation has hashes, or no index; the exception is torch, by its pin."""
-    goals = [".venv/ready-test", "check-install", "build/lock/ready"]
+    goals = [".venv/ready-test", "check-install", "build/lock/ready", "build/wheels/env/ready"]
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", *goals], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -240,7 +242,7 @@ def test_audit_reports_what_the_database_knows(
     if not vulnerable:
         assert text.startswith("not checked: no vulnerability database is reachable (jinja2==2.10, which is vulnerable")
         return
-    packages = [*with_torch("test"), *locked("lock")]
+    packages = [*with_torch("test"), *locked("lock"), *locked("wheel")]
     count = len({package.name for package in packages if HERE in package.environments})
     assert f"checked: {count} locked packages; known vulnerabilities: {len(vulnerable)}" in text
     for name in vulnerable:

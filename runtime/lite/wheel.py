@@ -145,7 +145,7 @@ def try_import(tree: Path | None = None) -> None:
     """Import mindspore_lite in a separate process, from `tree` or as installed. Raises UserError if that fails."""
     environment = dict(os.environ)
     if tree is not None:
-        environment["PYTHONPATH"] = str(tree)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     command = [sys.executable, "-c", "import mindspore_lite; mindspore_lite.Context(); mindspore_lite.Model()"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
