@@ -209,7 +209,8 @@ class LlamaConfig:
         values = {key: value for key, value in self.to_dict().items() if value is not None}
         kind = rope.get("rope_type") or rope.get("type")
         if kind in ORIGINAL_KINDS:
-            original = rope.get(ORIGINAL) or values.get(ORIGINAL) or self.max_position_embeddings
+            given = (rope.get(ORIGINAL), values.get(ORIGINAL), self.max_position_embeddings)
+            original = next(length for length in given if length is not None)
             rope = {**rope, ORIGINAL: original}
             if ORIGINAL in values:
                 values[ORIGINAL] = original

@@ -29,6 +29,7 @@ from .config import LlamaConfig
 from .config_types import CORRECT
 from .rope_scaling import RopeScaling
 
+LARGEST_FACTOR = 1e6  # far above any model's, and far below the largest float16 squared
 MAIN, LOCAL, NONE = "main", "local", "none"
 
 
@@ -66,6 +67,11 @@ def rope_tables(
         return cos, sin
     _check_length(config, positions)
     frequency, factor = rope_frequencies(config, positions, kind)
+    if not factor <= LARGEST_FACTOR:
+        raise UserError(
+            f"the rope's attention factor (attention_factor, or from mscale and factor) is {factor:g}; needed: at most "
+            f"{LARGEST_FACTOR:g}. {CORRECT}"
+        )
     angle = np.arange(positions, dtype=np.float64)[:, None] * frequency  # [positions, rotated]
     cos[:, :rotated] = np.cos(angle) * factor
     sin[:, :rotated] = np.sin(angle) * factor

@@ -206,10 +206,9 @@ def _read_rope(
     required, optional = ROPE_PARAMETERS[kind]
     if "original_max_position_embeddings" in required:
         # As in transformers: the top-level value takes precedence, and the context length is the default.
-        outer = values.get("original_max_position_embeddings")
-        inner = rope.get("original_max_position_embeddings")
-        rope["original_max_position_embeddings"] = outer or inner or values["max_position_embeddings"]
-    if kind in ("yarn", "longrope") and "factor" not in rope:
+        given = (values.get(ORIGINAL), rope.get(ORIGINAL), values["max_position_embeddings"])
+        rope[ORIGINAL] = next(length for length in given if length is not None)
+    if kind in ("yarn", "longrope") and "factor" not in rope and rope[ORIGINAL]:  # 0 is refused below
         rope["factor"] = values["max_position_embeddings"] / rope["original_max_position_embeddings"]
     if unknown := sorted(rope.keys() - required - optional - {"rope_type"}):
         raise UserError(

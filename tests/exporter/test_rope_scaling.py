@@ -18,6 +18,7 @@ from edgellama.artifact.source import Source
 from edgellama.errors import UserError
 from edgellama.exporter.checkpoint.open import open_checkpoint, opened_for
 from edgellama.exporter.network.config import LlamaConfig
+from edgellama.exporter.network.rope import rope_tables
 from edgellama.exporter.proof.float_reference import _numpy
 from support.checkpoints import CONFIGS
 from support.child import run_cli
@@ -114,6 +115,8 @@ def test_the_checkpoint_of_an_artifact_opens_again(repeated: bool, tiny_checkpoi
         ({"rope_type": "yarn", "factor": -1.0}, "rope_scaling.factor = -1.0"),
         ({"rope_type": ["yarn"]}, "rope_scaling.rope_type"),
         ({**YARN, "beta": 1}, "does not take beta = 1"),
+        ({**YARN, "original_max_position_embeddings": 0}, "original_max_position_embeddings = 0 .* above 0"),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 0}, "needs factor|embeddings = 0"),
         ({"rope_type": "llama3", "factor": 8.0}, "needs high_freq_factor, low_freq_factor"),
     ],
 )
@@ -124,6 +127,16 @@ def test_bad_values(rope: dict[str, Any], message: str | None, tiny_checkpoint: 
         return
     with pytest.raises(UserError, match=message):
         config.with_rope_scaling(rope)
+
+
+@pytest.mark.parametrize("factor", [{"attention_factor": 1e39}, {"mscale": 1e29, "mscale_all_dim": 1e-29}])
+def test_an_attention_factor_beyond_float32_is_refused(
+    factor: dict[str, float], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    """The tables would be infinite, and an export without a proof would not notice."""
+    config = open_checkpoint(tiny_checkpoint(max_position_embeddings=MADE_FOR)).config
+    with pytest.raises(UserError, match=r"attention factor .* needed: at most 1e\+06"):
+        rope_tables(config.with_rope_scaling({**YARN, **factor}), 8)
 
 
 @pytest.mark.parametrize("text", ["yarn", "[4]", "{", '{"factor": NaN}', "4.0"])

@@ -30,6 +30,7 @@ MODULES = (
     "versions",
     "weight_headers",
     "checkpoints",
+    "derived_weights",
     "artifacts",
     "folders",
     "read_only",

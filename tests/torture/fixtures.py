@@ -83,7 +83,20 @@ def _gguf(folder: Path) -> None:
     write_model(folder / "model.gguf", reference(), Kind.Q8_0, metadata)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"checkpoint": _checkpoint, "artifact": _artifact, "gguf": _gguf}
+def _adapter(folder: Path) -> None:
+    """A LoRA adapter of the checkpoint, as PEFT saves it."""
+    from support.adapters import make_adapter
+    from support.exported import chat_checkpoint
+
+    make_adapter(chat_checkpoint(), folder)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "checkpoint": _checkpoint,
+    "artifact": _artifact,
+    "gguf": _gguf,
+    "adapter": _adapter,
+}
 
 
 if __name__ == "__main__":

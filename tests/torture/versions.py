@@ -133,6 +133,8 @@ def libraries(cases: Iterator[Case], shared: Path) -> Iterator[Outcome]:
 
 def _damage_library(path: Path, shared: Path, rng: random.Random) -> bool:
     """Replace a library by something else, in another file. Returns whether it still is the right one."""
+    from edgellama.kernels.cpu.library import ABI
+
     kind = rng.randrange(6)
     if kind == 5:
         return True
@@ -145,7 +147,7 @@ def _damage_library(path: Path, shared: Path, rng: random.Random) -> bool:
     elif kind == 3:  # a library of another program
         shutil.copy(_compiled(shared, "int other(void) { return 1; }"), path)
     elif kind == 4:
-        abi = rng.choice((*(n for n in NEAR if n != 3), 99, -(1 << 31), (1 << 31) - 1))
+        abi = rng.choice((*(n for n in NEAR if n != ABI), 99, -(1 << 31), (1 << 31) - 1))
         shutil.copy(_compiled(shared, f"int edgellama_abi(void) {{ return {abi}; }}"), path)
     return False
 
