@@ -102,6 +102,8 @@ def fused_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    query_beta: float = 0.0,
+    query_period: int = 0,
     q_gamma: Array | None = None,
     k_gamma: Array | None = None,
     norm_eps: float = 0.0,
@@ -120,6 +122,8 @@ def fused_attention(
     heads    H
     scale    multiplies q.k; 1/sqrt(D) in Llama
     softcap  if not 0, scores become softcap * tanh(score / softcap)
+    query_beta, query_period  if query_beta is not 0, the query at position p is multiplied by
+             1 + query_beta * log(1 + floor(p / query_period))
     q_gamma, k_gamma   the weights of RMSNorm of q and k before they are rotated: [D] for a norm of each head, or
              [H * D] and [G * D] for one norm of all heads. None: no norm
     norm_eps eps of these norms
@@ -157,6 +161,8 @@ def fused_attention(
         q, k = rotate_half_split(q, c, s), rotate_half_split(k, c, s)
         if norm_after_rope:
             q, k = norm_heads(q, q_gamma, norm_eps), norm_heads(k, k_gamma, norm_eps)
+        if query_beta:
+            q = q * (1 + query_beta * np.log1p(position // query_period)).astype(np.float32)[:, None, None]
         end = first + n
         if k_scale is None or v_scale is None:
             k_cache[b, :, position, :] = k
@@ -351,6 +357,8 @@ def decoder_layer(
     eps: float,
     window: int = 0,
     softcap: float = 0.0,
+    query_beta: float = 0.0,
+    query_period: int = 0,
     act: str = "silu",
     norm_eps: float = 0.0,
     attention_norm: Array | None = None,
@@ -387,6 +395,7 @@ def decoder_layer(
         apply(h, qkv), cos, sin, start, length, k_cache, v_cache,
         heads=heads, scale=scale, window=window, softcap=softcap, q_gamma=q_gamma, k_gamma=k_gamma, norm_eps=norm_eps,
         norm_after_rope=norm_after_rope, k_scale=k_scale, v_scale=v_scale,
+        query_beta=query_beta, query_period=query_period,
     )  # fmt: skip
 
     def add(h: Array, x: Array, part: LinearWeights, gamma: Array | None) -> Array:

@@ -2,7 +2,8 @@
 
 A network has up to three kinds of tables: "main"; "local" for layers with a window, if their theta differs; and "none"
 for layers without a rotary embedding, whose tables rotate by nothing. If a part of each head is rotated, the tables
-rotate the rest by nothing (checkpoint/folded.py arranges the elements).
+rotate the rest by nothing (checkpoint/folded.py arranges the elements). In graphs of built-in operators, the queries
+have tables of their own, "query", if a factor by position multiplies them (Ministral 3).
 
 - default: arXiv:2104.09864.
 - linear: position interpolation, arXiv:2306.15595.
@@ -30,7 +31,8 @@ from .config_types import CORRECT
 from .rope_scaling import RopeScaling
 
 LARGEST_FACTOR = 1e6  # far above any model's, and far below the largest float16 squared
-MAIN, LOCAL, NONE = "main", "local", "none"
+MAIN, LOCAL, NONE, QUERY = "main", "local", "none", "query"
+QUERY_NAMES = ["rope.query.cos", "rope.query.sin"]
 
 
 def rope_kinds(config: LlamaConfig) -> tuple[str, ...]:
@@ -75,7 +77,19 @@ def rope_tables(
     angle = np.arange(positions, dtype=np.float64)[:, None] * frequency  # [positions, rotated]
     cos[:, :rotated] = np.cos(angle) * factor
     sin[:, :rotated] = np.sin(angle) * factor
+    if kind == QUERY and (scale := query_scale(config)) is not None:
+        beta, period = scale
+        by_position = (1 + beta * np.log1p(np.arange(positions) // period))[:, None]
+        cos, sin = (cos * by_position).astype(np.float32), (sin * by_position).astype(np.float32)
     return cos, sin
+
+
+def query_scale(config: LlamaConfig) -> tuple[float, int] | None:
+    """Return (beta, period) if the query at position p is multiplied by 1 + beta * log(1 + floor(p / period))."""
+    scaling = config.rope_scaling
+    if scaling is None or not scaling.llama_4_scaling_beta:
+        return None
+    return scaling.llama_4_scaling_beta, scaling.original_max_position_embeddings or 0
 
 
 def _check_length(config: LlamaConfig, positions: int) -> None:
@@ -89,12 +103,6 @@ def _check_length(config: LlamaConfig, positions: int) -> None:
                 f"context {positions} is beyond the maximum of {limit} positions of this model's dynamic (NTK) rope; "
                 f"beyond it, the frequencies change with the running length. Export with CONTEXT={limit} or less"
             )
-    limit = getattr(scaling, "original_max_position_embeddings", None) or 0
-    if scaling is not None and scaling.llama_4_scaling_beta and positions > limit:
-        raise UserError(
-            f"context {positions} is beyond the {limit} positions up to which this model does not scale its queries "
-            f"by position (llama_4_scaling_beta). Export with CONTEXT={limit} or less"
-        )
 
 
 def rope_table(name: str, config: LlamaConfig, positions: int) -> NDArray[np.float32]:

@@ -57,9 +57,11 @@ CUSTOM: dict[str, CustomOperator] = {
         ("h", "start", "length", "cos", "sin", "weights", *CACHES),
         {"format": str, "heads": int, "scale": float, "window": int, "inner": int, "eps": float}
         | {f"{part}_bias": int for part in ("q", "o", "gate", "down")}
-        | {"softcap": float, "activation": str, "norms": str, "qk_norm": str, "norm_eps": float},
+        | {"softcap": float, "activation": str, "norms": str, "qk_norm": str, "norm_eps": float}
+        | {"query_beta": float, "query_period": int},
         CACHES,
-        {"softcap": 0.0, "activation": "silu", "norms": "pre", "qk_norm": "none", "norm_eps": 0.0},
+        {"softcap": 0.0, "activation": "silu", "norms": "pre", "qk_norm": "none", "norm_eps": 0.0}
+        | {"query_beta": 0.0, "query_period": 0},
     ),
     "EdgeEmbedding": CustomOperator(("ids", "weight", "length"), {"format": str, "vocabulary": int, "width": int}),
     "EdgeHead": CustomOperator(

@@ -14,6 +14,7 @@ from ..graph_spec import Shape
 from ..mindir import lower as mindir
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import windows
+from ..network.rope import query_scale
 
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 
@@ -32,6 +33,13 @@ def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> No
         raise UserError(
             f"{name} normalises queries and keys after the rotary embedding, which the attention kernels of "
             f"{chip.name} do not do. Export with TARGET=cpu or TARGET=portable"
+        )
+    scale = query_scale(config)
+    if scale is not None and shape.context > scale[1]:
+        raise UserError(
+            f"{name} multiplies the queries from position {scale[1]} on by a factor (llama_4_scaling_beta), which the "
+            f"attention kernels of {chip.name} do not do, and CONTEXT is {shape.context}. Export with "
+            f"CONTEXT={scale[1]} or less, or with TARGET=cpu or TARGET=portable"
         )
     if shape.weights == "int8" and not chip.has("WeightQuantBatchMatmul"):
         raise UserError(

@@ -24,13 +24,14 @@ from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.family import POST_ATTENTION, POST_MLP, POST_NORMS, PRE_ATTENTION, PRE_MLP, PRE_NORMS
 from ..network.layer_sizes import layer_norms, linear_sizes
+from ..network.rope import query_scale
 from .cpu_grids import grid_columns, grid_rows
 
 # WEIGHTS -> the packed format of the layers' matrices
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0", **{x: x for x in W4_GROUPS}}
 FOUR_BITS = ("int4", "q4_0", *W4_GROUPS)
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # they stay int8 when the layers have 4 bits
-VARIANTS_ABI = 3  # the oldest ABI of the kernels with the attributes of layer_variant; ABI has w4g32 to w4g128
+VARIANTS_ABI = 3  # the oldest ABI of the kernels with the attributes of layer_variant; ABI has w4g32 to w4g128, and query_beta
 
 
 def format_of(name: str, weights: str) -> str:
@@ -81,6 +82,8 @@ def layer_variant(config: LlamaConfig) -> dict[str, Any]:
         found["activation"] = config.hidden_act
     if config.attn_logit_softcapping is not None:
         found["softcap"] = config.attn_logit_softcapping
+    if (scale := query_scale(config)) is not None:
+        found["query_beta"], found["query_period"] = scale
     if family.norms is not PRE_NORMS:
         found["norms"] = "post" if family.norms is POST_NORMS else "both"
     if family.qk_norm is not None:
@@ -92,7 +95,7 @@ def layer_variant(config: LlamaConfig) -> dict[str, Any]:
 
 def abi_of(config: LlamaConfig, weights: str) -> int:
     """Return the oldest ABI of the kernels that run this network, so that older releases run what they can."""
-    if weights in W4_GROUPS:
+    if weights in W4_GROUPS or query_scale(config) is not None:
         return ABI
     plain = not layer_variant(config) and config.final_logit_softcapping is None
     return OLDEST_ABI if plain else VARIANTS_ABI

@@ -25,7 +25,7 @@ from ..checkpoint.row_blocks import Piece, tensor_pieces
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import layer_norms, linear_sizes, windows
-from ..network.rope import rope_index, rope_names, rope_table
+from ..network.rope import QUERY_NAMES, query_scale, rope_index, rope_names, rope_table
 from .specs import PORTABLE
 
 SPEC = PORTABLE
@@ -121,7 +121,8 @@ class Prepare(nn.Cell):
     def __init__(self, config: LlamaConfig, shape: Shape):
         super().__init__(auto_prefix=False)
         half = config.head_dim // 2
-        self.tables = ParameterTuple([weight(name, shape.context, half) for name in rope_names(config)])
+        names = rope_names(config) + (QUERY_NAMES if query_scale(config) else [])
+        self.tables = ParameterTuple([weight(name, shape.context, half) for name in names])
         self.gather, self.reshape = ops.Gather(), ops.Reshape()
         self.table_shape = (shape.rows, 1, -1, half)
 
@@ -163,7 +164,10 @@ class Attention(nn.Cell):
 
     def __init__(self, config: LlamaConfig, shape: Shape, name: str, layer: int):
         super().__init__(auto_prefix=False)
-        self.tables = len(SPEC.step_inputs(config, shape)) + rope_index(config, layer)
+        first = len(SPEC.step_inputs(config, shape))
+        self.tables = self.q_tables = first + rope_index(config, layer)
+        if query_scale(config):
+            self.q_tables = first + len(rope_names(config))
         # The windowed masks are the last inputs. If other layers have no window, their masks come before.
         kinds = windows(config, shape.context)
         self.masks = 5 if kinds[layer] and not all(kinds) else 3
@@ -218,7 +222,8 @@ class Attention(nn.Cell):
         q, k, v = self.heads(q, self.q_shape), self.heads(k, self.kv_shape), self.heads(v, self.kv_shape)
         if self.norm_before:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rope(q, cos, sin), self.rope(k, cos, sin)  # [B, H, S, D], [B, G, S, D]
+        q = self.rope(q, step[self.q_tables], step[self.q_tables + 1])
+        k = self.rope(k, cos, sin)  # [B, H, S, D], [B, G, S, D]
         if self.norm_after:
             q, k = self.q_norm(q), self.k_norm(k)
         q = self.reshape(self.mul(q, self.scale), self.grouped)  # [B, G, R * S, D]

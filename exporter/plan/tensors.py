@@ -13,7 +13,7 @@ from edgellama.mindir.builder import HEADER
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import layer_norms, linear_sizes
-from ..network.rope import rope_names
+from ..network.rope import QUERY_NAMES, query_scale, rope_names
 from ..opsets.cpu_weights import layer_tensors
 from ..opsets.specs import OpSetSpec
 from ..targets import TARGETS
@@ -53,7 +53,8 @@ def weights(config: LlamaConfig, shape: Shape, target: str) -> list[Weight]:
 
 def _weights(config: LlamaConfig, shape: Shape, opset: OpSetSpec) -> Iterator[Weight]:
     hidden, vocabulary, tied = config.hidden_size, config.vocab_size, config.tie_word_embeddings
-    for table in rope_names(config):
+    queries = QUERY_NAMES if opset.name == "portable" and query_scale(config) else []
+    for table in rope_names(config) + queries:
         yield Weight(TensorSpec(table, "float32", (shape.context, config.head_dim // 2)), looked_up=True)
     head_flops = 2 * hidden * vocabulary
     for spec in opset.matrix("model.embed_tokens", vocabulary, hidden, shape):

@@ -21,7 +21,7 @@ from ..checkpoint.folded import folded
 from ..checkpoint.fused import fused_parts
 from ..checkpoint.row_blocks import tensor_pieces
 from ..network.family import POST_ATTENTION, POST_MLP, PRE_ATTENTION, PRE_MLP
-from ..network.rope import rope_kinds, rope_tables
+from ..network.rope import query_scale, rope_kinds, rope_tables
 from ..writing.tensor_stream import made_in_order
 
 Floats = NDArray[np.float32]
@@ -115,6 +115,7 @@ def _attention(checkpoint: Checkpoint, layer: int, qkv: Floats) -> Floats:
         gammas = {
             key: checkpoint.tensor(f"model.layers.{layer}.self_attn.{name}.weight") for key, name in names.items()
         }
+    beta, period = query_scale(config) or (0.0, 0)
     caches = (np.zeros((1, groups, count, dim), np.float32) for _ in range(2))
     start, length = np.zeros(1, np.int32), np.full(1, count, np.int32)
     return fused_attention(
@@ -128,6 +129,8 @@ def _attention(checkpoint: Checkpoint, layer: int, qkv: Floats) -> Floats:
         scale=config.scale,
         window=config.windows[layer],
         softcap=config.attn_logit_softcapping or 0.0,
+        query_beta=beta,
+        query_period=period,
         norm_eps=config.rms_norm_eps,
         norm_after_rope=norm is not None and norm.after_rope,
         **gammas,

@@ -146,6 +146,8 @@ void fuzz_attention(FuzzInput& in) {
   a.positions = in.choice(4) ? a.capacity : in.size();
   a.window = in.choice(2) ? 0 : in.value();
   a.scale = in.real();
+  a.query_beta = in.choice(2) ? 0 : in.real();
+  a.query_period = in.value();
   const int cache = in.choice(3);
   a.cache = static_cast<CacheType>(cache);
   a.threads = in.choice(8) ? 1 : in.value();

@@ -148,6 +148,7 @@ class GraphArchitecture:
             The weights hold it, so no graph shows it; adapters need it.
         scale: returns what scores are multiplied by; None: 1 / sqrt(head_dim).
         capped: scores and logits may be bounded.
+        query_scale: returns (beta, period) if queries are multiplied by 1 + beta * log(1 + floor(position / period)).
     """
 
     qkv_bias: bool = False
@@ -162,6 +163,7 @@ class GraphArchitecture:
     residual: Callable[[Config], float] = lambda config: 1.0
     scale: Callable[[Config], float] | None = None
     capped: bool = False
+    query_scale: Callable[[Config], tuple[float, int] | None] = lambda config: None
 
 
 def _root_of_hidden(config: Config) -> float:
@@ -170,6 +172,17 @@ def _root_of_hidden(config: Config) -> float:
 
 def _gemma2_scale(config: Config) -> float:
     return float(number(config, "query_pre_attn_scalar") ** -0.5)
+
+
+def _ministral3_query_scale(config: Config) -> tuple[float, int] | None:
+    """The period is the context of the rotary embedding before its scaling."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    require(isinstance(rope, dict), "rope_parameters", rope, "an object")
+    if not rope.get("llama_4_scaling_beta"):
+        return None
+    period = "original_max_position_embeddings"
+    found = next((each for each in (config, rope) if each.get(period)), {period: config.get("max_position_embeddings")})
+    return number(rope, "llama_4_scaling_beta"), size(found, period)
 
 
 # model_type -> the architecture
@@ -200,7 +213,7 @@ ARCHITECTURES = {
     "exaone4": GraphArchitecture(
         attention_bias=(), norms=AFTER, head_norms=HeadNorms(), windowed=_all_but_nth(4), rope=_exaone4_rope
     ),
-    "ministral3": GraphArchitecture(attention_bias=(), windowed=_every_layer),
+    "ministral3": GraphArchitecture(attention_bias=(), windowed=_every_layer, query_scale=_ministral3_query_scale),
     "phi3": GraphArchitecture(windowed=_every_layer),
     "gemma": GraphArchitecture(activation=_gemma_act, multiplier=_root_of_hidden),
     "gemma2": GraphArchitecture(

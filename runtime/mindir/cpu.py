@@ -135,6 +135,8 @@ def _variant(network: Network) -> dict[str, object]:
         found["activation"] = network.activation
     if network.softcap is not None:
         found["softcap"] = network.softcap
+    if network.query_scale is not None:
+        found["query_beta"], found["query_period"] = network.query_scale
     if network.norms != BEFORE:
         found["norms"] = "post" if network.norms == AFTER else "both"
     if network.head_norms is not None:

@@ -38,6 +38,7 @@ class Network:
         activation: of the MLP.
         scale: the factor of the attention's scores.
         softcap, logits_softcap: the bounds of scores and logits; None for no bound.
+        query_scale: beta and period of the factor of queries by position; None for no factor.
         rows, context: the batch, and the capacity of the cache.
         weights, cache: the weight format, and the dtype of the cache, as the manifest names them.
         target: the target of the export.
@@ -65,6 +66,7 @@ class Network:
     scale: float
     softcap: float | None
     logits_softcap: float | None
+    query_scale: tuple[float, int] | None
     rows: int
     context: int
     weights: str
@@ -112,6 +114,7 @@ class Network:
             scale=width**-0.5 if known.scale is None else known.scale(config),
             softcap=cap("attn_logit_softcapping"),
             logits_softcap=cap("final_logit_softcapping"),
+            query_scale=known.query_scale(config),
             rows=manifest.batch,
             context=manifest.context,
             weights=manifest.weights_format,

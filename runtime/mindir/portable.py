@@ -30,6 +30,8 @@ def build(graph: Builder, network: Network, tokens: int) -> Operand:
         return graph.reshape("prepare", found, (rows, 1, -1, half), (rows, 1, tokens, half))
 
     angles = {kind: [angle(name) for name in names] for kind, names in network.tables.items()}
+    scaled = network.query_scale is not None
+    query = [angle(f"rope.query.{part}") for part in ("cos", "sin")] if scaled else None
     embedding = graph.weight("model.embed_tokens.weight", (network.vocabulary, hidden))
     h = graph.gather("embed_tokens", embedding, step["tokens"])
     h = graph.reshape("embed_tokens", h, (-1, hidden), (rows * tokens, hidden))
@@ -42,7 +44,7 @@ def build(graph: Builder, network: Network, tokens: int) -> Operand:
         kind = "window_" if network.windows[layer] else ""
         masks = step[f"{kind}cache_mask"], step[f"{kind}self_mask"]
         rope = angles[network.ropes[layer]]
-        x, k, v = _attention(graph, network, layer, tokens, qkv, rope, masks, caches[layer])
+        x, k, v = _attention(graph, network, layer, tokens, qkv, (query or rope, rope), masks, caches[layer])
         written += [k, v]
         y = _linear(graph, network, f"{scope}/o_proj/linear", f"{name}.self_attn", "o", x)
         h = _add_normed(graph, network, f"{scope}/o_proj", norms[1], h, y)
@@ -149,11 +151,13 @@ def _attention(
     layer: int,
     tokens: int,
     qkv: list[Operand],
-    angles: list[Operand],
+    angles: tuple[list[Operand], list[Operand]],
     masks: tuple[Operand, Operand],
     caches: list[Operand],
 ) -> tuple[Operand, Operand, Operand]:
-    """Return the attention's result [T, H * D] and the new rows of both caches, [B, G, S, D]."""
+    """angles: of the queries, and of the keys.
+
+    Return the attention's result [T, H * D] and the new rows of both caches, [B, G, S, D]."""
     scope, name = f"layers/{layer}/attention", f"model.layers.{layer}.self_attn"
     rows, heads, groups, width = network.rows, network.heads, network.groups, network.width
     repeat, capacity = heads // groups, network.context
@@ -164,13 +168,12 @@ def _attention(
         x = graph.reshape(scope, x, (rows, -1, count, width), (rows, tokens, count, width))
         return graph.transpose(scope, x, (0, 2, 1, 3))
 
-    def rope(x: Operand) -> Operand:
+    def rope(x: Operand, cos: Operand, sin: Operand) -> Operand:
         half = (*x.shape[:-1], width // 2)
         attributes = [proto.integer("axis", 3), proto.integer("output_num", 2)]
         halves = graph.node(scope, "Split", (x,), half, attributes=attributes)
         halves.results *= 2
         low, high = graph.item(scope, halves, 0), graph.item(scope, halves, 1)
-        cos, sin = angles
 
         def product(x: Operand, y: Operand) -> Operand:
             return graph.elementwise(scope, "Mul", x, y)
@@ -194,7 +197,7 @@ def _attention(
 
     q, k = normed(q, k, "whole")
     q, k = normed(split(q, heads), split(k, groups), "each")
-    q, k = normed(rope(q), rope(k), "after_rope")
+    q, k = normed(rope(q, *angles[0]), rope(k, *angles[1]), "after_rope")
     v = split(v, groups)
     q = _times(graph, scope, q, network.scale)
     grouped = (rows, groups, repeat * tokens)

@@ -21,8 +21,10 @@ from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.network.family import FAMILIES
+from edgellama.exporter.opsets.ascend_model_checks import check_model
 from edgellama.exporter.opsets.cpu_weights import layer_tensors
 from edgellama.exporter.proof.float_reference import _numpy, _transformers
+from edgellama.kernels.ascend.chips import CHIPS
 from support.checkpoints import ARCHITECTURES, CONFIGS, DEFAULTS
 from support.step_runs import CONTEXT, relative_error, token_rows
 
@@ -100,6 +102,15 @@ def test_openpangu_is_llama_with_biases(tiny_checkpoint: Callable[..., Path], tm
     tokens, positions = token_rows(checkpoint.config.vocab_size)[0], list(range(CONTEXT))
     assert relative_error(_numpy(checkpoint, tokens, positions), logits(llama)) < 1e-5
     assert relative_error(_transformers(checkpoint)(tokens, positions), logits(llama)) < 1e-5
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_ascend_refuses_scaled_queries(chip: str) -> None:
+    """Ministral 3 scales queries from the original context on, 16 here. The remedy of the message passes."""
+    config = LlamaConfig.from_dict({**DEFAULTS, **CONFIGS["ministral3-long"], "head_dim": 32})
+    with pytest.raises(UserError, match=r"from position 16 on.*CONTEXT is 17\. Export with CONTEXT=16 or less"):
+        check_model(config, Shape(1, 4, 17, weights="fp16", cache="float16", chip=chip), [4])
+    check_model(config, Shape(1, 4, 16, weights="fp16", cache="float16", chip=chip), [4])
 
 
 def test_zeros_in_ministral_3_mean_without(tiny_checkpoint: Callable[..., Path]) -> None:

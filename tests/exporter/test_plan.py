@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ascend310p int8": ("wide", {"target": "ascend310p", "weights": "int8"}),
     "ascend310b": ("wide", {"target": "ascend310b"}),
     "portable tied": ("head-size-20", {"target": "portable"}),
+    "portable, scaled queries": ("ministral3-long", {"target": "portable"}),
 }
 
 

@@ -183,7 +183,9 @@ def test_a_long_contexts_cache_takes_memory_as_it_is_filled(tmp_path: Path) -> N
     (long,) = export_all([{**job, "out": tmp_path / "out"}])
     (short,) = export_all([{**job, "context": 256, "out": tmp_path / "short"}])
     assert cache_bytes(Artifact.open(long).manifest) > 1e9
-    peaks = [measure(artifact, threads=1, weights_memory="copy", tokens=100)["peak_bytes"] for artifact in (long, short)]
+    peaks = [
+        measure(artifact, threads=1, weights_memory="copy", tokens=100)["peak_bytes"] for artifact in (long, short)
+    ]
     assert None not in peaks
     tables = (1 << 20) * 32 * 4  # the rotary tables cos and sin, of which only the used rows are read
     assert peaks[0] - peaks[1] < tables + 20e6, peaks

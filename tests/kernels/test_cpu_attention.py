@@ -63,6 +63,21 @@ def test_soft_cap(isa: str, cache: str, softcap: float) -> None:
     check(Case([70, 3, 600, 0], [1, 21, 1, 130], tokens=130, capacity=700, cache=cache, isa=isa, **sizes))
 
 
+@pytest.mark.parametrize("norm", ["none", "each"])
+def test_queries_have_a_factor_by_position(isa: str, cache: str, norm: str) -> None:
+    """The period is 64; rows decode and prefill before, at and after its multiples."""
+    sizes = {"heads": 8, "groups": 2, "head_dim": 20, "query_beta": 0.5, "query_period": 64, "norm": norm}
+    cache = cache if norm == "none" else "float32"
+    check(Case([63, 64, 600, 0], [1, 1, 1, 130], tokens=130, capacity=700, cache=cache, isa=isa, **sizes))
+
+
+@pytest.mark.parametrize(("beta", "period"), [(-1.0, 64), (float("nan"), 64), (0.5, 0), (0.5, -3)])
+def test_a_factor_without_a_period_is_refused(beta: float, period: int) -> None:
+    case = Case([0], [1], query_beta=beta, query_period=period)
+    with pytest.raises(ValueError, match=r"query_beta .* and query_period"):
+        run(case)
+
+
 @pytest.mark.parametrize("position", [63, 64, 511, 512, 513, 1500, 4106])
 def test_decode_joins_parts(isa: str, cache: str, position: int) -> None:
     check(Case([position, 4106], [1, 1], heads=3, groups=1, capacity=4107, cache=cache, isa=isa))

@@ -29,6 +29,8 @@ class Args(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("cache", ctypes.c_int32),
         ("softcap", ctypes.c_float),
+        ("query_beta", ctypes.c_float),
+        ("query_period", ctypes.c_int32),
         ("norm", ctypes.c_int32),
         ("norm_eps", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in POINTERS),
@@ -53,6 +55,8 @@ class Case:
     threads: int = 2
     gain: float = 1.0  # of queries, keys and values
     softcap: float = 0.0
+    query_beta: float = 0.0
+    query_period: int = 0
     norm: str = "none"
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -96,6 +100,7 @@ def bind(case: Case, x: dict[str, np.ndarray], **changes: Any) -> tuple[Args, np
     args = Args(**sizes, **pointers, rows=len(case.start), positions=case.capacity, threads=case.threads)
     args.scale, args.cache = case.head_dim**-0.5, CACHES.index(case.cache)
     args.softcap, args.norm, args.norm_eps = case.softcap, NORMS.index(case.norm), NORM_EPS
+    args.query_beta, args.query_period = case.query_beta, case.query_period
     for name, value in changes.items():
         setattr(args, name, value)
     size = library().edgellama_attention_scratch_bytes
@@ -134,6 +139,8 @@ def expected(case: Case) -> dict[str, np.ndarray]:
         scale=case.head_dim**-0.5,
         window=case.window,
         softcap=case.softcap,
+        query_beta=case.query_beta,
+        query_period=case.query_period,
         q_gamma=x.get("q_gamma"),
         k_gamma=x.get("k_gamma"),
         norm_eps=NORM_EPS,

@@ -159,9 +159,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
         ),
     },
+    # Contexts of 64 go up to four times the original one, from which on queries are scaled.
+    "ministral3-long": {
+        **{"model_type": "ministral3", "head_dim": 32, "num_key_value_heads": 4},
+        "rope_parameters": rope(
+            "yarn",
+            **{"factor": 4.0, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        ),
+    },
     "ministral3-window": {
         **{"model_type": "ministral3", "head_dim": 20, "sliding_window": 12},
-        "rope_parameters": rope("yarn", factor=2.0, original_max_position_embeddings=64, llama_4_scaling_beta=0.3),
+        "rope_parameters": rope("yarn", factor=2.0, original_max_position_embeddings=20, llama_4_scaling_beta=0.3),
     },
     "phi3": {"model_type": "phi3", "pad_token_id": 0},
     "phi3-partial": {

@@ -35,6 +35,8 @@ struct AttentionArgs {
   float scale;                 // multiplies q.k; 1 / sqrt(D) in Llama
   CacheType cache;
   float softcap;                 // scores become softcap * tanh(score / softcap); 0: they do not
+  float query_beta;              // multiplies the query at position p by 1 + query_beta * log(1 + p / query_period); 0: no
+  int32_t query_period;          // with query_beta; p / query_period is a whole number
   HeadNorm norm;
   float norm_eps;                // of these norms
   const float *q_gamma, *k_gamma;  // with a norm

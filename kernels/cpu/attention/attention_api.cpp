@@ -54,6 +54,9 @@ std::string attention_size_error(const AttentionArgs& a) {
          << "(each head, after the rotary embedding)";
   else if (!(a.softcap >= 0))
     text << "softcap " << a.softcap << " is not a number of at least 0; 0 means none";
+  else if (!(a.query_beta >= 0) || (a.query_beta > 0 && a.query_period < 1))
+    text << "query_beta " << a.query_beta << " and query_period " << a.query_period
+         << " are not a number of at least 0 and, with it, a period of at least 1";
   else if (a.threads < 1 || a.threads > ThreadPool::kMaxThreads)
     text << "threads " << a.threads << " is outside 1.." << ThreadPool::kMaxThreads;
   else

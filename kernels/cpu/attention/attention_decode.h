@@ -169,11 +169,11 @@ static void decode_part(const AttentionArgs& a, const ScratchLayout& layout, lon
   float* turned = scores + share * (kMaxPart + kMaxStrip);
   if (a.length[row] == 1 && last > position) write_position<T>(a, row, token, group, position, turned);
 
-  const float to_log2 = a.scale * 1.44269504f;
+  const float factor = query_factor(a, position);
   for (long h = 0; h < share; ++h) {
     float* y = q + h * layout.padded_dim;
     turned_head(a, row, token, group * share + h, position, y);
-    for (long d = 0; d < a.head_dim; ++d) y[d] *= to_log2;
+    for (long d = 0; d < a.head_dim; ++d) y[d] *= factor;
     for (long d = a.head_dim; d < layout.padded_dim; ++d) y[d] = 0.0f;
   }
   const CacheView<T> cache(a, row, group);

@@ -84,7 +84,6 @@ template <class Products>
 static inline void load_queries(const AttentionArgs& a, const Products& products, const QueryBlock& block,
                                 const PrefillMemory& m, long padded_dim) {
   const long share = a.heads / a.groups, lanes = round_up(block.last - block.first, kStrip);
-  const float to_log2 = a.scale * 1.44269504f;
   for (long lane = 0; lane < lanes; ++lane) {
     const bool real = block.first + lane < block.last;
     const long query = real ? block.first + lane : block.last - 1;
@@ -97,7 +96,8 @@ static inline void load_queries(const AttentionArgs& a, const Products& products
     long d = 0;
     if (real) {
       turned_head(a, block.row, token, block.group * share + query % share, position, q);
-      for (; d < a.head_dim; ++d) q[d] *= to_log2;
+      const float factor = query_factor(a, position);
+      for (; d < a.head_dim; ++d) q[d] *= factor;
     }
     for (; d < padded_dim; ++d) q[d] = 0.0f;
     if (lane % kLanes == kLanes - 1)

@@ -86,6 +86,14 @@ static inline void turned_head(const AttentionArgs& a, long row, long token, lon
   rotate(a, y, position, y);
 }
 
+// What a query at this position is multiplied by: its scores are in units of log2.
+static inline float query_factor(const AttentionArgs& a, long position) {
+  float factor = a.scale * 1.44269504f;
+  if (a.query_beta != 0.0f)
+    factor *= 1.0f + a.query_beta * __builtin_logf(1.0f + static_cast<float>(position / a.query_period));
+  return factor;
+}
+
 // Replaces n scores by cap * tanh(score / cap), rounded up to whole vectors. Scores and cap are in units of log2.
 static inline void cap_scores(float* scores, long n, float cap) {
   const F twice = broadcast(2.0f / cap), one = broadcast(1.0f);

@@ -40,6 +40,8 @@ void DecoderLayerOperator::prepare_attention() {
   a.window = integer("window");
   a.scale = real("scale");
   a.softcap = optional_real("softcap");
+  a.query_beta = optional_real("query_beta");
+  if (a.query_beta != 0) a.query_period = size_attribute("query_period");
   a.norm = static_cast<HeadNorm>(optional_choice("qk_norm", {"none", "each", "whole", "after_rope"}));
   a.norm_eps = optional_real("norm_eps");
   a.cache = static_cast<CacheType>(choice("cache", {"f32", "f16", "s8"}));
