@@ -31,7 +31,8 @@ from .cpu_grids import grid_columns, grid_rows
 FORMATS = {"int8": "int8", "int4": "int4", "bf16": "bf16", "fp32": "f32", "q4_0": "q4_0", **{x: x for x in W4_GROUPS}}
 FOUR_BITS = ("int4", "q4_0", *W4_GROUPS)
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # they stay int8 when the layers have 4 bits
-VARIANTS_ABI = 3  # the oldest ABI of the kernels with the attributes of layer_variant; ABI has w4g32 to w4g128, and query_beta
+# The oldest ABI of the kernels with the attributes of layer_variant; ABI has w4g32 to w4g128, and query_beta.
+VARIANTS_ABI = 3
 
 
 def format_of(name: str, weights: str) -> str:
