@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class GrammarTokenizer:
         self.library = _library()
         self._trial = LimitedProcess("grammar", TRIAL, parser_limits=PARSER_LIMITS)
         self._trial.start()  # while the tokenizer is converted
+        self._tokenizer = tokenizer
         self.vocab_size = vocab_size
         known = tokenizer.model.get_vocab_size()
         try:
@@ -87,6 +88,11 @@ class GrammarTokenizer:
             raise UserError(f"{what}: {reason(str(error))}") from error
         except LimitError as error:
             raise UserError(f"{what}: {error} to compile. Simplify it") from error
+
+    def special_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Return the ids of the texts that are tokens which no text in a grammar matches."""
+        ids = {text: self._tokenizer.model.token_to_id(text) for text in texts}
+        return {text: token for text, token in ids.items() if token is not None and self.native.is_special_token(token)}
 
     @classmethod
     def of(cls, model: LlamaForCausalLM, eos_token_id: Sequence[int] | None = None) -> GrammarTokenizer:
@@ -121,20 +127,23 @@ class Grammar:
     (a beam of probability 0) has left the grammar, and keeps its scores.
     """
 
-    def __init__(self, what: str, grammar: str, source: LlamaForCausalLM | GrammarTokenizer) -> None:
+    def __init__(
+        self, what: str, grammar: str, source: LlamaForCausalLM | GrammarTokenizer, trial: str | None = None
+    ) -> None:
         """Begin a grammar.
 
         Args:
             what: its name in messages.
             grammar: in llguidance's own form.
             source: the model, or a GrammarTokenizer.
+            trial: the grammar without token ids, which is compiled first; None if it has none.
 
         Raises:
             UserError: the grammar is not valid.
         """
         self._tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         library = self._tokenizer.library
-        self._tokenizer.try_grammar(grammar, what)
+        self._tokenizer.try_grammar(grammar if trial is None else trial, what)
         limits = library.LLParserLimits(**PARSER_LIMITS)
         start = library.LLMatcher(self._tokenizer.native, grammar, log_level=0, limits=limits)
         self._what = what
@@ -261,6 +270,27 @@ class Regex(Grammar):
             raise UserError(f"{what}: it is not Unicode text ({error}). Correct it") from error
         tokenizer = source if isinstance(source, GrammarTokenizer) else GrammarTokenizer.of(source)
         super().__init__(what, tokenizer.library.LLMatcher.grammar_from_regex(pattern), tokenizer)
+
+
+class LarkGrammar(Grammar):
+    """Requires the new text to match a grammar in llguidance's dialect of Lark, which may have token ids."""
+
+    def __init__(
+        self, write: Callable[[Mapping[str, int]], str], markers: Sequence[str], source: GrammarTokenizer, what: str
+    ) -> None:
+        """Compile a grammar.
+
+        Args:
+            write: returns the grammar for the ids of those markers that are special tokens.
+            markers: texts that may be special tokens.
+            source: the tokenizer.
+            what: the grammar's name in messages.
+
+        Raises:
+            UserError: the grammar is not valid, or exceeds the limits.
+        """
+        form = source.library.LLMatcher.grammar_from_lark
+        super().__init__(what, form(write(source.special_ids(markers))), source, form(write({})))
 
 
 def schema_text(schema: Mapping[str, Any] | bool, what: str) -> str:

@@ -5,6 +5,7 @@ In reading order:
 - scheduler.py: which sequences run in the engine's rows, and when
 - fields/, request.py: the fields of a request and their limits
 - preprocess.py: from a request to sequences
+- answers/: how an answer is read, and its parts
 - responses.py: from events to OpenAI's JSON objects
 - tokenization.py: /tokenize and /detokenize
 - event_stream.py: events from the engine's thread to the responses

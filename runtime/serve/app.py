@@ -27,6 +27,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..errors import UserError, shown
 from ..model import LlamaForCausalLM
+from .answers.form import can_call_tools
 from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
@@ -74,6 +75,7 @@ class Service:
         hosts: Collection[str] | None = None,
         max_body: int = MAX_BODY,
         sampling: str = SAMPLING_DEFAULTS[0],
+        tool_parser: str | None = None,
         aliases: Sequence[str] = (),
         origins: Sequence[str] = (),
     ) -> None:
@@ -85,6 +87,7 @@ class Service:
             pages of other sites, which can make their name resolve to loopback (DNS rebinding)
         max_body: largest request body, in bytes
         sampling: settings of a request without sampling fields; one of SAMPLING_DEFAULTS
+        tool_parser: name of the syntax of tool calls; None takes that of the chat template
         aliases: further names of the model
         origins: of web pages that may read answers, such as https://chat.example; "*" permits all
         """
@@ -101,7 +104,7 @@ class Service:
         self.outbox = Outbox()
         self.scheduler = Scheduler(model.engine, queue=queue, after_pass=self.outbox.flush)
         self.metrics = Metrics(self.scheduler)
-        self._preprocessor = Preprocessor(model, queue + model.engine.batch, sampling)
+        self._preprocessor = Preprocessor(model, queue + model.engine.batch, sampling, tool_parser)
         self._html = {
             name: _html(name) for name in ("page.html", "docs.html")
         }  # read once: later there may be no descriptor
@@ -113,6 +116,7 @@ class Service:
                 model.engine.vocab_size,
                 takes_empty_text=has_tokenizer and bool(model.tokenizer.encode("")),
                 has_key=api_key is not None,
+                has_tools=has_tokenizer and can_call_tools(model.tokenizer, tool_parser),
             )
         )
         self._logged_hints: set[str] = set()
@@ -278,7 +282,8 @@ class Service:
         except SchedulerClosedError:
             raise ApiError(503, "the server is shutting down. Try again later", headers={"retry-after": "10"}) from None
         self._log_hints(request)
-        writer = ResponseWriter(request, request.model, self.model.tokenizer)
+        readers = [sequence.reader for sequence in sequences]
+        writer = ResponseWriter(request, request.model, self.model.tokenizer, readers)
         active = ActiveRequest(sequences, queue, writer, self.scheduler.cancel, self.metrics, start)
         if request.stream:
             return EventStreamResponse(active)

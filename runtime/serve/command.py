@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from ..cli.options import add_model, load
 from ..errors import UserError, shown
 from ..lora.config import folder_and_scale
+from ..tools.choose import SYNTAXES
 
 if TYPE_CHECKING:
     from ..model import LlamaForCausalLM
 
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS, CONNECTIONS = 64, 30.0, 512
+TOOL_PARSERS = tuple(syntax.name for syntax in SYNTAXES)
 HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
 ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 DESCRIPTORS = 128  # of this process besides its connections: the model, child processes, clients that are refused
@@ -68,6 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(temperature 1), or those of the artifact's generation_config.json. Default: %(default)s",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="use this chat template instead of the artifact's, for example one with tools",
+    )
+    parser.add_argument(
+        "--tool-parser",
+        metavar="NAME",
+        help="how the model writes tool calls; default: as its chat template does. Names: " + ", ".join(TOOL_PARSERS),
+    )
+    parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME", help="a further name of the model; may be repeated"
     )
     parser.add_argument(
@@ -110,6 +122,8 @@ def run(options: argparse.Namespace) -> None:
             'Install the extra: pip install "edgellama[serve]"'
         ) from error
     key = os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key
+    if options.tool_parser not in (None, *TOOL_PARSERS):
+        raise UserError(f"--tool-parser is {shown(options.tool_parser)}; needed: one of {', '.join(TOOL_PARSERS)}")
     check_names(options.alias, options.allowed_host, options.cors)
     if key is not None and not key.strip():
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
@@ -117,12 +131,15 @@ def run(options: argparse.Namespace) -> None:
         model = load(options)
         for text in options.lora:
             load_adapter(model, text)
+        if options.chat_template is not None:
+            model.tokenizer.use_chat_template(options.chat_template)
         service = Service(
             model,
             queue=options.queue,
             api_key=key,
             hosts=allowed_hosts(options.host, options.allowed_host),
             sampling=options.sampling_defaults,
+            tool_parser=options.tool_parser,
             aliases=options.alias,
             origins=options.cors,
         )

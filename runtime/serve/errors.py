@@ -10,6 +10,7 @@ from pydantic import ValidationError
 MAX_SHOWN = 100  # characters of a value of the request in a message
 # Fields of other servers and models, and why they are refused.
 UNSUPPORTED = {
+    "functions": "it is the older form of tools. Send tools",
     "audio": "answers are texts, without audio",
     "web_search_options": "this server searches nothing",
     "grammar": "use response_format",

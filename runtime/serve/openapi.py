@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from .fields.base import RequestLimits
 from .fields.messages import EMPTY_MESSAGE_FIELDS, TEMPLATE_ARGUMENTS
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
+from .fields.tools import MAX_TOOLS
 from .request import LOGIT_BIAS, MAX_ID_DIGITS, ChatRequest, CompletionRequest
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
@@ -60,6 +61,7 @@ class Described:
         vocab_size: number of token ids.
         takes_empty_text: whether the tokenizer makes a token of an empty text.
         has_key: whether requests need a key.
+        has_tools: whether the chat template has tools.
     """
 
     version: str
@@ -68,6 +70,7 @@ class Described:
     vocab_size: int
     takes_empty_text: bool
     has_key: bool
+    has_tools: bool
 
 
 def description(server: Described) -> dict[str, Any]:
@@ -155,7 +158,18 @@ def _requests(server: Described) -> dict[str, Any]:
         {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
     ]
     empty: dict[str, Any] = {"enum": [None, False, 0, "", [], {}]}
-    message["properties"] |= {name: {**empty, "description": "ignored"} for name in EMPTY_MESSAGE_FIELDS}
+    for name in EMPTY_MESSAGE_FIELDS:
+        field = message["properties"].get(name) if server.has_tools or name != "tool_calls" else None
+        message["properties"][name] = (
+            {**empty, "description": "ignored"} if field is None else {"anyOf": [field, empty]}
+        )
+    for fields in (chat["properties"], schemas["TokenizeRequest"]["properties"]):
+        fields["tools"]["maxItems"] = MAX_TOOLS if server.has_tools else 0
+    schemas["FunctionTool"]["properties"]["parameters"]["properties"] = {
+        "type": {"const": "object"},
+        "properties": {"type": "object"},
+        "required": {"type": "array", "items": TEXT},
+    }
     text, ids, texts, lists = schemas["CompletionRequest"]["properties"]["prompt"]["oneOf"]
     for tokens in (ids, lists["items"]):
         tokens["maxItems"] = server.limits.context - 1
@@ -225,14 +239,21 @@ def _responses() -> dict[str, Any]:
         total_tokens=INTEGER,
         prompt_tokens_details=_object(cached_tokens=INTEGER),
     )
-    reason = {"enum": ["stop", "length"]}
+    reason = {"enum": ["stop", "length", "tool_calls"]}
     head = {"id": TEXT, "created": INTEGER, "model": TEXT}
     chat_logprobs, logprobs = _or_null(_reference("ChatLogprobs")), _or_null(_reference("CompletionLogprobs"))
-    message = _object(role={"const": "assistant"}, content=TEXT, refusal=NULL)
+    function = {"name": TEXT, "arguments": TEXT}
+    call = _object(id=TEXT, type={"const": "function"}, function=_object(**function))
+    message = _object(role={"const": "assistant"}, content=NULLABLE, refusal=NULL)
+    message["properties"] |= {"reasoning_content": TEXT, "tool_calls": _list(call)}
     token = {"token": TEXT, "logprob": NUMBER, "bytes": _list({"type": "integer", "minimum": 0, "maximum": 255})}
     choice = {"index": INTEGER, "finish_reason": reason}
     chunk = {"index": INTEGER, "finish_reason": _or_null(reason)}
-    delta = {"type": "object", "properties": {"role": {"const": "assistant"}, "content": TEXT}}
+    part: dict[str, Any] = {"index": INTEGER, "id": TEXT, "type": {"const": "function"}}
+    part["function"] = {"type": "object", "properties": function, "required": ["arguments"]}
+    calls = _list({"type": "object", "properties": part, "required": ["index", "function"]})
+    texts = {"role": {"const": "assistant"}, "content": TEXT, "reasoning_content": TEXT}
+    delta = {"type": "object", "properties": {**texts, "tool_calls": calls}}
     model = _object(
         id=TEXT, object={"const": "model"}, created=INTEGER, owned_by=TEXT, root=TEXT, max_model_len=INTEGER
     )

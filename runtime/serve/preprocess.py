@@ -18,8 +18,10 @@ from ..generation.prompt import new_token_limit
 from ..generation.token_selector import LogitsProcessor
 from ..grammar import Grammar, GrammarTokenizer, JsonSchema, schema_text
 from ..model import LlamaForCausalLM
+from .answers.form import AnswerForm, answer_form, check_tools, prompt_tools
 from .errors import ApiError, context_length_error, too_many_sequences_error
 from .fields.base import RequestLimits
+from .fields.messages import message_dicts
 from .request import (
     LOGIT_BIAS,
     MAX_ID_DIGITS,
@@ -44,19 +46,27 @@ Send = Callable[[int, SequenceEvent], None]  # (choice, event)
 class Preprocessor:
     """Makes sequences from requests. Thread-safe. Takes milliseconds, or more for a long text or a grammar."""
 
-    def __init__(self, model: LlamaForCausalLM, max_sequences: int, sampling: str = SAMPLING_DEFAULTS[0]) -> None:
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        max_sequences: int,
+        sampling: str = SAMPLING_DEFAULTS[0],
+        tool_parser: str | None = None,
+    ) -> None:
         """Args:
         model: gives tokenizer, limits and settings
         max_sequences: limit of prompts times n in one request
         sampling: one of SAMPLING_DEFAULTS
+        tool_parser: name of the syntax of tool calls; None takes that of the chat template
         """
+        self._tool_parser = tool_parser
         self.model = model
         self._defaults = model.generation_config
         if sampling == "openai":
             self._defaults = dataclasses.replace(self._defaults, **OPENAI_SAMPLING, min_p=None)
         self.limits = RequestLimits(model.engine.context, max_sequences)
         self._lock = threading.Lock()
-        self._grammars: dict[str, Grammar] = {}  # by the JSON of their schema; all have the artifact's eos ids
+        self._grammars: dict[str, Grammar] = {}  # by their schema or Lark text; all have the artifact's eos ids
 
     def count(self, request: GenerationRequest) -> int:
         """How many sequences a request has. Raises ApiError if they are more than the limit."""
@@ -73,9 +83,11 @@ class Preprocessor:
         prompts = self._prompts(request)
         config, limit = self._config(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-        grammar = self._grammar(request, config.eos_token_id)
         adapters = self.model.engine.adapters
         adapter = adapters.number(request.model) if request.model in adapters.loaded else 0
+        form = answer_form(request, self.model.tokenizer, prompts[0], self._tool_parser)
+        grammar = self._grammar(request, config.eos_token_id, form)
+        shown = self.model.tokenizer.special_ids(form.markers())
         sequences: list[ServedSequence] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
@@ -98,6 +110,8 @@ class Preprocessor:
                         reuse_prefix=request.seed is None,  # a seed promises the same tokens again
                         continues_prompt=not isinstance(request, ChatRequest),
                         adapter=adapter,
+                        shown=shown,
+                        reader=form.reader(),
                     )
                 )
         return sequences
@@ -105,8 +119,10 @@ class Preprocessor:
     def _prompts(self, request: GenerationRequest) -> list[str] | list[list[int]]:
         """The prompts of a completion, or the text that the chat template writes, with its special tokens."""
         if isinstance(request, ChatRequest):
-            messages = [message.as_dict() for message in request.messages]
-            return [self.model.tokenizer.render_chat(messages, **request.chat_template_kwargs)]
+            check_tools(request, self.model.tokenizer)
+            tools = [tool.as_dict() for tool in prompt_tools(request)] or None
+            messages, variables = message_dicts(request.messages), request.chat_template_kwargs
+            return [self.model.tokenizer.render_chat(messages, tools=tools, **variables)]
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"{type(request).__name__} has no prompt")
         return request.prompts
@@ -177,24 +193,30 @@ class Preprocessor:
             biases[(int(token),)] = bias
         return biases
 
-    def _grammar(self, request: GenerationRequest, eos: tuple[int, ...]) -> Grammar | None:
+    def _grammar(self, request: GenerationRequest, eos: tuple[int, ...], form: AnswerForm) -> Grammar | None:
         """The grammar of a request. One is compiled at a time; the last GRAMMARS are kept."""
-        if request.response_format.type == "text":
+        what = "response_format" if form.choice is None else "tools"
+        if form.choice is None and request.response_format.type == "text":
             return None
-        form = request.response_format.json_schema
-        schema = {"type": "object"} if form is None else form.schema_
-        what = "response_format"
         if not eos:
             raise ApiError(400, f"{what} needs an eos token to end with. Leave ignore_eos out", param=what)
         try:
+            if form.choice is not None:
+                return self._compiled(form.grammar_text({}), lambda: form.grammar(self._grammar_tokenizer))
+            schema_format = request.response_format.json_schema
+            schema = {"type": "object"} if schema_format is None else schema_format.schema_
             text = schema_text(schema, what)
-            with self._lock:
-                grammar = self._grammars.pop(text, None) or JsonSchema(schema, self._grammar_tokenizer, what)
-                self._grammars[text] = grammar  # the newest is last
-                while len(self._grammars) > GRAMMARS:
-                    del self._grammars[next(iter(self._grammars))]
+            return self._compiled(text, lambda: JsonSchema(schema, self._grammar_tokenizer, what))
         except (UserError, ValueError, RecursionError) as error:
-            raise ApiError(400, str(error), param="response_format") from error
+            raise ApiError(400, str(error), param=what) from error
+
+    def _compiled(self, text: str, compile_it: Callable[[], Grammar]) -> Grammar:
+        """The grammar with this text: one that was compiled before, or a new one."""
+        with self._lock:
+            grammar = self._grammars.pop(text, None) or compile_it()
+            self._grammars[text] = grammar  # the newest is last
+            while len(self._grammars) > GRAMMARS:
+                del self._grammars[next(iter(self._grammars))]
         return grammar
 
     @cached_property

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from .errors import ApiError, shortened
 from .fields.base import WHOLE, NotNegative, Positive, Prompt, StrictModel
 from .fields.messages import ChatMessage, TemplateVariables, check_message_count
+from .fields.tools import ToolChoiceField, Tools
 
 MAX_CHOICES = 128  # n
 MAX_STOP_STRINGS = 16
@@ -142,10 +143,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
-    tools: Annotated[list[Any], Field(max_length=0)] = []
-    tool_choice: Literal["none", "auto"] = "none"
+    tools: Tools = []
+    tool_choice: ToolChoiceField = "auto"
     parallel_tool_calls: bool = True
-    functions: Annotated[list[Any], Field(max_length=0)] = []  # the older name of tools
+    functions: Annotated[list[Any], Field(max_length=0)] = []  # the older form of tools
     function_call: Literal["none", "auto"] = "none"
 
     @model_validator(mode="after")

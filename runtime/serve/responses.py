@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..text.tokenizer import Tokenizer
+from ..tools.syntax import AnswerReader
+from .answers.parts import AnswerParts
 from .request import ChatRequest, GenerationRequest, requested_top_logprobs
 from .sequence import SequenceEvent, ServedSequence, TokenLogprobs
 
@@ -44,8 +46,20 @@ def token_text(data: bytes, prefix: str = "") -> str:
 class ResponseWriter:
     """Writes the JSON objects of one response; all of them have the same id and time."""
 
-    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
-        """model: the name that the response states. tokenizer: gives the bytes of tokens for log-probabilities."""
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: str,
+        tokenizer: Tokenizer,
+        readers: Sequence[AnswerReader | None] = (),
+    ) -> None:
+        """Args:
+        request: what is answered
+        model: the name that the response states
+        tokenizer: gives the bytes of tokens for log-probabilities
+        readers: of the choices of a chat, which separate thoughts and tool calls from the text
+        """
+        self._parts = {index: AnswerParts(reader) for index, reader in enumerate(readers) if reader is not None}
         self.is_chat = isinstance(request, ChatRequest)
         self.request = request
         self.tokenizer = tokenizer
@@ -62,9 +76,8 @@ class ResponseWriter:
         choices = []
         for index, choice_events in enumerate(events):
             text = "".join(event.text for event in choice_events)
-            content = (
-                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
-            )
+            parts = self._parts.get(index) or AnswerParts(None)
+            content = {"message": parts.message(text)} if self.is_chat else {"text": text}
             choices.append(
                 {
                     "index": index,
@@ -72,7 +85,7 @@ class ResponseWriter:
                     "logprobs": None
                     if requested_top_logprobs(self.request) is None
                     else self._logprobs(index, choice_events),
-                    "finish_reason": FINISH_REASONS[choice_events[-1].finish_reason or "length"],
+                    "finish_reason": self._finish_reason(index, choice_events[-1].finish_reason or "length"),
                 }
             )
         kind = "chat.completion" if self.is_chat else "text_completion"
@@ -90,6 +103,13 @@ class ResponseWriter:
         text = "".join(event.text for event in events)
         reason = events[-1].finish_reason
         logprobs = self._logprobs(index, events) if any(event.logprobs for event in events) else None
+        if (parts := self._parts.get(index)) is not None:
+            delta = parts.delta(text, last=reason is not None)
+            finish = None if reason is None else self._finish_reason(index, reason)
+            if not delta and finish is None and logprobs is None:
+                return None
+            choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+            return to_json(self._chunk([choice]))
         if reason is None and logprobs is None:
             return self._text_chunk(index, text) if text else None
         return to_json(self._choice_chunk(index, text, logprobs, None if reason is None else FINISH_REASONS[reason]))
@@ -103,6 +123,11 @@ class ResponseWriter:
     ) -> dict[str, Any]:
         content = {"delta": {"content": text} if text or logprobs else {}} if self.is_chat else {"text": text}
         return self._chunk([{"index": index, **content, "logprobs": logprobs, "finish_reason": finish}])
+
+    def _finish_reason(self, index: int, reason: str) -> str:
+        found = FINISH_REASONS[reason]
+        called = index in self._parts and self._parts[index].calls > 0
+        return "tool_calls" if called and found == "stop" else found
 
     def _text_chunk(self, index: int, text: str) -> bytes:
         """A chunk that holds text only. Most chunks do, so all JSON around the text is encoded once."""

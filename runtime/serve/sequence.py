@@ -13,6 +13,7 @@ from ..generation.sequences import Sequences
 from ..generation.token_selector import LogitsProcessor, TokenSelector
 from ..text.detokenizer import TextStream
 from ..text.tokenizer import Tokenizer
+from ..tools.syntax import AnswerReader
 
 FIRST_SURROGATE, SURROGATES = 0xD800, 0x800  # decoded UTF-8 contains none of them
 
@@ -62,6 +63,7 @@ class ServedSequence:
         computed_tokens: tokens of the sequence that are in the cache
         last_token: the newest token, which the next decode pass reads
         cancelled: the client has gone; the scheduler frees the row
+        reader: reads the text, in the event loop
         finished: the last event has been sent
     """
 
@@ -80,6 +82,8 @@ class ServedSequence:
         reuse_prefix: bool = True,
         continues_prompt: bool = False,
         adapter: int = 0,
+        shown: Mapping[int, str] | None = None,
+        reader: AnswerReader | None = None,
     ) -> None:
         """Args:
         prompt: token ids [n], n > 0
@@ -91,6 +95,8 @@ class ServedSequence:
         top_logprobs: how many alternatives per token; None turns log-probabilities off
         reuse_prefix: whether a prefix of the prompt may be taken from the cache. Its last digits may differ from
             those of a fresh prefill, because decode steps of another sequence may have written it
+        shown: special tokens that the text shows, by id
+        reader: separates thoughts and tool calls from the text; None if there are none
         continues_prompt: whether the text continues the prompt's text; if false it is a separate message
         adapter: the number of its LoRA adapter (engine/adapters.py); 0: none
         """
@@ -111,7 +117,9 @@ class ServedSequence:
             tokenizer.text_stream(prefix_ids=self.prompt.tolist() if continues_prompt else ()),
             config.stop_strings,
             tokenizer.special_texts if config.stop_strings else {},
+            shown or {},
         )
+        self.reader = reader
         self._top_logprobs = top_logprobs
         self._held_logprobs: deque[TokenLogprobs] = deque()  # of tokens whose text is held back and may be cut off
 
@@ -185,7 +193,11 @@ class VisibleText:
     """
 
     def __init__(
-        self, stream: TextStream, stop_strings: Sequence[str], special: Mapping[int, str] | None = None
+        self,
+        stream: TextStream,
+        stop_strings: Sequence[str],
+        special: Mapping[int, str] | None = None,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
         """Begin a text.
 
@@ -193,6 +205,7 @@ class VisibleText:
             stream: decodes the tokens, without special ones.
             stop_strings: the text ends before the first of them.
             special: the text of each special token, by id.
+            shown: special tokens that the text shows.
         """
         self.stopped = False
         self.visible_length = 0
@@ -200,8 +213,14 @@ class VisibleText:
         self._stream = stream
         self._marks: dict[int, str] = {}  # token -> its mark
         marked = list(stop_strings)
+        self._shown = dict(shown or {})
         for token, text in sorted((special or {}).items(), key=lambda item: -len(item[1])):
-            if text and len(self._marks) < SURROGATES and any(text in stop for stop in marked):
+            if (
+                text
+                and token not in self._shown
+                and len(self._marks) < SURROGATES
+                and any(text in stop for stop in marked)
+            ):
                 mark = self._marks[token] = chr(FIRST_SURROGATE + len(self._marks))
                 marked = [stop.replace(text, mark) for stop in marked]
         # the model may also write the name of a special token as plain text
@@ -215,7 +234,10 @@ class VisibleText:
 
     def push(self, token: int) -> str:
         """Add a token. Returns the text that becomes visible."""
-        return self._show(self._stream.push(token), self._marks.get(token, ""))
+        piece = self._stream.push(token)
+        if token in self._shown:
+            piece += self._shown[token]
+        return self._show(piece, self._marks.get(token, ""))
 
     def flush(self) -> str:
         """Returns the rest of the text, at the end of the sequence."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..model import LlamaForCausalLM
+from .answers.form import check_tools
 from .errors import ApiError
+from .fields.messages import message_dicts
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
 from .responses import token_text
 
@@ -18,8 +20,10 @@ def tokenize(model: LlamaForCausalLM, request: TokenizeRequest) -> dict[str, Any
     tokenizer = model.tokenizer
     text = request.prompt
     if text is None:
+        check_tools(request, tokenizer)
         text = tokenizer.render_chat(
-            [message.as_dict() for message in request.messages or ()],
+            message_dicts(request.messages or ()),
+            tools=[tool.as_tool().as_dict() for tool in request.tools] or None,
             add_generation_prompt=request.add_generation_prompt,
             **request.chat_template_kwargs,
         )

@@ -12,7 +12,7 @@ import tokenizers
 
 from ..artifact.json_reader import read_object
 from ..errors import UserError, shown
-from .chat_template import ChatTemplate, check_messages, read_chat_templates
+from .chat_template import ChatTemplate, check_messages, decode_template, read_chat_templates
 from .components import byte_letters, components
 from .detokenizer import REPLACEMENT, TextStream
 from .length_bound import LengthBound
@@ -103,6 +103,22 @@ class Tokenizer:
         for name, source in self.named_templates.items():
             ChatTemplate(source, f"the chat template {name!r}").check()
 
+    def use_chat_template(self, path: str | Path) -> None:
+        """Use the chat template of a file instead of the artifact's, also for chats with tools.
+
+        Raises:
+            UserError: the file cannot be read, is not UTF-8, or is no template.
+        """
+        try:
+            source = decode_template(Path(path).read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"the chat template {path} cannot be read ({error.strerror}). Name another file") from error
+        template = ChatTemplate(source, str(path))
+        template.check()
+        self._templates[source] = template
+        self.chat_template = source
+        self.named_templates.pop("tool_use", None)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
 
@@ -173,6 +189,19 @@ class Tokenizer:
         if source not in self._templates:
             self._templates[source] = ChatTemplate(source)
         return self._templates[source].render(messages, named)
+
+    def template_source(self, with_tools: bool) -> str:
+        """Return the Jinja source of the chat template that chats use, with tools or without.
+
+        Raises:
+            UserError: the artifact has no such chat template.
+        """
+        return self._template_source(None, [] if with_tools else None)
+
+    def special_ids(self, texts: Sequence[str]) -> dict[int, str]:
+        """Return those of the texts that are special tokens, by id."""
+        found = {self.model.token_to_id(text): text for text in texts}
+        return {token: text for token, text in found.items() if token is not None and self.is_special_token(token)}
 
     def _template_source(self, name: str | None, tools: Any) -> str:
         """Return the source of the template called `name`; without a name, of the one for these tools."""

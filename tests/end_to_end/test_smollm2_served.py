@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -9,16 +10,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve.app import Service
 from support.checkpoints import export_all
+from support.child import REPOSITORY
 from support.serving import client, serving
 
 pytestmark = pytest.mark.slow
 
 CLIENTS, NEW_TOKENS = 8, 64
+CALLS = 20
+TEMPLATE = REPOSITORY / "runtime" / "tools" / "smollm2.jinja"
+CITIES = ("Rome", "São Paulo", "Beijing", "New York", "Nairobi")
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 40},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+    },
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
 WORDS = (3, 20, 40, 90, 128, 150, 300, 700)  # of each client's prompt: under, at and over buckets and chunks
 
 
@@ -73,3 +89,49 @@ def leave(server: tuple[Service, str]) -> None:
     ) as stream:
         for _, _ in zip(range(5), stream, strict=False):
             pass
+
+
+@pytest.fixture
+def with_tools(server: tuple[Service, str]) -> Iterator[tuple[Service, str]]:
+    tokenizer = server[0].model.tokenizer
+    before = tokenizer.chat_template
+    tokenizer.use_chat_template(TEMPLATE)
+    yield server
+    tokenizer.chat_template = before
+
+
+def test_the_template_without_tools_writes_what_the_models_own_does(with_tools: tuple[Service, str]) -> None:
+    tokenizer = with_tools[0].model.tokenizer
+    mine, theirs = tokenizer.chat_template, (with_tools[0].model.artifact.path / "chat_template.jinja").read_text()
+    user, system = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
+    for messages in ([user], [system, user], [user, {"role": "assistant", "content": "Yes?"}, user]):
+        tokenizer.chat_template = mine
+        written = tokenizer.render_chat(messages)
+        tokenizer.chat_template = theirs
+        assert written == tokenizer.render_chat(messages)
+
+
+def test_required_calls_always_parse_and_validate(with_tools: tuple[Service, str]) -> None:
+    """At temperature 1, so that the small model would often write something else."""
+    service, address = with_tools
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
+
+    def call(index: int) -> str:
+        done = client(address).chat.completions.create(
+            model=service.name,
+            messages=[{"role": "user", "content": f"How warm is it in {CITIES[index % len(CITIES)]}?"}],
+            tools=tools,
+            tool_choice="required",
+            parallel_tool_calls=False,
+            temperature=1,
+            seed=index,
+            max_tokens=120,
+        )
+        (choice,) = done.choices
+        assert choice.finish_reason == "tool_calls" and choice.message.tool_calls
+        (made,) = choice.message.tool_calls
+        jsonschema.validate(json.loads(made.function.arguments), WEATHER)
+        return made.function.name
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert list(pool.map(call, range(CALLS))) == ["weather"] * CALLS

@@ -118,6 +118,14 @@ def test_token_ids_and_back(server: tuple[Service, str], model: LlamaForCausalLM
         ("/tokenize", {}, "one of prompt and messages"),
         ("/tokenize", {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}, "one of prompt and messages"),
         ("/tokenize", {"prompt": "x" * ((1 << 20) + 1)}, "at most 1048576 characters"),
+        (
+            "/tokenize",
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            },
+            "this model's chat template has no tools",
+        ),
         ("/detokenize", {"tokens": [264]}, "token id 264; this model's are 0..263"),
         ("/detokenize", {"tokens": [-1]}, "tokens.0"),
         ("/detokenize", {"tokens": "x"}, "tokens: "),

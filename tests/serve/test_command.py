@@ -131,6 +131,7 @@ def test_invalid_options_are_refused(artifact: Path) -> None:
     assert "error: --queue is -1" in refused(str(artifact), "--queue", "-1")
     for grace in ("nan", "inf", "-1", "1e300"):
         assert f"error: --grace is {float(grace)}; needed: 0 to" in refused(str(artifact), f"--grace={grace}")
+    assert "error: --tool-parser is 'x'; needed: one of mistral" in refused(str(artifact), "--tool-parser", "x")
     for connections in ("0", "99999999"):
         assert f"error: --connections is {connections}; needed: 1 to" in refused(
             str(artifact), f"--connections={connections}"

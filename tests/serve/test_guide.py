@@ -21,9 +21,11 @@ from edgellama.serve.app import BODIES, LARGE_BODY, MAX_BODY, Service
 from edgellama.serve.event_stream import HOLD_SECONDS
 from edgellama.serve.fields.messages import TEMPLATE_ARGUMENTS
 from edgellama.serve.fields.tokenization import MAX_TOKENIZED
+from edgellama.serve.fields.tools import MAX_TOOLS, ToolDefinition
 from edgellama.serve.preprocess import COMPLETION_TOKENS, MIN_TEMPERATURE, SAMPLING_DEFAULTS
 from edgellama.serve.request import HINTS, MAX_CHOICES, MAX_STOP_STRINGS, ChatRequest, CompletionRequest
 from edgellama.serve.scheduler import CHUNK
+from edgellama.tools.choose import SYNTAXES
 from support.serving import serving, with_template
 
 GUIDE = (Path(edgellama.serve.__path__[0]) / "SERVER.md").read_text(encoding="utf-8")
@@ -95,6 +97,11 @@ def test_only_the_public_endpoints_answer_without_the_key(model: LlamaForCausalL
             assert (status == 401) == (row[2] == "yes"), path
 
 
+def test_syntaxes_of_tools_are_those_of_the_code() -> None:
+    documented = [code_words(row[0])[0] for row in table("Tools")]
+    assert sorted(documented) == sorted(syntax.name for syntax in SYNTAXES)
+
+
 def test_metrics_are_those_of_the_server(model: LlamaForCausalLM) -> None:
     documented = {(code_words(row[0])[0], row[1]) for row in table("Metrics")}
     text = Service(model, queue=1).metrics.text().decode()
@@ -106,6 +113,7 @@ def test_metrics_are_those_of_the_server(model: LlamaForCausalLM) -> None:
 def test_numbers_are_those_of_the_code() -> None:
     fields = {name: row for row in table("Fields of a request") for name in code_words(row[0])}
     assert fields["n"][1] == f"1 to {MAX_CHOICES}"
+    assert fields["tools"][1] == f"up to {MAX_TOOLS} functions"
     assert f"up to {MAX_STOP_STRINGS} texts" in fields["stop"][1]
     assert f"default {COMPLETION_TOKENS} for completions" in fields["max_tokens"][2]
     assert f"below {MIN_TEMPERATURE:.4f}" in fields["temperature"][2]
@@ -123,8 +131,10 @@ def test_numbers_are_those_of_the_code() -> None:
 
 def test_the_examples_run(model: LlamaForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(model) as (service, address):
-        (example,) = blocks("python")
+        example, tools = blocks("python")
         namespace: dict[str, Any] = {}
+        exec(tools, namespace)
+        assert ToolDefinition.model_validate(namespace["tools"][0]).as_tool().name == "weather"
         exec(example.replace("http://127.0.0.1:8000", address), namespace)
         assert namespace["model"] == service.name and capsys.readouterr().out
         (curl,) = [block for block in blocks("shell") if block.startswith("curl")]

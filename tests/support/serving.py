@@ -22,11 +22,15 @@ TEMPLATE = (
 )
 
 
-def with_template(artifact: Path, folder: Path) -> Path:
+# The same with tools, in the syntax "hermes".
+TOOL_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}{# <tool_call> #}" + TEMPLATE
+
+
+def with_template(artifact: Path, folder: Path, template: str = TEMPLATE) -> Path:
     """Copy the artifact to another folder and add a chat template."""
     shutil.copytree(artifact, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
     return folder
 
 

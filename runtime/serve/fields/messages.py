@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from ..errors import ApiError, context_length_error, shortened
 from .base import RequestLimits, StrictModel
+from .tools import ToolCall
 
-# Fields of an assistant message that a client may send back, if they are empty.
+# Fields of an assistant message that a client may send back; empty ones are dropped.
 EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
 TEMPLATE_ARGUMENTS = ("messages", "tools", "chat_template", "add_generation_prompt", "self")  # of render_chat
 
@@ -59,6 +61,9 @@ class ChatMessage(StrictModel):
     role: Annotated[str, Field(min_length=1)]
     content: str | Annotated[list[TextContentPart], Field(fail_fast=True)] = ""
     name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] = []
+    tool_call_id: str | None = None  # of a message with the role "tool"
     cache_control: Any = None  # accepted and ignored
 
     @model_validator(mode="before")
@@ -69,8 +74,24 @@ class ChatMessage(StrictModel):
             return value
         return {name: field for name, field in value.items() if field or name not in EMPTY_MESSAGE_FIELDS}
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The message for the chat template. OpenAI's role "developer" becomes "system", the name in templates."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        return message if self.name is None else {**message, "name": self.name}
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        for name in ("name", "reasoning_content", "tool_call_id"):
+            if getattr(self, name) is not None:
+                message[name] = getattr(self, name)
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return message
+
+
+def message_dicts(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages for the chat template. The result of a call gets its function's name: some templates need it."""
+    made = [message.as_dict() for message in messages]
+    names: dict[str, str] = {}
+    for message in made:
+        names.update((call["id"], call["function"]["name"]) for call in message.get("tool_calls", ()))
+        if message["role"] == "tool" and message.get("tool_call_id") in names:
+            message.setdefault("name", names[message["tool_call_id"]])
+    return made

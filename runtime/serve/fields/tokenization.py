@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .base import WHOLE, StrictModel
 from .messages import ChatMessage, TemplateVariables, check_message_count
+from .tools import Tools
 
 MAX_TOKENIZED = 1 << 20  # characters, or token ids; to encode as many takes about a second
 
@@ -20,6 +21,7 @@ class TokenizeRequest(StrictModel):
     messages: (
         Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_message_count)] | None
     ) = None
+    tools: Tools = []
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: TemplateVariables = {}
