@@ -55,6 +55,9 @@ COMMANDS = {
     "serve": Command("edgellama.serve.command", "answer over HTTP with OpenAI's API"),
     "bench": Command("edgellama.bench.command", "measure an artifact"),
     "convert": Command("edgellama.exporter.ascend.convert", "compile an artifact of an Ascend target with CANN"),
+    "build-kernels": Command(
+        "edgellama.exporter.ascend.build_kernels", "build and install the operator package with CANN"
+    ),
     "board-check": Command(
         "edgellama.exporter.ascend.board.check", "run this first on a board: versions, and a tiny model end to end"
     ),
