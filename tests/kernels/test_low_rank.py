@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.adapters import AdapterTable, Matrices
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
-from support.linear_calls import EPILOGUES, GATED, Linear, c_pointer
+from support.linear_calls import EPILOGUES, GATED, TILE_ROWS, Linear, c_pointer
 
 
 @pytest.fixture(params=available_isas())
@@ -101,6 +101,19 @@ def test_threads_give_the_same_bits(isa: str, tokens: int) -> None:
     one = case.run(isa, 1)
     for threads in (2, 5):
         np.testing.assert_array_equal(case.run(isa, threads), one)
+
+
+def test_a_row_has_the_same_bits_among_any_number(isa: str) -> None:
+    """Many rows share the loads of A and B; rows of another adapter, or of none, interrupt them."""
+    case = Adapted("int8", [1] * 50, 1, 333, 72, rank=7, adapted=[int(i % 7 != 3) for i in range(50)])
+    want, x, adapted = case.run(isa), case.x, case.adapted
+    for rows in (1, 5, 16, 21, 27):
+        if isa == "amx" and rows < TILE_ROWS:
+            continue
+        case.length, case.x = np.ones(rows, np.int32), np.ascontiguousarray(x[50 - rows :])
+        case.adapted = np.ascontiguousarray(adapted[50 - rows :])
+        for threads in (1, 3):
+            np.testing.assert_array_equal(case.run(isa, threads), want[50 - rows :])
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -126,7 +126,8 @@ void linear(const LinearArgs& a, Worker& me) {
   uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();
   float* const line = reinterpret_cast<float*>(mine);
   if (a.low_rank) {
-    project(a, me, line, normalised_row);
+    float* const lines = reinterpret_cast<float*>(a.scratch) + me.index() * kProjectedRows * padded_k(a.shape.in);
+    project(a, me, lines, normalised_row);
     me.barrier();
   }
 #if defined(__AMX_BF16__)

@@ -71,6 +71,8 @@ struct RowScratch {
   long own() const { return line + (alone ? rows : 0); }
 };
 
+constexpr int kProjectedRows = 4;  // rows whose products with a low-rank A are computed together (low_rank_rows.h)
+
 // Bytes of the tile kernel's scratch (linear_amx.h): the tiles of all rows; then for each thread unpacked weights, sums
 // and a line.
 struct TileScratch {

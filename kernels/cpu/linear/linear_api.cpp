@@ -27,8 +27,9 @@ size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
   const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
   const TileScratch tiles(count, shape.in);
   const WideScratch wide(count, shape.in);
+  const long projection = threads * kProjectedRows * padded_k(shape.in) * 4;
   return static_cast<size_t>(
-      std::max({rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
+      std::max({projection, rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
                 tiles.shared() + threads * tiles.own(), wide.shared() + threads * wide.own()}));
 }
 

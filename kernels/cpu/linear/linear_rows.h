@@ -176,16 +176,13 @@ static inline void write_columns(const LinearArgs& a, int t, long column, F y[kV
 
 // Applies bias and epilogue to the complete sums [rows][32] of a pair of panels, and writes computed rows
 // first .. first+rows-1.
-static inline void finish_block(const LinearArgs& a, int first, int rows, long pair, const float* sums) {
+static inline void finish_block(const LinearArgs& a, int first, int rows, long pair, float* sums) {
+  add_low_rank_block(a, first, rows, pair, sums);
   for (int r = 0; r < rows; ++r, sums += 2 * kPanel) {
     F left[1][kVec], right[1][kVec];
     for (int v = 0; v < kVec; ++v) left[0][v] = load(sums + v * kLanes), right[0][v] = load(sums + kPanel + v * kLanes);
-    add_low_rank<1>(a, first + r, 2 * pair, left);
     add_bias<1>(a, 2 * pair, left);
-    if (2 * pair + 1 < a.shape.panels()) {
-      add_low_rank<1>(a, first + r, 2 * pair + 1, right);
-      add_bias<1>(a, 2 * pair + 1, right);
-    }
+    if (2 * pair + 1 < a.shape.panels()) add_bias<1>(a, 2 * pair + 1, right);
     if (a.shape.gated()) {
       for (int v = 0; v < kVec; ++v) left[0][v] = activation(a, left[0][v]) * right[0][v];
       write_columns(a, first + r, pair * kPanel, left[0]);
