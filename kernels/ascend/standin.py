@@ -201,13 +201,14 @@ def lm_head(
     chip: str = "ascend310p",
     chip_limits: list[int] | None = None,
     constant: bool = False,
+    counted: Counted | None = None,
 ) -> Array:
-    """Run kernels.reference.lm_head on the stand-in of `chip`: float16 data, float32 result; constant as above."""
+    """Run kernels.reference.lm_head on the stand-in of `chip`: float16 data, float32 result; the rest as above."""
     _check(("x", x, np.float16), ("weight", weight, np.float16))
     decided = plan(chip, "lm_head", [*x.shape, len(weight)], chip_limits=chip_limits)
     logits = np.full((len(x), len(weight)), np.nan, np.float32)
     arguments = [Argument("x", x), Argument("weight", weight), Argument("logits", logits, writable=True)]
-    _run(chip, "lm_head", arguments, decided, constant)
+    _run(chip, "lm_head", arguments, decided, constant, counted)
     return logits
 
 

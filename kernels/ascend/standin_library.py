@@ -24,6 +24,7 @@ KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "split_a
 COUNTS = (
     *("vector_instructions", "vector_repeats", "scalar_accesses", "vector_barriers", "full_barriers"),
     *("load_bytes", "load_bursts", "store_bytes", "store_bursts", "products", "cube_fractals", "cube_bytes"),
+    "cube_bursts",
 )
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 

@@ -82,8 +82,11 @@ def test_the_folder_that_is_copied_holds_all_that_the_kernels_include() -> None:
 def test_matmul_s_tiling_gets_the_template_of_the_kernels() -> None:
     """The kernels use Matmul's default template, Norm (0); its tiling assumes MDL unless it gets another one."""
     assert "SetMatmulConfigParams(0)" in (PACKAGE / "op_host/host.h").read_text()
-    kernels = "".join(path.read_text() for path in (PACKAGE / "op_kernel").glob("*.h"))
-    assert len(re.findall(r"\bAscendC::Matmul<(?:\w+, ){3}\w+>", kernels)) == kernels.count("AscendC::Matmul<") == 3
+    kernels = {path.name: path.read_text() for path in (PACKAGE / "op_kernel").glob("*.h")}
+    assert [name for name, text in kernels.items() if "AscendC::Matmul<" in text] == ["cube_matmul.h"]
+    found = re.findall(r"\bAscendC::Matmul<(.+)>;", kernels["cube_matmul.h"])
+    assert found == ["A, B, C, C, kMatmulConfig", "A, B, C, C"]
+    assert "kMatmulConfig = GetNormalConfig(" in kernels["cube_matmul.h"]
 
 
 def test_every_launch_reserves_the_workspace_that_the_wrapper_skips() -> None:

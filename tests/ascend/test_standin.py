@@ -106,6 +106,7 @@ FOUND: dict[str, tuple[str, frozenset[str]]] = {
     "matmul_of_float": ("unsupported", frozenset({P310})),
     "matmul_of_bfloat16": ("unsupported", frozenset({P310})),
     "matmul_with_local_workspace": ("unsupported", frozenset({B310, B910})),
+    "matmul_rearranged_by_the_vector_unit": ("unsupported", frozenset({B310, B910})),
     "matmul_without_local_workspace": ("matmul", frozenset({P310})),
     "matmul_that_adds_to_its_result": ("unsupported", EVERY),
     "matmul_with_a_small_local_workspace": ("capacity", frozenset({P310})),

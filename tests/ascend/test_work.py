@@ -69,3 +69,20 @@ def test_decode_reads_the_cache_once_in_long_bursts(chip: str) -> None:
     # float16 tiles widened to float32 (2 x 1,000 x 64 floats) are at least this many repeats of 64 floats
     assert core["vector_repeats"] > 2000 and core["vector_instructions"] > core["vector_barriers"] > 0
     assert core["scalar_accesses"] == 2  # start and length
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_head_reads_its_matrix_in_rows_of_a_block(chip: str) -> None:
+    """Matmul reads 256 bytes at a time. On the 310P it needs the vector unit for that; without, it reads 32."""
+    random, found = np.random.default_rng(0), []
+    x, weight = (random.standard_normal((n, 1024)).astype(np.float16) for n in (1, 1600))
+    standin.lm_head(x, weight, chip=chip, counted=found)
+    read, bursts = (sum(core[name] for core in found) for name in ("cube_bytes", "cube_bursts"))
+    assert read == (1600 + len([core for core in found if core["products"]])) * 1024 * 2
+    assert read / bursts == 256
+
+
+def test_prefill_on_the_310p_reads_rows() -> None:
+    """Rows of 64 float16 numbers, 128 bytes, and of the softmax's weights, which may be shorter."""
+    for core in counts("ascend310p", 3, 256, 700, 256):
+        assert core["cube_bytes"] / core["cube_bursts"] >= 100

@@ -5,9 +5,7 @@
 #ifndef EDGELLAMA_LM_HEAD_H
 #define EDGELLAMA_LM_HEAD_H
 
-#include "chip.h"
-#include "kernel_operator.h"
-#include "lib/matmul_intf.h"
+#include "cube_matmul.h"
 #include "lm_head_tiling_data.h"
 
 namespace edgellama {
@@ -17,7 +15,7 @@ public:
     using Rows = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
     using Weight = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half, true>;
     using Logits = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, float>;
-    AscendC::Matmul<Rows, Weight, Logits, Logits> product;  // the kernel function registers it before Init
+    CubeMatmul<Rows, Weight, Logits> product;  // the kernel function registers it before Init
 
     __aicore__ inline void Init(GM_ADDR x, GM_ADDR weight, GM_ADDR logits, const LmHeadTiling& tiling,
                                 AscendC::TPipe* pipe) {

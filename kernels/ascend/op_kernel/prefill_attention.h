@@ -13,8 +13,7 @@
 
 #include "attention_tiling_data.h"
 #include "causal_mask.h"
-#include "chip.h"
-#include "lib/matmul_intf.h"
+#include "cube_matmul.h"
 #include "row_work.h"
 #include "vector_ops.h"
 
@@ -24,8 +23,8 @@ using MatrixA = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half
 using MatrixKeys = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half, true>;
 using MatrixValues = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
 using MatrixC = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, float>;
-using ScoreMatmul = AscendC::Matmul<MatrixA, MatrixKeys, MatrixC, MatrixC>;
-using ValueMatmul = AscendC::Matmul<MatrixA, MatrixValues, MatrixC, MatrixC>;
+using ScoreMatmul = CubeMatmul<MatrixA, MatrixKeys, MatrixC>;
+using ValueMatmul = CubeMatmul<MatrixA, MatrixValues, MatrixC>;
 
 class PrefillAttention {
 public:

@@ -239,6 +239,12 @@ KERNEL(matmul_with_local_workspace) {
     k.mm.SetLocalWorkspace(operand.loan.Get<std::uint8_t>());
 }
 
+KERNEL(matmul_rearranged_by_the_vector_unit) {
+    static constexpr MatmulConfig config = GetNormalConfig(false, false, true);
+    using Transposed = MatmulType<TPosition::GM, CubeFormat::ND, half, true>;
+    Registered<Matmul<Row<half>, Transposed, Row<float>, Row<float>, config>> k;
+}
+
 KERNEL(matmul_registered_after_initbuffer) {
     TPipe pipe;
     TCubeTiling tiling_ = Tiling();

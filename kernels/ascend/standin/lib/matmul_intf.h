@@ -6,6 +6,16 @@
 #include "../kernel_operator.h"
 #include "../kernel_tiling/kernel_tiling.h"
 
+// The form of Matmul that a kernel takes. The stand-in knows one setting: whether vector instructions rearrange ND
+// matrices.
+struct MatmulConfig {
+    bool enVecND2NZ;
+};
+
+// The first two parameters limit instructions and loop over batches; the stand-in has neither.
+constexpr MatmulConfig GetNormalConfig(bool = false, bool = false, bool isVecND2NZ = false) { return {isVecND2NZ}; }
+inline constexpr MatmulConfig CFG_NORM = GetNormalConfig();
+
 namespace AscendC {
 
 template <TPosition POSITION, CubeFormat FORMAT, typename TYPE, bool ISTRANS = false,
@@ -17,7 +27,7 @@ struct MatmulType {
     static constexpr bool isTrans = ISTRANS;
 };
 
-template <class A_TYPE, class B_TYPE, class C_TYPE, class BIAS_TYPE = C_TYPE>
+template <class A_TYPE, class B_TYPE, class C_TYPE, class BIAS_TYPE = C_TYPE, const auto& MM_CFG = CFG_NORM>
 class Matmul {
     using A = typename A_TYPE::T;
     using B = typename B_TYPE::T;
@@ -33,6 +43,7 @@ public:
         standin::Core& core = standin::CurrentCore();
         if (std::is_same_v<A, bfloat16_t> && !standin::kChip.bfloat16) Lacks("bfloat16 operands");
         if (std::is_same_v<A, float> && !standin::kChip.matmulFloatOperands) Lacks("float operands");
+        if (MM_CFG.enVecND2NZ && !standin::kChip.matmulNeedsUb) Lacks("isVecND2NZ without SetLocalWorkspace");
         if (++core.matmulObjects > 4) standin::Fail("matmul", "a kernel has at most 4 Matmul objects");
         if (standin::kChip.splitCores && core.buffers > 0) {
             standin::Fail("matmul", "REGIST_MATMUL_OBJ must come before InitBuffer on a chip with split cores");
@@ -94,6 +105,7 @@ public:
         ++core.counts[standin::kProducts];
         core.counts[standin::kCubeFractals] += blocks(m_) * blocks(n_) * blocks(k_);
         core.counts[standin::kCubeBytes] += (std::int64_t{m_} + n_) * k_ * static_cast<std::int64_t>(sizeof(A));
+        core.counts[standin::kCubeBursts] += Bursts();
         const std::size_t lda = tiling_.Ka, ldb = transposed_ ? tiling_.Kb : tiling_.N, ldc = tiling_.N;
         const int rowsB = transposed_ ? n_ : k_, widthB = transposed_ ? k_ : n_;
 
@@ -113,6 +125,12 @@ public:
             if (workspace_.Bytes() < need) {
                 standin::Fail("capacity", "Matmul's local workspace has %zu bytes, it needs %zu", workspace_.Bytes(),
                               need);
+            }
+            if (MM_CFG.enVecND2NZ) {  // blocks come here first, and the vector unit rearranges them
+                core.pipes.Wait(PIPE_MTE2, core.pipes.Snapshot(PIPE_V));
+                core.pipes.Wait(PIPE_MTE2, core.pipes.Snapshot(writer));
+                workspace_.Access(0, need, PIPE_MTE2, core.pipes.Issue(PIPE_MTE2), true, "Matmul workspace");
+                core.pipes.Wait(PIPE_V, core.pipes.Snapshot(PIPE_MTE2));
             }
             workspace_.Access(0, need, PIPE_V, core.pipes.Issue(PIPE_V), true, "Matmul workspace");
             core.pipes.Wait(writer, core.pipes.Snapshot(PIPE_V));
@@ -135,6 +153,18 @@ private:
     [[noreturn]] static void Full(const standin::CheckSite& where, std::size_t used, std::size_t has) {
         standin::Fail({"capacity", where.file, where.line}, "%s of the %s has %zu bytes, the Matmul objects need %zu",
                       where.word, standin::kChip.name, has, used);
+    }
+
+    // The contiguous pieces in which the operands are read, each operand once: the rows of a block, or 32 bytes where
+    // neither the copy nor the vector unit rearranges a block.
+    std::int64_t Bursts() const {
+        const std::int64_t m = m_, n = n_, k = k_;
+        if (standin::kChip.matmulNeedsUb && !MM_CFG.enVecND2NZ) {
+            return (m + n) * k * static_cast<std::int64_t>(sizeof(A)) / 32;
+        }
+        const auto blocks = [](std::int64_t size, std::int64_t base) { return (size + base - 1) / base; };
+        const std::int64_t rowsOfB = transposed_ ? n * blocks(k, tiling_.baseK) : k * blocks(n, tiling_.baseN);
+        return m * blocks(k, tiling_.baseK) + rowsOfB;
     }
 
     std::size_t L1Bytes() const {

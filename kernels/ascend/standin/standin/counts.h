@@ -14,7 +14,7 @@ enum Count {
     kVectorBarriers, kFullBarriers,       // PipeBarrier<PIPE_V>, PipeBarrier<PIPE_ALL>
     kLoadBytes, kLoadBursts, kStoreBytes, kStoreBursts,  // DataCopy from and to global memory
     kProducts, kCubeFractals,             // of Matmul; a fractal is 16 x 16 x 16 multiplications
-    kCubeBytes,                           // of Matmul's operands, each counted once
+    kCubeBytes, kCubeBursts,              // of Matmul's operands in global memory, each counted once
     kCounts
 };
 using Counts = std::array<std::int64_t, kCounts>;
