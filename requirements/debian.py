@@ -35,10 +35,13 @@ def mirror() -> str:
     listed = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
     if shutil.which("apt-get") is None or not KEYS.is_file():
         sys.exit(f"error: no apt-get, or no {KEYS}: the wheels are built on Debian 12 or later")
-    for line in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines():
-        origin, label, address = line.split("|")
-        if (origin, label) == ("Debian", "Debian"):
-            return address
+    for attempt in range(2):
+        for line in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines():
+            origin, label, address = line.split("|")
+            if (origin, label) == ("Debian", "Debian"):
+                return address
+        if attempt == 0 and os.geteuid() == 0:  # a fresh container has no lists, and so no origins
+            subprocess.run(["apt-get", "update"], check=True, stdout=subprocess.DEVNULL)
     sys.exit("error: apt knows no Debian archive (or has no lists of it): run apt-get update on a Debian host")
 
 

@@ -79,6 +79,31 @@ def test_a_missing_tool_is_named_with_the_command_that_installs_it(monkeypatch: 
         debian.require({"no-such-command": "some-package", "sh": "dash"})
 
 
+@pytest.mark.parametrize("updated", [True, False])
+def test_the_archive_is_the_one_that_apt_is_configured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updated: bool
+) -> None:
+    """A simulated apt-get without lists: it names an origin only after an update."""
+    lists = tmp_path / "lists"
+    script = f"""#!/bin/sh
+case "$1" in
+  update) {"touch " + str(lists) if updated else "true"} ;;
+  indextargets) [ -e {lists} ] && echo "Other|Other|one/" && echo "Debian|Debian|mirror/" || echo "||mirror/" ;;
+esac
+"""
+    (tmp_path / "apt-get").write_text(script)
+    (tmp_path / "apt-get").chmod(0o755)
+    (tmp_path / "keys").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(debian, "KEYS", tmp_path / "keys")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    if updated:
+        assert debian.mirror() == "mirror/"
+    else:
+        with pytest.raises(SystemExit, match="run apt-get update on a Debian host"):
+            debian.mirror()
+
+
 def test_without_apt_the_needed_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SystemExit, match="Debian 12 or later"):
