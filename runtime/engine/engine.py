@@ -183,9 +183,7 @@ class Engine:
         with begin_weights(artifact, weights_memory) as weights:
             built = [build(artifact.file(graph.file)) for graph in manifest.graphs]
             self._weights = weights()
-        self._head: CpuHead | None = None
-        if manifest.opset == "cpu" and self._weights is not None:
-            self._head = CpuHead(manifest, self._weights, self.threads)
+        self._head: CpuHead | None = None  # made when it is used first
         artifact.require_unchanged(entry.file for entry in manifest.files())
         for graph, graph_built in zip(manifest.graphs, built, strict=True):
             # a converted model (gears) is in no bucket at first
@@ -246,6 +244,8 @@ class Engine:
 
         Raises UserError if the target has none: its graphs return the logits of the last token only.
         """
+        if self._head is None and self.manifest.opset == "cpu" and self._weights is not None:
+            self._head = CpuHead(self.manifest, self._weights, self.threads)
         if self._head is None:
             raise UserError(
                 f"{self.manifest.name} was exported for {self.manifest.target}, whose graphs return the logits of the "
