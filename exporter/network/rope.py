@@ -85,10 +85,18 @@ def rope_tables(
 
 
 def query_scale(config: LlamaConfig) -> tuple[float, int] | None:
-    """Return (beta, period) if the query at position p is multiplied by 1 + beta * log(1 + floor(p / period))."""
+    """Return (beta, period) if the query at position p is multiplied by 1 + beta * log(1 + floor(p / period)).
+
+    Raises UserError if beta is so large that the factor is not finite.
+    """
     scaling = config.rope_scaling
     if scaling is None or not scaling.llama_4_scaling_beta:
         return None
+    if scaling.llama_4_scaling_beta > LARGEST_FACTOR:
+        raise UserError(
+            f"llama_4_scaling_beta = {scaling.llama_4_scaling_beta:g} in the config; needed: at most "
+            f"{LARGEST_FACTOR:g}. {CORRECT}"
+        )
     return scaling.llama_4_scaling_beta, scaling.original_max_position_embeddings or 0
 
 

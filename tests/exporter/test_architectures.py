@@ -21,6 +21,7 @@ from edgellama.exporter.checkpoint.open import open_checkpoint
 from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.network.family import FAMILIES
+from edgellama.exporter.network.rope import query_scale
 from edgellama.exporter.opsets.ascend_model_checks import check_model
 from edgellama.exporter.opsets.cpu_weights import layer_tensors
 from edgellama.exporter.proof.float_reference import _numpy, _transformers
@@ -111,6 +112,13 @@ def test_ascend_refuses_scaled_queries(chip: str) -> None:
     with pytest.raises(UserError, match=r"from position 16 on.*CONTEXT is 17\. Export with CONTEXT=16 or less"):
         check_model(config, Shape(1, 4, 17, weights="fp16", cache="float16", chip=chip), [4])
     check_model(config, Shape(1, 4, 16, weights="fp16", cache="float16", chip=chip), [4])
+
+
+def test_an_immense_factor_of_queries_is_refused() -> None:
+    rope = {**CONFIGS["ministral3-long"]["rope_parameters"], "llama_4_scaling_beta": 1e200}
+    config = LlamaConfig.from_dict({**DEFAULTS, **CONFIGS["ministral3-long"], "rope_parameters": rope})
+    with pytest.raises(UserError, match=r"llama_4_scaling_beta = 1e\+200.*at most 1e\+06"):
+        query_scale(config)
 
 
 def test_zeros_in_ministral_3_mean_without(tiny_checkpoint: Callable[..., Path]) -> None:
