@@ -105,5 +105,5 @@ def _plain(name: str, given: Any) -> Any:
 def _whole(value: Any) -> Any:
     """Return a whole number as int: 50.0 becomes 50. Other values stay."""
     if isinstance(value, str) and len(value) <= LONGEST_NUMBER and value.strip().removeprefix("-").isdecimal():
-        return int(value)
+        return int(value.strip())  # int() keeps some characters that strip() removes, such as \x1d
     return int(value) if isinstance(value, float) and value.is_integer() else value
