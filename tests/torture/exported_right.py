@@ -125,6 +125,8 @@ def other_config(found: dict[str, Any], ours: dict[str, Any]) -> str | None:
     given = {name: value for name, value in found.items() if value is not None}
     heads = given["num_attention_heads"]
     defaults = {**DEFAULTS, "num_key_value_heads": heads, "head_dim": given["hidden_size"] // heads}
+    if "model_type" not in given:  # the architecture, which is the only other hint, says it
+        given["model_type"] = given["architectures"][0].removesuffix("ForCausalLM").lower()
     if given["model_type"] == "mistral":
         defaults.update(num_key_value_heads=8, sliding_window=None if "sliding_window" in found else 4096)
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
