@@ -6,6 +6,7 @@ In reading order:
 - fields/, request.py: the fields of a request and their limits
 - preprocess.py: from a request to sequences
 - answers/: how an answer is read, and its parts
+- responses_api/: /v1/responses
 - responses.py: from events to OpenAI's JSON objects
 - tokenization.py: /tokenize and /detokenize
 - event_stream.py: events from the engine's thread to the responses

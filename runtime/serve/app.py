@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -27,6 +24,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..errors import UserError, shown
 from ..model import LlamaForCausalLM
+from .access import cross_origin, host_name
 from .answers.form import can_call_tools
 from .errors import ApiError, from_validation, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
@@ -36,6 +34,8 @@ from .openapi import Described, description
 from .preprocess import SAMPLING_DEFAULTS, Preprocessor
 from .request import HINTS, ChatRequest, CompletionRequest, GenerationRequest
 from .responses import ResponseWriter, to_json
+from .responses_api.request import ResponsesRequest
+from .responses_api.writer import ResponseObjectWriter
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
 from .tokenization import detokenize, tokenize
@@ -48,9 +48,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s/?#@:\\\[\]]*))(?::[0-9]{0,5})?")
 Endpoint = Callable[[Request], Awaitable[Response]]
-Validated = TypeVar("Validated", GenerationRequest, TokenizeRequest, DetokenizeRequest)
+Validated = TypeVar("Validated", bound="GenerationRequest | ResponsesRequest | TokenizeRequest | DetokenizeRequest")
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +125,7 @@ class Service:
         self._max_body = max_body
         chat = partial(self._complete, ChatRequest)
         completion = partial(self._complete, CompletionRequest)
+        response = partial(self._complete, ResponsesRequest)
         tokens = partial(self._convert, TokenizeRequest, tokenize)
         text = partial(self._convert, DetokenizeRequest, detokenize)
         self.app = Starlette(
@@ -140,6 +140,7 @@ class Service:
                 Route("/tokenize", self._guarded("/tokenize", tokens), methods=["POST"]),
                 Route("/detokenize", self._guarded("/detokenize", text), methods=["POST"]),
                 Route("/v1/completions", self._guarded("/v1/completions", completion), methods=["POST"]),
+                Route("/v1/responses", self._guarded("/v1/responses", response), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded("/v1/chat/completions", chat), methods=["POST"]),
             ],
             middleware=[cross_origin(origins)] if origins else [],
@@ -262,9 +263,10 @@ class Service:
             media_type="application/json",
         )
 
-    async def _complete(self, kind: type[GenerationRequest], http_request: Request) -> Response:
+    async def _complete(self, kind: type[GenerationRequest | ResponsesRequest], http_request: Request) -> Response:
         start = time.perf_counter()
-        request = await self._request(kind, http_request)
+        body = await self._request(kind, http_request)
+        request = body.chat if isinstance(body, ResponsesRequest) else body
         queue: asyncio.Queue[Item] = asyncio.Queue()
         reserved = self._preprocessor.count(request)
         try:
@@ -283,7 +285,12 @@ class Service:
             raise ApiError(503, "the server is shutting down. Try again later", headers={"retry-after": "10"}) from None
         self._log_hints(request)
         readers = [sequence.reader for sequence in sequences]
-        writer = ResponseWriter(request, request.model, self.model.tokenizer, readers)
+        tokenizer = self.model.tokenizer
+        writer: ResponseWriter | ResponseObjectWriter
+        if isinstance(body, ResponsesRequest):
+            writer = ResponseObjectWriter(body, tokenizer, readers[0])
+        else:
+            writer = ResponseWriter(request, request.model, tokenizer, readers)
         active = ActiveRequest(sequences, queue, writer, self.scheduler.cancel, self.metrics, start)
         if request.stream:
             return EventStreamResponse(active)
@@ -306,7 +313,7 @@ class Service:
             raise from_validation(error) from error
         if request.model is not None:
             self._check_name(request.model)
-        return request
+        return cast(Validated, request)
 
     async def _prepare(
         self, request: GenerationRequest, send: Callable[[int, SequenceEvent], None]
@@ -348,30 +355,10 @@ class Service:
                             503, "too many large requests arrive at once. Try again", headers={"retry-after": "1"}
                         )
             limiter = self._large_bodies if counted else None
-            return await to_thread.run_sync(self._validate, kind, bytes(body), limiter=limiter)
+            validate: Callable[[], Validated] = partial(self._validate, kind, bytes(body))
+            return await to_thread.run_sync(validate, limiter=limiter)
         finally:
             self._body_bytes -= counted
-
-
-def cross_origin(origins: Sequence[str]) -> Middleware:
-    """The middleware that lets pages of other sites read answers (CORS)."""
-    return Middleware(
-        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600
-    )
-
-
-def host_name(headers: Sequence[str]) -> str | None:
-    """Return the name in the Host header, in small letters and without the port; None without the header.
-
-    Raises ApiError for a header that is not a name or address with or without a port, and for more than one.
-    """
-    if not headers:
-        return None
-    found = HOST.fullmatch(headers[0].strip()) if len(headers) == 1 else None
-    if found is None:
-        shown = ", ".join(repr(header[:100]) for header in headers[:3])
-        raise ApiError(400, f"the Host header is {shown}. Send one name or address, and a port if it is not 80")
-    return (found["address"] or found["name"]).lower()
 
 
 def _html(name: str) -> str:

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from ..errors import UserError
 from .errors import ApiError
 from .metrics import Metrics
-from .responses import ResponseWriter, to_json
+from .responses import ResponseWriter
+from .responses_api.writer import ResponseObjectWriter
 from .scheduler import SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
 
@@ -73,7 +74,7 @@ class ActiveRequest:
         self,
         sequences: Sequence[ServedSequence],
         queue: asyncio.Queue[Item],
-        writer: ResponseWriter,
+        writer: ResponseWriter | ResponseObjectWriter,
         release: Callable[[Sequence[ServedSequence]], None],
         metrics: Metrics,
         start: float,
@@ -109,9 +110,8 @@ class ActiveRequest:
 
         Raises DisconnectedError if the client disconnects.
         """
-        first_chunks = [self.writer.first_chunk(choice) for choice in range(len(self.sequences))]
-        if any(first_chunks):
-            yield b"".join(sse(chunk) for chunk in first_chunks if chunk is not None)
+        if first := self.writer.first_frames(len(self.sequences)):
+            yield first
         async with aclosing(self._batches(receive)) as batches:
             async for items in batches:
                 chunks: list[bytes] = []
@@ -119,15 +119,12 @@ class ActiveRequest:
                     events = [event for _, event in group]
                     error = next((event.error for event in events if event.error is not None), None)
                     if error is not None:
-                        yield b"".join(chunks) + sse(to_json(to_api_error(error).body))
+                        yield b"".join(chunks) + self.writer.error_frames(to_api_error(error).body)
                         return
-                    chunk = self.writer.next_chunk(choice, events)
-                    if chunk is not None:
-                        chunks.append(sse(chunk))
-                if chunks:
-                    yield b"".join(chunks)
-        last = self.writer.usage_chunk(self.sequences) if self.writer.request.stream_options.include_usage else None
-        yield (sse(last) if last else b"") + sse(b"[DONE]")
+                    chunks.append(self.writer.next_frames(choice, events))
+                if added := b"".join(chunks):
+                    yield added
+        yield self.writer.last_frames(self.sequences)
 
     async def _batches(self, receive: Receive) -> AsyncGenerator[list[tuple[int, SequenceEvent]], None]:
         """Yields the events that arrived since the last batch, until every sequence has ended. Then frees the rows."""
@@ -186,8 +183,3 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, SchedulerClosedError):
         return ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
     return ApiError(500, "the model failed on this request; the server's log has the reason")
-
-
-def sse(data: bytes) -> bytes:
-    """One server-sent event."""
-    return b"data: " + data + b"\n\n"

@@ -15,6 +15,7 @@ from .fields.messages import EMPTY_MESSAGE_FIELDS, TEMPLATE_ARGUMENTS
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
 from .fields.tools import MAX_TOOLS
 from .request import LOGIT_BIAS, MAX_ID_DIGITS, ChatRequest, CompletionRequest
+from .responses_api.request import ResponsesRequest
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 NULL, NULLABLE = {"type": "null"}, {"type": ["string", "null"]}
@@ -23,6 +24,7 @@ JSON_CONTENT = {"contentMediaType": "application/json"}
 ENDPOINTS: tuple[tuple[str, str, bool, str, str | None, str], ...] = (
     ("/v1/chat/completions", "post", True, "Answer a list of messages", "ChatRequest", "ChatCompletion"),
     ("/v1/completions", "post", True, "Continue one or several prompts", "CompletionRequest", "Completion"),
+    ("/v1/responses", "post", True, "Answer a conversation, in OpenAI's newer form", "ResponsesRequest", "Response"),
     ("/tokenize", "post", True, "Token ids of a text or of messages", "TokenizeRequest", "Tokens"),
     ("/detokenize", "post", True, "Text of token ids", "DetokenizeRequest", "Text"),
     ("/v1/models", "get", True, "List the model, once for each of its names", None, "ModelList"),
@@ -48,6 +50,9 @@ ERRORS = {
 }
 ERROR_HEADERS = {"401": ("www-authenticate",), "429": ("retry-after",), "503": ("retry-after",)}
 STREAM = "one of the server-sent events, if the request has `stream: true`. An Error ends the stream without [DONE]"
+
+
+REQUESTS = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def _headers(*names: str) -> dict[str, Any]:
 def _requests(server: Described) -> dict[str, Any]:
     """The schemas of the bodies: pydantic's, and what its validators check besides."""
     _, made = models_json_schema(
-        [(kind, "validation") for kind in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)],
+        [(kind, "validation") for kind in REQUESTS],
         ref_template="#/components/schemas/{model}",
     )
     schemas: dict[str, Any] = made["$defs"]
@@ -165,11 +170,12 @@ def _requests(server: Described) -> dict[str, Any]:
         )
     for fields in (chat["properties"], schemas["TokenizeRequest"]["properties"]):
         fields["tools"]["maxItems"] = MAX_TOOLS if server.has_tools else 0
-    schemas["FunctionTool"]["properties"]["parameters"]["properties"] = {
-        "type": {"const": "object"},
-        "properties": {"type": "object"},
-        "required": {"type": "array", "items": TEXT},
-    }
+    for name in ("FunctionTool", "ResponsesTool"):
+        schemas[name]["properties"]["parameters"]["properties"] = {
+            "type": {"const": "object"},
+            "properties": {"type": "object"},
+            "required": {"type": "array", "items": TEXT},
+        }
     text, ids, texts, lists = schemas["CompletionRequest"]["properties"]["prompt"]["oneOf"]
     for tokens in (ids, lists["items"]):
         tokens["maxItems"] = server.limits.context - 1
@@ -182,6 +188,7 @@ def _requests(server: Described) -> dict[str, Any]:
     schemas["CompletionRequest"]["properties"]["echo"]["const"] = False
     schemas["CompletionRequest"]["properties"]["suffix"]["const"] = ""
     _describe_tokenization(schemas, server)
+    _describe_responses(schemas, server)
     schemas["ResponseFormat"]["anyOf"] = [
         {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": NULL}},
         {
@@ -192,6 +199,18 @@ def _requests(server: Described) -> dict[str, Any]:
     for schema in schemas.values():
         _allow_null(schema)
     return schemas
+
+
+def _describe_responses(schemas: dict[str, Any], server: Described) -> None:
+    fields = schemas["ResponsesRequest"]["properties"]
+    fields["model"] = {"enum": list(server.models)}
+    fields["tools"]["maxItems"] = MAX_TOOLS if server.has_tools else 0
+    fields["chat_template_kwargs"]["propertyNames"] = {"not": {"enum": list(TEMPLATE_ARGUMENTS)}}
+    fields["background"]["const"] = False
+    schemas["TextFormat"]["anyOf"] = [
+        {"properties": {"type": {"enum": ["text", "json_object"]}, "schema": NULL}},
+        {"properties": {"type": {"const": "json_schema"}, "schema": {"type": "object"}}, "required": ["schema"]},
+    ]
 
 
 def _describe_tokenization(schemas: dict[str, Any], server: Described) -> None:
@@ -287,6 +306,23 @@ def _responses() -> dict[str, Any]:
             object={"const": "text_completion"},
             choices=_list(_object(**chunk, text=TEXT, logprobs=logprobs)),
         ),
+        "Response": _object(
+            id=TEXT,
+            object={"const": "response"},
+            created_at=INTEGER,
+            model=TEXT,
+            status={"enum": ["completed", "incomplete"]},
+            incomplete_details=_or_null(_object(reason={"const": "max_output_tokens"})),
+            output=_list(_object(type={"enum": ["reasoning", "message", "function_call"]}, id=TEXT, status=TEXT)),
+            usage=_object(
+                input_tokens=INTEGER,
+                input_tokens_details=_object(cached_tokens=INTEGER),
+                output_tokens=INTEGER,
+                output_tokens_details=_object(reasoning_tokens=INTEGER),
+                total_tokens=INTEGER,
+            ),
+        ),
+        "ResponseChunk": _object(type=TEXT, sequence_number=INTEGER),
         "Tokens": _object(
             count=INTEGER, max_model_len=INTEGER, tokens=_list(INTEGER), token_strs=_or_null(_list(TEXT))
         ),

@@ -35,6 +35,11 @@ def to_json(value: object) -> bytes:
     return ENCODER.encode(value).encode()
 
 
+def sse(data: bytes) -> bytes:
+    """One server-sent event."""
+    return b"data: " + data + b"\n\n"
+
+
 def token_text(data: bytes, prefix: str = "") -> str:
     """A token's bytes as text. Bytes that are not valid UTF-8 are escaped after `prefix`, as OpenAI does."""
     try:
@@ -90,6 +95,25 @@ class ResponseWriter:
             )
         kind = "chat.completion" if self.is_chat else "text_completion"
         return to_json({**self._head, "object": kind, "choices": choices, "usage": usage(sequences, self.request.n)})
+
+    def first_frames(self, count: int) -> bytes:
+        """The server-sent events that begin a stream of `count` choices."""
+        chunks = [self.first_chunk(index) for index in range(count)]
+        return b"".join(sse(chunk) for chunk in chunks if chunk is not None)
+
+    def next_frames(self, index: int, events: Sequence[SequenceEvent]) -> bytes:
+        """The server-sent events that these events add to a choice."""
+        chunk = self.next_chunk(index, events)
+        return b"" if chunk is None else sse(chunk)
+
+    def last_frames(self, sequences: Sequence[ServedSequence]) -> bytes:
+        """The server-sent events that end a stream."""
+        used = sse(self.usage_chunk(sequences)) if self.request.stream_options.include_usage else b""
+        return used + sse(b"[DONE]")
+
+    def error_frames(self, body: dict[str, Any]) -> bytes:
+        """The server-sent event that ends a stream that has failed. body: OpenAI's error object."""
+        return sse(to_json(body))
 
     def first_chunk(self, index: int) -> bytes | None:
         """The chunk that begins a choice of a chat: the role. None for a completion."""

@@ -112,15 +112,13 @@ def can_call_tools(tokenizer: Tokenizer, parser: str | None) -> bool:
 
 def prompt_tools(request: ChatRequest) -> list[Tool]:
     """The tools that the prompt describes: none with tool_choice "none". Raises ApiError for two of one name."""
-    if request.tool_choice == "none":
-        return []
     tools = [definition.as_tool() for definition in request.tools]
     for tool in tools:
         schema_text(tool.parameters, f"tools: the parameters of {tool.name!r}")
     names = [tool.name for tool in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(400, f"tools has two functions with the name {twice!r}. Rename one", param="tools")
-    return tools
+    return [] if request.tool_choice == "none" else tools
 
 
 def tool_choice(request: ChatRequest) -> ToolChoice | None:
