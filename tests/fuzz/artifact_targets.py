@@ -143,11 +143,11 @@ def check_session(data: bytes) -> None:
     engine = toy_words().engine
     path = scratch("session") / "session"
     path.write_bytes(_with_checksum(data, path))
-    ids, notes = session_file.restore(path, engine)
+    ids, notes, _ = session_file.restore(path, engine)
     assert ids.ndim == 1 and 0 < ids.size <= engine.context
     path.unlink()
     session_file.save(path, engine, ids, notes)
-    again, found = session_file.restore(path, engine)
+    again, found, _ = session_file.restore(path, engine)
     assert again.tolist() == ids.tolist()
     assert {**found, "sha256": ""} == {**notes, "sha256": ""}  # another row may hold the same tokens
 
