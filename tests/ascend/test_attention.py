@@ -273,7 +273,8 @@ def test_tiling_refuses_what_does_not_fit() -> None:
         standin.plan("ascend910b", "fused_attention", shape, 0.1)
 
 
-LLAMA = {"family": FAMILIES["llama"], "attn_logit_softcapping": None}  # what the checks read besides sizes
+# What the checks read besides sizes.
+LLAMA = {"family": FAMILIES["llama"], "attn_logit_softcapping": None, "rope_scaling": None}
 
 
 def refused_at_export(chip: str, ratio: int, head_dim: int) -> bool:
