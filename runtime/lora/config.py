@@ -166,7 +166,7 @@ def _config(values: Mapping[str, Any]) -> AdapterConfig:
         raise UserError(f"the adapter has type {shown(kind)}; supported: LORA. {MERGE}")
     for key, value in values.items():
         if key not in NEUTRAL and key not in READ and value not in (None, False, {}, [], ""):
-            raise UserError(f"{key} is {shown(value)}, which this release does not know. {MERGE}")
+            raise UserError(f"{key[:80]} is {shown(value)}, which this release does not know. {MERGE}")
     start = values.get("init_lora_weights", True)
     if not (start is None or isinstance(start, bool) or start in PLAIN_STARTS):
         raise UserError(
@@ -208,7 +208,7 @@ def _matches(names: str | tuple[str, ...], module: str) -> bool:
 
 
 def _wrong(key: str, value: object, needed: str) -> UserError:
-    return UserError(f"{key} is {shown(value)}; needed: {needed}. Download the adapter again")
+    return UserError(f"{key[:80]} is {shown(value)}; needed: {needed}. Download the adapter again")
 
 
 def _whole(key: str, value: Any) -> int:

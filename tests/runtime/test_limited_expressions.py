@@ -89,6 +89,13 @@ def test_an_expression_that_is_none_where_it_stands_is_named(tmp_path: Path, key
         read_config(adapter(tmp_path, **{key: value, "layers_to_transform": [0]}))
 
 
+def test_a_long_key_is_shortened_in_the_message(tmp_path: Path) -> None:
+    for settings in ({"x" * 100_000: 1}, {"rank_pattern": {"x" * 100_000: "a"}}):
+        with pytest.raises(UserError) as caught:
+            read_config(adapter(tmp_path, **settings))
+        assert len(str(caught.value)) < 500
+
+
 def test_the_targets_of_compressed_tensors_are_checked_likewise() -> None:
     def scheme(target: str) -> Any:
         weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
