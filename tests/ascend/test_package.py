@@ -28,12 +28,13 @@ OPERATORS = {
 def reference_names(operator: str, kind: inspect._ParameterKind) -> list[str]:
     """Returns parameters of the definition, without those that the operators of Ascend do not have.
 
-    These are tensors by keyword (scales of int8 caches, norms of queries and keys), and the settings of those norms and
-    of soft caps: the graph computes the norms, and an export with a soft cap is refused.
+    These are tensors by keyword (scales of int8 caches, norms of queries and keys), and the settings of those norms, of
+    soft caps and of queries that are scaled by position: the graph computes the norms, and an export with one of the
+    others is refused.
     """
     parameters = inspect.signature(OPERATORS[operator][0]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
-    absent = ("softcap", "norm_eps", "norm_after_rope")
+    absent = ("softcap", "norm_eps", "norm_after_rope", "query_beta", "query_period")
     named = [p for p in parameters if p.kind is kind and p.name not in absent]
     return [p.name for p in named if not (kind is keyword and "Array" in str(p.annotation))]
 
