@@ -47,21 +47,11 @@ EDGELLAMA_API int edgellama_request_hidden(const void* head_weight, float* hidde
 EDGELLAMA_API int edgellama_head(int threads, int format, int count, int in, int out, float eps, float softcap,
                                  const float* hidden, const void* weight, const float* gamma, float* logits) {
   using namespace edgellama;
-  LinearArgs args;
-  args.shape.format = static_cast<Format>(format);
-  args.shape.rows = 1;
-  args.shape.tokens = count;
-  args.shape.in = in;
-  args.shape.out = out;
-  args.shape.eps = eps;
-  args.shape.softcap = softcap;
-  args.x = hidden;
-  args.weight = static_cast<const uint8_t*>(weight);
-  args.gamma = gamma;
   const int32_t length = count;
-  args.length = &length;
-  args.y = logits;
-  if (threads < 1 || !linear_sizes_fit(args.shape) || !hidden || !weight || !gamma || !logits) return -2;
+  LinearArgs args =
+      plain_linear(format, 0, 1, count, in, out, eps, hidden, weight, gamma, nullptr, nullptr, &length, logits);
+  args.shape.softcap = softcap;
+  if (threads < 1 || !gamma || !linear_args_fit(args)) return -2;
   run_linear(args, best_isa(), threads);
   return 0;
 }

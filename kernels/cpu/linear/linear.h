@@ -117,6 +117,14 @@ EDGELLAMA_EXPORT bool linear_sizes_fit(const LinearShape& shape);
 // The first row whose length is not in 0..tokens, or -1.
 EDGELLAMA_EXPORT int wrong_length(const int32_t* length, int rows, int tokens);
 
+// The arguments of a Linear over plain arrays, as the C interface gives them; `softcap` and `last_only` are not set.
+LinearArgs plain_linear(int format, int epilogue, int rows, int tokens, int in, int out, float eps, const float* x,
+                        const void* weight, const float* gamma, const float* bias, const float* residual,
+                        const int32_t* length, float* y);
+
+// Whether run_linear can run with these arguments: the sizes, the arrays that are not optional, and the lengths.
+bool linear_args_fit(const LinearArgs& args);
+
 // Bytes of scratch for up to `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 

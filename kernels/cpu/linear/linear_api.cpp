@@ -20,6 +20,34 @@ int wrong_length(const int32_t* length, int rows, int tokens) {
   return -1;
 }
 
+LinearArgs plain_linear(int format, int epilogue, int rows, int tokens, int in, int out, float eps, const float* x,
+                        const void* weight, const float* gamma, const float* bias, const float* residual,
+                        const int32_t* length, float* y) {
+  LinearArgs args;
+  args.shape.format = static_cast<Format>(format);
+  args.shape.epilogue = static_cast<Epilogue>(epilogue);
+  args.shape.rows = rows;
+  args.shape.tokens = tokens;
+  args.shape.in = in;
+  args.shape.out = out;
+  args.shape.eps = eps;
+  args.x = x;
+  args.weight = static_cast<const uint8_t*>(weight);
+  args.gamma = gamma;
+  args.bias = bias;
+  args.residual = residual;
+  args.length = length;
+  args.y = y;
+  return args;
+}
+
+bool linear_args_fit(const LinearArgs& args) {
+  const LinearShape& shape = args.shape;
+  return linear_sizes_fit(shape) && args.x && args.weight && args.length && args.y &&
+         wrong_length(args.length, shape.rows, shape.tokens) < 0 &&
+         (shape.epilogue != Epilogue::residual_add || args.residual);
+}
+
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
   // A call may have fewer valid rows than `count`. If they are few, each thread prepares its own copy, which can need
   // more memory than all rows prepared once.
@@ -72,25 +100,10 @@ EDGELLAMA_API int edgellama_linear(int isa, int threads, int format, int epilogu
                                    const int32_t* length, float* y) {
   using namespace edgellama;
   if (!kernels(static_cast<Isa>(isa))) return -1;
-  LinearArgs args;
-  args.shape.format = static_cast<Format>(format);
-  args.shape.epilogue = static_cast<Epilogue>(epilogue);
-  args.shape.rows = rows;
-  args.shape.tokens = tokens;
-  args.shape.in = in;
-  args.shape.out = out;
+  LinearArgs args =
+      plain_linear(format, epilogue, rows, tokens, in, out, eps, x, weight, gamma, bias, residual, length, y);
   args.shape.last_only = last_only != 0;
-  args.shape.eps = eps;
-  args.x = x;
-  args.weight = static_cast<const uint8_t*>(weight);
-  args.gamma = gamma;
-  args.bias = bias;
-  args.residual = residual;
-  args.length = length;
-  args.y = y;
-  if (!linear_sizes_fit(args.shape) || !x || !weight || !length || !y || wrong_length(length, rows, tokens) >= 0 ||
-      (args.shape.epilogue == Epilogue::residual_add && !residual))
-    return -2;
+  if (!linear_args_fit(args)) return -2;
   run_linear(args, static_cast<Isa>(isa), threads);
   return 0;
 }

@@ -15,24 +15,9 @@ EDGELLAMA_API int edgellama_linear_low_rank(int isa, int threads, int format, in
                                             const int32_t* adapted) {
   using namespace edgellama;
   if (!kernels(static_cast<Isa>(isa))) return -1;
-  LinearArgs args;
-  args.shape.format = static_cast<Format>(format);
-  args.shape.epilogue = static_cast<Epilogue>(epilogue);
-  args.shape.rows = rows;
-  args.shape.tokens = tokens;
-  args.shape.in = in;
-  args.shape.out = out;
-  args.shape.eps = eps;
-  args.x = x;
-  args.weight = static_cast<const uint8_t*>(weight);
-  args.gamma = gamma;
-  args.bias = bias;
-  args.residual = residual;
-  args.length = length;
-  args.y = y;
-  if (!linear_sizes_fit(args.shape) || !is_size(rank) || !x || !weight || !length || !y || !a || !b || !adapted ||
-      wrong_length(length, rows, tokens) >= 0 || (args.shape.epilogue == Epilogue::residual_add && !residual))
-    return -2;
+  LinearArgs args =
+      plain_linear(format, epilogue, rows, tokens, in, out, eps, x, weight, gamma, bias, residual, length, y);
+  if (!linear_args_fit(args) || !is_size(rank) || !a || !b || !adapted) return -2;
   const StoredLowRank stored(rank, in, static_cast<int>(args.shape.panels()), a, b);
   std::vector<const LowRank*> of_row;
   for (int row = 0; row < rows; ++row) of_row.push_back(adapted[row] ? &stored.view() : nullptr);
