@@ -31,7 +31,7 @@ def require(commands: dict[str, str]) -> None:
 
 
 def mirror() -> str:
-    """Return the address of the Debian archive that apt is configured with. Ends the process if there is none."""
+    """Return the address of the Debian archive that apt is configured with. Ends the process if apt has none."""
     listed = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
     if shutil.which("apt-get") is None or not KEYS.is_file():
         sys.exit(f"error: no apt-get, or no {KEYS}: the wheels are built on Debian 12 or later")

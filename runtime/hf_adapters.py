@@ -64,7 +64,7 @@ class AdapterMethods:
         return [active] if active is not None and self._adapters_enabled and active != BASE else []
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it was active, none is. Raises UserError if there is none of this name."""
+        """Forget an adapter; if it was active, none is. Raises UserError if no adapter has this name."""
         self.engine.adapters.delete(adapter_name)
         if self._active_adapter == adapter_name:
             self._active_adapter = None

@@ -19,7 +19,7 @@ INSTEAD = "Use WEIGHTS=int8, which rounds it to 8 bits, or WEIGHTS=fp32"
 
 
 def own_format(checkpoint: Checkpoint) -> str | None:
-    """Return the format that holds the matrices of all layers as the checkpoint has them; None if there is none."""
+    """Return the format that holds the matrices of all layers as the checkpoint has them, or None."""
     found = [checkpoint.four_bits(name) for name in _matrices(checkpoint)]
     groups = [x.group for x in found if x is not None and x.group is not None]
     fitting = [fmt for fmt, size in W4_GROUPS.items() if all(group % size == 0 for group in groups)]

@@ -97,7 +97,7 @@ class Adapters:
             self.loaded[name] = LoadedAdapter(number, str(folder), scale, found.content)
 
     def delete(self, name: str) -> None:
-        """Forget an adapter. Waits for a running generation. Raises UserError if there is none of this name."""
+        """Forget an adapter. Waits for a running generation. Raises UserError if no adapter has this name."""
         with self._lock.take():
             number = self.number(name)
             if self._table is not None and number:
@@ -106,7 +106,7 @@ class Adapters:
                 self._reset_rows()
 
     def number(self, name: str) -> int:
-        """Return the number of an adapter, 0 for BASE. Raises UserError if there is none of this name."""
+        """Return the number of an adapter, 0 for BASE. Raises UserError if no adapter has this name."""
         if name == BASE:
             return 0
         if not isinstance(name, str) or name not in self.loaded:

@@ -49,7 +49,7 @@ class FourBits:
     scales: Callable[[], Floats] | None = None
 
     def other_scale(self) -> float | None:
-        """Return the first scale that no float16 holds; None if there is none. Reads scales of other types."""
+        """Read scales of other types, and return the first that no float16 holds, or None."""
         if self.scales is None:
             return None
         scales = self.scales()

@@ -1,7 +1,7 @@
 // Divides the tiles of a prefill among the cores, by their cost.
 //
 // A core gets neighbouring tiles of a head, so that it prepares each new key only once. Later tokens see more positions
-// and cost more. A core gets the tiles whose middle lies in its share of the total cost.
+// and cost more. A core takes the tiles whose middle is in its share of the total cost.
 #ifndef EDGELLAMA_ROW_WORK_H
 #define EDGELLAMA_ROW_WORK_H
 
@@ -44,7 +44,7 @@ public:
         if (length < 0 || start < 0 || length > tokens_ || length > capacity_ - start) length = 0;
     }
 
-    // Whether the share may contain tiles of the next head. If not, its tiles must not be asked for.
+    // Whether the share may contain tiles of the next head. Ask for the tiles of that head only if it may.
     __aicore__ inline bool TakesFromHead() {
         const int64_t head = HeadCost();
         if (2 * done_ * workers_ < to_ && 2 * (done_ + head) * workers_ >= from_) return true;

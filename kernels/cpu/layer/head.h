@@ -14,7 +14,7 @@ struct HiddenRequest {
   long floats = 0;
 };
 
-// The request of the model whose head has this weight; its `hidden` is nullptr if there is none.
+// Returns the request of the model whose head has this weight. Its `hidden` is nullptr if the model has no request.
 EDGELLAMA_EXPORT HiddenRequest hidden_request(const void* head_weight);
 
 }  // namespace edgellama
