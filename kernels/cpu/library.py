@@ -61,3 +61,26 @@ def available_isas() -> list[str]:
     """
     lib = library()
     return [name for i, name in enumerate(ISAS) if lib.edgellama_isa_available(i)]
+
+
+def best_isa() -> str:
+    """Return the instruction set that the kernels use: the last one that this CPU has and `limit_isa` allows.
+
+    Raises:
+        LibraryError: the library is not built.
+    """
+    return ISAS[library().edgellama_best_isa()]
+
+
+def limit_isa(name: str | None) -> None:
+    """Let the kernels of this process use no later instruction set than `name`; None lifts the limit.
+
+    Operators of graphs that are built already keep theirs.
+
+    Raises:
+        LibraryError: the library is not built.
+        ValueError: this CPU or this build lacks the instruction set.
+    """
+    if name is not None and name not in available_isas():
+        raise ValueError(f"instruction set {name!r}; this CPU has {', '.join(available_isas())}")
+    library().edgellama_limit_isa(len(ISAS) - 1 if name is None else ISAS.index(name))

@@ -31,6 +31,25 @@ def kernel_library() -> ctypes.CDLL:
         raise UserError(str(error)) from error
 
 
+def limit_isa(name: str | None) -> str:
+    """Let graphs that are built from now on use no later instruction set than `name`, and return what they use.
+
+    Args:
+        name: None takes the fastest that the CPU has.
+
+    Raises:
+        UserError: the CPU lacks it, or the library is not built.
+    """
+    from edgellama.kernels.cpu import library
+
+    kernel_library()
+    try:
+        library.limit_isa(name)
+    except ValueError as error:
+        raise UserError(f"{error}. Name one of them, or leave the option out") from error
+    return library.best_isa()
+
+
 def check_kernel_abi(manifest: Manifest) -> None:
     """Raise UserError if the artifact needs kernels of another ABI than this release has. Loads nothing."""
     from edgellama.kernels.cpu.library import ABI, OLDEST_ABI

@@ -8,8 +8,8 @@ artifact   name, digest, target, opset, weights_format, cache_dtype, batch, cont
            step_weights_bytes (read by every decode step), cache_bytes (at full context), kernel_abi
 machine    cpu, architecture, processors (that this process may use), memory_bytes, system
 versions   of python, numpy, mindspore_lite, tokenizers and edgellama; null for what is not installed
-settings   threads, weights_memory (where the weights are: copy or map), repeats, steps (decode steps per sample),
-           prompt_lengths, depths, batches
+settings   threads, weights_memory (where the weights are: copy or map), isa (the instruction set that the CPU kernels
+           used), repeats, steps (decode steps per sample), prompt_lengths, depths, batches
 bandwidth  read bandwidth of the memory, measured between the other measurements: method, buffer_bytes, rate
            (statistic). The buffer has the size of what one decode step reads, so caches serve it equally well
 prefill    a list: prompt_tokens, rows, seconds (statistic; empty cache to the first new token of each row),
@@ -18,6 +18,10 @@ decode     a list: depth (tokens in the cache before the first of the steps), ro
            all rows: graph, inputs, selecting the greedy token), model_seconds (statistic; the graph's part of that),
            tokens_per_second, bytes_per_step (weights once, and the rows' filled cache), rate, bandwidth_share (rate
            over bandwidth.rate.max: other programs lower both rates, and the maximum is what the memory could do)
+first_token  fresh: prompt_tokens, seconds (statistic; from the interpreter's start to the first token of a prompt in a
+           fresh process, loaded with LlamaForCausalLM.from_pretrained; files in the page cache). cached: prompt_tokens,
+           cached_tokens, seconds (statistic; first token of a prompt in row 0 whose first cached_tokens are in the
+           cache, in this process)
 step_overhead  the part of a decode step of one row outside the graph (inputs, checks, token selection, stopping), a
            list by setting: name, settings (of generate()), seconds (statistic), step_seconds (statistic; the whole
            step), share (of the medians), large_vocabulary_seconds (statistic; token selection alone, from 128,256

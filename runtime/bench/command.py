@@ -14,6 +14,7 @@ import numpy as np
 from .. import output_file
 from ..artifact.manifest import Artifact, Manifest
 from ..artifact.sizes import bytes_per_step, cache_bytes, cache_bytes_per_token, step_weight_bytes, weights_bytes
+from ..backend.cpu_kernels import limit_isa
 from ..backend.resources import available_threads
 from ..cli.options import add_artifact, add_check, add_threads
 from ..cli.options import check as check_of
@@ -23,12 +24,13 @@ from ..engine.weights_memory import add_weights_memory
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
 from . import fresh, machine, report
-from .overhead import Overhead, statistic
-from .workload import TEXT, Settings, Workload, loop_times
+from .overhead import Overhead
+from .workload import TEXT, CachedPrompt, Settings, Workload, loop_times, statistic
 
 SCHEMA_VERSION = 1
 CACHE_NAMES = {"int16": "float16"}  # MindSpore Lite would convert float16 inputs, so caches are declared as int16
 SLOW_LOAD_SECONDS = 5.0  # a slower load is not repeated
+FRESH_PROMPT = 32  # tokens of the prompt of a fresh process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=number_list, metavar="N,N,...", help="rows; default: 1, 2, 4, ... and all")
     parser.add_argument("--repeats", type=int, default=defaults.repeats, metavar="N", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps per sample")
+    parser.add_argument(
+        "--isa", metavar="NAME", help="use no later instruction set than this: portable, avx2, avxvnni, avx512, neon"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it instead of the table")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw the times (needs the extra edgellama[plot])"
@@ -65,7 +70,7 @@ def number_list(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command. Raises UserError for settings that do not fit, and for files that cannot be written."""
-    names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps", "weights_memory")
+    names = ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps", "weights_memory", "isa")
     settings = Settings(**{name: getattr(options, name) for name in names})
     if options.plot:
         report.figure_class()  # report a missing library before minutes of measuring
@@ -96,15 +101,18 @@ def bench(path: Path, settings: Settings, check: str = "once", device_id: int | 
         print(f"note: {note}. For more, export with a larger CONTEXT", file=sys.stderr)
     settings = settings.fitted(manifest)
     threads = settings.threads or available_threads()
+    isa = limit_isa(settings.isa)
     with progress(f"Loading {manifest.name} in fresh processes"):
         load, memory = loads(artifact, threads, settings, device_id)
+        fresh_first = first_tokens(artifact, threads, settings, device_id, check)
     with progress(f"Loading {manifest.name}"):
         engine = Engine(artifact, threads, device_id=device_id, weights_memory=settings.weights_memory)
     workload = Workload(engine)
     output = workload.output()
     tokenizer = Tokenizer.from_folder(path) if artifact.file("tokenizer.json").is_file() else None
     overhead = Overhead(workload, prompt(workload, tokenizer, settings.depths[0]), settings.steps)
-    prefill, decode, bandwidth = rounds(workload, settings, overhead)
+    cached = CachedPrompt(workload)
+    prefill, decode, bandwidth = rounds(workload, settings, overhead, cached)
     return {
         "schema_version": SCHEMA_VERSION,
         "artifact": artifact_entry(artifact),
@@ -113,6 +121,7 @@ def bench(path: Path, settings: Settings, check: str = "once", device_id: int | 
         "settings": {
             "threads": engine.threads,
             "weights_memory": settings.weights_memory,
+            "isa": isa,
             "repeats": settings.repeats,
             "steps": settings.steps,
             "prompt_lengths": list(settings.prompt_lengths),
@@ -122,6 +131,7 @@ def bench(path: Path, settings: Settings, check: str = "once", device_id: int | 
         "bandwidth": bandwidth,
         "prefill": prefill,
         "decode": decode,
+        "first_token": {"fresh": fresh_first, "cached": cached.entry()},
         "step_overhead": overhead.entries(),
         "loop": loop_times(tokenizer, engine.vocab_size) if tokenizer else None,
         "load": load,
@@ -138,9 +148,11 @@ def prompt(workload: Workload, tokenizer: Tokenizer | None, length: int) -> np.n
 
 
 def rounds(
-    workload: Workload, settings: Settings, overhead: Overhead
+    workload: Workload, settings: Settings, overhead: Overhead, cached: CachedPrompt
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Measure. Returns the prefill, decode and bandwidth objects of the report; `overhead` keeps its own samples.
+    """Measure. Returns the prefill, decode and bandwidth objects of the report.
+
+    `overhead` and `cached` keep their own samples.
 
     Each round measures everything once, so that a slow moment of the machine does not affect one figure alone. The
     first round warms up and is dropped.
@@ -165,6 +177,7 @@ def rounds(
             for case in depths:
                 decode[case].append(workload.decode(*case, steps))
             overhead.measure()
+            cached.measure()
     rate = statistic(rates[1:])
     return (
         [prefill_entry(*case, samples[1:]) for case, samples in prefill.items()],
@@ -227,11 +240,11 @@ def loads(
     only if loading is too slow to repeat.
     """
     manifest = artifact.manifest
-    place = settings.weights_memory
-    full = fresh.measure(artifact.path, threads, place, settings.depths[-1], device_id)
+    place, isa = settings.weights_memory, settings.isa
+    full = fresh.measure(artifact.path, threads, place, settings.depths[-1], device_id, isa)
     slow = (full["engine_seconds"] or 0) > SLOW_LOAD_SECONDS
     repeats = 0 if slow else settings.repeats
-    runs = [fresh.measure(artifact.path, threads, place, 0, device_id) for _ in range(repeats)] or [full]
+    runs = [fresh.measure(artifact.path, threads, place, 0, device_id, isa) for _ in range(repeats)] or [full]
     load = {
         "process": statistic([float(run["process_seconds"] or 0) for run in runs]),
         "engine": statistic([float(run["engine_seconds"] or 0) for run in runs]),
@@ -245,6 +258,18 @@ def loads(
         "overhead_bytes": None if peak is None else int(peak) - weights_bytes(manifest) - filled,
     }
     return load, memory
+
+
+def first_tokens(
+    artifact: Artifact, threads: int, settings: Settings, device_id: int | None, check: str
+) -> dict[str, Any]:
+    """The report's first_token.fresh: from the start of a process to the first token of a short prompt."""
+    tokens = min(FRESH_PROMPT, artifact.manifest.context - 1)
+    place, isa = settings.weights_memory, settings.isa
+    seconds: list[float] = []
+    while len(seconds) < settings.repeats and max(seconds, default=0.0) < SLOW_LOAD_SECONDS:
+        seconds.append(fresh.measure_first_token(artifact.path, threads, place, tokens, device_id, isa, check))
+    return {"prompt_tokens": tokens, "seconds": statistic(seconds)}
 
 
 def artifact_entry(artifact: Artifact) -> dict[str, Any]:

@@ -6,9 +6,7 @@ scores nor the code that processes them. The same work then takes several times 
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from ..generation.sequences import Sequences
 from ..generation.stopping import stops
 from ..generation.token_selector import TokenSelector
 from .machine import ReadBandwidth
-from .workload import SEED, Workload
+from .workload import SEED, Workload, statistic
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -103,16 +101,6 @@ class Overhead:
             spent += time.perf_counter() - start_time
             sequences.push(picked)
         return spent / samples
-
-
-def statistic(samples: Sequence[float]) -> dict[str, Any]:
-    """The report's *statistic* of these samples."""
-    return {
-        "median": statistics.median(samples),
-        "min": min(samples),
-        "max": max(samples),
-        "samples": list(samples),
-    }
 
 
 def _config(name: str, vocab_size: int) -> GenerationConfig:

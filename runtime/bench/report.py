@@ -21,7 +21,7 @@ def table(found: dict[str, Any]) -> str:
         f"{artifact['name']}: {artifact['target']}, weights {artifact['weights_format']} "
         f"({artifact['weights_bytes'] / MB:,.0f} MB), cache {artifact['cache_dtype']}, batch {artifact['batch']}, "
         f"context {artifact['context']:,}",
-        f"{found['machine']['cpu']}, {settings['threads']} threads; "
+        f"{found['machine']['cpu']}, {settings['threads']} threads, {settings['isa']}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"medians of {settings['repeats']} repeats; read bandwidth {read['rate']['max'] / GB:.1f} GB/s "
         f"(median {read['rate']['median'] / GB:.1f}; {read['method']}, "
@@ -90,6 +90,12 @@ def summary_lines(found: dict[str, Any]) -> list[str]:
         f"load of a fresh process {load['process']['median']:.2f} s, including opening and building "
         f"{load['engine']['median']:.2f} s ({len(load['process']['samples'])} runs, files in the page cache)"
     ]
+    fresh, cached = found["first_token"]["fresh"], found["first_token"]["cached"]
+    lines.append(
+        f"first token: {fresh['seconds']['median']:.2f} s after the start of a fresh process ({fresh['prompt_tokens']} "
+        f"tokens), {cached['seconds']['median'] / MS:.0f} ms after {cached['prompt_tokens']:,} tokens of which "
+        f"{cached['cached_tokens']:,} are cached"
+    )
     if memory["peak_bytes"] is not None:
         lines.append(
             f"peak memory of a fresh process {memory['peak_bytes'] / MB:,.0f} MB = weights, filled cache and "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..text.tokenizer import Tokenizer
 
 SEED = 0
 HASHED_PROMPT, HASHED_TOKENS = 32, 64
+CACHED_PROMPT = 1000  # tokens, nine tenths of them in the cache
 TEXT = "It was a bright cold day in spring, and 12 clocks were striking: nobody on the stairs looked up. " * 16
 
 
@@ -34,6 +37,7 @@ class Settings:
         repeats: rounds, in addition to the one that warms up
         steps: decode steps per sample
         weights_memory: where the weights are, "copy" or "map", as `Engine` takes it
+        isa: the last instruction set that the kernels may use; None takes the fastest that the CPU has
     """
 
     threads: int | None
@@ -43,6 +47,7 @@ class Settings:
     repeats: int = 5
     steps: int = 16
     weights_memory: str = COPY
+    isa: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("threads", "prompt_lengths", "depths", "batches", "repeats", "steps"):
@@ -62,14 +67,12 @@ class Settings:
             )
         steps = self._fitting_steps(manifest)
         deepest = manifest.context - steps
-        return Settings(
-            threads=self.threads,
+        return replace(
+            self,
             prompt_lengths=tuple(sorted({min(n, manifest.context) for n in self.prompt_lengths})),
             depths=tuple(sorted({min(n, deepest) for n in self.depths})),
             batches=tuple(sorted(set(batches))),
-            repeats=self.repeats,
             steps=steps,
-            weights_memory=self.weights_memory,
         )
 
     def clipped(self, manifest: Manifest) -> list[str]:
@@ -106,6 +109,12 @@ class Workload:
         greedy(self._forward(self.tokens[:, :tokens], 0, rows))
         return time.perf_counter() - start_time
 
+    def extend(self, cached: int, tokens: int) -> float:
+        """Seconds to the first new token of a prompt of `tokens` tokens in row 0, of which `cached` are cached."""
+        start_time = time.perf_counter()
+        greedy(self._forward(self.tokens[:, cached:tokens], cached, 1))
+        return time.perf_counter() - start_time
+
     def decode(self, depth: int, rows: int, steps: int) -> tuple[float, float]:
         """Run `steps` greedy steps after `depth` tokens. Returns (seconds per step, seconds of that in the graph).
 
@@ -134,6 +143,38 @@ class Workload:
     def _forward(self, tokens: np.ndarray, start: int, rows: int) -> np.ndarray:
         live = np.arange(self.engine.batch) < rows
         return self.engine.forward(tokens, start * live, tokens.shape[1] * live)
+
+
+class CachedPrompt:
+    """Measures the first token of a prompt whose beginning the cache holds, as in a conversation that goes on."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.tokens = min(CACHED_PROMPT, workload.engine.context - 1)
+        self.cached = self.tokens * 9 // 10
+        self.samples: list[float] = []
+
+    def measure(self) -> None:
+        """Take one sample. The cache must be filled to `cached` tokens."""
+        self.samples.append(self.workload.extend(self.cached, self.tokens))
+
+    def entry(self) -> dict[str, Any]:
+        """The report's first_token.cached. Drops the first sample, which warms up."""
+        return {
+            "prompt_tokens": self.tokens,
+            "cached_tokens": self.cached,
+            "seconds": statistic(self.samples[1:]),
+        }
+
+
+def statistic(samples: Sequence[float]) -> dict[str, Any]:
+    """The report's *statistic* of these samples."""
+    return {
+        "median": statistics.median(samples),
+        "min": min(samples),
+        "max": max(samples),
+        "samples": list(samples),
+    }
 
 
 def loop_times(tokenizer: Tokenizer, vocab_size: int) -> dict[str, float]:

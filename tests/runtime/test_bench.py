@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from edgellama import output_file
 from edgellama.__main__ import main
 from edgellama.artifact import sizes
 from edgellama.artifact.manifest import Artifact, CacheSpec, FileEntry, Graph, Manifest, TensorSpec
+from edgellama.backend.cpu_kernels import limit_isa
 from edgellama.bench import command, fresh, machine, overhead, report
 from edgellama.bench.workload import Settings, Workload
 from edgellama.engine.engine import Engine
 from edgellama.errors import UserError
+from edgellama.kernels.cpu.library import available_isas, best_isa
 from support import tiny
+from support.exported import export_tiny
 
 KEYS = {
     "artifact": {
@@ -29,9 +33,10 @@ KEYS = {
     },
     "machine": {"cpu", "architecture", "processors", "memory_bytes", "system"},
     "versions": {"python", "numpy", "mindspore_lite", "tokenizers", "edgellama"},
-    "settings": {"threads", "weights_memory", "repeats", "steps", "prompt_lengths", "depths", "batches"},
+    "settings": {"threads", "weights_memory", "isa", "repeats", "steps", "prompt_lengths", "depths", "batches"},
     "bandwidth": {"method", "buffer_bytes", "rate"},
     "loop": {"encode", "detokenize", "greedy"},
+    "first_token": {"fresh", "cached"},
     "load": {"process", "engine"},
     "memory": {"peak_bytes", "after_load_bytes", "filled_cache_bytes", "overhead_bytes"},
     "output": {"prompt_tokens", "new_tokens", "sha256"},
@@ -271,6 +276,55 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_fresh_process_reports_why_it_fails(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         fresh.measure(tmp_path / "nowhere", 1, "copy", 0)
+
+
+def test_the_first_token_is_measured_fresh_and_after_a_cached_beginning(found: dict[str, Any]) -> None:
+    entry, cached = found["first_token"]["fresh"], found["first_token"]["cached"]
+    documented = importlib.import_module("edgellama.bench").__doc__ or ""
+    assert all(key in documented for key in {**entry, **cached})
+    assert entry["prompt_tokens"] == 32 and len(entry["seconds"]["samples"]) == 2
+    # a fresh process that also generates takes longer than one that only loads
+    assert entry["seconds"]["min"] > found["load"]["engine"]["min"]
+    assert (cached["prompt_tokens"], cached["cached_tokens"]) == (63, 56) and len(cached["seconds"]["samples"]) == 2
+
+
+def test_a_cached_beginning_is_not_computed_again(tmp_path: Path) -> None:
+    engine, weights = toy_engine(tmp_path)
+    workload = Workload(engine)
+    workload.prefill(20, 1)
+    expected = tiny.whole_text_logits(weights, workload.tokens[0, :25])[-1]
+    computed: list[tuple[int, int]] = []
+    forward = engine.forward
+
+    def noted(tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        logits = forward(tokens, start, length)
+        computed.append((int(start[0]), int(length[0])))
+        np.testing.assert_allclose(logits[0], expected, atol=1e-5)
+        return logits
+
+    engine.forward = noted  # type: ignore[method-assign]
+    assert workload.extend(20, 25) > 0
+    assert computed == [(20, 5)]
+
+
+def test_a_lower_instruction_set_is_used_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    isas = available_isas()
+    artifact = Artifact.open(export_tiny("cpu"))
+    quick = Settings(threads=1, prompt_lengths=(5,), depths=(8,), repeats=1, steps=2)
+    logits = {}
+    try:
+        for isa in (None, isas[0]):
+            assert limit_isa(isa) == best_isa() == (isa or isas[-1])
+            engine = Engine(artifact, 1)
+            logits[isa] = engine.forward(np.array([[1], [2]]), np.zeros(2, int), np.ones(2, int)).copy()
+        np.testing.assert_allclose(logits[isas[0]], logits[None], atol=1e-3 * np.ptp(logits[None]))
+        if len(isas) > 1:
+            assert (logits[isas[0]] != logits[None]).any()  # other kernels round otherwise
+        assert command.bench(artifact.path, replace(quick, isa=isas[0]))["settings"]["isa"] == isas[0]
+        assert main(["bench", str(artifact.path), "--isa", "avx1024"]) == 2
+        assert f"instruction set 'avx1024'; this CPU has {', '.join(isas)}" in capsys.readouterr().err
+    finally:
+        limit_isa(None)
 
 
 def test_a_device_is_refused_for_an_artifact_without_devices(

@@ -1,8 +1,15 @@
 #include "base/kernels.h"
 
+#include <atomic>
+
 #include "base/abi.h"
 
 namespace edgellama {
+namespace {
+
+std::atomic<int> last_isa{kIsaCount - 1};
+
+}  // namespace
 
 namespace portable { const Kernels& variant(); }
 namespace neon { const Kernels& variant(); }
@@ -42,10 +49,12 @@ const Kernels* kernels(Isa isa) {
 }
 
 Isa best_isa() {
-  for (int i = kIsaCount - 1; i > 0; --i)
+  for (int i = last_isa.load(std::memory_order_relaxed); i > 0; --i)
     if (kernels(static_cast<Isa>(i))) return static_cast<Isa>(i);
   return Isa::portable;
 }
+
+void limit_isa(Isa last) { last_isa.store(static_cast<int>(last), std::memory_order_relaxed); }
 
 }  // namespace edgellama
 
@@ -55,3 +64,10 @@ using edgellama::Isa;
 EDGELLAMA_API int edgellama_isa_available(int isa) { return edgellama::kernels(static_cast<Isa>(isa)) != nullptr; }
 EDGELLAMA_API int edgellama_abi() { return edgellama::kAbi; }
 EDGELLAMA_API int edgellama_best_isa() { return static_cast<int>(edgellama::best_isa()); }
+
+// Returns 0, or -2 if there is no variant of this number.
+EDGELLAMA_API int edgellama_limit_isa(int isa) {
+  if (isa < 0 || isa >= edgellama::kIsaCount) return -2;
+  edgellama::limit_isa(static_cast<Isa>(isa));
+  return 0;
+}

@@ -26,7 +26,10 @@ struct Kernels {
 // The table of a variant, or nullptr if this build or this CPU lacks it.
 EDGELLAMA_EXPORT const Kernels* kernels(Isa isa);
 
-// The last variant, in the order of enum class Isa, that this build and this CPU have: the fastest.
+// The last variant, in the order of enum class Isa, that this build and this CPU have and limit_isa allows: the fastest.
 EDGELLAMA_EXPORT Isa best_isa();
+
+// Lets best_isa() return no variant behind this one. For measurements: it affects what is loaded afterwards.
+EDGELLAMA_EXPORT void limit_isa(Isa last);
 
 }  // namespace edgellama
