@@ -101,14 +101,17 @@ class StepBatch:
         self._take_part(row, start, 1)
         self._next_tokens[row, 0] = token
 
-    def run(self) -> np.ndarray:
+    def run(self, forward: Forward | None = None) -> np.ndarray:
         """Run the pass and return logits [B, V] float32, which the next pass may overwrite.
+
+        Args:
+            forward: runs this pass, and gives what is returned; None takes that of all passes.
 
         Raises:
             Cancelled: the generation was cancelled before or during the pass.
         """
         self._ran = True
-        tokens, forward = self._tokens(), self._forward or self._engine.forward
+        tokens, forward = self._tokens(), forward or self._forward or self._engine.forward
         began = time.perf_counter()
         try:
             logits = forward(tokens, self._start, self._length)

@@ -38,7 +38,7 @@ from .responses_api.request import ResponsesRequest
 from .responses_api.writer import ResponseObjectWriter
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
-from .tokenization import detokenize, tokenize
+from .texts.tokenization import detokenize, tokenize
 
 SLOW_THREADS = 4  # that prepare requests with chat templates and grammars
 MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds

@@ -185,7 +185,6 @@ def _requests(server: Described) -> dict[str, Any]:
     for several in (texts, lists):
         several |= {"minItems": 1, "maxItems": server.limits.sequences}
     schemas["CompletionRequest"]["properties"]["best_of"]["description"] = "the value of n"
-    schemas["CompletionRequest"]["properties"]["echo"]["const"] = False
     schemas["CompletionRequest"]["properties"]["suffix"]["const"] = ""
     _describe_tokenization(schemas, server)
     _describe_responses(schemas, server)
@@ -280,8 +279,8 @@ def _responses() -> dict[str, Any]:
         "ChatLogprobs": _object(content=_list(_object(**token, top_logprobs=_list(_object(**token)))), refusal=NULL),
         "CompletionLogprobs": _object(
             tokens=_list(TEXT),
-            token_logprobs=_list(NUMBER),
-            top_logprobs=_list({"type": "object", "additionalProperties": NUMBER}),
+            token_logprobs=_list(_or_null(NUMBER)),  # null: the first token of an echoed prompt
+            top_logprobs=_list(_or_null({"type": "object", "additionalProperties": NUMBER})),
             text_offset=_list(INTEGER),
         ),
         "ChatCompletion": _object(

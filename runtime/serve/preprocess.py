@@ -14,7 +14,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..generation.config import GenerationConfig
-from ..generation.prompt import new_token_limit
 from ..generation.token_selector import LogitsProcessor
 from ..grammar import Grammar, GrammarTokenizer, JsonSchema, schema_text
 from ..model import LlamaForCausalLM
@@ -30,7 +29,8 @@ from .request import (
     GenerationRequest,
     requested_top_logprobs,
 )
-from .sequence import SequenceEvent, ServedSequence
+from .sequence import Echo, SequenceEvent, ServedSequence
+from .texts.echo import PromptLogprobs, echoed
 
 MIN_TEMPERATURE = 1e-4  # a lower one selects the most likely token, as 0 does: dividing by it would overflow
 MIN_TOP_P = 1e-6  # likewise: the most likely token of 128,000 is more probable than this
@@ -91,11 +91,10 @@ class Preprocessor:
         sequences: list[ServedSequence] = []
         for prompt in prompts:
             ids = self._ids(prompt, add_special_tokens=not isinstance(request, ChatRequest))
-            max_new_tokens = new_token_limit(
-                dataclasses.replace(config, max_new_tokens=limit), ids.size, ids.size, self.model.artifact
-            )
+            max_new_tokens = min(limit, self.model.engine.context - ids.size)
             for _ in range(request.n):
                 choice = len(sequences)
+                states, echo = self._echo(request, prompt, ids)
                 sequences.append(
                     ServedSequence(
                         ids,
@@ -112,9 +111,27 @@ class Preprocessor:
                         adapter=adapter,
                         shown=shown,
                         reader=form.reader(),
+                        states=states,
+                        echo=echo,
                     )
                 )
         return sequences
+
+    def _echo(
+        self, request: GenerationRequest, prompt: str | list[int], ids: np.ndarray
+    ) -> tuple[PromptLogprobs | None, Echo | None]:
+        """What reads the states of a prompt, and what its answer begins with.
+
+        Raises UserError if the target gives no log-probabilities of prompts.
+        """
+        if not isinstance(request, CompletionRequest) or not request.echo:
+            return None, None
+        text, offsets = echoed(self.model.tokenizer, prompt, ids.tolist())
+        if request.logprobs is None:
+            return None, Echo(text, None)
+        self.model.engine.head  # noqa: B018 - refuses the target
+        logprobs = PromptLogprobs(ids, offsets, request.logprobs)
+        return logprobs, Echo(text, logprobs.entries)
 
     def _prompts(self, request: GenerationRequest) -> list[str] | list[list[int]]:
         """The prompts of a completion, or the text that the chat template writes, with its special tokens."""
@@ -173,7 +190,7 @@ class Preprocessor:
         limit = request.max_tokens
         if isinstance(request, ChatRequest):
             limit = request.max_completion_tokens or limit or -1
-        limit = limit or COMPLETION_TOKENS
+        limit = COMPLETION_TOKENS if limit is None else limit
         return config, context if limit < 0 else min(limit, context)
 
     def _logit_bias(self, request: GenerationRequest) -> dict[tuple[int, ...], float]:

@@ -105,13 +105,14 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: NotNegative | Literal[-1] | None = None  # 0: the prompt only
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     best_of: Annotated[int, WHOLE] | None = None
     echo: bool = False
     suffix: str = ""
 
     @model_validator(mode="after")
-    def _check_best_of_and_echo(self) -> CompletionRequest:
+    def _check_best_of_and_suffix(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise ApiError(
                 400,
@@ -122,8 +123,6 @@ class CompletionRequest(GenerationRequest):
             raise ApiError(
                 400, "suffix is not supported: an answer continues the prompt only. Leave it out", param="suffix"
             )
-        if self.echo:
-            raise ApiError(400, "echo is not supported. Leave it out, or set it to false", param="echo")
         return self
 
     @property

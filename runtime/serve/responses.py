@@ -177,25 +177,25 @@ class ResponseWriter:
         return {
             "tokens": [self._completion_token(entry.token) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [self._completion_top(entry) for entry in entries],
+            "top_logprobs": [None if entry.logprob is None else self._completion_top(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
         }
 
     def _chat_entry(self, index: int, entry: TokenLogprobs) -> dict[str, Any]:
         first = index not in self._choices_with_logprobs
         self._choices_with_logprobs.add(index)
-        shown = entry.top
+        shown: tuple[tuple[int, float | None], ...] = entry.top
         if shown and all(token != entry.token for token, _ in shown):  # drawn, and not among the most likely
             shown = (*shown, (entry.token, entry.logprob))
         top = [self._chat_token(token, value, first) for token, value in shown]
         return {**self._chat_token(entry.token, entry.logprob, first), "top_logprobs": top}
 
-    def _chat_token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+    def _chat_token(self, token: int, logprob: float | None, first: bool) -> dict[str, Any]:
         data = self.tokenizer.token_bytes(token, first=first)
         return {"token": token_text(data), "logprob": logprob, "bytes": list(data)}
 
-    def _completion_top(self, entry: TokenLogprobs) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def _completion_top(self, entry: TokenLogprobs) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
         for token, value in entry.top:
             # Two tokens may have the same text. The more likely one comes first and stays.
             found.setdefault(self._completion_token(token), value)

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..engine.chunks import plan_chunks
 from ..engine.engine import Engine
-from ..generation.decode import GenerationTimings, StepBatch
+from ..generation.decode import Forward, GenerationTimings, StepBatch
 from .sequence import ServedSequence
 
 CHUNK = 128  # tokens; on host CPUs a larger pass is hardly cheaper per token
@@ -211,7 +211,8 @@ class Scheduler:
     def _next_prefill(self, budget: int) -> list[ServedSequence]:
         """The sequences of the next prefill pass: the oldest with an unfinished prompt, and those that may join it.
 
-        A sequence may join if its next chunk alone would run in a pass of many tokens in the same bucket.
+        A sequence may join if its next chunk alone would run in a pass of many tokens in the same bucket. Those whose
+        states are read do not run together with others.
         """
         pending = [s for s in self._running if not (s.is_decoding or s.cancelled or s.finished)]
         batch: list[ServedSequence] = []
@@ -224,6 +225,8 @@ class Scheduler:
             if not batch:
                 bucket = self._single_bucket(size)
             elif size < MANY_TOKENS or size > budget or bucket is None or self._single_bucket(size) != bucket:
+                continue
+            if batch and (sequence.states is None) != (batch[0].states is None):
                 continue
             batch.append(sequence)
             budget -= size
@@ -256,14 +259,32 @@ class Scheduler:
             chunk = self._next_chunk(sequence)
             self._step.feed(sequence.row, chunk, sequence.computed_tokens)
             sizes.append(len(chunk))
-        logits = self._run_pass(sequences, sizes)
+        # The states of a prompt are read in passes of their own, since these return no logits.
+        reads = sequences[0].states is not None
+        output = self._run_pass(sequences, sizes, self.engine.hidden if reads else None)
         self.counters.prefill_passes += 1
-        if logits is not None:
-            for sequence in sequences:
+        if output is not None:
+            for sequence, size in zip(sequences, sizes, strict=True):
+                if reads and not self._read_states(sequence, output[sequence.row, :size]):
+                    continue
                 if sequence.computed_tokens == len(sequence.prompt):
-                    self._select_token(sequence, logits)
+                    sequence.end_prompt()
+                    if not sequence.finished:
+                        last = output[sequence.row, size - 1 : size] if reads else None
+                        logits = output[sequence.row] if last is None else self.engine.head.logits(last)[0]
+                        self._select_token(sequence, logits)
         self.after_pass()
         return sum(sizes)
+
+    def _read_states(self, sequence: ServedSequence, states: np.ndarray) -> bool:
+        """Give a sequence the hidden states [n, hidden_size] of a chunk of its prompt. Returns whether it took them."""
+        try:
+            if sequence.states is not None:
+                sequence.states.read(self.engine.head, states)
+        except Exception as error:  # states that are not numbers end this sequence only
+            sequence.fail(error)
+            return False
+        return True
 
     def _decode(self, sequences: list[ServedSequence]) -> None:
         if sequences:
@@ -273,27 +294,30 @@ class Scheduler:
             self.counters.decode_passes += 1
             if logits is not None:
                 for sequence in sequences:
-                    self._select_token(sequence, logits)
+                    self._select_token(sequence, logits[sequence.row])
             self.after_pass()
 
-    def _run_pass(self, sequences: list[ServedSequence], sizes: Sequence[int]) -> np.ndarray | None:
-        """Run the pass that was fed sizes[i] tokens of sequences[i].
+    def _run_pass(
+        self, sequences: list[ServedSequence], sizes: Sequence[int], forward: Forward | None = None
+    ) -> np.ndarray | None:
+        """Run the pass that was fed sizes[i] tokens of sequences[i]; `forward` replaces Engine.forward.
 
-        Returns logits [B, V], which the next pass overwrites. If the pass fails, fails the sequences and returns None.
+        Returns logits [B, V], or what `forward` does; the next pass overwrites it. If the pass fails, fails the
+        sequences and returns None.
         """
         try:
-            logits = self._step.run()
+            output = self._step.run(forward)
         except Exception as error:  # any failure must leave the other sequences, and later ones, alone
             log.exception("a pass of the model failed")
             self._fail(sequences, error)
             return None
         for sequence, size in zip(sequences, sizes, strict=True):
             sequence.computed_tokens += size
-        return logits
+        return output
 
     def _select_token(self, sequence: ServedSequence, logits: np.ndarray) -> None:
         try:
-            self._step.select(sequence.select_token, logits[sequence.row], row=sequence.row)
+            self._step.select(sequence.select_token, logits, row=sequence.row)
         except Exception as error:  # a grammar or a setting that allows no token ends this sequence only
             sequence.fail(error)
         else:

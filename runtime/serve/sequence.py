@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..backend.cpu_head import CpuHead
 from ..generation.config import GenerationConfig
 from ..generation.sequences import Sequences
 from ..generation.token_selector import LogitsProcessor, TokenSelector
@@ -23,13 +24,13 @@ class TokenLogprobs(NamedTuple):
 
     Attributes:
         token: the selected token
-        logprob: its natural log-probability
+        logprob: its natural log-probability; None for the first token of a prompt
         top: (token, log-probability) of the most likely tokens, the most likely first
         offset: where the token's text begins in the sequence's text, in characters
     """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
     offset: int
 
@@ -38,7 +39,7 @@ class SequenceEvent(NamedTuple):
     """What one step adds to a sequence.
 
     Attributes:
-        token: the new token; None in an event with an error
+        token: the new token; None in an event with an error, and in that of a prompt
         text: the text to send. May be empty, and may include text that earlier events held back
         logprobs: of the tokens whose text begins in `text`
         finish_reason: "eos", "stop_string" or "length" in the last event, otherwise None
@@ -54,6 +55,25 @@ class SequenceEvent(NamedTuple):
     first: bool = False
 
 
+class StatesReader(Protocol):
+    """Reads the hidden states of a prompt."""
+
+    def read(self, head: CpuHead, states: np.ndarray) -> None:
+        """Take the states [n, hidden_size] of the next n tokens of the prompt."""
+
+
+class Echo(NamedTuple):
+    """A prompt that the answer begins with.
+
+    Attributes:
+        text: of the prompt.
+        entries: the log-probabilities of its tokens, filled while the prompt is computed; None without them.
+    """
+
+    text: str
+    entries: Sequence[TokenLogprobs] | None
+
+
 class ServedSequence:
     """A prompt and its new tokens in one row of the engine. Only the scheduler changes it, in the engine's thread.
 
@@ -65,6 +85,7 @@ class ServedSequence:
         cancelled: the client has gone; the scheduler frees the row
         reader: reads the text, in the event loop
         finished: the last event has been sent
+        states: reads the hidden states of the whole prompt; None if nothing does
     """
 
     def __init__(
@@ -84,10 +105,12 @@ class ServedSequence:
         adapter: int = 0,
         shown: Mapping[int, str] | None = None,
         reader: AnswerReader | None = None,
+        states: StatesReader | None = None,
+        echo: Echo | None = None,
     ) -> None:
         """Args:
         prompt: token ids [n], n > 0
-        max_new_tokens: limit, including a final eos
+        max_new_tokens: limit, including a final eos; 0 computes the prompt only
         config: sampling settings, eos ids and stop strings. The text ends before a stop string
         send: receives each SequenceEvent, in the engine's thread
         seed: of the sequence's random generator
@@ -99,11 +122,13 @@ class ServedSequence:
         reader: separates thoughts and tool calls from the text; None if there are none
         continues_prompt: whether the text continues the prompt's text; if false it is a separate message
         adapter: the number of its LoRA adapter (engine/adapters.py); 0: none
+        states: reads the hidden states of the prompt. Then no prefix is taken from the cache
+        echo: what the answer begins with
         """
         self.tokens = Sequences([np.asarray(prompt, np.int64)], [max_new_tokens])
         self.send = send
         self.row = -1
-        self.reuse_prefix = reuse_prefix
+        self.reuse_prefix = reuse_prefix and states is None
         self.adapter = adapter
         self.cached_tokens = 0
         self.computed_tokens = 0
@@ -120,6 +145,8 @@ class ServedSequence:
             shown or {},
         )
         self.reader = reader
+        self.states = states
+        self._echo = echo
         self._top_logprobs = top_logprobs
         self._held_logprobs: deque[TokenLogprobs] = deque()  # of tokens whose text is held back and may be cut off
 
@@ -138,6 +165,13 @@ class ServedSequence:
         """Whether the prompt is computed and the first token is selected."""
         return self.tokens.steps > 0
 
+    def end_prompt(self) -> None:
+        """Send the echo, once the prompt is computed. A sequence without new tokens ends."""
+        self.finished = self.tokens.limit == 0
+        if self.finished or self._echo is not None:
+            text, entries = self._echo or Echo("", None)
+            self.send(SequenceEvent(None, text, tuple(entries or ()), "length" if self.finished else None))
+
     def select_token(self, logits: np.ndarray) -> None:
         """Select the next token from logits [V] float32, and send it.
 
@@ -148,37 +182,54 @@ class ServedSequence:
         self.tokens.push(picked)
         (token,) = picked
         self.last_token = token
-        if token in self._eos:
+        is_eos = token in self._eos
+        if normaliser is not None and (self._all_entries or not (is_eos or self._tokenizer.is_special_token(token))):
+            self._held_logprobs.append(self._logprobs(logits, normaliser, token))
+        if is_eos:
             text, reason = self._text.flush(), "eos"
         else:
-            if normaliser is not None and not self._tokenizer.is_special_token(token):
-                self._held_logprobs.append(self._logprobs(logits, normaliser, token))
             text, reason = self._text.push(token), None
             if self._text.stopped:
                 reason = "stop_string"
             elif self.tokens.steps == self.tokens.limit:
                 text, reason = text + self._text.flush(), "length"
         self.finished = reason is not None
-        self.send(SequenceEvent(token, text, self._release_logprobs(), reason, first=self.tokens.steps == 1))
+        self.send(SequenceEvent(token, text, self._release_logprobs(reason), reason, first=self.tokens.steps == 1))
 
     def fail(self, error: Exception) -> None:
         """End the sequence with an error event."""
         self.finished = True
         self.send(SequenceEvent(None, error=error))
 
-    def _logprobs(self, logits: np.ndarray, normaliser: float, token: int) -> TokenLogprobs:
-        count = min(self._top_logprobs or 0, logits.size)
-        top = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else np.array([], np.int64)
-        top = top[np.argsort(-logits[top], kind="stable")]
-        alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in top)
-        return TokenLogprobs(token, float(logits[token]) - normaliser, alternatives, self._text.decoded_length)
+    @property
+    def _all_entries(self) -> bool:
+        """Whether special tokens have log-probabilities too: who scores prompts counts tokens, not texts."""
+        return self._echo is not None and self._echo.entries is not None
 
-    def _release_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """The held log-probabilities of tokens whose text is now visible, at least in part."""
+    def _logprobs(self, logits: np.ndarray, normaliser: float, token: int) -> TokenLogprobs:
+        top = most_likely(logits, normaliser, self._top_logprobs or 0)
+        return TokenLogprobs(token, float(logits[token]) - normaliser, top, self._text.decoded_length)
+
+    def _release_logprobs(self, reason: str | None) -> tuple[TokenLogprobs, ...]:
+        """The held log-probabilities of tokens whose text is now visible, at least in part.
+
+        After an echoed prompt, those of tokens without text, too.
+        """
+        rest = self._all_entries and reason in ("eos", "length")
+        before = 0 if self._echo is None else len(self._echo.text)
         released = []
-        while self._held_logprobs and self._held_logprobs[0].offset < self._text.visible_length:
-            released.append(self._held_logprobs.popleft())
+        while self._held_logprobs and (rest or self._held_logprobs[0].offset < self._text.visible_length):
+            entry = self._held_logprobs.popleft()
+            released.append(entry._replace(offset=before + entry.offset))
         return tuple(released)
+
+
+def most_likely(logits: np.ndarray, normaliser: float, count: int) -> tuple[tuple[int, float], ...]:
+    """The most likely tokens of logits [V] and their log-probabilities, the most likely first; at most `count`."""
+    count = min(count, logits.size)
+    top = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else np.array([], np.int64)
+    top = top[np.argsort(-logits[top], kind="stable")]
+    return tuple((int(i), float(logits[i]) - normaliser) for i in top)
 
 
 class VisibleText:

@@ -104,6 +104,13 @@ def test_fields_that_only_state_the_default_are_taken(api: openai.OpenAI, name: 
     assert stated.choices[0].message.content == api.chat.completions.create(**asked).choices[0].message.content
 
 
+def test_log_probabilities_of_prompts_need_another_target(api: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "prompt": "hello", "echo": True, **GREEDY}
+    assert api.completions.create(**asked).choices[0].text.startswith("hello")
+    with pytest.raises(openai.BadRequestError, match="TARGET=cpu"):
+        api.completions.create(**asked, logprobs=1)
+
+
 def test_a_chat_without_a_limit_ends_when_the_context_is_full(api: openai.OpenAI, name: str) -> None:
     done = api.chat.completions.create(
         model=name, messages=[{"role": "user", "content": "hello"}], temperature=0, extra_body={"ignore_eos": True}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import LlamaForCausalLM
-from .answers.form import check_tools
-from .errors import ApiError
-from .fields.messages import message_dicts
-from .fields.tokenization import DetokenizeRequest, TokenizeRequest
-from .responses import token_text
+from ...model import LlamaForCausalLM
+from ..answers.form import check_tools
+from ..errors import ApiError
+from ..fields.messages import message_dicts
+from ..fields.tokenization import DetokenizeRequest, TokenizeRequest
+from ..responses import token_text
 
 
 def tokenize(model: LlamaForCausalLM, request: TokenizeRequest) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Answers about given texts: token ids, and log-probabilities of prompts."""
