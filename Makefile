@@ -75,7 +75,7 @@ find_artifact = artifact=$(if $(ARTIFACT),$(call path,ARTIFACT),$$($(EXPORTER) a
   $(call options,$(filter-out OUT,$(EXPORT_OPTIONS)))))
 
 .DELETE_ON_ERROR:
-.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels check-kernels wheel check-wheel check-install test browser test-fast torture fuzz mutants lint lock audit clean
+.PHONY: run chat named-artifact artifact export plan convert board-check board-probe bench bench-peers kernels kernels-model check-kernels wheel check-wheel check-install test browser test-fast torture fuzz mutants lint lock audit clean
 
 run: artifact
 	@$(find_artifact) && $(PYTHON) -m edgellama generate "$$artifact" $(call option,PROMPT,prompt)
@@ -132,6 +132,9 @@ build/peers/ours-%/manifest.json: | $(VENV)/ready
 
 kernels:
 	@kernels/ascend/build.sh
+
+kernels-model: $(VENV)/ready
+	@$(PYTHON) -m edgellama.kernels.ascend.model
 
 check-kernels: $(VENV)/ready-test
 	@PATH="$$PWD/$(VENV)/bin:$$PATH" kernels/cpu/check.sh

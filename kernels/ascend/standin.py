@@ -19,6 +19,20 @@ from .standin_library import HERE, Argument, StandInError, launch, load
 Counted = list[dict[str, int]]  # the counts of each core, by the names in standin_library.COUNTS
 
 
+class Timed(Counted):
+    """Counts and times of a kernel: pass it as `counted`.
+
+    Attributes:
+        costs: as for `launch`
+        cycles: receives Launched.cycles
+    """
+
+    def __init__(self, costs: Array) -> None:
+        super().__init__()
+        self.costs = costs
+        self.cycles = np.zeros((0, 0, 2))
+
+
 class TilingError(ValueError):
     """The tiling function refused the shapes or attributes."""
 
@@ -241,10 +255,13 @@ def _run(
         blocks=decided.blocks,
         workers=decided.workers,
         key=0 if constant else decided.key,
+        costs=counted.costs if isinstance(counted, Timed) else None,
     )
     if launched.peak != decided.ub_bytes:
         raise StandInError(
             f"[capacity] the kernel took {launched.peak} bytes of unified buffer, its tiling planned {decided.ub_bytes}"
         )
+    if isinstance(counted, Timed):
+        counted.cycles = launched.cycles
     if counted is not None:
         counted += launched.counts

@@ -26,6 +26,7 @@ COUNTS = (
     *("load_bytes", "load_bursts", "store_bytes", "store_bursts", "products", "cube_fractals", "cube_bytes"),
     "cube_bursts",
 )
+PIPES = ("scalar", "vector", "cube", "mte1", "mte2", "mte3", "fixpipe")  # of a core, in the order of types.h
 OWN = ("standin/launch.cpp", "standin/tiling.cpp")
 
 
@@ -163,10 +164,13 @@ class Launched:
     Attributes:
         peak: the most bytes of unified buffer that one core used
         counts: the counts of each core, by the names in COUNTS
+        cycles: with costs, of each core the work of each pipe and the end of the kernel: [cores, PIPES + 1, 2], the
+            optimistic and the pessimistic end of the costs
     """
 
     peak: int
     counts: list[dict[str, int]]
+    cycles: Array
 
 
 def launch(
@@ -177,6 +181,7 @@ def launch(
     blocks: int = 1,
     workers: int | None = None,
     key: int = 0,
+    costs: Array | None = None,
 ) -> Launched:
     """Run a kernel.
 
@@ -187,6 +192,7 @@ def launch(
         blocks: what the kernel sees as the number of blocks
         workers: number of cores to run it on; None is `blocks`
         key: the tiling key
+        costs: cycles of each of costs.COSTS, [COSTS, 2] float64; None: everything takes no time
 
     Raises StandInError.
     """
@@ -199,6 +205,7 @@ def launch(
     peak, message = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
     cores = workers or blocks
     counts = np.zeros((cores, len(COUNTS)), np.int64)
+    cycles = np.zeros((cores, len(PIPES) + 1, 2), np.float64)
     entry = ctypes.cast(getattr(library, kernel), ctypes.c_void_p)
     failed = library.standin_run(
         entry,
@@ -213,9 +220,11 @@ def launch(
         ctypes.c_uint64(key),
         ctypes.byref(peak),
         counts.ctypes.data_as(ctypes.c_void_p),
+        None if costs is None else costs.ctypes.data_as(ctypes.c_void_p),
+        cycles.ctypes.data_as(ctypes.c_void_p),
         message,
         ctypes.c_size_t(len(message)),
     )
     if failed:
         raise StandInError(message.value.decode())
-    return Launched(peak.value, [dict(zip(COUNTS, map(int, core), strict=True)) for core in counts])
+    return Launched(peak.value, [dict(zip(COUNTS, map(int, core), strict=True)) for core in counts], cycles)

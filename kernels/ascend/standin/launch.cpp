@@ -40,6 +40,7 @@ public:
         waiting_.assign(workers, false);
         finished_.assign(workers, false);
         counts_.assign(workers, {});
+        times_.assign(workers, {});
         std::vector<std::thread> threads;
         for (int i = 0; i < workers; ++i) threads.emplace_back([this, i] { Play(i); });
         for (std::thread& thread : threads) thread.join();
@@ -64,6 +65,8 @@ private:
                 }
                 peakUb_ = std::max(peakUb_, core->ubUsed);
                 counts_[block] = core->counts;
+                for (int pipe = 0; pipe < standin::kPipes; ++pipe) times_[block][pipe] = core->pipes.Busy(pipe);
+                times_[block][standin::kPipes] = core->pipes.End();
             } catch (const Stopped&) {
             } catch (...) {
                 if (error_ == nullptr) error_ = std::current_exception();
@@ -145,6 +148,7 @@ private:
 public:
     std::size_t peakUb_ = 0;
     std::vector<standin::Counts> counts_;
+    std::vector<std::array<standin::Ends, standin::kPipes + 1>> times_;  // the work of each pipe; the whole kernel
 };
 
 }  // namespace
@@ -156,10 +160,13 @@ extern "C" {
 // - blockNum, workers: the block dimension of the launch, and the cores that run.
 // - peakUb: receives the largest number of bytes of unified buffer that a core used.
 // - counts: receives kCounts numbers for each worker.
+// - costs: kCosts pairs, or null. times: with costs, receives kPipes + 1 pairs of cycles for each worker.
 int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** names, const std::size_t* bytes,
                 const int* writable, const int* fresh, int blockNum, int workers, std::uint64_t tilingKey,
-                std::size_t* peakUb, std::int64_t* counts, char* message, std::size_t messageBytes) {
+                std::size_t* peakUb, std::int64_t* counts, const double* costs, double* times, char* message,
+                std::size_t messageBytes) {
     standin::Device device;
+    device.costs.Read(costs);
     device.launchEpoch = device.epoch = 1;
     device.blockNum = blockNum;
     device.workers = workers;
@@ -180,6 +187,11 @@ int standin_run(void* kernel, int count, std::uint8_t** arguments, const char** 
     const std::exception_ptr error = launch.Run();
     *peakUb = launch.peakUb_;
     for (const standin::Counts& core : launch.counts_) counts = std::copy(core.begin(), core.end(), counts);
+    if (costs != nullptr) {
+        for (const auto& core : launch.times_) {
+            for (const standin::Ends& ends : core) times = std::copy(ends.begin(), ends.end(), times);
+        }
+    }
     if (error == nullptr) return 0;
     try {
         std::rethrow_exception(error);

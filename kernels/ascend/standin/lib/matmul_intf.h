@@ -114,7 +114,10 @@ public:
         const int reader = standin::kChip.splitCores ? PIPE_M : PIPE_MTE2;
         const int writer = standin::kChip.splitCores ? PIPE_M
                            : standin::kChip.matmulNeedsUb ? PIPE_MTE3 : PIPE_FIX;
-        const std::uint32_t read = core.pipes.Issue(reader);
+        const Times times = Time(core);
+        const std::uint32_t read = core.pipes.Issue(reader, times.read, times.readLatency);
+        core.pipes.AddBusy(PIPE_V, times.rearrange);
+        if (!standin::kChip.splitCores) core.pipes.AddBusy(PIPE_M, times.compute);
         for (int i = 0; i < m_; ++i) a_.Access(i * lda * sizeof(A), k_ * sizeof(A), reader, read, false, "Matmul A");
         for (int i = 0; i < rowsB; ++i) {
             b_.Access(i * ldb * sizeof(B), widthB * sizeof(B), reader, read, false, "Matmul B");
@@ -138,7 +141,7 @@ public:
         }
         Multiply(gm, lda, ldb, ldc);
         core.pipes.Wait(writer, core.pipes.Snapshot(reader));
-        const std::uint32_t write = core.pipes.Issue(writer);
+        const std::uint32_t write = core.pipes.Issue(writer, times.write);
         for (int i = 0; i < m_; ++i) gm.Access(i * ldc * sizeof(C), n_ * sizeof(C), writer, write, true, "Matmul C");
         if (standin::kChip.splitCores) core.pipes.Wait(PIPE_S, core.pipes.Snapshot(writer));
     }
@@ -165,6 +168,45 @@ private:
         const auto blocks = [](std::int64_t size, std::int64_t base) { return (size + base - 1) / base; };
         const std::int64_t rowsOfB = transposed_ ? n * blocks(k, tiling_.baseK) : k * blocks(n, tiling_.baseN);
         return m * blocks(k, tiling_.baseK) + rowsOfB;
+    }
+
+    struct Times {
+        standin::Ends read{}, readLatency{}, rearrange{}, compute{}, write{};
+    };
+
+    // The cycles of a product. It reads B in blocks of baseN columns and as much of K as L1 holds. Loads overlap with
+    // the cube's work if L1 has room for two blocks. On the 310P the vector unit rearranges each block before the next
+    // one is read into its place. The cube is done with the last block, and its result is written, after the last load.
+    Times Time(const standin::Core& core) const {
+        using namespace standin;
+        const auto parts = [](int size, int step) { return static_cast<double>((size + step - 1) / step); };
+        const double across = parts(m_, tiling_.baseM) * parts(n_, tiling_.baseN);
+        const double loads = across * parts(k_, tiling_.baseK * tiling_.stepKb);
+        const double right = double{sizeof(A)} * n_ * k_, bytes = right + double{sizeof(A)} * m_ * k_;
+        const double fractals = parts(m_, 16) * parts(n_, 16) * parts(k_, 16);
+        const bool twoBlocks = tiling_.depthB1 >= 2 * tiling_.stepN * tiling_.stepKb;
+        const bool rearranges = kChip.matmulNeedsUb && MM_CFG.enVecND2NZ;
+        const Ends load = core.Cycles(kCopyInstruction, loads + 1, kCopyBurst, Bursts(), kOperandByte, bytes);
+        const Ends cube = core.Cycles(kCubeFractal, fractals);
+        const Ends feed = core.Cycles(kRightByte, right * parts(m_, tiling_.baseM));
+        const Ends result = core.Cycles(kResultByte, 4.0 * m_ * n_);
+        const Ends memory = core.Cycles(kMemoryLatency, 1), message = core.Cycles(kProductMessage, 1);
+        Times t;
+        if (rearranges) t.rearrange = core.Cycles(kVectorInstruction, loads, kVectorRepeat, bytes / 256);
+        for (int e = 0; e < kEnds; ++e) {
+            t.compute[e] = std::max(cube[e], feed[e]);
+            const double after = t.compute[e] + result[e], last = std::max(after - load[e], after / loads);
+            t.read[e] = load[e] + t.rearrange[e];
+            if (rearranges || !twoBlocks) t.read[e] += (loads - 1) * memory[e];
+            if (!twoBlocks) t.read[e] += after - after / loads;
+            t.readLatency[e] = memory[e];
+            t.write[e] = last;
+            if (!kChip.splitCores) continue;
+            t.read[e] = std::max(t.read[e], after);  // the cube's core does nothing else for this one meanwhile
+            t.readLatency[e] += message[e] + last;
+            t.write[e] = 0;
+        }
+        return t;
     }
 
     std::size_t L1Bytes() const {

@@ -40,6 +40,7 @@ struct Device {
     std::uint32_t launchEpoch = 0;           // the first epoch of this launch
     std::uint32_t epoch = 0;                 // each SyncAll starts an epoch; accesses of different epochs are ordered
     int blockNum = 1, workers = 1;           // workers: cores that run the kernel's vector code
+    Costs costs;
     std::function<void()> syncAll;
 
     GlobalRegion& Find(const void* address) {
@@ -64,6 +65,7 @@ public:
         device_ = device;
         block_ = block;
         pipes.Restart();
+        pipes.SetCosts(device->costs[kDispatch], device->costs[kFullBarrier]);
         ubUsed = l1Used = l0cUsed = buffers = 0;
         eventsOf[0] = eventsOf[1] = 0;
         matmulObjects = tensorsOut = 0;
@@ -160,19 +162,28 @@ public:
     std::uint32_t IssueVector(std::size_t repeats) {
         ++counts[kVectorInstructions];
         counts[kVectorRepeats] += static_cast<std::int64_t>(repeats);
-        return pipes.Issue(PIPE_V);
+        return pipes.Issue(PIPE_V, Cycles(kVectorInstruction, 1, kVectorRepeat, repeats), Cycles(kVectorLatency, 1));
     }
 
-    std::uint32_t IssueScalar() {
+    // Issues an access of the scalar unit, which waits for it.
+    std::uint32_t IssueScalar(bool global) {
         ++counts[kScalarAccesses];
-        return pipes.Issue(PIPE_S);
+        return pipes.Issue(PIPE_S, global ? Cycles(kMemoryLatency, 1) : Ends{});
     }
 
     // Issues a copy between global and local memory.
     std::uint32_t IssueCopy(int pipe, std::size_t bursts, std::size_t bytes) {
         counts[pipe == PIPE_MTE2 ? kLoadBursts : kStoreBursts] += static_cast<std::int64_t>(bursts);
         counts[pipe == PIPE_MTE2 ? kLoadBytes : kStoreBytes] += static_cast<std::int64_t>(bursts * bytes);
-        return pipes.Issue(pipe);
+        return pipes.Issue(pipe, Cycles(kCopyInstruction, 1, kCopyBurst, bursts,
+                                        pipe == PIPE_MTE2 ? kLoadByte : kStoreByte, bursts * bytes),
+                           Cycles(kMemoryLatency, 1));
+    }
+
+    // The cycles of `count` times each cost.
+    template <class... Rest>
+    Ends Cycles(Cost cost, double count, Rest... rest) const {
+        return device_->costs.Of(cost, count, rest...);
     }
 
     Pipelines pipes;

@@ -47,13 +47,13 @@ public:
 
     // GetValue and SetValue run on the scalar pipe.
     T GetValue(std::uint32_t index) const {
-        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(), false, "GetValue");
+        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(false), false, "GetValue");
         return *At(index);
     }
 
     template <typename U>
     void SetValue(std::uint32_t index, U value) const {
-        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(), true, "SetValue");
+        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(false), true, "SetValue");
         *At(index) = static_cast<T>(value);
     }
 
@@ -129,7 +129,7 @@ public:
 
     // Runs on the scalar pipe, through the data cache.
     T GetValue(std::uint64_t index) const {
-        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(), false, "GetValue");
+        Access(index * sizeof(T), sizeof(T), PIPE_S, standin::CurrentCore().IssueScalar(true), false, "GetValue");
         return data_[index];
     }
 

@@ -1,0 +1,108 @@
+"""The performance model: its times against the counts, its page, and the speed that the kernels must keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellama.kernels.ascend import costs, model, standin
+from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
+from edgellama.kernels.ascend.standin_library import PIPES
+
+CHIPS = tuple(CHIP_TABLE)
+PAGE = Path(model.__file__).with_name("MODEL.md")
+
+
+def decode(chip: str, **given: float) -> standin.Timed:
+    """Runs decode with 300 cached positions; all costs are 0 but the given ones."""
+    random = np.random.default_rng(0)
+    table = np.zeros((len(costs.COSTS), 2))
+    for name, cost in given.items():
+        table[list(costs.COSTS).index(name)] = cost, 2 * cost
+    counted = standin.Timed(table)
+    standin.fused_attention(
+        random.standard_normal((1, 1, 5 * 64)).astype(np.float16),
+        *np.ones((2, 301, 32), np.float32),
+        np.array([300], np.int32),
+        np.array([1], np.int32),
+        *random.standard_normal((2, 1, 1, 301, 64)).astype(np.float16),
+        heads=3,
+        scale=0.125,
+        chip=chip,
+        counted=counted,
+    )
+    return counted
+
+
+def test_each_cost_is_counted_on_its_pipe() -> None:
+    """With one cost at a time, a pipe works for the number of its events times the cost."""
+    chip = "ascend310b"
+    for name, pipe, events in (
+        ("vector_instruction", "vector", ["vector_instructions"]),
+        ("vector_repeat", "vector", ["vector_repeats"]),
+        ("copy_burst", "mte2", ["load_bursts"]),
+        ("load_byte", "mte2", ["load_bytes"]),
+        ("store_byte", "mte3", ["store_bytes"]),
+        ("memory_latency", "scalar", ["scalar_accesses"]),
+    ):
+        found = decode(chip, **{name: 3.0})
+        [counts] = found
+        want = 3.0 * sum(counts[event] for event in events)
+        np.testing.assert_allclose(found.cycles[0, PIPES.index(pipe)], [want, 2 * want])
+
+
+def test_a_kernel_takes_as_long_as_its_chain() -> None:
+    """At least as long as its busiest pipe, at most as long as all of them in turn; loads overlap with arithmetic."""
+    [cycles] = decode("ascend310p", vector_repeat=1.0, load_byte=0.04).cycles
+    work, end = cycles[:-1], cycles[-1]
+    assert (end >= work.max(0)).all() and (end < work.sum(0)).all()
+    assert (end < work.max(0) + 0.5 * np.sort(work, 0)[-2]).all()  # the tiles are double-buffered
+
+
+def test_a_barrier_waits_for_the_latency() -> None:
+    """Without a cost of the instructions, a chain of dependent ones takes the latency of each."""
+    [counts] = (found := decode("ascend310p", vector_latency=10.0))
+    assert (found.cycles[0, :-1] == 0).all()
+    chain = found.cycles[0, -1, 0] / 10.0
+    assert counts["vector_barriers"] <= chain + 8 and chain <= counts["vector_instructions"]
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_clock_follows_from_the_published_flops(chip: str) -> None:
+    """CANN's platform files state 1,080 MHz for the 310P and up to 1,850 for the 910B; the 200I DK A2 has 500 MHz."""
+    low, high = {"ascend310p": (1.0e9, 1.1e9), "ascend310b": (0.48e9, 1.3e9), "ascend910b": (1.6e9, 1.85e9)}[chip]
+    for board in CHIP_TABLE[chip].boards:
+        assert low <= costs.clock(CHIP_TABLE[chip], board) <= high
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_board_s_bandwidth_is_shared_by_its_cores(chip: str) -> None:
+    for board in CHIP_TABLE[chip].boards:
+        table = dict(zip(costs.COSTS, costs.cycles(CHIP_TABLE[chip], board), strict=True))
+        rate = CHIP_TABLE[chip].cube_cores * costs.clock(CHIP_TABLE[chip], board) / table["operand_byte"]
+        np.testing.assert_allclose(rate, board.bandwidth)
+        assert all((low <= high) for low, high in table.values())
+
+
+def test_the_page_has_the_tables_of_the_model() -> None:
+    """If a kernel or a cost changes: `python -m edgellama.kernels.ascend.model --write`."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("|")] == [*model.cost_rows(), *model.rows()]
+
+
+# The least share of the bandwidth at the high end of all costs, over the boards of the model.
+LEAST = {("decode", 1, 128): 0.20, ("decode", 4, 64): 0.05, ("lm_head", 1, 2048): 0.55}
+
+
+@pytest.mark.parametrize(("target", "name"), model.BOARDS)
+@pytest.mark.parametrize(("kernel", "size", "width"), LEAST)
+def test_the_kernels_keep_their_speed(target: str, name: str, kernel: str, size: int, width: int) -> None:
+    chip, board = model.board(target, name)
+    if kernel == "decode":
+        found = model.attention(chip, board, 1, 1023, size, width)
+    else:
+        found = model.lm_head(chip, board, size, width, 1024)
+    worst, best = found.shares[1], found.shares[0]
+    assert LEAST[kernel, size, width] <= worst <= best <= 1
