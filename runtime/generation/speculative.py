@@ -168,7 +168,6 @@ def decode_guessing(
             if guessed.size and not right:
                 timings.accepted_tokens += accepted
                 pace.checked(len(guessed), accepted, ran - began)
-                guessed = guessed[:0]
                 yield picked
                 break
             yield picked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.opsets.cpu_weights import (
     Place,
+    abi_of,
     bias_value,
     format_of,
     layer_tensors,
+    layer_variant,
     merged_place,
     packed_matrix,
     weight_pieces,
 )
 from edgellama.kernels import weight_format as wf
 from edgellama.kernels.cpu.library import LibraryError
-from support.checkpoints import DEFAULTS
+from support.checkpoints import CONFIGS, DEFAULTS
 
 LAYER = "model.layers.0"
 SIZES = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 40, "up_proj": 40, "o_proj": 64, "down_proj": 200}
@@ -45,6 +48,7 @@ class Fake:
         return self.tensor(name).shape
 
     def rows(self, name: str, first: int, count: int) -> np.ndarray:
+        assert 0 <= first < first + count <= len(self.tensor(name))
         return self.tensor(name)[first : first + count]
 
     def tensor(self, name: str) -> np.ndarray:
@@ -145,6 +149,51 @@ def test_an_infinite_scale_of_q4_0_is_refused() -> None:
     checkpoint: Any = Damaged(Kind.Q4_0)
     with pytest.raises(UserError, match=r"o_proj\.weight is damaged.*row 5\)"):
         list(piece() for piece in weight_pieces(f"{LAYER}.self_attn.o_proj.weight", checkpoint, "q4_0"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_tensors_of_every_architecture_are_those_that_the_runtime_expects(name: str) -> None:
+    """The exporter and the runtime each list them, the exporter by the rows of family.py."""
+    config = {**DEFAULTS, "model_type": "llama", **CONFIGS[name]}
+    read = LlamaConfig.from_dict(config)
+    found = layer_tensors(read, Shape(1, 1, 64, "int8"), 1)
+    names = [spec.name for spec in found]
+    assert found == runtime_layers.layer_tensors(read.to_dict(), "int8", "model.layers.1.", names)
+    assert sum(name.endswith("proj.weight") for name in names) == 4
+
+
+# What the kernels must know besides Llama, and the oldest ABI that has it, as transformers' classes are written.
+BOTH = {"norms": "both", "norm_eps": 1e-5, "activation": "gelu_pytorch_tanh"}
+VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
+    **dict.fromkeys(("plain", "mistral", "qwen2", "granite", "internlm3", "exaone", "phi3", "smollm3"), ({}, 2)),
+    "gemma": ({"activation": "gelu_pytorch_tanh"}, 3),
+    "gemma2": ({**BOTH, "softcap": 5.0}, 3),
+    "gemma2-window-3": (BOTH, 3),
+    "gemma3": ({**BOTH, "qk_norm": "each"}, 3),
+    "qwen3": ({"qk_norm": "each", "norm_eps": 1e-5}, 3),
+    "hunyuan": ({"qk_norm": "after_rope", "norm_eps": 1e-5}, 3),
+    "olmo2": ({"norms": "post", "qk_norm": "whole", "norm_eps": 1e-5}, 3),
+    "exaone4": ({"norms": "post", "qk_norm": "each", "norm_eps": 1e-5}, 3),
+    "ministral3-long": ({"query_beta": 0.5, "query_period": 16}, 4),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_kernels_get_what_differs_from_llama(name: str) -> None:
+    config = LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama", **CONFIGS[name]})
+    variant, abi = VARIANTS[name]
+    assert layer_variant(config) == variant
+    assert [abi_of(config, weights) for weights in ("int8", "int4", "q4_0")] == [abi] * 3
+    assert [abi_of(config, weights) for weights in wf.W4_GROUPS] == [4] * 3
+
+
+def test_a_cap_of_the_logits_alone_needs_the_abi_that_has_it() -> None:
+    gemma = {**DEFAULTS, **CONFIGS["gemma2"], "attn_logit_softcapping": None}
+    capped = dataclasses.replace(
+        LlamaConfig.from_dict({**DEFAULTS, "model_type": "llama"}), final_logit_softcapping=3.0
+    )
+    assert (layer_variant(capped), abi_of(capped, "int8")) == ({}, 3)
+    assert "softcap" not in layer_variant(LlamaConfig.from_dict(gemma))
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "fp32", "w4g64"])

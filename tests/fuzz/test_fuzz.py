@@ -50,6 +50,15 @@ def test_outcomes_are_judged(data: bytes, wrong: str | None) -> None:
     assert found is None if wrong is None else found is not None and found.startswith(wrong)
 
 
+def test_mutations_of_mutated_graphs_are_bytes() -> None:
+    """libFuzzer mutates inputs again, whose fields may have wrong wire types by then."""
+    data = original = (CORPORA / "mindir/converted").read_bytes()
+    for seed in range(2000):
+        data = original if seed % 8 == 0 else data
+        data = mutated("mindir", data, 1 << 13, seed, lambda data, largest: data[:largest])
+        assert isinstance(data, bytes)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in NAMES if TARGETS[name].form != "bytes"])
 def test_mutations_keep_the_form(name: str) -> None:

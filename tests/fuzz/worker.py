@@ -1,15 +1,19 @@
-"""Runs one target under atheris, in its own process: `python tests/fuzz/worker.py NAME STATE libFuzzer's options`.
+"""Runs one target under atheris, in its own process: `python tests/fuzz/worker.py NAME STATE CORPUS SEEDS OPTIONS`.
 
 Goes on after a finding, so that a run reports all of them. STATE is a folder: `outcomes.json` has the counts and the
-findings, `findings/` the inputs. A crash of native code, or a hang, ends the process; libFuzzer writes that input.
+findings, `findings/` the inputs. The other arguments are libFuzzer's. A crash of native code, or a hang, ends the
+process; libFuzzer writes that input.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import signal
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -48,11 +52,22 @@ def main() -> None:
             last = time.monotonic()
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
-        return mutated(target.form, data, largest, seed, atheris.Mutate)
+        try:
+            return mutated(target.form, data, largest, seed, atheris.Mutate)
+        except Exception as error:  # it would end the process without a finding
+            wrong = f"mutators.py: {type(error).__name__} with seed {seed}"
+            outcomes.findings[wrong] = data, traceback.format_exc()
+            (folder / "findings" / _file_name(data)).write_bytes(data)
+            write()
+            return data
 
     warnings.simplefilter("ignore")
-    execute(target, b"", Outcomes())  # loads what the target loads late
+    # Loads what the target loads late: on a busy machine that takes longer than the limit of one input.
+    for path in sorted(Path(options[1]).iterdir()):
+        execute(target, path.read_bytes(), Outcomes())
     limit_memory()
+    # libFuzzer's timer goes on while Python ends, which then takes the signal as its own end.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     atheris.Setup([sys.argv[0], f"-max_len={target.largest}", *options], test_one_input, custom_mutator=mutate)
     atheris.Fuzz()
 

@@ -115,6 +115,17 @@ def test_quantizing_to_a_grid_of_four_bits_loses_half_a_step(group: int) -> None
     assert (np.abs(wf.unpack(wf.pack(w, fmt), fmt, 20, 192) - w) <= 0.64 * steps + 1e-7).all()
 
 
+def test_the_range_of_a_group_of_four_bits_includes_zero() -> None:
+    w = np.ones((4, 32), np.float32)
+    w[0, ::2], w[1], w[1, ::2] = 3.0, -1.0, -3.0
+    w[2], w[3] = 0.5, -21 * 2.0**-24  # the scale of the last row rounds down by a third, to the least float16
+    scales, q, zeros = wf.quantize_w4(w, 32)
+    steps = np.array([[3 / 15], [3 / 15], [0.5 / 15], [2.0**-24]], np.float16)
+    np.testing.assert_array_equal(scales.view(np.float16), steps)
+    assert zeros.tolist() == [[0], [60], [0], [64]]
+    assert [sorted(set(row.tolist())) for row in q] == [[5, 15], [0, 10], [15], [0]]
+
+
 @pytest.mark.parametrize("fmt", ["int8", "int4", "q4_0"])
 def test_quantized_groups_are_read_number_by_number(fmt: str) -> None:
     rng = np.random.default_rng(2)
@@ -211,8 +222,8 @@ def test_quantized_shapes_that_do_not_fit_are_refused() -> None:
     for scales, q in (((16, 3), (16, 64)), ((15, 2), (16, 64)), ((16, 2), (16, 65)), ((16, 2, 1), (16, 64))):
         with pytest.raises(ValueError, match="do not fit"):
             pack_quantized("int8", np.zeros(scales, np.uint16), np.zeros(q, np.uint8), 1)
-    wide, narrow = np.zeros((16, 2), np.int8), np.zeros((16, 1), np.int8)
-    for fmt, zeros in (("int8", wide), ("w4g32", None), ("w4g32", narrow)):
+    wide, narrow, wider = (np.zeros((16, count), np.int8) for count in (2, 1, 3))
+    for fmt, zeros in (("int8", wide), ("w4g32", None), ("w4g32", narrow), ("w4g32", wider)):
         with pytest.raises(ValueError, match="do not fit"):
             pack_quantized(fmt, np.zeros((16, 2), np.uint16), np.zeros((16, 64), np.uint8), 1, zeros)
     with pytest.raises(ValueError, match="refuses w4g32"):
@@ -220,7 +231,7 @@ def test_quantized_shapes_that_do_not_fit_are_refused() -> None:
     assert pack_quantized("int8", np.zeros((16, 31), np.uint16), np.zeros((16, 992), np.uint8), 1).size == 16 * 1056
 
 
-@pytest.mark.parametrize("rows", [16, 24, 40])
+@pytest.mark.parametrize("rows", [16, 20, 24, 40])
 def test_gate_and_up_alternate_by_panels(rows: int) -> None:
     gate = np.arange(1, rows * 3 + 1).reshape(rows, 3)
     both = wf.interleave_gate_up(gate, -gate)
@@ -231,3 +242,17 @@ def test_gate_and_up_alternate_by_panels(rows: int) -> None:
         for first, wanted in ((panel * 32, here), (panel * 32 + 16, -here)):
             np.testing.assert_array_equal(both[first : first + len(here)], wanted)
             assert not both[first + len(here) : first + 16].any()
+
+
+@pytest.mark.parametrize(("dim", "rotated"), [(8, 8), (8, 4), (16, 4), (20, 10), (96, 72)])
+def test_a_head_with_plain_elements_pairs_those_that_are_rotated_together(dim: int, rotated: int) -> None:
+    """The kernels rotate element i with element i + dim/2, by the angle i; from angle rotated/2 on, there is none."""
+    order = wf.head_order(dim, rotated)
+    if dim == rotated:
+        assert order is None
+        return
+    assert order is not None and sorted(order.tolist()) == list(range(dim))
+    pairs = list(zip(order[: dim // 2].tolist(), order[dim // 2 :].tolist(), strict=True))
+    assert pairs[: rotated // 2] == [(i, i + rotated // 2) for i in range(rotated // 2)]
+    plain = (dim - rotated) // 2
+    assert pairs[rotated // 2 :] == [(rotated + i, rotated + plain + i) for i in range(plain)]

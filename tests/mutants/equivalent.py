@@ -48,6 +48,7 @@ CHECKS = "runtime/artifact/manifest_checks.py"
 SCHEDULER = "runtime/serve/scheduler.py"
 DECODE = "runtime/generation/decode.py"
 BATCH = "runtime/generation/batch.py"
+SPECULATIVE = "runtime/generation/speculative.py"
 FORMAT = "kernels/weight_format.py"
 WEIGHTS = "exporter/opsets/cpu_weights.py"
 SPEED = "both branches give the same values; one is faster"
@@ -143,6 +144,18 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))",
         r"rows\[ -1\]|- len",
         "rows in order are copied instead of sliced",
+    ),
+    Equivalent(
+        SPECULATIVE,
+        "right = position < len(guessed) and picked[0] == guessed.item(position) and sequences.live[0]",
+        r"live\[ -1\]|picked\[ -1\]",
+        "there is one sequence",
+    ),
+    Equivalent(
+        BATCH,
+        "for prompt, adapter, row in zip(prompts, adapters or [0] * len(prompts), rows.tolist(), strict=True):",
+        r"\[ -?1\]",
+        "adapters are compared with each other only",
     ),
     Equivalent(
         SCHEDULER,

@@ -33,13 +33,17 @@ LEFT_OUT = (
     "test_shown_text_ends_before_the_first_stop_string",
 )
 
-DECODE = ("runtime/test_decode.py", "runtime/test_step_batch.py", "runtime/test_generation_settings.py")
+DECODE = (
+    *("runtime/test_decode.py", "runtime/test_guessing.py", "runtime/test_step_batch.py"),
+    "runtime/test_generation_settings.py",
+)
 ENGINE = ("runtime/test_engine_parts.py", "runtime/test_engine_calls.py", "runtime/test_engine.py")
 FILES = ("runtime/test_file_hashes.py", "runtime/test_file_checks.py")
 PARTS: dict[str, tuple[Module, ...]] = {
     "decode": (
         Module("runtime/generation/decode.py", DECODE),
         Module("runtime/generation/batch.py", (*DECODE, "runtime/test_prefix_reuse.py")),
+        Module("runtime/generation/speculative.py", ("runtime/test_guessing.py",)),
         Module("runtime/generation/token_selector.py", (*DECODE, "runtime/test_beam_search.py")),
         Module("runtime/generation/stopping.py", DECODE),
     ),

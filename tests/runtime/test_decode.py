@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgellama.engine.engine_lock import Cancelled
 from edgellama.engine.prefix_cache import Placement
 from edgellama.errors import LogitsError, UserError
 from edgellama.generation.batch import PromptsOnce
@@ -20,50 +18,8 @@ from edgellama.generation.sampler import NotNumbersError
 from edgellama.generation.sequences import Sequences
 from edgellama.generation.stopping import StopStrings, stops
 from edgellama.generation.token_selector import TokenSelector
+from support.adding_engine import ROWS, VOCAB, Adder, continued, follower
 from support.toy_tokenizers import BYTE_LEVEL
-
-ROWS, VOCAB = 4, 11
-
-
-def follower(text: list[int]) -> int:
-    """Returns the only token that may follow a text: it depends on every token and its position."""
-    return sum((place + 1) * token for place, token in enumerate(text)) % VOCAB
-
-
-def continued(prompt: list[int], count: int) -> list[int]:
-    text = list(prompt)
-    for _ in range(count):
-        text.append(follower(text))
-    return text[len(prompt) :]
-
-
-class Adder:
-    """An engine of four rows that remembers the tokens of each row, and whose logits are 1 for `follower`."""
-
-    batch = ROWS
-
-    def __init__(self, worth_copying: int = 1) -> None:
-        self.rows: list[list[int]] = [[] for _ in range(ROWS)]
-        self.lengths: list[list[int]] = []
-        self.copies: list[tuple[list[int], int]] = []
-        self.stop_at = 10**9
-        self.cache = SimpleNamespace(worth_copying=worth_copying)
-
-    def forward(self, tokens: np.ndarray, start: np.ndarray, length: np.ndarray, cancelled: Any = None) -> np.ndarray:
-        if len(self.lengths) >= self.stop_at:
-            raise Cancelled
-        self.lengths.append(np.asarray(length).tolist())
-        logits = np.zeros((ROWS, VOCAB), np.float32)
-        for row in np.flatnonzero(length):
-            assert start[row] <= len(self.rows[row])
-            self.rows[row][start[row] :] = tokens[row, : length[row]].tolist()
-            logits[row, follower(self.rows[row])] = 1
-        return logits
-
-    def reorder(self, source: np.ndarray, tokens: int) -> None:
-        self.copies.append((source.tolist(), tokens))
-        self.rows = [self.rows[row][:tokens] for row in source]
-
 
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
 

@@ -12,7 +12,7 @@ import torch
 from edgellama import LlamaForCausalLM
 from edgellama.engine.engine_lock import Cancelled
 from edgellama.errors import UserError
-from edgellama.generation.speculative import Pace, PromptLookup
+from edgellama.generation.speculative import Pace
 from support.exported import CONTEXT, export_tiny, tiny_checkpoint
 
 WORDS = [72, 101, 108, 108, 111, 32]
@@ -176,49 +176,3 @@ def test_other_targets_are_refused(tiny_artifact: Path) -> None:
     portable = LlamaForCausalLM.from_pretrained(tiny_artifact)
     with pytest.raises(UserError, match=r"portable.*last token only.*TARGET=cpu"):
         portable.generate([WORDS], prompt_lookup_num_tokens=3)
-
-
-@pytest.mark.parametrize(
-    ("ids", "longest", "most", "want"),
-    [
-        ([1, 2, 3, 4, 1, 2], 4, 2, [3, 4]),
-        ([1, 2, 3, 4, 1, 2], 4, 7, [3, 4, 1, 2, 3, 4, 1]),
-        ([1, 2, 9, 1, 2, 8, 5, 1, 2], 2, 2, [8, 5]),  # the latest place counts
-        ([7, 1, 2, 9, 9, 1, 2, 8, 7, 1, 2], 3, 1, [9]),  # a longer match counts more
-        ([1, 1, 1, 1], 4, 3, [1, 1, 1]),
-        ([1, 2, 3], 4, 5, []),
-        ([5], 4, 5, []),
-        ([5, 6, 5], 4, 5, []),  # one equal token is no match
-        ([5, 6, 5], 1, 5, [6, 5, 6, 5, 6]),  # unless that is asked for
-    ],
-)
-def test_prompt_lookup(ids: list[int], longest: int, most: int, want: list[int]) -> None:
-    assert PromptLookup(longest).guess(np.array(ids), most).tolist() == want
-
-
-def test_wrong_guesses_cost_at_most_three_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated times: a step takes 1, each further token of a pass 0.1 to 0.9."""
-    monkeypatch.undo()
-    for extra in (0.1, 0.3, 0.9):
-        pace, spent, tokens = Pace(7), 0.0, 0
-        while tokens < 120:
-            length = pace.length()
-            took = 1 + extra * length
-            if length:
-                pace.checked(length, 0, took)
-            else:
-                pace.stepped(took)
-            spent, tokens = spent + took, tokens + 1
-        assert spent <= tokens * 1.03
-
-
-def test_right_guesses_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    pace = Pace(7)
-    assert pace.length() == 0  # nothing is known before the first step
-    pace.stepped(1.0)
-    for want in (4, 7, 7):
-        assert pace.length() == want
-        pace.checked(want, want, 1.5)
-    pace.checked(7, 2, 1.5)
-    assert pace.length() == 3

@@ -89,3 +89,18 @@ def test_logits_that_are_not_numbers_name_the_depth() -> None:
     with pytest.raises(LogitsError, match="logits are not numbers after 4 tokens"):
         step.select(fail, row=0)
     assert step.select(max, 3, 4) == 4
+
+
+def test_a_checking_pass_feeds_its_row_only_and_once() -> None:
+    engine, timings = Recorder(), GenerationTimings()
+    step = StepBatch(engine, timings)
+    step.feed_token(2, 9, 4)
+    step.run()
+    for row, tokens in ((0, [5, 6, 7]), (2, [1, 2])):
+        assert step.check(row, np.array(tokens), 3, engine.forward).shape == (3, 8)
+    step.feed_token(1, 8, 6)
+    step.run()
+    assert [call[0] for call in engine.calls] == [[[], [], [9]], [[5, 6, 7], [], []], [[], [], [1, 2]], [[], [8], []]]
+    assert [call[1] for call in engine.calls] == [[0, 0, 4], [3, 0, 5], [6, 0, 3], [6, 6, 5]]
+    assert (timings.decode_steps, timings.guessed_tokens, timings.accepted_tokens) == (4, 3, 0)
+    assert timings.decode > 0 == timings.prefill

@@ -52,7 +52,7 @@ class Field:
 
     def encode(self) -> bytes:
         tag = varint(self.number << 3 | self.wire)
-        if self.wire == 0 and isinstance(self.value, int):
+        if isinstance(self.value, int):  # also with another wire type, which an earlier mutation has given it
             return tag + varint(self.value)
         data = self.value if isinstance(self.value, bytes) else b"".join(field.encode() for field in self.value)
         return tag + (varint(len(data)) + data if self.wire == 2 else data)
@@ -309,7 +309,12 @@ def nest(fields: list[Field], rng: random.Random) -> str | None:
 
 def other_file(fields: list[Field], rng: random.Random) -> str | None:
     """Points weights at other places: other files, other offsets, other lengths."""
-    found = _any(fields, rng, lambda _, name: name.startswith("ExternalDataProto."))
+    found = _any(
+        *(fields, rng),
+        lambda field, name: (
+            name.startswith("ExternalDataProto.") and isinstance(field.value, bytes) == name.endswith("location")
+        ),
+    )
     if found is None:
         return None
     holder, at, name = found
