@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .conversation.chat import Chat
     from .errors import UserError
     from .generation.config import GenerationConfig
+    from .hf_keywords import set_seed
     from .model import AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
     from .pipelines import pipeline
     from .text.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "UserError",
     "pipeline",
+    "set_seed",
 ]
 
 __version__ = "0.2.0"
@@ -42,6 +44,7 @@ _HOME = {
     "Tokenizer": "edgellama.text.tokenizer",
     "UserError": "edgellama.errors",
     "pipeline": "edgellama.pipelines",
+    "set_seed": "edgellama.hf_keywords",
 }
 
 

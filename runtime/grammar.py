@@ -127,6 +127,8 @@ class Grammar:
     (a beam of probability 0) has left the grammar, and keeps its scores.
     """
 
+    takes_arrays = True  # also if the prompt is a torch tensor
+
     def __init__(
         self, what: str, grammar: str, source: LlamaForCausalLM | GrammarTokenizer, trial: str | None = None
     ) -> None:

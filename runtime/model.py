@@ -1,9 +1,8 @@
-"""The model as Hugging Face users know it: from_pretrained, generate, stream, chat."""
+"""The model as Hugging Face users know it: from_pretrained, generate, stream."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -15,32 +14,34 @@ import numpy as np
 
 from .artifact.files import COMPANIONS
 from .artifact.manifest import Artifact
+from .conversation.methods import ChatMethods
 from .conversation.session import Session
-from .conversation.transcript import Transcript, Transcripts
+from .conversation.transcript import Transcripts
 from .engine.engine import Engine
 from .errors import UserError
 from .generation.batch import Batch, GenerateCall, batch_output
 from .generation.beam_batch import beam_search
 from .generation.config import GenerationConfig
 from .generation.decode import GenerationTimings
-from .generation.output import ChatAnswer, GenerateOutput, Streamer
+from .generation.output import Streamer, as_given
 from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
 from .generation.stored_settings import artifact_settings
 from .generation.stream import Stream
-from .hf_keywords import as_callables, check_placement
+from .generation.tensors import Convert, kind_of_result
+from .hf_keywords import as_callables, check_placement, next_seed, time_limit
+from .hf_model import ModelMethods
 from .progress import progress
 from .scoring import ScoringMethods
 from .text.chat_template import check_syntax
 from .text.tokenizer import Tokenizer
 
-Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
 # Arguments of generate() and stream() besides settings.
 ARGUMENTS: tuple[str, ...] = ("generation_config", "tokenizer", "use_cache", "reuse_prefix", "adapter_names")
-ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria")
+ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 
 
-class LlamaForCausalLM(ScoringMethods):
+class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
     """A loaded artifact. One generation runs at a time; other threads wait for it.
 
     generate() and stream() compute their whole prompt, so that the same call gives the same tokens. With reuse_prefix
@@ -52,14 +53,14 @@ class LlamaForCausalLM(ScoringMethods):
     Attributes:
         artifact: the artifact folder, with its manifest.
         engine: runs the graphs; holds the KV cache.
-        generation_config: the artifact's default settings.
+        generation_config: the default settings, at first the artifact's; they can be assigned.
         transcripts: the latest turns of all chats with this model.
     """
 
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
         self.artifact = artifact
         self.engine = engine
-        self.generation_config = artifact_settings(artifact)
+        self._generation_config = artifact_settings(artifact)
         self.transcripts = Transcripts()
 
     @classmethod
@@ -137,14 +138,15 @@ class LlamaForCausalLM(ScoringMethods):
         streamer: Streamer | None = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
-        generation_config: GenerationConfig | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None,
+        generation_config: Any = None,
         tokenizer: Any = None,
         use_cache: bool = True,
         reuse_prefix: bool = False,
         adapter_names: Sequence[str] | None = None,
         token_type_ids: Any = None,
         **settings: Any,
-    ) -> np.ndarray | GenerateOutput:
+    ) -> Any:
         """Continue each prompt, as Hugging Face's generate() does.
 
         A row ends with any id of eos_token_id, after max_new_tokens, at max_length, or where it fills the context; then
@@ -157,10 +159,12 @@ class LlamaForCausalLM(ScoringMethods):
             inputs: another name for input_ids.
             streamer: its `put` gets the prompts [B, n], then each step's tokens [B]; `end` follows. Needs all rows in
                 one batch, and no beams.
-            logits_processor: a callable or a list of them, called for each batch with numpy arrays (input_ids
-                [rows, n], scores [rows, V]); returns scores.
+            logits_processor: a callable or a list of them, called for each batch with input_ids [rows, n] and scores
+                [rows, V], torch tensors if the prompt is one; returns scores.
             stopping_criteria: a callable or a list of them, called likewise; returns one boolean, or one per row. With
                 num_beams it gets the candidates of one prompt.
+            prefix_allowed_tokens_fn: called for each row with the number of its prompt and its ids [n] without
+                padding; returns the ids that may follow.
             generation_config: settings; they override the artifact's.
             tokenizer: accepted because Hugging Face needs it for stop_strings; the artifact's own is used.
             use_cache: only True is possible.
@@ -171,27 +175,31 @@ class LlamaForCausalLM(ScoringMethods):
                 to a prompt follow one another. Each beam takes a row, so num_beams is at most the artifact's batch.
 
         Returns:
-            int64 [B, n + new], prompts first; a GenerateOutput with return_dict_in_generate.
+            int64 [B, n + new], prompts first; a GenerateOutput with return_dict_in_generate. The arrays are torch
+            tensors if input_ids is one.
 
         Raises:
             UserError: input or settings do not fit.
             TypeError: an unknown keyword.
         """
         arguments = ("input_ids", "attention_mask", "inputs", "streamer", *ARGUMENTS)
-        callables = (logits_processor, stopping_criteria)
-        call = self._call("generate", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
+        kind = kind_of_result(inputs if input_ids is None else input_ids)
+        callables = (kind, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
+        call = self._call("generate", arguments, settings, generation_config, callables, use_cache, reuse_prefix)
         if (input_ids is None) == (inputs is None):
             raise UserError("needed: one of input_ids and inputs, which is another name of it")
         given = inputs if input_ids is None else input_ids
         ids, rows, limits = prepare_prompts(given, attention_mask, call.config, self.engine.vocab_size, self.artifact)
-        call = replace(call, adapters=self._adapter_numbers(adapter_names, len(rows)))
+        least = max(call.config.min_new_tokens, call.config.min_length - ids.shape[1])
+        config = replace(call.config, min_new_tokens=least)
+        call = replace(call, config=config, adapters=self._adapter_numbers(adapter_names, len(rows)))
         if call.config.num_beams > 1:
             if call.config.prompt_lookup_num_tokens is not None:
                 raise UserError("prompt_lookup_num_tokens does not go with num_beams. Leave one of them out")
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
             source = self.artifact.manifest.source.model
-            return beam_search(self.engine, lambda: self.tokenizer, call, source, ids, rows, limits)
+            return as_given(beam_search(self.engine, lambda: self.tokenizer, call, source, ids, rows, limits), kind)
         several = call.config.num_return_sequences
         ids = np.repeat(ids, several, axis=0)
         rows, limits = [row for row in rows for _ in range(several)], np.repeat(limits, several).tolist()
@@ -201,10 +209,11 @@ class LlamaForCausalLM(ScoringMethods):
                 "Give fewer prompts"
             )
         timings = GenerationTimings()
-        batches = self._run(call, ids, rows, limits, streamer, timings)
+        batches = self._run(call, ids, rows, limits, kind, streamer, timings)
         new = [batch.sequences.new(index) for batch in batches for index in range(len(batch.sequences))]
         sequences = join(ids, new, call.config.padding)
-        return batch_output(sequences, batches, timings) if call.config.return_dict_in_generate else sequences
+        whole = call.config.return_dict_in_generate
+        return as_given(batch_output(sequences, batches, timings) if whole else sequences, kind)
 
     def cancel(self) -> None:
         """End the running generation, if there is one, before its next pass; from any thread, or a signal handler.
@@ -239,7 +248,8 @@ class LlamaForCausalLM(ScoringMethods):
         *,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
-        generation_config: GenerationConfig | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None,
+        generation_config: Any = None,
         tokenizer: Any = None,
         use_cache: bool = True,
         reuse_prefix: bool = False,
@@ -262,8 +272,8 @@ class LlamaForCausalLM(ScoringMethods):
         """
         arguments = ("prompt", *ARGUMENTS)
         settings = {**settings, "output_logprobs": True}
-        callables = (logits_processor, stopping_criteria)
-        call = self._call("stream", arguments, settings, generation_config, *callables, use_cache, reuse_prefix)
+        callables = (kind_of_result(prompt), logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
+        call = self._call("stream", arguments, settings, generation_config, callables, use_cache, reuse_prefix)
         given = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = prompt_ids(given, self.engine.vocab_size)
         config = call.config
@@ -276,94 +286,28 @@ class LlamaForCausalLM(ScoringMethods):
         _, rows, limits = prepare_prompts(ids, np.ones_like(ids), call.config, self.engine.vocab_size, self.artifact)
         return Stream(self._batch(call, rows, limits, 0), self.engine.engine_lock, self.tokenizer)
 
-    def chat(self, messages: str | Messages, **settings: Any) -> ChatAnswer:
-        """Answer a conversation at once; arguments and errors are those of `stream_chat`.
-
-        To continue the conversation: `messages.append(answer.message)`.
-        """
-        pieces = list(self.stream_chat(messages, **settings))
-        last = pieces[-1]
-        if last.finish_reason is None or last.timings is None:
-            raise RuntimeError("the stream has not ended")
-        return ChatAnswer("".join(piece.text for piece in pieces), last.finish_reason, last.timings)
-
-    def stream_chat(
-        self,
-        messages: str | Messages,
-        *,
-        tools: Sequence[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **settings: Any,
-    ) -> Stream:
-        """Answer a conversation with the artifact's chat template, and yield a Piece per new token.
-
-        If the conversation continues from an earlier answer, only the rest is computed.
-
-        Args:
-            messages: [{"role": "user", "content": "..."}, ...], the whole conversation, oldest first; a string is one
-                message of the user.
-            tools: for the chat template, if it uses them.
-            chat_template_kwargs: further variables of the chat template.
-            settings: those of `generate`, checked at once. Without a limit the answer may fill the context.
-
-        Raises:
-            UserError: the artifact has no chat template, `messages` is no list of messages, the template refuses them,
-                or they leave no room for an answer.
-            TypeError: an unknown keyword.
-        """
-        return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
-
-    def turn(
-        self, messages: str | Messages, tools: Sequence[Any] | None = None, variables: Mapping[str, Any] | None = None
-    ) -> Transcript:
-        """Return the prompt that `stream_chat` makes of these messages, as token ids that the cache may hold in part.
-
-        Args:
-            messages: as in `stream_chat`.
-            tools: for the chat template.
-            variables: further variables of the chat template.
-        """
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        return self.transcripts.begin(self.tokenizer, messages, {"tools": tools, **(variables or {})})
-
-    def stream_turn(self, turn: Transcript, **settings: Any) -> Stream:
-        """Stream the answer to a turn, and record it there.
-
-        Args:
-            turn: what `turn` returned.
-            settings: as in `stream_chat`.
-        """
-        bases = (self.generation_config, settings.get("generation_config"), SimpleNamespace(**settings))
-        if all(getattr(base, name, None) is None for base in bases for name in ("max_new_tokens", "max_length")):
-            settings["max_new_tokens"] = self.engine.context
-        stream = self.stream(turn.ids, **{"reuse_prefix": True, **settings})
-        stream.prefix_ids = ()  # an answer does not continue the text of the messages
-        stream.listeners.append(turn.record)
-        self.transcripts.keep(turn)
-        return stream
-
     def _run(
         self,
         call: GenerateCall,
         ids: np.ndarray,
         rows: list[np.ndarray],
         limits: list[int],
+        kind: Convert,
         streamer: Streamer | None,
         timings: GenerationTimings,
     ) -> list[Batch]:
-        """Run all rows, batch by batch. ids: the prompts [B, n], for the streamer."""
+        """Run all rows, batch by batch. ids: the prompts [B, n], for the streamer, which gets arrays through `kind`."""
         batches = []
         with self.engine.engine_lock.take(call.cancelled):
             try:
                 if streamer is not None:
-                    streamer.put(ids)
+                    streamer.put(kind(ids))
                 for first in range(0, len(rows), self.engine.batch):
                     batch = self._batch(call, rows, limits, first)
                     batches.append(batch)
                     for picked in batch.decode(timings):
                         if streamer is not None:
-                            streamer.put(np.where(np.array(picked) < 0, call.config.padding or 0, picked))
+                            streamer.put(kind(np.where(np.array(picked) < 0, call.config.padding or 0, picked)))
             finally:
                 if streamer is not None:
                     streamer.end()
@@ -374,23 +318,24 @@ class LlamaForCausalLM(ScoringMethods):
         caller: str,
         arguments: Sequence[str],
         settings: dict[str, Any],
-        base: GenerationConfig | None,
-        logits_processor: Any,
-        stopping_criteria: Any,
+        base: Any,
+        callables: tuple[Convert, Any, Any, Any],
         use_cache: bool,
         reuse_prefix: bool,
     ) -> GenerateCall:
-        processors = as_callables("logits_processor", logits_processor)
-        criteria = as_callables("stopping_criteria", stopping_criteria)
-        if base is None:
-            base = self.generation_config
-        elif not isinstance(base, GenerationConfig):
-            raise UserError(f"generation_config is a {type(base).__name__}; needed: an edgellama.GenerationConfig")
+        """Check the settings. callables: kind_of_result, logits_processor, stopping_criteria, prefix_allowed_..."""
+        kind, processor, criterion, allowed = callables
+        processors = as_callables("logits_processor", processor, kind)
+        criteria = as_callables("stopping_criteria", criterion, kind)
+        base = self.generation_config if base is None else GenerationConfig.of(base)
         config = base.completed(self.generation_config).updated(settings, arguments, caller)
+        if config.max_time is not None:
+            criteria.append(time_limit(config.max_time))
         if not use_cache:
             raise UserError("use_cache=False: the exported graphs always use the cache. Leave it out")
-        seed = secrets.randbits(64) if config.seed is None else config.seed
-        return GenerateCall(config, processors, criteria, seed, bool(reuse_prefix))
+        seed = next_seed() if config.seed is None else config.seed
+        prefix_allowed = None if allowed is None else lambda prompt, ids: allowed(prompt, kind(ids))
+        return GenerateCall(config, processors, criteria, seed, bool(reuse_prefix), prefix_allowed)
 
     def _batch(self, call: GenerateCall, rows: list[np.ndarray], limits: list[int], first: int) -> Batch:
         """The batch that begins with row `first`: as many rows as the engine has."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .conversation.methods import Messages
 from .errors import UserError
 from .generation.config import FIELDS
 from .generation.output import GenerateOutput
 from .hf_keywords import check_placement
-from .model import ARGUMENTS, LlamaForCausalLM, Messages
+from .model import ARGUMENTS, LlamaForCausalLM
 from .text.tokenizer import Tokenizer
 
 TASK = "text-generation"

@@ -290,6 +290,17 @@ class Engine:
         self.prefixes.reorder(source, tokens)
         self.timings.cache += time.perf_counter() - began
 
+    def close(self) -> None:
+        """Free graphs, weights and cache when the running generation has ended; later generations raise UserError."""
+        if not self.engine_lock.closed:
+            with self.engine_lock.take():
+                self.engine_lock.closed = True
+                self._ready.clear()
+                self._weights = self._head = None
+                self.cache = KVCache()
+                self.prefixes = PrefixCache(self.cache, self.batch, self.context)
+                self.adapters = Adapters(self.manifest, self.cache, self.prefixes, self.engine_lock)
+
     def _run_chunk(
         self, bucket: int, tokens: np.ndarray, starts: list[int], lengths: list[int], offset: int, count: int
     ) -> np.ndarray:

@@ -54,6 +54,9 @@ class EngineLock:
 
     A generation holds it from its first token to its last, a server as long as requests are running. Others wait in a
     queue, first come, first served.
+
+    Attributes:
+        closed: the engine is closed, so nobody gets the lock any more. Its holder sets it.
     """
 
     def __init__(self) -> None:
@@ -65,6 +68,7 @@ class EngineLock:
         self._cancelled: Cancellation | None = None
         self._loaded_in = os.getpid()
         self._forked = False
+        self.closed = False
         tell_when_forked(self)
 
     def forked(self) -> None:
@@ -94,9 +98,10 @@ class EngineLock:
             UserError: this thread has begun the stream that holds the lock, so it might wait for itself. In the main
                 thread the error comes at once. Another thread may have begun a stream that others finish, as web
                 frameworks do, so there the error comes only after PATIENCE. Or this process is a forked child of the
-                one that loaded the model.
+                one that loaded the model. Or the model is closed.
         """
         self.check_process()
+        self._check_open()
         me = threading.get_ident()
         patience = -1.0  # for ever
         if self._thread == me:
@@ -105,6 +110,7 @@ class EngineLock:
         place.acquire()
         try:
             self._wait(place, cancelled or Cancellation(), patience)
+            self._check_open()
             self._thread, self._cancelled = me, cancelled
             yield
         finally:
@@ -115,6 +121,10 @@ class EngineLock:
         cancelled = self._cancelled
         if cancelled is not None:
             cancelled.set()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UserError("the model is closed. Load it again with from_pretrained()")
 
     def _wait(self, place: threading.Lock, cancelled: Cancellation, patience: float) -> None:
         with self._changing:

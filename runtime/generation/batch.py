@@ -16,6 +16,7 @@ from .decode import GenerationTimings, decode
 from .output import GenerateOutput, join_steps
 from .sequences import Sequences
 from .speculative import Pace, PromptLookup, decode_guessing
+from .step_processors import PrefixAllowed
 from .stopping import StoppingCriterion, stops
 from .token_selector import LogitsProcessor, TokenSelector
 
@@ -24,6 +25,7 @@ from .token_selector import LogitsProcessor, TokenSelector
 class GenerateCall:
     """The settings and callables of one call, and the means to cancel it.
 
+    prefix_allowed: the caller's prefix_allowed_tokens_fn.
     adapters: the number of each prompt's adapter; empty: none has one.
     """
 
@@ -32,8 +34,13 @@ class GenerateCall:
     stopping_criteria: list[StoppingCriterion]
     seed: int
     reuse_prefix: bool
+    prefix_allowed: Callable[[int, np.ndarray], Sequence[int]] | None = None
     adapters: Sequence[int] = ()
     cancelled: Cancellation = field(default_factory=Cancellation)
+
+    def allowed(self, prompts: Sequence[int]) -> PrefixAllowed | None:
+        """Return the processor of prefix_allowed_tokens_fn for rows of these prompts; None without one."""
+        return None if self.prefix_allowed is None else PrefixAllowed(self.prefix_allowed, prompts)
 
 
 LONGEST_NGRAM = 4  # of prompt lookup, if the settings do not say
@@ -85,7 +92,9 @@ class Batch:
             _ = engine.head  # raises UserError for a target that cannot check guesses
         self.sequences = Sequences(rows, limits)
         generators = [np.random.default_rng([call.seed, first + index]) for index in range(len(rows))]
-        self.selector = TokenSelector(call.config, engine.vocab_size, generators, call.logits_processors)
+        self.selector = TokenSelector(
+            call.config, engine.vocab_size, generators, call.logits_processors, call.allowed(prompts)
+        )
         self.stops = stops(call.config, tokenizer, len(rows), self.selector.scores, call.stopping_criteria)
 
     def decode(self, timings: GenerationTimings) -> Iterator[list[int]]:

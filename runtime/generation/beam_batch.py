@@ -47,8 +47,9 @@ class BeamBatch:
         self.engine, self.call, self.prompts = engine, call, prompts
         self.adapters = list(call.adapters[first : first + len(prompts)]) or [0] * len(prompts)
         self.tokenizer = tokenizer() if config.stop_strings else None
-        self.selector = TokenSelector(config, engine.vocab_size, (), call.logits_processors)
         beams = range(config.num_beams)
+        allowed = call.allowed([first + index for index in range(len(prompts)) for _ in beams])
+        self.selector = TokenSelector(config, engine.vocab_size, (), call.logits_processors, allowed)
         self.sequences = Sequences([p for p in prompts for _ in beams], [limit for limit in limits for _ in beams])
         self.searches = [
             BeamSearch(

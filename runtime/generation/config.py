@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
+from ..errors import UserError
+from .settings import checks
+from .settings.checks import Check
+from .settings.others import known_settings
 
-from ..errors import UserError, shown
-
-SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff", "seed")
 MAX_LENGTH_PENALTY = 7.0  # 100,000 tokens to this power still fit float32
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class GenerationConfig:
     """The settings of a generate() call; keyword arguments only.
 
-    Passed to generate(), it overrides the artifact's settings only where it was given a value (`given`).
+    Passed to generate(), it overrides the artifact's settings only where it was given a value (`given`). A setting can
+    be assigned; it is checked then, and counts from the next call on.
 
     Length and end:
 
@@ -32,14 +31,20 @@ class GenerationConfig:
         max_new_tokens: most new tokens; takes precedence over max_length. 20 if neither is given.
         max_length: most tokens, prompt included.
         min_new_tokens: no eos before this many new tokens.
+        min_length: no eos before this many tokens, prompt and padding included.
+        max_time: end every row after this many seconds; a pass that runs is finished first.
         eos_token_id: any of these ids ends its row.
         pad_token_id: fills rows that have ended; None takes the first eos id.
         stop_strings: a row ends when its new text contains one of them.
+        forced_eos_token_id: the last token of a row that reaches its limit is one of these ids.
+        exponential_decay_length_penalty: (n, factor): after n new tokens, eos ids gain |score| * (factor ** k - 1) in
+            the k-th token that follows.
 
     Sampling:
 
     - do_sample: draw each token instead of taking the likeliest.
-    - temperature, top_k (0 turns it off), top_p, min_p, typical_p: shape the distribution, in this order.
+    - temperature, top_h, top_k (0 turns it off), top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: shape the
+      distribution, in this order.
     - seed: the same seed, prompt and settings give the same tokens, for each row by itself. The random numbers are
       numpy's, so they differ from torch's.
     - num_return_sequences: answers per prompt.
@@ -66,6 +71,10 @@ class GenerationConfig:
         sequence_bias: {(id, ...): bias}; the bias is added to the last id's score after the other ids.
         repetition_penalty, no_repeat_ngram_size: as in transformers.
         bad_words_ids: sequences of ids that must not be generated.
+        suppress_tokens, begin_suppress_tokens: ids that must not be generated, or not as the first new token.
+        encoder_repetition_penalty, encoder_no_repeat_ngram_size: as in transformers; the prompt is the encoder's input.
+        remove_invalid_values: replace NaN by 0, and infinities by the largest finite numbers.
+        renormalize_logits: turn the scores into log-probabilities, at the end.
 
     Output:
 
@@ -79,6 +88,8 @@ class GenerationConfig:
     max_new_tokens: int | None = None
     max_length: int | None = None
     min_new_tokens: int = 0
+    min_length: int = 0
+    max_time: float | None = None
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
     do_sample: bool = False
@@ -87,6 +98,9 @@ class GenerationConfig:
     top_p: float = 1.0
     min_p: float | None = None
     typical_p: float = 1.0
+    top_h: float | None = None
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     seed: int | None = None
     num_return_sequences: int = 1
     num_beams: int = 1
@@ -98,7 +112,15 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     stop_strings: tuple[str, ...] = ()
+    forced_eos_token_id: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
@@ -107,7 +129,7 @@ class GenerationConfig:
     given: frozenset[str] = field(init=False, repr=False, compare=False)  # names of the values that were given
 
     def __init__(self, **settings: Any) -> None:
-        _check_names("GenerationConfig", settings)
+        settings = known_settings("GenerationConfig", settings, FIELDS)
         values = {**DEFAULTS, **settings}
         for name, check in CHECKS.items():
             values[name] = check(name, values[name])
@@ -115,7 +137,36 @@ class GenerationConfig:
         values["temperature"] = check("temperature", values["temperature"])
         values["given"] = frozenset(name for name, value in settings.items() if value is not None)
         for name, value in values.items():
-            object.__setattr__(self, name, value)  # the dataclass is frozen
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign one setting, which is checked; None means not given."""
+        if known_settings("GenerationConfig", {name: value}, FIELDS):
+            kept = {given: getattr(self, given) for given in self.given if given != name}
+            for changed, its in vars(GenerationConfig(**kept, **{name: value})).items():
+                object.__setattr__(self, changed, its)
+
+    @classmethod
+    def of(cls, config: Any) -> GenerationConfig:
+        """Return settings from this class, from transformers' GenerationConfig, or from a dictionary.
+
+        Raises:
+            UserError: it is anything else, a value is out of range, or it has a setting that does not work here; the
+                message names what to use.
+        """
+        if isinstance(config, cls):
+            return config
+        read = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+        values = dict(config) if isinstance(config, Mapping) else read() if callable(read) else None
+        if values is None:
+            found = type(config).__name__
+            raise UserError(f"generation_config is a {found}; needed: a GenerationConfig of edgellama or transformers")
+        notes = ("_from_model_config", "transformers_version")
+        return cls(**{name: value for name, value in values.items() if value is not None and name not in notes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that were given a value."""
+        return {name: getattr(self, name) for name in sorted(self.given)}
 
     def updated(self, given: Mapping[str, Any], arguments: Sequence[str], caller: str) -> GenerationConfig:
         """Return these settings with those of a call in place.
@@ -129,7 +180,7 @@ class GenerationConfig:
             UserError: a value is out of range, or settings exclude each other.
             TypeError: an unknown name; the message gives the nearest setting or argument.
         """
-        _check_names(f"{caller}()", given, arguments)
+        given = known_settings(f"{caller}()", given, FIELDS, arguments)
         changes = {name: value for name, value in given.items() if value is not None}
         if "max_new_tokens" in changes and "max_length" in changes:
             warnings.warn("both max_new_tokens and max_length given: max_new_tokens counts", stacklevel=4)
@@ -172,134 +223,51 @@ class GenerationConfig:
         return self.eos_token_id[0] if self.eos_token_id else None
 
 
-LARGEST = (1 << 63) - 1  # of a whole number: native code takes int64
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationConfig) if f.init}
 FIELDS = set(DEFAULTS)
 
-Check = Callable[[str, Any], Any]  # name, value -> the value in its normal form; raises UserError
-
-
-def _check_names(caller: str, given: Iterable[str], arguments: Sequence[str] = ()) -> None:
-    for name in given:
-        if name not in FIELDS:
-            nearest = difflib.get_close_matches(name, [*arguments, *sorted(FIELDS)], n=1, cutoff=0.0)[0]
-            raise TypeError(f"{caller} has no keyword {name!r}; the nearest is {nearest!r}")
-
-
-def _whole(least: int) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= LARGEST:
-            raise UserError(f"{name} is {shown(value)}; needed: a whole number, at least {least}")
-        return int(value)
-
-    return check
-
-
-def _number(needed: str, fits: Callable[[float], bool]) -> Check:
-    def check(name: str, value: Any) -> float:
-        number = math.nan
-        if isinstance(value, Real) and not isinstance(value, bool):
-            with suppress(OverflowError):  # an integer that no float can hold
-                number = float(value)
-        if not math.isfinite(number) or not fits(number):
-            raise UserError(f"{name} is {shown(value)}; needed: {needed}")
-        return number
-
-    return check
-
-
-def _or_none(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise UserError(f"{name} is {shown(value)}; needed: True or False")
-    return bool(value)
-
-
-def _early_stopping(name: str, value: Any) -> bool | str:
-    if not isinstance(value, bool) and value != "never":
-        raise UserError(f'{name} is {shown(value)}; needed: True, False or "never"')
-    return value
-
-
-def _ids(name: str, value: Any) -> tuple[int, ...]:
-    """One id, or a list of them."""
-    try:
-        ids = np.atleast_1d(np.asarray(value, np.int64 if np.size(value) == 0 else None))
-    except ValueError:  # lists of different lengths
-        ids = np.empty((0, 0))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.size and ids.max() > LARGEST):
-        raise UserError(f"{name} is {shown(value)}; needed: a token id or a list of them")
-    return tuple(int(i) for i in ids)
-
-
-def _id_sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    """[[id, ...], ...] as tuples."""
-    try:
-        rows = [list(row) for row in value]
-    except TypeError:
-        rows = [[]]
-    ids = [i for row in rows for i in row]
-    whole = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= int(i) <= LARGEST for i in ids)
-    if not all(rows) or not whole:
-        raise UserError(f"{name} is {shown(value)}; needed: a list of lists of token ids, none of them empty")
-    return tuple(tuple(int(i) for i in row) for row in rows)
-
-
-def _biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """{(id, ...): bias}, or [[[id, ...], bias], ...]."""
-    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
-    try:
-        ids, values = zip(*pairs, strict=True) if value else ((), ())
-        numbers = [float(number) for number in values]
-        if any(math.isnan(number) for number in numbers):
-            raise ValueError("not a number")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{name} is {shown(value)}; needed: {{(id, ...): bias}} or a list of [[id, ...], bias]"
-        ) from error
-    return tuple(zip(_id_sequences(name, ids), numbers, strict=True))
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    """One string, or a list of them."""
-    strings = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
-    if not all(isinstance(string, str) and string for string in strings):
-        raise UserError(f"{name} is {shown(value)}; needed: a string or a list of them, none empty")
-    return strings
-
-
-SAMPLED_TEMPERATURE = _number("a number above 0 (do_sample=False takes the likeliest)", lambda x: x > 0)
-UNUSED_TEMPERATURE = _number("a number, at least 0", lambda x: x >= 0)  # without sampling, 0 is another way to say so
+SAMPLED_TEMPERATURE = checks.number("a number above 0 (do_sample=False takes the likeliest)", lambda x: x > 0)
+UNUSED_TEMPERATURE = checks.number("a number, at least 0", lambda x: x >= 0)  # 0 is another way to turn sampling off
 CHECKS: Mapping[str, Check] = {  # temperature is checked by do_sample
-    "max_new_tokens": _or_none(_whole(1)),
-    "max_length": _or_none(_whole(1)),
-    "min_new_tokens": _whole(0),
-    "eos_token_id": _ids,
-    "pad_token_id": _or_none(_whole(-1)),
-    "do_sample": _flag,
-    "top_k": _whole(0),
-    "top_p": _number("a number above 0, at most 1", lambda x: 0 < x <= 1),
-    "min_p": _or_none(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
-    "typical_p": _number("a number above 0, at most 1", lambda x: 0 < x <= 1),
-    "seed": _or_none(_whole(0)),
-    "num_return_sequences": _whole(1),
-    "num_beams": _whole(1),
-    "length_penalty": _number(
+    "max_new_tokens": checks.or_none(checks.whole(1)),
+    "max_length": checks.or_none(checks.whole(1)),
+    "min_new_tokens": checks.whole(0),
+    "min_length": checks.whole(0),
+    "max_time": checks.or_none(checks.number("a number above 0", lambda x: x > 0)),
+    "eos_token_id": checks.id_list,
+    "pad_token_id": checks.or_none(checks.whole(-1)),
+    "do_sample": checks.flag,
+    "top_k": checks.whole(0),
+    "top_p": checks.number("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "min_p": checks.or_none(checks.number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
+    "typical_p": checks.number("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "top_h": checks.or_none(checks.number("a number above 0, at most 1", lambda x: 0 < x <= 1)),
+    "epsilon_cutoff": checks.number("a number from 0, below 1", lambda x: 0 <= x < 1),
+    "eta_cutoff": checks.number("a number from 0, below 1", lambda x: 0 <= x < 1),
+    "seed": checks.or_none(checks.whole(0)),
+    "num_return_sequences": checks.whole(1),
+    "num_beams": checks.whole(1),
+    "length_penalty": checks.number(
         f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}", lambda x: abs(x) <= MAX_LENGTH_PENALTY
     ),
-    "early_stopping": _early_stopping,
-    "prompt_lookup_num_tokens": _or_none(_whole(1)),
-    "max_matching_ngram_size": _or_none(_whole(1)),
-    "sequence_bias": _biases,
-    "repetition_penalty": _number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30),
-    "no_repeat_ngram_size": _whole(0),
-    "bad_words_ids": _id_sequences,
-    "stop_strings": _strings,
+    "early_stopping": checks.early_stopping,
+    "prompt_lookup_num_tokens": checks.or_none(checks.whole(1)),
+    "max_matching_ngram_size": checks.or_none(checks.whole(1)),
+    "sequence_bias": checks.biases,
+    "repetition_penalty": checks.number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30),
+    "no_repeat_ngram_size": checks.whole(0),
+    "bad_words_ids": checks.id_sequences,
+    "suppress_tokens": checks.id_list,
+    "begin_suppress_tokens": checks.id_list,
+    "encoder_repetition_penalty": checks.number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30),
+    "encoder_no_repeat_ngram_size": checks.whole(0),
+    "remove_invalid_values": checks.flag,
+    "renormalize_logits": checks.flag,
+    "stop_strings": checks.strings,
+    "forced_eos_token_id": checks.id_list,
+    "exponential_decay_length_penalty": checks.or_none(checks.decay),
     **dict.fromkeys(
         ("return_dict_in_generate", "output_scores", "output_logits", "output_logprobs"),
-        _flag,
+        checks.flag,
     ),
 }

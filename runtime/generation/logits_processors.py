@@ -26,7 +26,7 @@ Processor = Callable[[TokenRows, np.ndarray], np.ndarray]
 def processors(config: GenerationConfig, vocab_size: int) -> list[Processor]:
     """Return the processors of these settings, in transformers' order.
 
-    min_new_tokens is not among them: it comes last, and `without_eos` applies it.
+    min_new_tokens is not among them: it comes after them, and `without_eos` applies it.
 
     Raises:
         UserError: a setting names an id outside the vocabulary.

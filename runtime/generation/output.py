@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from .decode import GenerationTimings
+from .tensors import Convert
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class ChatAnswer:
 class GenerateOutput:
     """What generate() returns with return_dict_in_generate. Arrays hold zeros for rows that had ended.
 
+    The arrays are torch tensors if the prompt was one.
+
     Attributes:
         sequences: int64 [B, n + new], prompts first.
         finish_reasons: why each row ended, as in Piece.
@@ -86,6 +89,20 @@ class GenerateOutput:
         if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
+
+
+def as_given(result: np.ndarray | GenerateOutput, convert: Convert) -> Any:
+    """Return a result of generate() with its arrays as what the prompt is."""
+    if isinstance(result, np.ndarray):
+        return convert(result)
+    changes: dict[str, Any] = {}
+    for name in ("sequences", "logprobs", "sequences_scores", "beam_indices"):
+        array = getattr(result, name)
+        changes[name] = None if array is None else convert(array)
+    for name in ("scores", "logits"):
+        steps = getattr(result, name)
+        changes[name] = None if steps is None else tuple(map(convert, steps))
+    return replace(result, **changes)
 
 
 class Streamer(Protocol):

@@ -1,7 +1,8 @@
 """The sampler: takes the likeliest token, or draws one under temperature, top_k, top_p, min_p and typical_p.
 
-The meaning and the order are those of transformers' logits warpers. Two cases that transformers leaves open are fixed:
-of equal scores at the limit of top_p the later ids stay, and the likeliest token is the first of the highest scores.
+Settings that are seldom used are in warpers.py. The meaning and the order are those of transformers' logits warpers.
+Two cases that transformers leaves open are fixed: of equal scores at the limit of top_p the later ids stay, and the
+likeliest token is the first of the highest scores.
 kernels/cpu/sampling/sampling.cpp does the work, on the host, on every target.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from ..backend.cpu_kernels import kernel_library
 from ..errors import UserError
 from .config import GenerationConfig
+from .warpers import apply_cutoffs, apply_top_h
 
 NOT_NUMBERS, NOTHING_LEFT = -1, -2  # sampling.cpp returns these instead of a token
 FLOAT32 = np.dtype(np.float32)
@@ -53,6 +55,9 @@ class Sampler:
         from edgellama.kernels.cpu.library import ISAS  # imported late, so that `import runtime` stays light
 
         config = config or GenerationConfig(top_k=0)
+        self._rare = config if config.top_h is not None or config.epsilon_cutoff or config.eta_cutoff else None
+        self._keep = keep
+        self._unchanged = Sampler(isa=isa) if self._rare is not None else self
         settings = _Settings(
             isa=-1 if isa is None else ISAS.index(isa),
             top_k=min(config.top_k, 2**31 - 1),
@@ -82,14 +87,20 @@ class Sampler:
             UserError: every score is -inf.
             NotNumbersError: a score is not a number.
         """
+        if self._rare is not None:
+            return self._unchanged.draw(self.warp(scores.reshape(-1, scores.shape[-1])[row]), 0, uniform)
         token = self._draw(self._settings_pointer, float_pointer(scores), row, scores.shape[-1], uniform)
         return token if token >= 0 else _refuse(token)
 
     def warp(self, scores: np.ndarray) -> np.ndarray:
         """Return scores [V] as transformers' warpers do: divided by the temperature, -inf for excluded tokens."""
+        rare = self._rare
+        if rare is not None and rare.top_h is not None:
+            _refuse(0 if np.isfinite(scores.max()) else NOTHING_LEFT if scores.max() == -np.inf else NOT_NUMBERS)
+            scores = apply_top_h(scores, rare.temperature, rare.top_h)
         out = np.empty(scores.size, np.float32)
         _refuse(self._warp(self._settings_pointer, float_pointer(scores), scores.size, float_pointer(out)))
-        return out
+        return out if rare is None else apply_cutoffs(out, rare.epsilon_cutoff, rare.eta_cutoff, self._keep)
 
     def logsumexp(self, scores: np.ndarray, row: int = 0) -> float:
         """Return log(sum(exp(score / temperature))) of `row`; a score minus this is its log-probability."""

@@ -82,6 +82,29 @@ def score(engine: Engine, pairs: Sequence[tuple[np.ndarray, np.ndarray]], adapte
     return [scores[index] for index in range(len(pairs))]
 
 
+def every_logit(engine: Engine, rows: Sequence[np.ndarray], adapters: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the logits float32 [n, V] of every position of each row. The caller holds the engine's lock.
+
+    Args:
+        engine: runs the passes; it has a `head`.
+        rows: token ids [n] of each, n at least 1.
+        adapters: the number of each row's adapter; 0: none.
+
+    Raises:
+        UserError: a row does not fit the context, or the target cannot do this; nothing has run.
+    """
+    head = engine.head
+    for row in rows:
+        _check_length(engine, len(row))
+    for first in range(0, len(rows), engine.batch):
+        given = list(rows[first : first + engine.batch])
+        places = engine.prefixes.place(given, False, list(adapters[first : first + engine.batch])).rows.tolist()
+        hidden = _run(engine, given, places, [0] * len(given))
+        for ids, place in zip(given, places, strict=True):
+            states = hidden[place, : len(ids)]
+            yield np.concatenate([head.logits(states[block]) for block in _blocks(len(ids), head.vocab_size)])
+
+
 def embed(engine: Engine, texts: Sequence[np.ndarray], pooling: str, normalize: bool, adapter: int = 0) -> np.ndarray:
     """Return embeddings float32 [texts, hidden_size]. The caller holds the engine's lock.
 

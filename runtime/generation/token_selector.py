@@ -12,6 +12,8 @@ from .config import GenerationConfig
 from .logits_processors import processors, without_eos
 from .sampler import Sampler
 from .sequences import Sequences
+from .step_processors import StepProcessor, step_processors
+from .warpers import log_softmax
 
 # A caller's processor, as Hugging Face calls its own but with numpy arrays: input_ids [rows, n], scores [rows, V].
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], Any]  # -> scores [rows, V]
@@ -36,6 +38,7 @@ class TokenSelector:
         vocab_size: int,
         generators: Sequence[np.random.Generator],
         custom: Sequence[LogitsProcessor] = (),
+        allowed: StepProcessor | None = None,
     ) -> None:
         """Prepare the processors and the sampler.
 
@@ -44,6 +47,7 @@ class TokenSelector:
             vocab_size: width of the logits.
             generators: one per row; a row draws from its own only.
             custom: the caller's processors, which run after the built-in ones.
+            allowed: of the caller's prefix_allowed_tokens_fn.
 
         Raises:
             UserError: a setting names an id outside the vocabulary.
@@ -52,6 +56,7 @@ class TokenSelector:
         self.custom = custom
         self.generators = generators
         self.processors = processors(config, vocab_size)
+        self.step_processors = step_processors(config, vocab_size, allowed)
         keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_token_id))  # some beam must be able to go on
         self.sampler = Sampler(config if config.do_sample else None, keep)
         self.plain = Sampler()
@@ -87,7 +92,7 @@ class TokenSelector:
         if config.output_scores:
             kept = np.zeros_like(logits)
             for row, place in zip(rows, places, strict=True):
-                kept[row] = self.sampler.warp(scores[place])
+                kept[row] = self._warped(scores[place])
             self.scores.append(kept)
         if config.output_logprobs:
             logprobs = np.zeros(len(sequences), np.float32)
@@ -112,7 +117,7 @@ class TokenSelector:
         normalisers = [self.plain.logsumexp(logits, row) for row in range(len(logits))]
         logprobs = logits - np.array(normalisers, np.float32)[:, None]
         scores = self.processed(sequences, logprobs, list(range(len(logits))))
-        scores = np.stack([self.sampler.warp(row) for row in scores])
+        scores = np.stack([self._warped(row) for row in scores])
         if self.config.output_logits:
             self.logits.append(logits.copy())
         if self.config.output_scores:
@@ -127,6 +132,8 @@ class TokenSelector:
             scores = processor(ids, scores)
         if self._below_min_new_tokens(sequences):
             scores = without_eos(scores, self.config.eos_token_id)
+        for step_processor in self.step_processors:
+            scores = step_processor(sequences, rows, scores)
         if self.custom:
             whole = np.zeros_like(logits)
             whole[rows] = scores
@@ -138,9 +145,15 @@ class TokenSelector:
             scores[:] = whole[rows]
         return scores
 
+    def _warped(self, scores: np.ndarray) -> np.ndarray:
+        """Return scores [V] after the sampling settings and renormalize_logits."""
+        warped = self.sampler.warp(scores)
+        return log_softmax(warped) if self.config.renormalize_logits else warped
+
     def _changes_scores(self, sequences: Sequences) -> bool:
         """Whether anything besides the sampler changes this step's scores."""
-        return bool(self.processors or self.custom or self._below_min_new_tokens(sequences))
+        several = self.processors or self.step_processors or self.custom
+        return bool(several or self._below_min_new_tokens(sequences))
 
     def _below_min_new_tokens(self, sequences: Sequences) -> bool:
         return sequences.steps < self.config.min_new_tokens and bool(self.config.eos_token_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -221,6 +222,48 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of `render_chat`; the template itself writes bos and similar tokens."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Return the text of each row of token ids; arguments and errors are those of `decode`."""
+        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        **variables: Any,
+    ) -> Any:
+        """Return a conversation as the chat template writes it; names and defaults are those of transformers.
+
+        Args:
+            conversation: [{"role": ..., "content": ...}, ...].
+            tools: for the template.
+            add_generation_prompt: end with the beginning of the assistant's answer.
+            tokenize: return token ids; False returns the text.
+            return_tensors: None for ids [n] in a list, "np" for an array [1, n], "pt" for a torch tensor [1, n].
+            return_dict: return {"input_ids": ids, "attention_mask": ones}; False returns the ids.
+            variables: further variables of the template.
+
+        Raises:
+            UserError: as `render_chat`, or return_tensors is another value.
+        """
+        variables = {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+        if not tokenize:
+            return self.render_chat(conversation, **variables)
+        found: Any = self.encode_chat(conversation, **variables)
+        found = {"input_ids": found, "attention_mask": [1] * len(found)}
+        if return_tensors in ("np", "pt"):
+            library: Any = importlib.import_module("numpy" if return_tensors == "np" else "torch")
+            make = library.array if return_tensors == "np" else library.tensor
+            found = {name: make([ids]) for name, ids in found.items()}
+        elif return_tensors is not None:
+            raise UserError(f"return_tensors is {shown(return_tensors)}; needed: None, 'np' or 'pt'")
+        return found if return_dict else found["input_ids"]
 
     def text_stream(self, *, skip_special_tokens: bool = True, prefix_ids: Sequence[int] = ()) -> TextStream:
         """Return a decoder for one sequence that arrives token by token.

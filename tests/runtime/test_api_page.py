@@ -22,6 +22,7 @@ from edgellama import (
     UserError,
     pipeline,
 )
+from edgellama.conversation.methods import ChatMethods
 from edgellama.conversation.session import Session
 from edgellama.conversation.transcript import Transcript
 from edgellama.generation.config import DEFAULTS
@@ -31,7 +32,8 @@ from edgellama.generation.scoring import Score
 from edgellama.generation.stream import Stream
 from edgellama.grammar import Grammar, GrammarTokenizer, JsonSchema, Regex
 from edgellama.hf_adapters import AdapterMethods
-from edgellama.hf_keywords import PLACEMENT
+from edgellama.hf_keywords import PLACEMENT, set_seed
+from edgellama.hf_model import CausalLMOutput, ModelMethods
 from edgellama.pipelines import OWN, TextGenerationPipeline
 from edgellama.scoring import ScoringMethods
 from edgellama.text.detokenizer import TextStream
@@ -48,6 +50,7 @@ CLASSES: dict[str, type] = {
         *(LlamaForCausalLM, Chat, GenerationConfig, Tokenizer, UserError, TextGenerationPipeline, Session, Stream),
         *(Piece, GenerateOutput, ChatAnswer, GenerationTimings, Transcript, TextStream, Streamer),
         *(Grammar, GrammarTokenizer, JsonSchema, Regex, AdapterMethods, ScoringMethods, Score),
+        *(ChatMethods, ModelMethods, CausalLMOutput),
     )
 }
 METHODS = {
@@ -67,6 +70,9 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "an id or a list of ids": ([1, [1, 2], []], ["a", [0.5]]),
     "a string or a list of strings": (["a", ["a", "b"]], ["", 1]),
     "`True` or `False`": ([True, False], [1, "yes"]),
+    "above 0": ([0.1, 9], [0, -1]),
+    "0, below 1": ([0, 0.5], [1, -0.1]),
+    "`(n, factor)`": ([(5, 1.01), [0, 2]], [(1.5, 1.0), 3, (1, 0)]),
     "above 0; 0 without `do_sample`": ([0, 0.1, 5], [-0.1]),
     "above 0, at most 1": ([0.1, 1], [0, 1.1]),
     "0 to 1": ([0, 1], [-0.1, 1.1]),
@@ -139,14 +145,14 @@ def arguments(of: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 
 def heading(name: str) -> Any:
     """Returns what the section with this heading describes; None for a chapter."""
-    return {**CLASSES, **METHODS, "pipeline": pipeline}.get(name)
+    return {**CLASSES, **METHODS, "pipeline": pipeline, "set_seed": set_seed}.get(name)
 
 
 def test_every_public_name_has_a_section_or_a_row() -> None:
     rows = {span for row in table(PAGE, "name", "what it is") for span in re.findall(r"`(\w+)`", row[0])}
     assert rows == set(edgellama.__all__)
     assert CLASSES.keys() <= SECTIONS.keys()
-    assert {getattr(edgellama, name) for name in edgellama.__all__} <= {*CLASSES.values(), pipeline}
+    assert {getattr(edgellama, name) for name in edgellama.__all__} <= {*CLASSES.values(), pipeline, set_seed}
 
 
 def test_every_link_within_the_page_has_its_heading() -> None:

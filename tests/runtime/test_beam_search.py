@@ -9,7 +9,8 @@ import pytest
 
 from edgellama.engine.kv_cache import KVCache
 from edgellama.errors import UserError
-from edgellama.model import GenerateOutput, LlamaForCausalLM
+from edgellama.generation.output import GenerateOutput
+from edgellama.model import LlamaForCausalLM
 from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, whole_text_logits
 from support.toy_model import PROMPTS, continuation, load, padded

@@ -18,9 +18,9 @@ import pytest
 from edgellama.conversation.chat import Chat
 from edgellama.errors import UserError
 from edgellama.generation.decode import GenerationTimings
-from edgellama.generation.output import Piece
+from edgellama.generation.output import GenerateOutput, Piece
 from edgellama.generation.stream import Stream
-from edgellama.model import GenerateOutput, LlamaForCausalLM
+from edgellama.model import LlamaForCausalLM
 from support.serving import wait_until
 from support.toy_model import continuation, load
 

@@ -202,7 +202,7 @@ def test_lengths_of_the_artifacts_own_generation_config(tmp_path: Path) -> None:
         ({"input_ids": [5], "top_k": 10**30}, r"top_k is 10+; needed: a whole number"),
         ({"input_ids": [5], "repetition_penalty": 10**400}, r"repetition_penalty is 10+.*; needed: a number"),
         ({"input_ids": [5], "stop_strings": 3}, r"stop_strings is 3; needed: a string or a list"),
-        ({"input_ids": [5], "generation_config": {"top_k": 3}}, r"generation_config is a dict; needed"),
+        ({"input_ids": [5], "generation_config": 3}, r"generation_config is a int; needed: a GenerationConfig of"),
         ({"input_ids": [[[5]]]}, r"shape \(1, 1, 1\)"),
         ({"input_ids": [[5, 6], [7]]}, r"rows of 1 to 2 tokens.*padding=True"),
         ({"input_ids": [[5.0]]}, r"type float64"),

@@ -13,8 +13,9 @@ import pytest
 
 from edgellama.errors import UserError
 from edgellama.generation.config import GenerationConfig
+from edgellama.generation.output import GenerateOutput
 from edgellama.generation.stored_settings import artifact_settings
-from edgellama.model import GenerateOutput, LlamaForCausalLM
+from edgellama.model import LlamaForCausalLM
 from support.distributions import chi_square, softmax
 from support.tiny import VOCAB, Weights, artifact, whole_text_logits
 from support.toy_model import PROMPTS, continuation, load, padded

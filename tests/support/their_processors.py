@@ -12,6 +12,8 @@ def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
     made = theirs.LogitsProcessorList()
     if config.temperature != 1.0:
         made.append(theirs.TemperatureLogitsWarper(config.temperature))
+    if config.top_h is not None:
+        made.append(theirs.TopHLogitsWarper(config.top_h))
     if config.top_k:
         made.append(theirs.TopKLogitsWarper(config.top_k))
     if config.top_p < 1.0:
@@ -20,6 +22,10 @@ def their_warpers(config: GenerationConfig) -> theirs.LogitsProcessorList:
         made.append(theirs.MinPLogitsWarper(config.min_p))
     if config.typical_p < 1.0:
         made.append(theirs.TypicalLogitsWarper(config.typical_p))
+    if config.epsilon_cutoff:
+        made.append(theirs.EpsilonLogitsWarper(config.epsilon_cutoff))
+    if config.eta_cutoff:
+        made.append(theirs.EtaLogitsWarper(config.eta_cutoff))
     return made
 
 

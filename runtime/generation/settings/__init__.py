@@ -1,0 +1,1 @@
+"""The checks of settings, and the names of transformers that are no settings here."""
