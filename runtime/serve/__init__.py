@@ -8,7 +8,8 @@ In reading order:
 - answers/: how an answer is read, and its parts
 - responses_api/: /v1/responses
 - responses.py: from events to OpenAI's JSON objects
-- texts/: given texts: /tokenize and /detokenize, and log-probabilities of prompts
+- texts/: given texts: /tokenize and /detokenize, log-probabilities of prompts, and embeddings
+- bodies.py: request bodies, read and validated
 - event_stream.py: events from the engine's thread to the responses
 - app.py: routes, access and errors
 - openapi.py: the description at /openapi.json

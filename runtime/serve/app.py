@@ -1,4 +1,4 @@
-"""HTTP with Starlette: routes, access checks, request bodies and errors, in OpenAI's formats."""
+"""HTTP with Starlette: routes, access checks and errors, in OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
-from typing import TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,11 +21,14 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..errors import UserError, shown
+from ..generation.scoring import POOLINGS
 from ..model import LlamaForCausalLM
 from .access import cross_origin, host_name
 from .answers.form import can_call_tools
-from .errors import ApiError, from_validation, shortened
+from .bodies import MAX_BODY, BodyReader, Validated
+from .errors import ApiError, shortened
 from .event_stream import ActiveRequest, DisconnectedError, EventStreamResponse, Item, Outbox
+from .fields.embeddings import EmbeddingsRequest
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
 from .metrics import Metrics
 from .openapi import Described, description
@@ -38,18 +39,15 @@ from .responses_api.request import ResponsesRequest
 from .responses_api.writer import ResponseObjectWriter
 from .scheduler import QueueFullError, Scheduler, SchedulerClosedError
 from .sequence import SequenceEvent, ServedSequence
+from .texts.embeddings import Embedder
 from .texts.tokenization import detokenize, tokenize
 
 SLOW_THREADS = 4  # that prepare requests with chat templates and grammars
-MAX_BODY = 8 << 20  # bytes: several times the text that a context of 128k tokens holds
-LARGE_BODY = 1 << 16  # bytes: larger ones share BODIES, and are validated one at a time
-BODIES = 8  # bodies of the largest size that may be in memory at once
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 Endpoint = Callable[[Request], Awaitable[Response]]
-Validated = TypeVar("Validated", bound="GenerationRequest | ResponsesRequest | TokenizeRequest | DetokenizeRequest")
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +61,7 @@ class Service:
         name: the model's name
         names: accepted in requests: `name`, the aliases, and the names of the model's LoRA adapters
         metrics: what /metrics shows
+        bodies: reads requests
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class Service:
         tool_parser: str | None = None,
         aliases: Sequence[str] = (),
         origins: Sequence[str] = (),
+        pooling: str = POOLINGS[0],
     ) -> None:
         """Args:
         model: a loaded model; the service runs its engine, and offers the adapters that it has loaded as models
@@ -89,6 +89,7 @@ class Service:
         tool_parser: name of the syntax of tool calls; None takes that of the chat template
         aliases: further names of the model
         origins: of web pages that may read answers, such as https://chat.example; "*" permits all
+        pooling: of embeddings whose request names none; one of POOLINGS
         """
         self.model = model
         has_tokenizer = model.artifact.file("tokenizer.json").is_file()
@@ -113,16 +114,17 @@ class Service:
                 self.names,
                 self._preprocessor.limits,
                 model.engine.vocab_size,
+                int(model.artifact.manifest.config.get("hidden_size", 0)),
                 takes_empty_text=has_tokenizer and bool(model.tokenizer.encode("")),
                 has_key=api_key is not None,
                 has_tools=has_tokenizer and can_call_tools(model.tokenizer, tool_parser),
             )
         )
         self._logged_hints: set[str] = set()
-        self._body_bytes = 0  # of large bodies that are being read or validated
+        self.bodies = BodyReader(self._preprocessor.limits, self._check_name, max_body)
+        self._embedder = Embedder(model, self.scheduler, self.outbox, pooling)
         self._api_key = api_key
         self._hosts = hosts
-        self._max_body = max_body
         chat = partial(self._complete, ChatRequest)
         completion = partial(self._complete, CompletionRequest)
         response = partial(self._complete, ResponsesRequest)
@@ -140,6 +142,7 @@ class Service:
                 Route("/tokenize", self._guarded("/tokenize", tokens), methods=["POST"]),
                 Route("/detokenize", self._guarded("/detokenize", text), methods=["POST"]),
                 Route("/v1/completions", self._guarded("/v1/completions", completion), methods=["POST"]),
+                Route("/v1/embeddings", self._guarded("/v1/embeddings", self._embed), methods=["POST"]),
                 Route("/v1/responses", self._guarded("/v1/responses", response), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded("/v1/chat/completions", chat), methods=["POST"]),
             ],
@@ -153,7 +156,6 @@ class Service:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.outbox.loop = asyncio.get_running_loop()
         self._slow_threads = CapacityLimiter(SLOW_THREADS)
-        self._large_bodies = CapacityLimiter(1)  # validated, a body takes many times its size
         self.scheduler.start()
         try:
             yield
@@ -175,6 +177,12 @@ class Service:
                 response = await endpoint(request)
             except ApiError as error:
                 response = JSONResponse(error.body, error.status, error.headers)
+            except QueueFullError:
+                full = ApiError(429, "every row is taken and the queue is full. Try again")
+                response = JSONResponse(full.body, 429, {"retry-after": "1"})
+            except SchedulerClosedError:
+                closing = ApiError(503, "the server is shutting down. Try again later")
+                response = JSONResponse(closing.body, 503, {"retry-after": "10"})
             except UserError as error:
                 response = JSONResponse(ApiError(400, str(error)).body, 400)
             except (ClientDisconnect, DisconnectedError):
@@ -257,32 +265,30 @@ class Service:
         self, kind: type[Validated], work: Callable[[LlamaForCausalLM, Validated], object], http_request: Request
     ) -> Response:
         """Answer /tokenize or /detokenize: `work` takes the model and the request."""
-        request = await self._request(kind, http_request)
+        request = await self.bodies.request(kind, http_request)
         return Response(
             to_json(await to_thread.run_sync(work, self.model, request, limiter=self._slow_threads)),
             media_type="application/json",
         )
 
+    async def _embed(self, http_request: Request) -> Response:
+        request = await self.bodies.request(EmbeddingsRequest, http_request)
+        answer = await self._embedder.answer(request, http_request.receive, self._slow_threads)
+        return Response(await to_thread.run_sync(to_json, answer), media_type="application/json")
+
     async def _complete(self, kind: type[GenerationRequest | ResponsesRequest], http_request: Request) -> Response:
         start = time.perf_counter()
-        body = await self._request(kind, http_request)
+        body = await self.bodies.request(kind, http_request)
         request = body.chat if isinstance(body, ResponsesRequest) else body
         queue: asyncio.Queue[Item] = asyncio.Queue()
         reserved = self._preprocessor.count(request)
+        self.scheduler.reserve(reserved)  # before the preparation takes time and memory
         try:
-            self.scheduler.reserve(reserved)  # before the preparation takes time and memory
-            try:
-                sequences = await self._prepare(request, partial(self.outbox.send, queue))
-                self.scheduler.submit(sequences, reserved=reserved)
-                reserved = 0
-            finally:
-                self.scheduler.release(reserved)
-        except QueueFullError:
-            raise ApiError(
-                429, "every row is taken and the queue is full. Try again", headers={"retry-after": "1"}
-            ) from None
-        except SchedulerClosedError:
-            raise ApiError(503, "the server is shutting down. Try again later", headers={"retry-after": "10"}) from None
+            sequences = await self._prepare(request, partial(self.outbox.send, queue))
+            self.scheduler.submit(sequences, reserved=reserved)
+            reserved = 0
+        finally:
+            self.scheduler.release(reserved)
         self._log_hints(request)
         readers = [sequence.reader for sequence in sequences]
         tokenizer = self.model.tokenizer
@@ -302,19 +308,6 @@ class Service:
             self._logged_hints.add(name)
             log.warning("%s has no effect here; requests with it are answered without it", name)
 
-    def _validate(self, kind: type[Validated], body: bytes) -> Validated:
-        """Validate a body. A large one takes a second, so this must not run in the event loop.
-
-        Raises ApiError for an invalid body.
-        """
-        try:
-            request = kind.model_validate_json(body, context=self._preprocessor.limits)
-        except ValidationError as error:
-            raise from_validation(error) from error
-        if request.model is not None:
-            self._check_name(request.model)
-        return cast(Validated, request)
-
     async def _prepare(
         self, request: GenerationRequest, send: Callable[[int, SequenceEvent], None]
     ) -> list[ServedSequence]:
@@ -326,39 +319,6 @@ class Service:
         return await to_thread.run_sync(
             self._preprocessor.sequences, request, send, limiter=self._slow_threads if slow else None
         )
-
-    async def _request(self, kind: type[Validated], http_request: Request) -> Validated:
-        """Read and validate the body. Raises ApiError if it is not valid, or if too many bodies are in memory.
-
-        A page of another site cannot send this content type without a preflight request, which this server refuses
-        unless the site is one of `origins`.
-        """
-        if http_request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "the body's type is not JSON. Send it with Content-Type: application/json")
-        too_large = ApiError(
-            413, f"the body has more than {self._max_body:,} bytes, the most that this server takes. Send less"
-        )
-        if int(http_request.headers.get("content-length") or 0) > self._max_body:
-            raise too_large
-        body = bytearray()
-        counted = 0  # bytes of this body in _body_bytes
-        try:
-            async for chunk in http_request.stream():
-                body += chunk
-                if len(body) > self._max_body:
-                    raise too_large
-                if len(body) > LARGE_BODY:
-                    self._body_bytes += len(body) - counted
-                    counted = len(body)
-                    if self._body_bytes > BODIES * self._max_body:
-                        raise ApiError(
-                            503, "too many large requests arrive at once. Try again", headers={"retry-after": "1"}
-                        )
-            limiter = self._large_bodies if counted else None
-            validate: Callable[[], Validated] = partial(self._validate, kind, bytes(body))
-            return await to_thread.run_sync(validate, limiter=limiter)
-        finally:
-            self._body_bytes -= counted
 
 
 def _html(name: str) -> str:

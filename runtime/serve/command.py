@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "EDGELLAMA_API_KEY"
 QUEUE, GRACE_SECONDS, CONNECTIONS = 64, 30.0, 512
 TOOL_PARSERS = tuple(syntax.name for syntax in SYNTAXES)
+POOLINGS = ("last", "mean", "cls")  # generation.scoring has the same; importing it here would slow every command
 HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
 ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 DESCRIPTORS = 128  # of this process besides its connections: the model, child processes, clients that are refused
@@ -33,7 +34,8 @@ DESCRIPTORS = 128  # of this process besides its connections: the model, child p
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `serve`."""
     parser.description = (
-        "Serve /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics and a chat page at /. "
+        "Serve /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models, /health, "
+        "/metrics and a chat page at /. "
         "As many answers run at once as the artifact has rows (export with BATCH=8 for eight); others wait. "
         "After Ctrl-C or SIGTERM the server finishes the running answers and ends. Needs the extra: "
         "pip install 'edgellama[serve]'"
@@ -103,6 +105,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a site whose pages may use this server, such as https://chat.example; may be repeated; * permits all",
     )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default=POOLINGS[0],
+        help="how /v1/embeddings makes one vector of a text, if the request does not say. Default: %(default)s",
+    )
     parser.set_defaults(run=run)
 
 
@@ -142,6 +150,7 @@ def run(options: argparse.Namespace) -> None:
             tool_parser=options.tool_parser,
             aliases=options.alias,
             origins=options.cors,
+            pooling=options.pooling,
         )
         if not is_loopback(options.host) and key is None:
             print(

@@ -64,7 +64,70 @@ class DisconnectedError(Exception):
     """The client has disconnected, so nobody would read the response."""
 
 
-class ActiveRequest:
+class AnswerEvents:
+    """The events of sequences that run. Reading them to the end, or not, releases the rows."""
+
+    def __init__(
+        self,
+        sequences: Sequence[ServedSequence],
+        queue: asyncio.Queue[Item],
+        release: Callable[[Sequence[ServedSequence]], None],
+        metrics: Metrics | None = None,
+        start: float = 0.0,
+    ) -> None:
+        """Args:
+        sequences: one per choice
+        queue: where the Outbox puts their events
+        release: frees the rows of the sequences
+        metrics: observes the times of answers
+        start: time.perf_counter() when the request arrived
+        """
+        self.sequences = sequences
+        self._queue = queue
+        self._release = release
+        self._metrics = metrics
+        self._start = start
+
+    async def all(self, receive: Receive) -> list[list[SequenceEvent]]:
+        """All events of each choice.
+
+        Raises ApiError if a sequence fails, DisconnectedError if the client disconnects.
+        """
+        events: list[list[SequenceEvent]] = [[] for _ in self.sequences]
+        async with aclosing(self._batches(receive)) as batches:
+            async for items in batches:
+                for choice, event in items:
+                    if event.error is not None:
+                        raise to_api_error(event.error)
+                    events[choice].append(event)
+        return events
+
+    async def _batches(self, receive: Receive) -> AsyncGenerator[list[tuple[int, SequenceEvent]], None]:
+        """Yields the events that arrived since the last batch, until every sequence has ended. Then frees the rows."""
+        watcher = asyncio.create_task(_wait_for_disconnect(receive))
+        watcher.add_done_callback(lambda _: self._queue.put_nowait(None))
+        unfinished, first = len(self.sequences), True
+        try:
+            while unfinished:
+                items = [await self._queue.get()]
+                while not self._queue.empty():
+                    items.append(self._queue.get_nowait())
+                events = [item for item in items if item is not None]
+                if len(events) < len(items):
+                    raise DisconnectedError
+                if first and self._metrics is not None:
+                    self._metrics.first_token.observe(time.perf_counter() - self._start)
+                first = False
+                unfinished -= sum(event.finish_reason is not None or event.error is not None for _, event in events)
+                yield events
+            if self._metrics is not None:
+                self._metrics.duration.observe(time.perf_counter() - self._start)
+        finally:
+            watcher.cancel()
+            self._release(self.sequences)
+
+
+class ActiveRequest(AnswerEvents):
     """A request whose sequences are being generated.
 
     `complete` or `event_chunks` reads it to the end. Both release the rows when they end, for whatever reason.
@@ -80,30 +143,15 @@ class ActiveRequest:
         start: float,
     ) -> None:
         """Args:
-        sequences: one per choice
-        queue: where the Outbox puts their events
         writer: writes the response's JSON
-        release: frees the rows of the sequences
-        metrics: observes the times
-        start: time.perf_counter() when the request arrived
+        sequences, queue, release, metrics, start: of AnswerEvents
         """
-        self.sequences = sequences
+        super().__init__(sequences, queue, release, metrics, start)
         self.writer = writer
-        self._queue = queue
-        self._release = release
-        self._metrics = metrics
-        self._start = start
 
     async def complete(self, receive: Receive) -> bytes:
-        """The complete response. Raises ApiError if a sequence fails, DisconnectedError if the client disconnects."""
-        events: list[list[SequenceEvent]] = [[] for _ in self.sequences]
-        async with aclosing(self._batches(receive)) as batches:
-            async for items in batches:
-                for choice, event in items:
-                    if event.error is not None:
-                        raise to_api_error(event.error)
-                    events[choice].append(event)
-        return self.writer.complete(events, self.sequences)
+        """The complete response; raises as `all`."""
+        return self.writer.complete(await self.all(receive), self.sequences)
 
     async def event_chunks(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         """Yields the response as server-sent events; a failure becomes an error event, which ends the stream.
@@ -125,29 +173,6 @@ class ActiveRequest:
                 if added := b"".join(chunks):
                     yield added
         yield self.writer.last_frames(self.sequences)
-
-    async def _batches(self, receive: Receive) -> AsyncGenerator[list[tuple[int, SequenceEvent]], None]:
-        """Yields the events that arrived since the last batch, until every sequence has ended. Then frees the rows."""
-        watcher = asyncio.create_task(_wait_for_disconnect(receive))
-        watcher.add_done_callback(lambda _: self._queue.put_nowait(None))
-        unfinished, first = len(self.sequences), True
-        try:
-            while unfinished:
-                items = [await self._queue.get()]
-                while not self._queue.empty():
-                    items.append(self._queue.get_nowait())
-                events = [item for item in items if item is not None]
-                if len(events) < len(items):
-                    raise DisconnectedError
-                if first:
-                    self._metrics.first_token.observe(time.perf_counter() - self._start)
-                    first = False
-                unfinished -= sum(event.finish_reason is not None or event.error is not None for _, event in events)
-                yield events
-            self._metrics.duration.observe(time.perf_counter() - self._start)
-        finally:
-            watcher.cancel()
-            self._release(self.sequences)
 
 
 class EventStreamResponse(Response):

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .fields.base import RequestLimits
+from .fields.embeddings import MAX_INPUTS, EmbeddingsRequest
 from .fields.messages import EMPTY_MESSAGE_FIELDS, TEMPLATE_ARGUMENTS
 from .fields.tokenization import DetokenizeRequest, TokenizeRequest
 from .fields.tools import MAX_TOOLS
@@ -25,6 +26,7 @@ ENDPOINTS: tuple[tuple[str, str, bool, str, str | None, str], ...] = (
     ("/v1/chat/completions", "post", True, "Answer a list of messages", "ChatRequest", "ChatCompletion"),
     ("/v1/completions", "post", True, "Continue one or several prompts", "CompletionRequest", "Completion"),
     ("/v1/responses", "post", True, "Answer a conversation, in OpenAI's newer form", "ResponsesRequest", "Response"),
+    ("/v1/embeddings", "post", True, "Embeddings of one or several texts", "EmbeddingsRequest", "Embeddings"),
     ("/tokenize", "post", True, "Token ids of a text or of messages", "TokenizeRequest", "Tokens"),
     ("/detokenize", "post", True, "Text of token ids", "DetokenizeRequest", "Text"),
     ("/v1/models", "get", True, "List the model, once for each of its names", None, "ModelList"),
@@ -49,10 +51,14 @@ ERRORS = {
     "503": "the server is shutting down, or has too many connections or large requests",
 }
 ERROR_HEADERS = {"401": ("www-authenticate",), "429": ("retry-after",), "503": ("retry-after",)}
+STREAMED = ("ChatCompletionChunk", "CompletionChunk", "ResponseChunk")
 STREAM = "one of the server-sent events, if the request has `stream: true`. An Error ends the stream without [DONE]"
 
 
-REQUESTS = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
+REQUESTS = (
+    *(ChatRequest, CompletionRequest, ResponsesRequest),
+    *(EmbeddingsRequest, TokenizeRequest, DetokenizeRequest),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Described:
         models: names of the model.
         limits: of requests.
         vocab_size: number of token ids.
+        hidden_size: length of an embedding.
         takes_empty_text: whether the tokenizer makes a token of an empty text.
         has_key: whether requests need a key.
         has_tools: whether the chat template has tools.
@@ -73,6 +80,7 @@ class Described:
     models: tuple[str, ...]
     limits: RequestLimits
     vocab_size: int
+    hidden_size: int
     takes_empty_text: bool
     has_key: bool
     has_tools: bool
@@ -100,7 +108,7 @@ def description(server: Described) -> dict[str, Any]:
 def _operation(path: str, key: bool, summary: str, body: str | None, response: str) -> dict[str, Any]:
     content: dict[str, Any] = {response: {"schema": TEXT}} if "/" in response else _json(response)
     answer: dict[str, Any] = {"description": "the answer", "content": content}
-    if body is not None and path.startswith("/v1/"):
+    if body is not None and response + "Chunk" in STREAMED:
         chunk = {"anyOf": [_reference(response + "Chunk"), _reference("Error")]}
         data = {"anyOf": [{"const": "[DONE]"}, {**TEXT, **JSON_CONTENT, "contentSchema": chunk}]}
         content["text/event-stream"] = {"schema": {**_object(data=data), "description": STREAM}}
@@ -188,6 +196,7 @@ def _requests(server: Described) -> dict[str, Any]:
     schemas["CompletionRequest"]["properties"]["suffix"]["const"] = ""
     _describe_tokenization(schemas, server)
     _describe_responses(schemas, server)
+    _describe_embeddings(schemas, server)
     schemas["ResponseFormat"]["anyOf"] = [
         {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": NULL}},
         {
@@ -210,6 +219,20 @@ def _describe_responses(schemas: dict[str, Any], server: Described) -> None:
         {"properties": {"type": {"enum": ["text", "json_object"]}, "schema": NULL}},
         {"properties": {"type": {"const": "json_schema"}, "schema": {"type": "object"}}, "required": ["schema"]},
     ]
+
+
+def _describe_embeddings(schemas: dict[str, Any], server: Described) -> None:
+    fields = schemas["EmbeddingsRequest"]["properties"]
+    fields["model"] = {"enum": list(server.models)}
+    fields["dimensions"] = {"const": server.hidden_size}
+    text, ids, texts, lists = fields["input"]["oneOf"]
+    for tokens in (ids, lists["items"]):
+        tokens["maxItems"] = server.limits.context
+        tokens["items"] = {"type": "integer", "minimum": 0, "maximum": server.vocab_size - 1}
+    if not server.takes_empty_text:
+        text["minLength"] = texts["items"]["minLength"] = 1
+    for several in (texts, lists):
+        several |= {"minItems": 1, "maxItems": MAX_INPUTS}
 
 
 def _describe_tokenization(schemas: dict[str, Any], server: Described) -> None:
@@ -322,6 +345,14 @@ def _responses() -> dict[str, Any]:
             ),
         ),
         "ResponseChunk": _object(type=TEXT, sequence_number=INTEGER),
+        "Embeddings": _object(
+            object={"const": "list"},
+            data=_list(
+                _object(object={"const": "embedding"}, index=INTEGER, embedding={"anyOf": [_list(NUMBER), TEXT]})
+            ),
+            model=TEXT,
+            usage=_object(prompt_tokens=INTEGER, total_tokens=INTEGER),
+        ),
         "Tokens": _object(
             count=INTEGER, max_model_len=INTEGER, tokens=_list(INTEGER), token_strs=_or_null(_list(TEXT))
         ),

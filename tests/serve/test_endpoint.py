@@ -304,7 +304,7 @@ def test_response_formats(api: openai.OpenAI, name: str, model: LlamaForCausalLM
 
 def test_other_paths_and_methods(server: tuple[Service, str]) -> None:
     assert httpx.get(f"{server[1]}/v1/completions").status_code == 405
-    answer = httpx.get(f"{server[1]}/v1/embeddings")
+    answer = httpx.get(f"{server[1]}/v1/audio")
     assert answer.status_code == 404 and answer.json()["error"]["type"] == "invalid_request_error"
 
 

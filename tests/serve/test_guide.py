@@ -17,7 +17,8 @@ from edgellama.__main__ import parser
 from edgellama.grammar_errors import FORMATS, KEYWORDS
 from edgellama.model import LlamaForCausalLM
 from edgellama.serve import command, connection
-from edgellama.serve.app import BODIES, LARGE_BODY, MAX_BODY, Service
+from edgellama.serve.app import Service
+from edgellama.serve.bodies import BODIES, LARGE_BODY, MAX_BODY
 from edgellama.serve.event_stream import HOLD_SECONDS
 from edgellama.serve.fields.messages import TEMPLATE_ARGUMENTS
 from edgellama.serve.fields.tokenization import MAX_TOKENIZED

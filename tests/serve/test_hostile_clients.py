@@ -163,7 +163,7 @@ def test_large_bodies_share_a_limit(model: LlamaForCausalLM) -> None:
         assert httpx.post(f"{address}/v1/completions", json=small, timeout=60).status_code == 200
         for client in clients:
             client.close()
-        wait_until(lambda: service._body_bytes == 0)
+        wait_until(lambda: service.bodies.held == 0)
 
 
 def test_bytes_that_drip_do_not_keep_a_connection(server: tuple[Service, str]) -> None:

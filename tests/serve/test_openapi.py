@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,12 +10,14 @@ import pytest
 from starlette.routing import Route
 
 from edgellama.model import LlamaForCausalLM
+from support.exported import export_tiny
 from support.serving import serving, with_template
 
 
 @pytest.fixture(scope="module")
-def model(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(with_template(tiny_artifact, tmp_path_factory.mktemp("served") / "tiny"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    return LlamaForCausalLM.from_pretrained(with_template(export_tiny("cpu"), folder))
 
 
 def test_responses_conform_to_the_description(model: LlamaForCausalLM) -> None:
@@ -33,6 +34,9 @@ def test_responses_conform_to_the_description(model: LlamaForCausalLM) -> None:
             ("post", "/v1/chat/completions", {**chat, "temperature": 9}, 400),
             ("post", "/v1/completions", completion, 200),
             ("post", "/v1/completions", {**completion, "model": "other"}, 404),
+            ("post", "/v1/completions", {**completion, "echo": True}, 200),
+            ("post", "/v1/embeddings", {"model": service.name, "input": ["hi", "ho"]}, 200),
+            ("post", "/v1/embeddings", {"model": service.name, "input": [[1, 2]], "encoding_format": "base64"}, 200),
             ("post", "/tokenize", {"prompt": "hi", "return_token_strs": True}, 200),
             ("post", "/tokenize", {"messages": chat["messages"]}, 200),
             ("post", "/detokenize", {"tokens": [104, 105]}, 200),

@@ -16,7 +16,7 @@ FIELDS = {
     "logit_bias": "its keys are token ids",
     "prompt": "a text may have no token",
     "tools": "two may have one name, a schema may contradict itself, and they do not go with every response_format",
-    "input": "its items may hold no message",
+    "input": "its items may hold no message, or its texts no token",
     "tool_choice": "it names one of the tools, or needs one",
     "messages": "the arguments of a call are the text of a JSON object",
     "min_tokens": "it may be above the limit of new tokens",

@@ -45,7 +45,8 @@ FIELDS = (
     "model stream stream_options n max_tokens temperature top_p top_k min_p repetition_penalty presence_penalty "
     "frequency_penalty logit_bias seed stop min_tokens ignore_eos response_format user metadata store service_tier "
     "safety_identifier prompt_cache_key prompt messages logprobs best_of echo max_completion_tokens top_logprobs "
-    "modalities tools tool_choice parallel_tool_calls functions function_call unknown"
+    "modalities tools tool_choice parallel_tool_calls functions function_call input encoding_format dimensions "
+    "pooling unknown"
 )
 METHODS = b"GET POST PUT DELETE PATCH OPTIONS TRACE CONNECT PRI get GE\xffT G\x00T FOO LONGMETHOD".split(b" ")
 TARGETS = (

@@ -45,7 +45,7 @@ def _check_prompt_count(value: Any, info: ValidationInfo[RequestLimits]) -> Any:
     return value
 
 
-def _prompt_tag(value: Any) -> str | None:
+def prompt_tag(value: Any) -> str | None:
     """The tag of a prompt's type, by its first element. Tags contain spaces, so that error paths leave them out."""
     if isinstance(value, str):
         return "a text"
@@ -64,7 +64,7 @@ Prompt = Annotated[
     | Annotated[list[str], Field(fail_fast=True), BeforeValidator(_check_prompt_count), Tag("several texts")]
     | Annotated[list[TokenIds], Field(fail_fast=True), BeforeValidator(_check_prompt_count), Tag("several lists")],
     Discriminator(
-        _prompt_tag,
+        prompt_tag,
         custom_error_type="prompt",
         custom_error_message="must be a text, a list of token ids, or a non-empty list of either, "
         "with at least one token",

@@ -1,1 +1,1 @@
-"""Answers about given texts: token ids, and log-probabilities of prompts."""
+"""Answers about given texts: token ids, log-probabilities of prompts, and embeddings."""
