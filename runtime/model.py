@@ -20,7 +20,6 @@ from .conversation.transcript import Transcripts
 from .engine.engine import Engine
 from .errors import UserError
 from .generation.batch import Batch, GenerateCall, batch_output
-from .generation.beam_batch import beam_search
 from .generation.config import GenerationConfig
 from .generation.decode import GenerationTimings
 from .generation.output import Streamer, as_given
@@ -33,7 +32,7 @@ from .hf_keywords import as_callables, check_placement, next_seed, time_limit
 from .hf_model import ModelMethods
 from .progress import progress
 from .scoring import ScoringMethods
-from .text.chat_template import check_syntax
+from .text.template_files import check_syntax
 from .text.tokenizer import Tokenizer
 
 # Arguments of generate() and stream() besides settings.
@@ -199,6 +198,8 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
             source = self.artifact.manifest.source.model
+            from .generation.beam_batch import beam_search  # imported late: few calls need it
+
             return as_given(beam_search(self.engine, lambda: self.tokenizer, call, source, ids, rows, limits), kind)
         several = call.config.num_return_sequences
         ids = np.repeat(ids, several, axis=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -79,3 +81,22 @@ def test_an_unknown_module_of_a_folder_is_reported_as_python_does() -> None:
 
 def test_importing_the_package_loads_no_other_package() -> None:
     assert run("import edgellama, sys; print('numpy' in sys.modules)") == "False"
+
+
+def test_loading_a_model_imports_only_what_every_model_needs(tmp_path: Path) -> None:
+    """Chat templates, beams, the server and child processes are imported when they are used first.
+
+    The second load counts: the first one remembers what it has checked.
+    """
+    artifact = REPOSITORY / "tests/data/compatibility/0.2.0/cpu-int8"
+    late = ["asyncio", "difflib", "importlib.resources", "jinja2", "mindspore", "pydantic", "runpy", "safetensors"]
+    late += ["subprocess", "torch", "transformers", "edgellama.exporter", "edgellama.checkout"]
+    late += [f"edgellama.{name}" for name in ("grammar", "generation.beam_batch", "limited", "lora", "serve", "tools")]
+    late += ["edgellama.text.chat_template"]
+    assert all(importlib.util.find_spec(name) for name in late if name != "mindspore")
+    load = f"edgellama.LlamaForCausalLM.from_pretrained({str(artifact)!r})"
+    code = f"import edgellama, sys; model = {load}; print(sorted(set({late!r}) & set(sys.modules)))"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    for _ in range(2):
+        last = run_child("-c", code, env=environment).stdout.strip()
+    assert last == "[]"

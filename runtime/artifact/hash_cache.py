@@ -1,6 +1,6 @@
 """Remembers which files of artifacts had the right hash, so that a machine hashes each large file once.
 
-Chat templates without syntax errors are remembered too (`text/chat_template.py`).
+Chat templates without syntax errors are remembered too (`text/template_files.py`).
 
 A file is the same as before if device, inode, size, mtime and ctime (in ns) are the same: every change sets its ctime,
 and no program can set that back. The entries are in <user's cache>/edgellama/verified.json. Without a cache folder that

@@ -7,11 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,15 +37,16 @@ class ConflictError(UserError, ImportError):
     """MindSpore and MindSpore Lite were both imported."""
 
 
-class _RefuseMindSpore(MetaPathFinder, Loader):
+class _RefuseMindSpore:
     """Makes `import mindspore` a clear error, where native code would find an undefined symbol.
 
-    `importlib.util.find_spec("mindspore")` still finds the package and its files: libraries only look with it.
+    `importlib.util.find_spec("mindspore")` still finds the package and its files: libraries only look with it. It is a
+    finder and a loader without the bases in importlib.abc, which import much else at each start.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         found = PathFinder.find_spec(name, path) if name == "mindspore" else None
-        return None if found is None else ModuleSpec(name, self, origin=found.origin)
+        return None if found is None else ModuleSpec(name, cast(Any, self), origin=found.origin)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         raise ConflictError(CONFLICT.format(loaded="MindSpore Lite"), name=spec.name)

@@ -7,13 +7,11 @@ remembers hashes: for this machine, this release of MindSpore Lite, and until a 
 
 from __future__ import annotations
 
-import subprocess
 import time
 
 from ..artifact import hash_cache
 from ..artifact.files import find
 from ..artifact.manifest import Artifact
-from ..checkout import module_command
 from ..errors import UserError
 from ..progress import progress
 
@@ -42,6 +40,10 @@ def try_in_child(artifact: Artifact, device_id: int, release: str, longest: floa
     keys = [hash_cache.key(find(artifact.path, graph.file), proof) for graph in manifest.graphs]
     if set(keys) <= set(hash_cache.remembered()):
         return
+    import subprocess  # imported late, as most loads need no child
+
+    from ..checkout import module_command
+
     began = time.time()
     settled = all(hash_cache.settled(find(artifact.path, graph.file), began) for graph in manifest.graphs)
     command = [*module_command("edgellama.backend.trial_child"), str(artifact.path), str(device_id)]

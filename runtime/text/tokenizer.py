@@ -7,16 +7,19 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from ..artifact.json_reader import read_object
 from ..errors import UserError, shown
-from .chat_template import ChatTemplate, check_messages, decode_template, read_chat_templates
 from .components import byte_letters, components
 from .detokenizer import REPLACEMENT, TextStream
 from .length_bound import LengthBound
+from .template_files import decode_template, read_chat_templates
+
+if TYPE_CHECKING:
+    from .chat_template import ChatTemplate
 
 CACHED_TOKENS = 8192  # tokens whose texts are kept; a text of several languages has fewer different ones
 REMEDY = "Restore it or export again"
@@ -72,7 +75,7 @@ class Tokenizer:
         source = named.pop("default", None)
         filed = folder / "chat_template.jinja"
         where = filed if filed.is_file() else folder / "tokenizer_config.json"
-        template = None if source is None else ChatTemplate(source, str(where))
+        template = None if source is None else _template(source, str(where))
         if template is not None:
             template.start()  # it compiles while the tokenizer is read
         try:
@@ -102,7 +105,7 @@ class Tokenizer:
             UserError: one of them cannot be compiled.
         """
         for name, source in self.named_templates.items():
-            ChatTemplate(source, f"the chat template {name!r}").check()
+            _template(source, f"the chat template {name!r}").check()
 
     def use_chat_template(self, path: str | Path) -> None:
         """Use the chat template of a file instead of the artifact's, also for chats with tools.
@@ -114,7 +117,7 @@ class Tokenizer:
             source = decode_template(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"the chat template {path} cannot be read ({error.strerror}). Name another file") from error
-        template = ChatTemplate(source, str(path))
+        template = _template(source, str(path))
         template.check()
         self._templates[source] = template
         self.chat_template = source
@@ -183,12 +186,14 @@ class Tokenizer:
             UserError: the artifact has no such chat template, `messages` is no list of messages, or the template
                 refuses them.
         """
+        from .chat_template import check_messages
+
         check_messages(messages)
         source = self._template_source(variables.pop("chat_template", None), variables.get("tools"))
         defaults = {"tools": None, "documents": None, **self.special_tokens}
         named = {**defaults, **variables, "add_generation_prompt": add_generation_prompt}
         if source not in self._templates:
-            self._templates[source] = ChatTemplate(source)
+            self._templates[source] = _template(source)
         return self._templates[source].render(messages, named)
 
     def template_source(self, with_tools: bool) -> str:
@@ -338,6 +343,12 @@ class Tokenizer:
     @functools.cached_property
     def _special(self) -> frozenset[int]:
         return frozenset(self.special_texts)
+
+
+def _template(source: str, where: str = "the chat template") -> ChatTemplate:
+    from .chat_template import ChatTemplate  # imported late: it starts processes, and many models need none
+
+    return ChatTemplate(source, where)
 
 
 def _is_of_tokenizers(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from edgellama.errors import UserError
 from edgellama.serve.errors import ApiError, from_validation
 from edgellama.serve.preprocess import Preprocessor
 from edgellama.serve.request import ChatRequest, CompletionRequest, GenerationRequest
-from edgellama.text.chat_template import check_syntax
+from edgellama.text.template_files import check_syntax
 
 from .artifact_targets import toy_letters
 from .target import Target, scratch

@@ -239,6 +239,13 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "the layout of a file that only the same code reads",
     ),
     Equivalent(WEIGHTS, "return rows[0] if len(rows) == 1 else np.concatenate(rows)", "== 0|< 1", SPEED),
+    Equivalent(BATCH, "if len(rows) != 1:", "> 1", "a batch has at least one row"),
+    Equivalent(
+        "runtime/generation/token_selector.py",
+        "self._processed = np.zeros((0, 0), np.float32)",
+        r"\(\(0, ?-?1\)",
+        "no call has this shape, so the first one replaces it",
+    ),
     Equivalent(BATCH, "config = batches[0].selector.config", r"\[ -1\]", "all batches of a call have its config"),
     Equivalent(
         FORMAT,

@@ -16,8 +16,10 @@ import pytest
 
 from edgellama.artifact import hash_cache
 from edgellama.errors import UserError
+from edgellama.limited import worker
 from edgellama.text import chat_template
-from edgellama.text.chat_template import MAX_TEMPLATE, ChatTemplate, check_syntax, templates_of_config
+from edgellama.text.chat_template import ChatTemplate
+from edgellama.text.template_files import MAX_TEMPLATE, check_syntax, templates_of_config
 from support.toy_tokenizers import byte_level, save
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -199,8 +201,8 @@ def test_a_template_without_errors_is_parsed_once_until_it_changes(
     path = tmp_path / "chat_template.jinja"
     path.write_text("{{ messages }}")
     parsed: list[str] = []
-    original = chat_template.environment
-    monkeypatch.setattr(chat_template, "environment", lambda: parsed.append("") or original())
+    original = worker.environment
+    monkeypatch.setattr(worker, "environment", lambda: parsed.append("") or original())
     for _ in range(3):
         check_syntax(tmp_path)
     assert len(parsed) == 1

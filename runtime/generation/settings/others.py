@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -105,5 +104,7 @@ def _is_off(value: Any) -> bool:
 def _suggestion(name: str, known: Sequence[str]) -> str:
     if name in OTHER_NAMES:
         return f"; the nearest is {OTHER_NAMES[name]!r}"
+    import difflib  # imported late: it takes a millisecond at each start
+
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=CLOSE)
     return f"; the nearest is {nearest[0]!r}" if nearest else ". help(edgellama.GenerationConfig) lists the settings"
