@@ -27,6 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .reference_ascend import join_attention as join_attention
+from .reference_ascend import lm_head as lm_head
+from .reference_ascend import quant_linear as quant_linear
+
 Array = NDArray[Any]
 
 
@@ -232,20 +236,6 @@ def split_attention(
     return out, partial
 
 
-def join_attention(out: Array, partial: Array) -> Array:
-    """JoinAttention: the result of attention [B, S, H * D] from what split_attention returns, in out's dtype."""
-    if out.shape[1] > 1:
-        return out.copy()
-    rows, groups, parts, record = partial.shape
-    width = out.shape[2] // groups
-    ratio = (record - width) // 16
-    sums, top, total = np.split(partial, [width, width + 8 * ratio], axis=-1)
-    top, total = (x.reshape(rows, groups, parts, ratio, 8)[..., :1] for x in (top, total))
-    factor = np.exp(top - top.max(axis=2, keepdims=True))  # [B, G, parts, H/G, 1]
-    values = (sums.reshape(rows, groups, parts, ratio, -1) * factor).sum(axis=2) / (total * factor).sum(axis=2)
-    return values.reshape(out.shape).astype(out.dtype)
-
-
 def embedding(ids: Array, weight: Array, length: Array) -> Array:
     """Embedding: one row of a matrix for each token id.
 
@@ -315,20 +305,6 @@ def linear(
         return np.asarray(rows, np.float32)
     y[np.arange(x.shape[1]) >= np.asarray(length)[:, None]] = np.nan
     return y.astype(np.float32)
-
-
-def lm_head(x: Array, weight: Array) -> Array:
-    """LmHead: the logits of the last tokens, computed and returned in float32.
-
-    x        [B, E] float16: the hidden states after the last norm
-    weight   [V, E] float16: the matrix of the LM head; if it is tied, that of the embedding
-
-    Returns x W^T, [B, V] float32. float16 is not enough: at 16 its step is 1/64, and the two largest logits are often
-    closer than that.
-
-    Tolerance: 1e-5 of the sum of a logit's absolute products, because the order of float32 sums may differ.
-    """
-    return x.astype(np.float32) @ weight.astype(np.float32).T
 
 
 class LinearWeights(NamedTuple):

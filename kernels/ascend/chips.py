@@ -55,7 +55,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",),
 }
 # Of this package, built for every chip.
-CUSTOM_OPERATORS = ("FusedAttention", "SplitAttention", "JoinAttention", "LmHead")
+CUSTOM_OPERATORS = ("FusedAttention", "SplitAttention", "JoinAttention", "LmHead", "QuantLinear")
 MAX_PARTS = 64  # of a key/value head in decode; op_host/attention_tiling.h has the same limit
 POSITIONS_PER_PART = 256  # for fewer, a part's own start and its record cost too much
 MAX_QUERY_HEADS = 32  # query heads a key/value head that the attention kernels take, if the buffers have room
@@ -73,6 +73,7 @@ INSTRUCTIONS = {
     "ReduceOrder::ORDER_INDEX_VALUE": "reduceIndexValue",
     "KERNEL_TASK_TYPE": "kernelTypes",
     "Matmul of float operands": "matmulFloatOperands",
+    "MulAddDst of half into float": "mulAddDstMixed",
 }
 
 DK_A2 = "https://www.hiascend.com/document/detail/zh/Atlas200IDKA2DeveloperKit/latest/pd/pd_0004.html"
@@ -274,6 +275,7 @@ _CHIPS = (
                 "ReduceOrder::ORDER_ONLY_INDEX",
                 "ReduceOrder::ORDER_INDEX_VALUE",
                 "KERNEL_TASK_TYPE",
+                "MulAddDst of half into float",
             ]
         ),
         boards=(

@@ -1,7 +1,7 @@
 """Runs the kernels of the package, compiled unchanged with g++, on a stand-in for a chip.
 
-`fused_attention`, `split_attention`, `join_attention` and `lm_head` compute what the functions of the same names in
-kernels.reference compute. They raise StandInError if a kernel does what would go wrong on the chip
+`fused_attention`, `split_attention`, `join_attention`, `lm_head` and `quant_linear` compute what the functions of the
+same names in kernels.reference compute. They raise StandInError if a kernel does what would go wrong on the chip
 (standin/standin/report.h lists the kinds of error). They do not measure speed.
 """
 
@@ -84,6 +84,7 @@ def plan(
     - "split_attention": the same, and the parts.
     - "join_attention": rows, tokens and width of out; key/value heads, parts and record size of partial.
     - "lm_head": rows, hidden size, vocabulary.
+    - "quant_linear": rows, inputs, panels, bytes of a panel, bits, group, wide.
 
     scale: of the scores. chip_limits: as `limits` returns them; None is those of the chip. Raises TilingError with the
     message of the operator.
@@ -224,6 +225,27 @@ def lm_head(
     arguments = [Argument("x", x), Argument("weight", weight), Argument("logits", logits, writable=True)]
     _run(chip, "lm_head", arguments, decided, constant, counted)
     return logits
+
+
+def quant_linear(
+    x: Array,
+    weight: Array,
+    *,
+    bits: int,
+    group: int,
+    wide: int = 0,
+    chip: str = "ascend310p",
+    chip_limits: list[int] | None = None,
+    constant: bool = False,
+    counted: Counted | None = None,
+) -> Array:
+    """Run kernels.reference.quant_linear on the stand-in of `chip`; the rest as above."""
+    _check(("x", x, np.float16), ("weight", weight, np.uint8))
+    decided = plan(chip, "quant_linear", [*x.shape, *weight.shape, bits, group, wide], chip_limits=chip_limits)
+    y = np.full((len(x), len(weight) * 16), np.nan, np.float32 if wide else np.float16)
+    arguments = [Argument("x", x), Argument("weight", weight), Argument("y", y, writable=True)]
+    _run(chip, "quant_linear", arguments, decided, constant, counted)
+    return y
 
 
 def _check(*given: tuple[str, Array, type[np.generic]]) -> None:

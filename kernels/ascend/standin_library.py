@@ -19,7 +19,8 @@ from .chips import CHIPS, INSTRUCTIONS
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "ascend-standin"
-KERNELS = tuple(f"op_kernel/{name}.cpp" for name in ("fused_attention", "split_attention", "join_attention", "lm_head"))
+OPERATORS = ("fused_attention", "split_attention", "join_attention", "lm_head", "quant_linear")
+KERNELS = tuple(f"op_kernel/{name}.cpp" for name in OPERATORS)
 # What the stand-in counts on each core, in the order of standin/standin/counts.h.
 COUNTS = (
     *("vector_instructions", "vector_repeats", "scalar_accesses", "vector_barriers", "full_barriers"),

@@ -22,6 +22,7 @@ OPERATORS = {
     "SplitAttention": (reference.split_attention, ["out", "partial"]),
     "JoinAttention": (reference.join_attention, ["joined"]),
     "LmHead": (reference.lm_head, ["logits"]),
+    "QuantLinear": (reference.quant_linear, ["y"]),
 }
 
 
@@ -95,7 +96,7 @@ def test_every_launch_reserves_the_workspace_that_the_wrapper_skips() -> None:
     assert re.findall(r"workspace\[0\] = (.+);", host) == [
         "static_cast<size_t>(WorkspaceBytes(limits, kernelBytes, platform.GetLibApiWorkSpaceSize()))"
     ]
-    assert host.count("GetWorkspaceSizes") == 1 and host.count("return SetLaunch(") == 4
+    assert host.count("GetWorkspaceSizes") == 1 and host.count("return SetLaunch(") == 5
 
 
 def test_presets_name_the_chips_that_the_definition_configures() -> None:

@@ -16,7 +16,7 @@ struct ChipLimits {
     int64_t skippedWorkspace;       // bytes at the start of the workspace that the kernel does not get
 };
 
-// One product [m, k] x [k, n] of the high-level Matmul on one core. Operands are float16, the result is float32.
+// One product [m, k] x [k, n] of the high-level Matmul on one core. Operands are float16, the result is float32 unless halfResult.
 struct CubePlan {
     int64_t m, n, k;
     int64_t rowN;                 // row length of the whole result, of which the n columns are a part
@@ -24,6 +24,8 @@ struct CubePlan {
     int64_t stepK;                // blocks of K that are in L1 at the same time
     bool transposed;              // the right matrix is stored as [n, k]
     int64_t l1, l0c, ub;          // bytes that Matmul may use; ub: 0 if the chip does not need it
+    bool rightInFractals = false;  // the right matrix is stored in columns of fractals (NZ)
+    bool halfResult = false;       // the result is float16
 };
 
 constexpr int64_t kFractal = 16;         // Matmul's smallest block

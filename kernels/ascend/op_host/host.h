@@ -74,8 +74,9 @@ inline std::string TileCube(const platform_ascendc::PlatformAscendC& platform, c
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     matmul_tiling::MatmulApiTiling tiling(platform);
     tiling.SetAType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16);
-    tiling.SetBType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT16, plan.transposed);
-    tiling.SetCType(TPosition::GM, CubeFormat::ND, DataType::DT_FLOAT);
+    tiling.SetBType(TPosition::GM, plan.rightInFractals ? CubeFormat::NZ : CubeFormat::ND, DataType::DT_FLOAT16,
+                    plan.transposed);
+    tiling.SetCType(TPosition::GM, CubeFormat::ND, plan.halfResult ? DataType::DT_FLOAT16 : DataType::DT_FLOAT);
     tiling.EnableBias(false);
     tiling.SetShape(narrow(plan.m), narrow(plan.n), narrow(plan.k));
     tiling.SetOrgShape(narrow(plan.m), narrow(plan.rowN), narrow(plan.k));

@@ -8,6 +8,7 @@
 #include "attention_tiling.h"
 #include "join_tiling.h"
 #include "lm_head_tiling.h"
+#include "quant_linear_tiling.h"
 
 namespace edgellama {
 
@@ -58,6 +59,31 @@ inline void Fill(const LmHeadShape& s, const LmHeadPlan& plan, LmHeadTiling* out
     out->columns = static_cast<int32_t>(plan.columns);
     out->matmulBytes = static_cast<int32_t>(plan.matmulBytes);
     out->reserved = 0;
+    out->end = 0;
+}
+
+// The caller sets product, with tiles.
+inline void Fill(const QuantLinearShape& s, const QuantLinearPlan& plan, QuantLinearTiling* out) {
+    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    out->rows = narrow(s.rows);
+    out->inputs = narrow(s.inputs);
+    out->columns = narrow(s.panels * kFractal);
+    out->bits = narrow(s.bits);
+    out->group = narrow(s.group);
+    out->wide = narrow(s.wide);
+    out->panelBytes = narrow(s.panelBytes);
+    out->panels = narrow(plan.panels);
+    out->blockPanels = narrow(plan.blockPanels);
+    out->tilePanels = narrow(plan.tilePanels);
+    out->tileInputs = narrow(plan.tileInputs);
+    out->matmulBytes = narrow(plan.matmulBytes);
+    out->integerBytes = narrow(plan.integerBytes);
+    out->scaleBytes = narrow(plan.scaleBytes);
+    out->zeroBytes = narrow(plan.zeroBytes);
+    out->halfBytes = narrow(plan.halfBytes);
+    out->operandBytes = narrow(plan.operandBytes);
+    out->spreadBytes = narrow(plan.spreadBytes);
+    out->workspaceBytes = plan.workspaceBytes;
     out->end = 0;
 }
 

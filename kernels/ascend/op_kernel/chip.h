@@ -18,5 +18,7 @@
 #define EDGELLAMA_SPLIT_CORES (EDGELLAMA_ARCH == 2201)
 // 310P: Matmul needs unified buffer from the kernel for its result.
 #define EDGELLAMA_MATMUL_BORROWS_UB (EDGELLAMA_ARCH == 2002)
+// Not the 310B: MulAddDst of float16 into float32, and Brcb.
+#define EDGELLAMA_MULTIPLIES_HALF_INTO_FLOAT (EDGELLAMA_ARCH != 3002)
 
 #endif

@@ -160,4 +160,26 @@ int plan_lm_head(const int64_t* shape, float, const int64_t* chip, void* tiling,
     return 0;
 }
 
+// shape: rows, inputs, panels, bytes of a panel, bits, group, wide.
+int plan_quant_linear(const int64_t* shape, float, const int64_t* chip, void* tiling, void* summary, char* message,
+                      size_t bytes) {
+    static_assert(sizeof(QuantLinearTiling) <= 2048);
+    const QuantLinearShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6]};
+    const ChipLimits limits = Limits(chip);
+    QuantLinearPlan plan;
+    std::string problem = PlanQuantLinear(s, limits, standin::kChip.mulAddDstMixed, "QuantLinear", &plan);
+    const bool few = problem.empty() && plan.key == QUANT_KEY_ROWS;
+    if (problem.empty() && !few) problem = Refused({plan.product}, limits, "QuantLinear");
+    if (!problem.empty()) return Fail(problem, message, bytes);
+    auto* data = static_cast<QuantLinearTiling*>(tiling);
+    *data = QuantLinearTiling();
+    Fill(s, plan, data);
+    if (!few) data->product = Cube(plan.product);
+    *static_cast<Summary*>(summary) = {plan.key, plan.blocks, plan.workers,
+                                       Reserved(limits, plan.workers * plan.workspaceBytes), plan.ubBytes,
+                                       sizeof(QuantLinearTiling),
+                                       {plan.tilePanels, plan.tileInputs, plan.panels, plan.blockPanels}};
+    return 0;
+}
+
 }  // extern "C"

@@ -36,6 +36,18 @@ KERNEL(cast_to_odd) {
     Cast(k.y.ReinterpretCast<half>(), k.x, RoundMode::CAST_ODD, 64);
 }
 
+KERNEL(cast_integers_with_rounding) {
+    Ones k;
+    Cast(k.y.ReinterpretCast<half>(), k.x.ReinterpretCast<std::int8_t>(), RoundMode::CAST_RINT, 64);
+}
+
+KERNEL(half_into_float) {
+    Ones k;
+    Duplicate(k.y, 1.0f, 64);
+    PipeBarrier<PIPE_V>();
+    MulAddDst(k.y, k.x.ReinterpretCast<half>(), k.x.ReinterpretCast<half>(), 64, 1, BinaryRepeatParams(1, 1, 1, 8, 4, 4));
+}
+
 KERNEL(copy_bfloat16) {
     Ones k;
     GlobalTensor<bfloat16_t> x;
@@ -256,6 +268,17 @@ KERNEL(matmul_registered_after_initbuffer) {
 KERNEL(matmul_transposed_without_istrans) {
     Registered<Product<half, false>> k;
     k.mm.SetTensorB(Typed<half>(workspace), true);
+}
+
+KERNEL(matmul_of_half_a_fractal) {
+    TPipe pipe;
+    Matmul<Row<half>, MatmulType<TPosition::GM, CubeFormat::NZ, half>, Row<float>> mm;
+    TCubeTiling t = Tiling();
+    REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &t);
+    mm.SetSingleShape(16, 8, 16);
+    mm.SetTensorA(Typed<half>(in));
+    mm.SetTensorB(Typed<half>(in));
+    mm.IterateAll(Global(out));
 }
 
 KERNEL(matmul_with_a_transposed) {

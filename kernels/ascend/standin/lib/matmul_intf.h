@@ -34,9 +34,13 @@ class Matmul {
     using C = typename C_TYPE::T;
     static_assert(A_TYPE::pos == TPosition::GM && B_TYPE::pos == TPosition::GM && C_TYPE::pos == TPosition::GM,
                   "the stand-in multiplies in global memory only, which every chip supports");
-    static_assert(A_TYPE::format == CubeFormat::ND && B_TYPE::format == CubeFormat::ND &&
-                      C_TYPE::format == CubeFormat::ND, "the stand-in multiplies ND matrices");
-    static_assert(std::is_same_v<A, B> && std::is_same_v<C, float>, "the stand-in multiplies into float");
+    // NZ: columns of fractals, [N / 16, K, 16]. The right matrix may have this layout, not transposed.
+    static constexpr bool kNzB = B_TYPE::format == CubeFormat::NZ;
+    static_assert(A_TYPE::format == CubeFormat::ND && (B_TYPE::format == CubeFormat::ND || kNzB) &&
+                      C_TYPE::format == CubeFormat::ND, "the stand-in multiplies ND matrices, the right one also NZ");
+    static_assert(!kNzB || !B_TYPE::isTrans, "the stand-in does not transpose an NZ matrix");
+    static_assert(std::is_same_v<A, B> && (std::is_same_v<C, float> || (std::is_same_v<C, half> && std::is_same_v<A, half>)),
+                  "the stand-in multiplies into float, and half also into half");
 
 public:
     void Init(const TCubeTiling* tiling, TPipe* = nullptr) {
@@ -107,7 +111,9 @@ public:
         core.counts[standin::kCubeBytes] += (std::int64_t{m_} + n_) * k_ * static_cast<std::int64_t>(sizeof(A));
         core.counts[standin::kCubeBursts] += Bursts();
         const std::size_t lda = tiling_.Ka, ldb = transposed_ ? tiling_.Kb : tiling_.N, ldc = tiling_.N;
-        const int rowsB = transposed_ ? n_ : k_, widthB = transposed_ ? k_ : n_;
+        if (kNzB && (n_ % 16 != 0 || k_ % 16 != 0)) standin::Fail("matmul", "NZ: %d x %d is no whole fractals", k_, n_);
+        const int rowsB = kNzB ? n_ / 16 : transposed_ ? n_ : k_, widthB = kNzB ? 16 * k_ : transposed_ ? k_ : n_;
+        const std::size_t strideB = kNzB ? std::size_t{16} * tiling_.Kb : ldb;
 
         // Split cores: the product runs on another core, between a message and its answer. Unified cores: its
         // instructions run on the pipes of this core, and the caller orders them with its own.
@@ -120,7 +126,7 @@ public:
         if (!standin::kChip.splitCores) core.pipes.AddBusy(PIPE_M, times.compute);
         for (int i = 0; i < m_; ++i) a_.Access(i * lda * sizeof(A), k_ * sizeof(A), reader, read, false, "Matmul A");
         for (int i = 0; i < rowsB; ++i) {
-            b_.Access(i * ldb * sizeof(B), widthB * sizeof(B), reader, read, false, "Matmul B");
+            b_.Access(i * strideB * sizeof(B), widthB * sizeof(B), reader, read, false, "Matmul B");
         }
         if (standin::kChip.matmulNeedsUb) {
             if (!hasWorkspace_) standin::Fail("matmul", "the %s needs SetLocalWorkspace first", standin::kChip.name);
@@ -162,6 +168,10 @@ private:
     // neither the copy nor the vector unit rearranges a block.
     std::int64_t Bursts() const {
         const std::int64_t m = m_, n = n_, k = k_;
+        if (kNzB) {  // a column of fractals is contiguous; the left matrix is read in rows of a block
+            const std::int64_t parts = (k + tiling_.baseK - 1) / tiling_.baseK;
+            return (m + n / 16) * parts;
+        }
         if (standin::kChip.matmulNeedsUb && !MM_CFG.enVecND2NZ) {
             return (m + n) * k * static_cast<std::int64_t>(sizeof(A)) / 32;
         }
@@ -247,17 +257,19 @@ private:
         }
         for (int j = 0; j < k_; ++j) {
             for (int c = 0; c < n_; ++c) {
-                right_[static_cast<std::size_t>(j) * n_ + c] = b_.GetPhyAddr()[transposed_ ? c * ldb + j : j * ldb + c];
+                const std::size_t at = kNzB ? (c / 16) * (std::size_t{16} * tiling_.Kb) + j * 16 + c % 16
+                                       : transposed_ ? c * ldb + j : j * ldb + c;
+                right_[static_cast<std::size_t>(j) * n_ + c] = b_.GetPhyAddr()[at];
             }
         }
         for (int i = 0; i < m_; ++i) {
-            C* const out = gm.GetPhyAddr() + i * ldc;
-            for (int c = 0; c < n_; ++c) out[c] = 0;
+            sums_.assign(n_, 0.0f);
             for (int j = 0; j < k_; ++j) {
                 const float x = left_[static_cast<std::size_t>(i) * k_ + j];
                 const float* const row = &right_[static_cast<std::size_t>(j) * n_];
-                for (int c = 0; c < n_; ++c) out[c] += x * row[c];
+                for (int c = 0; c < n_; ++c) sums_[c] += x * row[c];
             }
+            for (int c = 0; c < n_; ++c) gm.GetPhyAddr()[i * ldc + c] = static_cast<C>(sums_[c]);
         }
     }
 
@@ -265,7 +277,7 @@ private:
     GlobalTensor<A> a_;
     GlobalTensor<B> b_;
     LocalTensor<std::uint8_t> workspace_;
-    std::vector<float> left_, right_;
+    std::vector<float> left_, right_, sums_;
     bool transposed_ = false, hasWorkspace_ = false, registered_ = false;
     int m_ = 0, n_ = 0, k_ = 0;
 };

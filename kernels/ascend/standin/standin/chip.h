@@ -27,6 +27,7 @@ struct ChipSpec {
     bool reduceIndexValue;  // ReduceOrder::ORDER_INDEX_VALUE
     bool kernelTypes;       // KERNEL_TASK_TYPE and KERNEL_TASK_TYPE_DEFAULT
     bool matmulFloatOperands;
+    bool mulAddDstMixed;    // MulAddDst of half operands into float
     bool matmulNeedsUb;     // Matmul needs SetLocalWorkspace to reach global memory
     std::size_t skippedWorkspace;  // bytes at the start of the workspace that the kernel does not get
     std::size_t libraryWorkspace;  // what the host's GetLibApiWorkSpaceSize returns

@@ -13,7 +13,10 @@ void CheckCast(AscendC::RoundMode mode) {
     RequireDataType<U>("Cast");
     constexpr bool widen = std::is_same_v<T, float> && (std::is_same_v<U, half> || std::is_same_v<U, bfloat16_t>);
     constexpr bool narrow = std::is_same_v<T, half> && std::is_same_v<U, float>;
-    static_assert(widen || narrow, "the stand-in casts half and bfloat16 to float, and float to half");
+    constexpr bool integer = std::is_same_v<T, half> && (std::is_same_v<U, std::int8_t> || std::is_same_v<U, std::uint8_t>);
+    static_assert(widen || narrow || integer,
+                  "the stand-in casts half and bfloat16 to float, float to half, and 8-bit integers to half");
+    if (integer && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast of an integer to half takes CAST_NONE only");
     if (widen && mode != RoundMode::CAST_NONE) Fail("unsupported", "Cast to float takes CAST_NONE only");
     if (narrow && mode != RoundMode::CAST_NONE && mode != RoundMode::CAST_ODD && !kChip.castFloatToHalfRounding) {
         Fail("unsupported", "Cast from float to half on the %s takes CAST_NONE or CAST_ODD", kChip.name);
@@ -56,7 +59,7 @@ template <typename T, typename U>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, const std::uint64_t mask,
           standin::U8 repeatTime, const UnaryRepeatParams& p) {
     standin::CheckCast<T, U>(roundMode);
-    standin::CheckMask<float>(mask, "Cast");
+    standin::CheckMask<std::conditional_t<(sizeof(T) > sizeof(U)), T, U>>(mask, "Cast");
     if (repeatTime == 0) return;
     dst.RequireAligned("Cast");
     src.RequireAligned("Cast");

@@ -196,6 +196,44 @@ EDGELLAMA_STANDIN_BINARY(Min, x < y ? x : y, false)
 EDGELLAMA_STANDIN_BINARY(MulAddDst, x* y + z, true)
 #undef EDGELLAMA_STANDIN_BINARY
 
+// Half operands into float: a repeat is 64 elements, which are 4 blocks of each operand and 8 of the result.
+inline void MulAddDst(const LocalTensor<float>& dst, const LocalTensor<half>& src0, const LocalTensor<half>& src1,
+                      std::uint64_t mask, standin::U8 repeatTime, const BinaryRepeatParams& p) {
+    const char* const what = "MulAddDst";
+    if (!standin::kChip.mulAddDstMixed) {
+        standin::Fail("unsupported", "MulAddDst of half into float does not exist on the %s", standin::kChip.name);
+    }
+    standin::CheckMask<float>(mask, what);
+    if (repeatTime == 0) return;
+    const standin::Stride d = standin::Strides<float>(p.dstBlkStride, p.dstRepStride),
+                          a = standin::Strides<half>(p.src0BlkStride, p.src0RepStride),
+                          b = standin::Strides<half>(p.src1BlkStride, p.src1RepStride);
+    dst.RequireAligned(what);
+    src0.RequireAligned(what);
+    src1.RequireAligned(what);
+    standin::RefuseOverlap(dst, d, src0, a, mask, repeatTime, what);
+    standin::RefuseOverlap(dst, d, src1, b, mask, repeatTime, what);
+    const std::uint32_t seq = standin::CurrentCore().IssueVector(repeatTime);
+    standin::AccessStrided(src0, a, mask, repeatTime, seq, false, what);
+    standin::AccessStrided(src1, b, mask, repeatTime, seq, false, what);
+    standin::AccessStrided(dst, d, mask, repeatTime, seq, false, what);
+    standin::AccessStrided(dst, d, mask, repeatTime, seq, true, what);
+    for (std::size_t r = 0; r < repeatTime; ++r) {
+        for (std::size_t i = 0; i < mask; ++i) {
+            dst.At(0)[d.Index(r, i)] +=
+                static_cast<float>(src0.At(0)[a.Index(r, i)]) * static_cast<float>(src1.At(0)[b.Index(r, i)]);
+        }
+    }
+}
+
+template <typename T>
+void And(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, std::uint64_t mask,
+         standin::U8 repeatTime, const BinaryRepeatParams& repeatParams) {
+    static_assert(std::is_same_v<T, std::uint16_t> || std::is_same_v<T, std::int16_t>, "And takes 16-bit integers");
+    standin::Binary("And", dst, src0, src1, mask, repeatTime, repeatParams,
+                    [](T x, T y, T) -> T { return static_cast<T>(x & y); });
+}
+
 #define EDGELLAMA_STANDIN_SCALAR(Name, expression)                                                                 \
     template <typename T>                                                                                          \
     void Name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, std::uint64_t mask,           \
