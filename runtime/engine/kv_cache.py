@@ -94,3 +94,12 @@ class KVCache:
         """Write the first `tokens` positions of `row`, with arrays as `held` returns them."""
         for name, mine in self.arrays.items():
             mine[row, :, :tokens] = arrays[name]
+
+    def write_blocks(self, row: int, start: int, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Write blocks of tokens one after the other into `row` from position `start` on, each as `held` returns it."""
+        for name, mine in self.arrays.items():
+            first = start
+            for block in blocks:
+                count = block[name].shape[1]
+                mine[row, :, first : first + count] = block[name]
+                first += count

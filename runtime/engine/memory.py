@@ -29,6 +29,9 @@ from .weights_memory import COPY, MAP
 
 T = TypeVar("T")
 
+CACHE_MEMORY = 1_000_000_000  # bytes; the default for keys and values of texts that no row holds
+CACHE_SHARE = 0.25  # and at most this part of the memory that is left
+
 # The peak while MindSpore Lite 2.0 loads a graph with constants, divided by the bytes of the constants. Measured on
 # x86-64: 5.4 for each of three Llamas with 0.23, 0.48 and 0.54 GB of float32 constants.
 CONSTANT_COPIES = 5.4
@@ -95,6 +98,35 @@ def check_memory(artifact: Artifact, threads: int, weights_memory: str) -> None:
         artifact, needed, limit, "memory", map_fits=limit is not None and mapped <= limit.available and mapped < needed
     )
     _compare(artifact, address_space_needed(manifest, threads), available_address_space(), "address space")
+
+
+def check_cache_memory(artifact: Artifact, weights_memory: str, cache_memory: int) -> None:
+    """Raise UserError if `cache_memory` bytes do not fit beside what loading the artifact takes.
+
+    Args:
+        artifact: of any target; one that runs on an NPU keeps its weights and cache there.
+        weights_memory: of weights_memory.WEIGHTS_MEMORY.
+        cache_memory: bytes for the keys and values of texts that no cache row holds (KVStore).
+    """
+    manifest, limit = artifact.manifest, available_memory()
+    model = PRIVATE if manifest.opset == "ascend" else memory_needed(manifest, weights_memory)
+    if limit is not None and model + cache_memory > limit.available:
+        raise UserError(
+            f"--cache-memory is {cache_memory / 1e6:,.0f} MB, and the model takes {model / 1e6:,.0f} MB; "
+            f"{limit.available / 1e6:,.0f} MB are available ({limit.source}). Give a smaller --cache-memory; 0 keeps "
+            "nothing"
+        )
+
+
+def default_cache_memory(manifest: Manifest) -> int:
+    """Return the bytes that a KVStore may take if the user does not say, once the artifact is loaded.
+
+    It is 0 on an NPU, where each copy moves the whole cache to the host.
+    """
+    if manifest.opset == "ascend":
+        return 0
+    limits = filter(None, (available_memory(), available_address_space()))
+    return min([CACHE_MEMORY, *(int(CACHE_SHARE * limit.available) for limit in limits)])
 
 
 def memory_needed(manifest: Manifest, weights_memory: str) -> int:

@@ -126,6 +126,20 @@ class PrefixCache:
         self._calls += 1
         self._used[row] = self._calls
 
+    def extend(self, row: int, start: int, ids: np.ndarray, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Load tokens with their keys and values into `row`, behind the first `start` tokens that it holds.
+
+        Args:
+            row: the row; it has the adapter that computed the tokens.
+            start: at most the tokens that the row holds; what it holds behind them is lost.
+            ids: token ids [n].
+            blocks: their keys and values, in blocks as KVStore.blocks returns them.
+        """
+        self.length[row] = start  # an interruption may leave the rest incomplete
+        self._cache.write_blocks(row, start, blocks)
+        self.ids[row, start : start + len(ids)] = ids
+        self.length[row] = start + len(ids)
+
     def held(self, row: int, tokens: int) -> dict[str, np.ndarray]:
         """Return the first `tokens` positions of `row` by array name; views if the cache is in host memory.
 

@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=QUEUE, metavar="N", help="answers that may wait; default: %(default)s"
     )
     parser.add_argument(
+        "--cache-memory",
+        type=int,
+        metavar="MB",
+        help="host memory for keys and values of conversations that no row holds, so that they go on without computing "
+        "them again; default: a quarter of what is free once the model is loaded, at most 1000, and 0 on an NPU",
+    )
+    parser.add_argument(
         "--connections",
         type=int,
         metavar="N",
@@ -118,6 +125,8 @@ def run(options: argparse.Namespace) -> None:
     """Run the server. Raises UserError for invalid options, missing libraries and an address that is not available."""
     if options.queue < 0:
         raise UserError(f"--queue is {options.queue}; needed: 0 or more")
+    if options.cache_memory is not None and options.cache_memory < 0:
+        raise UserError(f"--cache-memory is {options.cache_memory}; needed: 0 or more (megabytes)")
     connections = connection_limit(options.connections)
     if not 0 <= options.grace <= threading.TIMEOUT_MAX:  # this refuses nan, too
         raise UserError(f"--grace is {options.grace}; needed: 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
@@ -136,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
     if key is not None and not key.strip():
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
     with listen(options.host, options.port) as listening:
-        model = load(options)
+        model, cache_memory = load_with_cache_memory(options)
         for text in options.lora:
             load_adapter(model, text)
         if options.chat_template is not None:
@@ -151,6 +160,7 @@ def run(options: argparse.Namespace) -> None:
             aliases=options.alias,
             origins=options.cors,
             pooling=options.pooling,
+            cache_memory=cache_memory,
         )
         if not is_loopback(options.host) and key is None:
             print(
@@ -160,6 +170,20 @@ def run(options: argparse.Namespace) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         started = f"Serving {service.name} at {url(listening)} ({model.engine.batch} rows). Ctrl-C ends it"
         run_until_signal(service, listening, options.grace, connections, started)
+
+
+def load_with_cache_memory(options: argparse.Namespace) -> tuple[LlamaForCausalLM, int]:
+    """The model, and the bytes of --cache-memory. Raises UserError if both together do not fit."""
+    from ..artifact.manifest import Artifact
+    from ..engine.memory import check_cache_memory, default_cache_memory
+
+    if options.cache_memory is None:
+        model = load(options)
+        return model, default_cache_memory(model.artifact.manifest)
+    cache_memory = options.cache_memory * 1_000_000
+    artifact = Artifact.open(options.artifact, check="sizes", weights_later=True)
+    check_cache_memory(artifact, options.weights_memory, cache_memory)
+    return load(options), cache_memory
 
 
 def load_adapter(model: LlamaForCausalLM, text: str) -> None:

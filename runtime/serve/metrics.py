@@ -59,11 +59,18 @@ class SchedulerCollector(Collector):
             ("edgellama_rows", "Rows of the artifact: answers that can run at once", scheduler.engine.batch),
             ("edgellama_answers_running", "Answers that have a row", scheduler.running),
             ("edgellama_answers_waiting", "Answers in the queue", scheduler.waiting),
+            ("edgellama_cache_memory_bytes", "Memory of texts that no row holds", scheduler.store.nbytes),
+            ("edgellama_cache_memory_limit_bytes", "Most memory of such texts", scheduler.store.limit),
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, total in (
             ("edgellama_prompt_tokens", "Tokens of prompts", counters.prompt_tokens),
             ("edgellama_cached_prompt_tokens", "Prompt tokens that were in the cache already", counters.cached_tokens),
+            (
+                "edgellama_restored_prompt_tokens",
+                "Prompt tokens in the cache that came from the cache memory",
+                counters.restored_tokens,
+            ),
             ("edgellama_new_tokens", "Tokens generated", counters.new_tokens),
             ("edgellama_prefill_passes", "Passes over chunks of prompts", counters.prefill_passes),
             ("edgellama_decode_passes", "Passes that add a token to every running answer", counters.decode_passes),

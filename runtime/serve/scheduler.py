@@ -23,6 +23,7 @@ import numpy as np
 
 from ..engine.chunks import plan_chunks
 from ..engine.engine import Engine
+from ..engine.kv_store import KVStore
 from ..generation.decode import Forward, GenerationTimings, StepBatch
 from .sequence import ServedSequence
 
@@ -47,6 +48,7 @@ class SchedulerCounters:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    restored_tokens: int = 0  # those of the cached ones that came from the store
     new_tokens: int = 0
     decode_passes: int = 0
     prefill_passes: int = 0
@@ -71,17 +73,20 @@ class Scheduler:
         *,
         queue: int = QUEUE,
         chunk: int = CHUNK,
+        cache_memory: int = 0,
         after_pass: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         queue: sequences that may wait in addition to those that run
         chunk: most prompt tokens of a sequence in one pass
+        cache_memory: bytes for the keys and values of texts whose row another sequence took over
         after_pass: called in the engine's thread when a pass has sent its events
         """
         self.engine = engine
         self.queue = queue
         self.chunk = min(chunk, engine.buckets[-1])
         self.prefill_budget = 2 * self.chunk  # prompt tokens between two decode passes
+        self.store = KVStore(engine.cache, cache_memory, self.chunk)
         self.after_pass = after_pass
         self.counters = SchedulerCounters()
         self._step = StepBatch(engine, self.counters.timings)
@@ -339,17 +344,37 @@ class Scheduler:
         """Take a free row. Returns (row, tokens of the prompt that this row now holds).
 
         The row that the prompt continues is taken if it is free. Otherwise the row unused for longest is taken, and the
-        prefix that another row holds is copied to it.
+        prefix that another row or the store holds is copied to it. What the row held goes to the store.
         """
         prompt, adapter, prefixes = sequence.prompt, sequence.adapter, self.engine.prefixes
         if not sequence.reuse_prefix:
             row = self._free_rows.popleft()
+            self._leave(row, 0)
             prefixes.assign(row, adapter)
             return row, 0
         shared = prefixes.shared(prompt, adapter) // self.chunk * self.chunk
-        best = max(self._free_rows, key=lambda row: shared[row])
-        if not (shared[best] == shared.max() > 0 and 2 * shared[best] >= prefixes.length[best]):
-            best = self._free_rows[0]
-        self._free_rows.remove(best)
-        prefixes.assign(best, adapter)
-        return best, prefixes.bring(prompt, best) // self.chunk * self.chunk if shared.any() else 0
+        row = max(self._free_rows, key=lambda row: shared[row])
+        if not (shared[row] == shared.max() > 0 and 2 * shared[row] >= prefixes.length[row]):
+            row = self._free_rows[0]
+        self._free_rows.remove(row)
+        self._leave(row, shared[row])
+        prefixes.assign(row, adapter)
+        held = prefixes.bring(prompt, row) // self.chunk * self.chunk if shared.any() else 0
+        return row, self._restore(row, prompt, held)
+
+    def _leave(self, row: int, kept: int) -> None:
+        """Store what a row holds, unless it is only the `kept` tokens that its next sequence continues."""
+        prefixes = self.engine.prefixes
+        if prefixes.length[row] // self.chunk * self.chunk > kept:
+            self.store.keep(row, prefixes.row(row), int(prefixes.adapter[row]))
+
+    def _restore(self, row: int, prompt: np.ndarray, held: int) -> int:
+        """Add to the `held` tokens of a prompt in a row those that are stored. Returns how many it holds then."""
+        prefixes, adapter = self.engine.prefixes, int(self.engine.prefixes.adapter[row])
+        stored = self.store.held(prompt[:-1], adapter)  # the last token is always computed: its logits are needed
+        if stored - held < self.engine.cache.worth_copying:
+            return held
+        blocks = self.store.blocks(prompt[:stored], adapter)[held // self.chunk :]
+        prefixes.extend(row, held, prompt[held:stored], blocks)
+        self.counters.restored_tokens += stored - held
+        return stored

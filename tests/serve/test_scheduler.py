@@ -30,14 +30,19 @@ def model(tmp_path: Path) -> LlamaForCausalLM:
     clients=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 49), st.integers(1, 12)), min_size=1, max_size=9),
     pauses=st.lists(st.integers(0, 4), min_size=9, max_size=9),
     chunk=st.sampled_from([1, 4, 16]),
+    memory=st.sampled_from([0, 20_000, 1 << 20]),
 )
 def test_each_answer_equals_the_one_that_it_would_get_alone(
-    tmp_path_factory: pytest.TempPathFactory, clients: list[tuple[int, int, int]], pauses: list[int], chunk: int
+    tmp_path_factory: pytest.TempPathFactory,
+    clients: list[tuple[int, int, int]],
+    pauses: list[int],
+    chunk: int,
+    memory: int,
 ) -> None:
     """Against whole passes over each text; more clients than rows, arriving while others run, some with equal
     beginnings, so that rows are taken over and beginnings reused."""
     model = load(tmp_path_factory.mktemp("toy"), batch=ROWS, eos_token_id=())
-    scheduler = Scheduler(model.engine, chunk=chunk)
+    scheduler = Scheduler(model.engine, chunk=chunk, cache_memory=memory)
     made = []
     for (length, first, limit), pause in zip(clients, pauses, strict=False):
         client = Client(model, prompt_of(length, first), limit)

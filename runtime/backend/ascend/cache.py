@@ -128,3 +128,14 @@ class DeviceCache:
             array = tensor.read().copy()
             array[row, :, :tokens] = arrays[name]
             tensor.write(array)
+
+    def write_blocks(self, row: int, start: int, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Write blocks of tokens one after the other into `row` from position `start` on, each as `held` returns it."""
+        for name, tensor in self.arrays.items():
+            array = tensor.read().copy()
+            first = start
+            for block in blocks:
+                count = block[name].shape[1]
+                array[row, :, first : first + count] = block[name]
+                first += count
+            tensor.write(array)
