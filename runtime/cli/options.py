@@ -105,6 +105,12 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--repetition-penalty", type=float, metavar="X", help="above 1: repeat less of the earlier tokens"
     )
+    add_prompt_lookup(command)
+    command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be repeated")
+
+
+def add_prompt_lookup(command: argparse.ArgumentParser) -> None:
+    """Declare --prompt-lookup."""
     command.add_argument(
         "--prompt-lookup",
         type=int,
@@ -112,7 +118,13 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         help="guess up to N tokens (at most 7) from what the text says earlier, and check them in one pass: the same "
         "answer, sooner if it repeats parts of the prompt; target cpu",
     )
-    command.add_argument("--stop", action="append", metavar="TEXT", help="end at this text; may be repeated")
+
+
+def prompt_lookup(options: argparse.Namespace) -> int:
+    """Return the value of --prompt-lookup, 0 if it is not given. Raises UserError for less than 1."""
+    if options.prompt_lookup is not None and options.prompt_lookup < 1:
+        raise UserError(f"--prompt-lookup is {options.prompt_lookup}; needed: a whole number, at least 1")
+    return int(options.prompt_lookup or 0)
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:

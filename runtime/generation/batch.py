@@ -15,7 +15,7 @@ from .config import GenerationConfig
 from .decode import GenerationTimings, decode
 from .output import GenerateOutput, join_steps
 from .sequences import Sequences
-from .speculative import Pace, PromptLookup, decode_guessing
+from .speculative import LONGEST_NGRAM, Pace, PromptLookup, decode_guessing
 from .step_processors import PrefixAllowed
 from .stopping import StoppingCriterion, stops
 from .token_selector import LogitsProcessor, TokenSelector
@@ -41,9 +41,6 @@ class GenerateCall:
     def allowed(self, prompts: Sequence[int]) -> PrefixAllowed | None:
         """Return the processor of prefix_allowed_tokens_fn for rows of these prompts; None without one."""
         return None if self.prefix_allowed is None else PrefixAllowed(self.prefix_allowed, prompts)
-
-
-LONGEST_NGRAM = 4  # of prompt lookup, if the settings do not say
 
 
 class Batch:

@@ -21,6 +21,7 @@ from .decode import Forward, GenerationTimings, Select, StepBatch
 from .sequences import Sequences
 from .stopping import Stop
 
+LONGEST_NGRAM = 4  # of prompt lookup, if the settings do not say
 MOST_TOKENS = 8  # in a checking pass: kFewTokens of kernels/cpu/attention/attention_plan.h
 SHORTEST_NGRAM = 2  # a single equal token says little about what follows
 
@@ -103,6 +104,13 @@ class Pace:
         return value if mean == 0.0 else mean + 0.25 * (value - mean)
 
 
+def guesses(sequences: Sequences, guesser: Guesser, pace: Pace) -> np.ndarray:
+    """Return the tokens [n] to check after the last one of the one sequence; none if that is not worth it now."""
+    ids = sequences.row(0)
+    most = min(pace.length(), sequences.limit - sequences.steps - 1)
+    return guesser.guess(ids, most).copy() if most > 0 else ids[:0]
+
+
 def decode_guessing(
     engine: Engine,
     sequences: Sequences,
@@ -173,5 +181,4 @@ def decode_guessing(
             yield picked
         if not sequences.live[0]:
             return
-        most = min(pace.length(), sequences.limit - sequences.steps - 1)
-        guessed = guesser.guess(sequences.row(0), most).copy() if most > 0 else guessed[:0]
+        guessed = guesses(sequences, guesser, pace)

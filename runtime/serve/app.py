@@ -78,6 +78,7 @@ class Service:
         origins: Sequence[str] = (),
         pooling: str = POOLINGS[0],
         cache_memory: int = 0,
+        prompt_lookup: int = 0,
     ) -> None:
         """Args:
         model: a loaded model; the service runs its engine, and offers the adapters that it has loaded as models
@@ -90,6 +91,7 @@ class Service:
         tool_parser: name of the syntax of tool calls; None takes that of the chat template
         aliases: further names of the model
         origins: of web pages that may read answers, such as https://chat.example; "*" permits all
+        prompt_lookup: as in Scheduler
         pooling: of embeddings whose request names none; one of POOLINGS
         cache_memory: bytes for the keys and values of conversations that no row holds
         """
@@ -104,7 +106,11 @@ class Service:
         self.names = tuple(dict.fromkeys((self.name, *aliases, *adapters)))
         self._created = int(model.artifact.file("manifest.json").stat().st_mtime)
         self.outbox = Outbox()
-        self.scheduler = Scheduler(model.engine, queue=queue, cache_memory=cache_memory, after_pass=self.outbox.flush)
+        self.scheduler = Scheduler(
+            model.engine,
+            **{"queue": queue, "cache_memory": cache_memory, "prompt_lookup": prompt_lookup},
+            after_pass=self.outbox.flush,
+        )
         self.metrics = Metrics(self.scheduler)
         self._preprocessor = Preprocessor(model, queue + model.engine.batch, sampling, tool_parser)
         self._html = {

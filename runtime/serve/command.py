@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..cli.options import add_model, load
+from ..cli.options import add_model, add_prompt_lookup, load, prompt_lookup
 from ..errors import UserError, shown
 from ..lora.config import folder_and_scale
 from ..tools.choose import SYNTAXES
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue", type=int, default=QUEUE, metavar="N", help="answers that may wait; default: %(default)s"
     )
+    add_prompt_lookup(parser)
     parser.add_argument(
         "--cache-memory",
         type=int,
@@ -127,6 +128,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--queue is {options.queue}; needed: 0 or more")
     if options.cache_memory is not None and options.cache_memory < 0:
         raise UserError(f"--cache-memory is {options.cache_memory}; needed: 0 or more (megabytes)")
+    lookup = prompt_lookup(options)
     connections = connection_limit(options.connections)
     if not 0 <= options.grace <= threading.TIMEOUT_MAX:  # this refuses nan, too
         raise UserError(f"--grace is {options.grace}; needed: 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
@@ -146,6 +148,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"the API key is empty. Give one, or leave out --api-key and ${KEY_VARIABLE}")
     with listen(options.host, options.port) as listening:
         model, cache_memory = load_with_cache_memory(options)
+        model = load(options)
+        if lookup:
+            _ = model.engine.head  # raises UserError for a target that cannot check guesses
         for text in options.lora:
             load_adapter(model, text)
         if options.chat_template is not None:
@@ -161,6 +166,7 @@ def run(options: argparse.Namespace) -> None:
             origins=options.cors,
             pooling=options.pooling,
             cache_memory=cache_memory,
+            prompt_lookup=lookup,
         )
         if not is_loopback(options.host) and key is None:
             print(

@@ -74,6 +74,8 @@ class SchedulerCollector(Collector):
             ("edgellama_new_tokens", "Tokens generated", counters.new_tokens),
             ("edgellama_prefill_passes", "Passes over chunks of prompts", counters.prefill_passes),
             ("edgellama_decode_passes", "Passes that add a token to every running answer", counters.decode_passes),
+            ("edgellama_guessed_tokens", "Tokens that prompt lookup guessed", counters.timings.guessed_tokens),
+            ("edgellama_accepted_tokens", "Guesses that were right", counters.timings.accepted_tokens),
             ("edgellama_engine_seconds", "Seconds in the model", counters.engine_seconds),
         ):
             yield CounterMetricFamily(name, text, value=total)

@@ -278,6 +278,7 @@ def _responses() -> dict[str, Any]:
         prompt_tokens=INTEGER,
         completion_tokens=INTEGER,
         total_tokens=INTEGER,
+        completion_tokens_details=_object(accepted_prediction_tokens=INTEGER, rejected_prediction_tokens=INTEGER),
         prompt_tokens_details=_object(cached_tokens=INTEGER),
     )
     reason = {"enum": ["stop", "length", "tool_calls"]}

@@ -26,6 +26,10 @@ def usage(sequences: Sequence[ServedSequence], n: int) -> dict[str, Any]:
         "prompt_tokens": prompts,
         "completion_tokens": new,
         "total_tokens": prompts + new,
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(sequence.accepted_tokens for sequence in sequences),
+            "rejected_prediction_tokens": sum(sequence.rejected_tokens for sequence in sequences),
+        },
         "prompt_tokens_details": {"cached_tokens": sum(sequence.cached_tokens for sequence in sequences[::n])},
     }
 

@@ -7,7 +7,7 @@ The tokens of a sequence do not depend on the other sequences, down to the last 
 differently for a pass with many tokens, with few tokens, and with one token per row. Therefore:
 - each prompt is cut as it would be cut alone, at multiples of `chunk`
 - prompts are computed together only if each of them alone would have a pass of many tokens in the same bucket
-- a decode pass holds single tokens only
+- a decode pass holds single tokens only, or guesses that are checked with the bits of single tokens
 - a prefix that is reused from the cache also ends at a multiple of `chunk`
 """
 
@@ -25,6 +25,7 @@ from ..engine.chunks import plan_chunks
 from ..engine.engine import Engine
 from ..engine.kv_store import KVStore
 from ..generation.decode import Forward, GenerationTimings, StepBatch
+from .answers.lookup import AnswerLookup
 from .sequence import ServedSequence
 
 CHUNK = 128  # tokens; on host CPUs a larger pass is hardly cheaper per token
@@ -74,12 +75,14 @@ class Scheduler:
         queue: int = QUEUE,
         chunk: int = CHUNK,
         cache_memory: int = 0,
+        prompt_lookup: int = 0,
         after_pass: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         queue: sequences that may wait in addition to those that run
         chunk: most prompt tokens of a sequence in one pass
         cache_memory: bytes for the keys and values of texts whose row another sequence took over
+        prompt_lookup: tokens to guess at once while an answer runs alone; 0 guesses nothing
         after_pass: called in the engine's thread when a pass has sent its events
         """
         self.engine = engine
@@ -90,6 +93,7 @@ class Scheduler:
         self.after_pass = after_pass
         self.counters = SchedulerCounters()
         self._step = StepBatch(engine, self.counters.timings)
+        self._lookup = AnswerLookup(engine, self._step, prompt_lookup, self._select_token)
         self._running: list[ServedSequence] = []  # in order of arrival
         self._waiting: deque[ServedSequence] = deque()
         self._free_rows = deque(range(engine.batch))  # the row unused for longest comes first
@@ -292,15 +296,31 @@ class Scheduler:
         return True
 
     def _decode(self, sequences: list[ServedSequence]) -> None:
-        if sequences:
+        if sequences and not self._checks_guesses(sequences[0]):
             for sequence in sequences:
                 self._step.feed_token(sequence.row, sequence.last_token, sequence.computed_tokens)
+            before = self.counters.timings.decode
             logits = self._run_pass(sequences, [1] * len(sequences))
             self.counters.decode_passes += 1
+            if len(sequences) == 1:
+                self._lookup.pace.stepped(self.counters.timings.decode - before)
             if logits is not None:
                 for sequence in sequences:
                     self._select_token(sequence, logits[sequence.row])
             self.after_pass()
+
+    def _checks_guesses(self, sequence: ServedSequence) -> bool:
+        """Run a pass that checks guesses, if the sequence runs alone and they are worth it. Returns whether it ran."""
+        if len(self._running) > 1 or not (guessed := self._lookup.guess(sequence)).size:
+            return False
+        self.counters.decode_passes += 1
+        try:
+            self._lookup.check(sequence, guessed)
+        except Exception as error:  # as in _run_pass
+            log.exception("a pass of the model failed")
+            sequence.fail(error)
+        self.after_pass()
+        return True
 
     def _run_pass(
         self, sequences: list[ServedSequence], sizes: Sequence[int], forward: Forward | None = None

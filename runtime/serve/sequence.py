@@ -80,6 +80,7 @@ class ServedSequence:
     Attributes:
         row: the engine's row; -1 before the scheduler assigns one
         cached_tokens: prompt tokens that were in the cache before the prefill
+        accepted_tokens, rejected_tokens: guesses that were right, and others
         computed_tokens: tokens of the sequence that are in the cache
         last_token: the newest token, which the next decode pass reads
         cancelled: the client has gone; the scheduler frees the row
@@ -131,6 +132,7 @@ class ServedSequence:
         self.reuse_prefix = reuse_prefix and states is None
         self.adapter = adapter
         self.cached_tokens = 0
+        self.accepted_tokens = self.rejected_tokens = 0
         self.computed_tokens = 0
         self.last_token = int(prompt[-1])
         self.cancelled = False

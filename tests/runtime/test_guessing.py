@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgellama.engine.engine_lock import Cancellation
 from edgellama.errors import LogitsError, UserError
 from edgellama.generation.batch import Batch, GenerateCall
 from edgellama.generation.config import GenerationConfig
@@ -206,7 +205,7 @@ def scores(text: Sequence[int]) -> np.ndarray:
 
 def batch(engine: Adder, prompts: list[list[int]], adapters: Sequence[int] = (), **settings: Any) -> Batch:
     config = GenerationConfig(**settings)
-    call = GenerateCall(config, [], [], 5, True, adapters, Cancellation())
+    call = GenerateCall(config, [], [], 5, True, adapters=adapters)
     rows = [np.array(prompt) for prompt in prompts]
     return Batch(engine, lambda: 1 / 0, call, rows, 0, [12] * len(rows))  # type: ignore[arg-type,return-value]
 
