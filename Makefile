@@ -9,7 +9,8 @@
 # make board-check [PROBE= DEVICE=]       run this first on a board; exits with 2 if there is no board
 # make board-probe TARGET=ascend310b      export the tiny model of board-check, for a board that cannot export
 # make bench         measure an artifact (ARTIFACT=; default: the one of `make run`)
-# make bench-peers   measure it beside llama.cpp, OpenVINO, ONNX Runtime and PyTorch (.venv-peers: about 2 GB)
+# make bench-peers [QUICK=1 ISAS=1 LLAMA_BENCH= LLAMA_MODEL=]   measure it beside llama.cpp, OpenVINO, ONNX Runtime and
+#              PyTorch (.venv-peers: about 2 GB); tests/peers/README.md
 # make kernels       build and install the Ascend operator package (needs CANN)
 # make test          set up and run all tests; make test-fast leaves out those that take minutes
 # make browser       install Chromium for the test of the chat page, with apt-get if allowed; part of `make test`
@@ -51,7 +52,7 @@ SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no
 # shell and no make function interprets it. `value` takes the text as it was given; make would expand $ in it.
-GIVEN := MODEL PROMPT ARTIFACT MACHINE $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS UPGRADE
+GIVEN := MODEL PROMPT ARTIFACT MACHINE $(EXPORT_OPTIONS) MEASURED SOC PROBE DEVICE ONLY QUICK PART SAMPLE ALL TARGET_NAME SECONDS UPGRADE LLAMA_BENCH LLAMA_MODEL ISAS
 define take
 ifneq ($(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -125,7 +126,8 @@ bench-peers: $(VENV)/ready
 	  $(MAKE) --no-print-directory build/peers/ours-$$weights/manifest.json || exit; \
 	done
 	@$(PYTHON) tests/peers/install.py .venv-peers
-	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --rounds 5 --json build/peers/peers.json
+	@$(PYTHON) tests/peers build/peers/ours-int8 build/peers/ours-int4 --json build/peers/peers.json \
+	  $(call options,LLAMA_BENCH LLAMA_MODEL) $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(ISAS)),--isas)
 
 build/peers/ours-%/manifest.json: | $(VENV)/ready
 	@$(PYTHON) -m edgellama export smollm2-135m-instruct --target cpu --weights $* --context 8192 --out $(@D)

@@ -20,13 +20,15 @@ sys.path.insert(0, str(ROOT))
 from accuracy import compare  # noqa: E402
 from install import not_installed  # noqa: E402
 from pool import Worker, measure  # noqa: E402
-from prepare import AbsentError, Models, Peer  # noqa: E402
+from prepare import AbsentError, Models, Peer, llama_bench_peer, our_peer  # noqa: E402
 from report import build_report, show  # noqa: E402
 
 from edgellama.artifact.manifest import Artifact  # noqa: E402
 from edgellama.exporter.checkpoint.source import resolve  # noqa: E402
+from edgellama.kernels.cpu.library import available_isas  # noqa: E402
 
 SPARE_POSITIONS = 64  # after the deepest context, for the measured decode steps
+SLOW_FORMATS = {"F32", "BF16", "fp16", "fp32", "float32", "bfloat16"}  # --quick leaves them out
 
 
 def parse_options() -> argparse.Namespace:
@@ -38,7 +40,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--models", type=Path, default=ROOT / "build/peers", help="folder of the converted models")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompts", type=number_list, default=[128, 512], help="prompt lengths (default: 128,512)")
     parser.add_argument("--depths", type=number_list, default=[128, 4096], help="context depths (default: 128,4096)")
     parser.add_argument("--steps", type=int, default=32, help="decode steps per measurement (default: %(default)s)")
@@ -46,8 +48,33 @@ def parse_options() -> argparse.Namespace:
         "--only", default="", help="engines whose name contains one of these, for example llama.cpp,int8"
     )
     parser.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="do not measure KL divergences")
+    parser.add_argument(
+        "--llama-bench", metavar="COMMAND", help="also measure this llama-bench program; may contain its options"
+    )
+    parser.add_argument(
+        "--llama-model", type=file_list, default=[], metavar="FILE,...", help="the GGUF files that it reads"
+    )
+    parser.add_argument(
+        "--isas", action="store_true", help="also measure ours with each lower instruction set that this CPU has"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="three minutes: 3 rounds at 128 tokens, 8- and 4-bit formats, no accuracy"
+    )
     parser.add_argument("--json", type=Path, help="write the report to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if bool(options.llama_bench) != bool(options.llama_model):
+        parser.error("--llama-bench and --llama-model belong together; one is missing")
+    if options.quick:
+        options.rounds, options.prompts, options.depths, options.steps, options.accuracy = 3, [128], [128], 16, False
+    return options
+
+
+def file_list(text: str) -> list[Path]:
+    """Comma-separated files. Raises ArgumentTypeError for one that does not exist."""
+    files = [Path(part) for part in text.split(",")]
+    if absent := [str(file) for file in files if not file.is_file()]:
+        raise argparse.ArgumentTypeError(f"no such file: {', '.join(absent)}")
+    return files
 
 
 def number_list(text: str) -> list[int]:
@@ -86,16 +113,21 @@ def main() -> int:
     keep = [part for part in options.only.split(",") if part]
     context = max(options.depths + options.prompts) + SPARE_POSITIONS
 
-    ours = [
-        Peer("ours", f"{a.manifest.target} {a.manifest.weights_format}", str(a.path), weight_files(a))
+    isas = [None, *(available_isas()[:-1] if options.isas else [])]
+    ready = [
+        our_peer(a.path, f"{a.manifest.target} {a.manifest.weights_format}", weight_files(a), isa)
+        for isa in isas
         for a in artifacts
     ]
-    makers: dict[str, Callable[[], Peer]] = {peer.name: lambda peer=peer: peer for peer in ours}
+    ready += [llama_bench_peer(options.llama_bench, file) for file in options.llama_model]
+    makers: dict[str, Callable[[], Peer]] = {peer.name: lambda peer=peer: peer for peer in ready}
     makers.update(peer_makers(models))
     workers: dict[str, Worker] = {}
     try:
         for name, make in makers.items():
             if keep and not any(part in name for part in keep):
+                continue
+            if options.quick and set(name.split()) & SLOW_FORMATS:
                 continue
             engine = name.split()[0]
             if engine in absent:
@@ -103,7 +135,7 @@ def main() -> int:
             print(f"loading {name}", file=sys.stderr)
             try:
                 peer = make()
-                python = Path(sys.executable) if peer.engine == "ours" else options.python
+                python = Path(sys.executable) if peer.engine in ("ours", "llama-bench") else options.python
                 workers[name] = Worker(peer, python, options.threads, context)
             except AbsentError as reason:
                 absent[name] = str(reason)

@@ -1,12 +1,14 @@
-"""This project's runtime: MODEL is an artifact folder."""
+"""This project's runtime: MODEL is a JSON list, an artifact folder and the last instruction set to use or null."""
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
 
 from edgellama.artifact.manifest import Artifact
+from edgellama.backend.cpu_kernels import limit_isa
 from edgellama.engine.engine import Engine as StepEngine
 
 
@@ -16,7 +18,9 @@ class Engine:
     def __init__(self, model: str, threads: int, context: int) -> None:
         from importlib.metadata import version
 
-        self.step = StepEngine(Artifact.open(model), threads)
+        folder, isa = json.loads(model)
+        limit_isa(isa)
+        self.step = StepEngine(Artifact.open(folder), threads)
         if self.step.context < context:
             raise ValueError(f"the artifact's context is {self.step.context}; this run needs {context}")
         self.version = f"MindSpore Lite {version('mindspore-lite')}"

@@ -7,6 +7,7 @@ each format is rounded once. The others read a Hugging Face folder of the weight
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,16 @@ class Peer:
     def matches(self, engine: str, *words: str) -> bool:
         """Whether this is the engine, and its format contains all words."""
         return self.engine == engine and set(words) <= set(self.format.split())
+
+
+def our_peer(folder: Path, name: str, files: tuple[Path, ...], isa: str | None = None) -> Peer:
+    """An artifact in our runtime. isa: the last instruction set that the kernels may use; None takes the fastest."""
+    return Peer("ours", f"{name} {isa}" if isa else name, json.dumps([str(folder), isa]), files)
+
+
+def llama_bench_peer(command: str, file: Path) -> Peer:
+    """A model file in a llama-bench program. command: the program and its options, as in a shell."""
+    return Peer("llama-bench", file.stem, json.dumps([*shlex.split(command), str(file)]), (file,))
 
 
 class AbsentError(Exception):

@@ -18,7 +18,7 @@ import install  # noqa: E402
 import pool  # noqa: E402
 import report  # noqa: E402
 from pool import Figure, Worker  # noqa: E402
-from prepare import AbsentError, Peer  # noqa: E402
+from prepare import AbsentError, Peer, llama_bench_peer, our_peer  # noqa: E402
 
 OURS = Peer("ours", "cpu int8", "", ())
 Q8 = Peer("llama.cpp", "Q8_0", "m.gguf:0", ())
@@ -29,7 +29,7 @@ Q4 = Peer("llama.cpp", "Q4_0", "m.gguf:0", ())
 @pytest.fixture
 def worker(tiny_artifact: Path) -> Iterator[Worker]:
     """Our engine in its process, with the tiny artifact (2 rows, context 64)."""
-    made = Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 64)
+    made = Worker(our_peer(tiny_artifact, "portable fp32", ()), Path(sys.executable), 1, 64)
     yield made
     made.close()
 
@@ -98,7 +98,43 @@ def test_ratios_use_the_fastest_peer_of_each_limit() -> None:
     assert set(found) == {("decode", 128, Q8.name), ("prefill", 512, Q4.name)}
     decode = found["decode", 128, Q8.name]
     assert (decode["ratio"], decode["ratio_of_rounds"], decode["limit"]) == (0.4, 0.4, 0.75)
+    assert (decode["smallest"], decode["largest"]) == (0.375, 0.9)
     assert found["prefill", 512, Q4.name]["ratio"] == 0.6
+
+
+def test_lower_instruction_sets_and_foreign_builds_have_ratios_of_their_own() -> None:
+    ours = [our_peer(Path("a"), "cpu int8", (), isa) for isa in (None, "avx2")]
+    bench = [llama_bench_peer("./llama-bench -rtr 1", Path(f"m-{kind}.gguf")) for kind in ("q8_0", "Q4_0")]
+    assert [peer.name for peer in [*ours, *bench]] == [
+        "ours cpu int8", "ours cpu int8 avx2", "llama-bench m-q8_0", "llama-bench m-Q4_0",
+    ]  # fmt: skip
+    assert json.loads(bench[0].model) == ["./llama-bench", "-rtr", "1", "m-q8_0.gguf"]
+    samples = dict(zip([*ours, *bench], ([4.0], [6.0], [5.0], [2.0]), strict=True))
+    figures = [Figure(peer.name, "decode", 128, values) for peer, values in samples.items()]
+    found = report.ratios(figures, {peer.name: peer for peer in samples})
+    assert [(r["ours"], r["peer"], r["ratio"]) for r in found] == [("ours cpu int8", "llama-bench m-q8_0", 0.8)]
+
+
+@pytest.mark.parametrize(("help_text", "depth"), [("  -d, --n-depth <n>", "-d 9"), ("  -gp <pp,tg>  x", "-gp 9,7")])
+def test_a_llama_bench_is_called_with_the_options_that_it_has(tmp_path: Path, help_text: str, depth: str) -> None:
+    """The program here notes its arguments, and reports two repetitions, the second of 5 ms and 7 ms."""
+    program, log = tmp_path / "llama-bench", tmp_path / "log"
+    program.write_text(
+        f"#!/bin/sh\n[ $1 = --help ] && echo '{help_text}' && exit\necho $@ >> {log}\n"
+        'case "$*" in *"-n 0 -gp"*|*-d*) ns=7000000;; *) ns=5000000;; esac\n'
+        'echo "[{\\"build_commit\\": \\"abc\\", \\"samples_ns\\": [9000000000, $ns]}]"\n'
+    )
+    program.chmod(0o755)
+    made = Worker(llama_bench_peer(f"{program} -rtr 1", Path("m.gguf")), Path(sys.executable), 3, 64)
+    try:
+        assert made.version == "llama-bench abc"
+        assert made.ask(op="prefill", tokens=[1] * 9)["seconds"] == 0.005
+        assert made.ask(op="decode", tokens=[1] * 9, steps=7)["seconds"] == [0.001] * 7
+    finally:
+        made.close()
+    called = log.read_text().splitlines()
+    assert all(line.startswith("-rtr 1 -m m.gguf -t 3 -r 2 -o json ") for line in called)
+    assert "-p 9 -n 0" in called[1] and depth in called[2]
 
 
 def test_accuracy_is_compared_at_equal_width() -> None:
@@ -124,7 +160,7 @@ def test_the_report_shows_absent_peers_and_missed_limits(capsys: pytest.CaptureF
             "figures": [figure],
             "ratios": [
                 {"kind": "decode", "tokens": 128, "ours": OURS.name, "against": "llama.cpp Q8_0", "peer": Q8.name}
-                | {"ratio": 0.8, "ratio_of_rounds": 0.79, "limit": 0.75}
+                | {"ratio": 0.8, "ratio_of_rounds": 0.79, "smallest": 0.71, "largest": 0.93, "limit": 0.75}
             ],
             "accuracy": {},
             "accuracy_ratios": [],
@@ -132,13 +168,14 @@ def test_the_report_shows_absent_peers_and_missed_limits(capsys: pytest.CaptureF
     )
     text = capsys.readouterr().out
     assert "5.25" in text and "openvino int8 PA: absent: no wheel for this system" in text and "0.80" in text
-    assert "MISSED" in text
+    assert "MISSED" in text and "0.71 to 0.93" in text
 
 
 @pytest.mark.parametrize(
     ("peer", "python", "reason"),
     [
-        (Peer("ours", "x", "nowhere", ()), sys.executable, "no such folder"),
+        (our_peer(Path("nowhere"), "x", ()), sys.executable, "no such folder"),
+        (llama_bench_peer("/nowhere/llama-bench", Path("m.gguf")), sys.executable, "No such file"),
         (Peer("unheard of", "x", "nowhere", ()), sys.executable, "unheard of"),
         (Peer("ours", "x", "nowhere", ()), "/nowhere/python", "No such file"),
     ],
@@ -158,7 +195,7 @@ def test_the_error_names_the_signal_that_killed_a_process(tmp_path: Path) -> Non
 
 def test_a_context_that_is_too_small_is_an_error(tiny_artifact: Path) -> None:
     with pytest.raises(AbsentError, match="the artifact's context is 64; this run needs 100"):
-        Worker(Peer("ours", "portable fp32", str(tiny_artifact), ()), Path(sys.executable), 1, 100)
+        Worker(our_peer(tiny_artifact, "portable fp32", ()), Path(sys.executable), 1, 100)
 
 
 def test_reasons_of_failed_installations_are_kept(tmp_path: Path) -> None:

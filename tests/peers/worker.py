@@ -23,6 +23,7 @@ from typing import Any
 ENGINES = {
     "ours": "engine_ours",
     "llama.cpp": "engine_llama_cpp",
+    "llama-bench": "engine_llama_bench",
     "openvino": "engine_openvino",
     "onnxruntime": "engine_onnxruntime",
     "pytorch": "engine_pytorch",
