@@ -110,7 +110,7 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
     @property
     def config(self) -> SimpleNamespace:
         """The Hugging Face config as attributes."""
-        return SimpleNamespace(**self.artifact.manifest.config)
+        return SimpleNamespace(**{"is_encoder_decoder": False, **self.artifact.manifest.config})
 
     @property
     def device(self) -> str:
