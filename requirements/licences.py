@@ -27,6 +27,8 @@ INTRODUCTION = """# Licences of the dependencies
 Written by `make lock` from the metadata of the packages; a test compares it with the installed ones. The columns say
 which part of the project needs a package: the [lock files](README.md) `runtime.txt`, `serve.txt`, `export.txt` and
 `test.txt`. `build.txt` (compiles the kernels) counts as runtime. `edgellama.lite` installs MindSpore Lite (Apache-2.0).
+The chat page contains markdown-it 15.0.3 (MIT, with parts under MIT and BSD-2-Clause) and highlight.js 11.12.0
+(BSD-3-Clause); [their licences](../runtime/serve/page/LICENSES.txt) are beside them.
 
 """
 

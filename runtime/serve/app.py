@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -113,9 +114,8 @@ class Service:
         )
         self.metrics = Metrics(self.scheduler)
         self._preprocessor = Preprocessor(model, queue + model.engine.batch, sampling, tool_parser)
-        self._html = {
-            name: _html(name) for name in ("page.html", "docs.html")
-        }  # read once: later there may be no descriptor
+        # read once: later there may be no descriptor
+        self._html = {"page/page.html": _html("page/page.html"), "docs.html": _html("docs.html")}
         self._description = description(
             Described(
                 __version__,
@@ -225,7 +225,7 @@ class Service:
             )
 
     async def _page(self, _: Request) -> Response:
-        return self._html_response("page.html")
+        return self._html_response("page/page.html")
 
     async def _docs(self, _: Request) -> Response:
         return self._html_response("docs.html")
@@ -330,7 +330,12 @@ class Service:
 
 
 def _html(name: str) -> str:
-    return resources.files("edgellama.serve").joinpath(name).read_text(encoding="utf-8")
+    """Read a page, with the content of the files beside it whose names it has in {{ }}."""
+    folder = resources.files("edgellama.serve")
+    page = folder.joinpath(name).read_text(encoding="utf-8")
+    return re.sub(
+        r"\{\{([\w.-]+)\}\}", lambda found: folder.joinpath("page").joinpath(found[1]).read_text(encoding="utf-8"), page
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
