@@ -1,6 +1,6 @@
 # make run           set up, export a small Llama, and answer PROMPT
 # make chat          talk with it
-# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= ROPE_SCALING= TOKENIZER= LORA= OUT= SYNTHETIC=1 SEED= VERIFY=0]
+# make export MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= ROPE_SCALING= TOKENIZER= LORA= CALIBRATION= OUT= SYNTHETIC=1 SEED= VERIFY=0]
 # make plan MODEL=llama3-8b [TARGET= WEIGHTS= CACHE= CONTEXT= BUCKETS= BATCH= ROPE_SCALING= MEASURED=]
 #              before an export: the memory that the model needs, the boards that hold it, and the speed limit of each.
 #              MEASURED= compares the plan with a report of `bench --json`
@@ -47,7 +47,7 @@ JOBS ?= 2
 # The variables that become options of the exporter if they are set: BATCH=4 becomes --batch 4. The exporter declares
 # the options and their defaults (exporter/export_options.py).
 PLAN_OPTIONS := TARGET WEIGHTS CACHE CONTEXT BUCKETS BATCH ROPE_SCALING
-EXPORT_OPTIONS := $(PLAN_OPTIONS) TOKENIZER LORA OUT VERIFY SYNTHETIC SEED
+EXPORT_OPTIONS := $(PLAN_OPTIONS) TOKENIZER LORA CALIBRATION OUT VERIFY SYNTHETIC SEED
 SWITCHES := VERIFY SYNTHETIC ALL# 1 becomes --name, 0 becomes --no-name
 
 # Every value reaches its command through the environment: a recipe contains "$$MODEL", never the value of MODEL, so no

@@ -32,6 +32,8 @@ from edgellama.kernels.ascend.chips import CHIPS
 from edgellama.kernels.weight_format import W4_GROUPS
 from edgellama.mindir.check import check_graphs
 
+from .calibration.calibrated import CalibratedCheckpoint
+from .calibration.text import calibration_tokens
 from .checkpoint.base import Checkpoint
 from .checkpoint.folded import folded
 from .checkpoint.merged import MergedCheckpoint, merged
@@ -107,7 +109,9 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
             "The logits will be float16: the vocabulary size or the hidden size is not a multiple of 16"
         )
     if checkpoint.quantization is not None:
-        progress.console.print(_quantization_note(checkpoint, shape.weights, options.target), highlight=False)
+        calibrated = options.calibration is not None
+        note = _quantization_note(checkpoint, shape.weights, options.target, calibrated)
+        progress.console.print(note, highlight=False)
     if options.tokenizer == "none":
         companions = {"generation_config.json": to_json(checkpoint.generation_config())}
     else:
@@ -117,12 +121,16 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         # Before the long work: a tokenizer or a chat template that the runtime cannot use ends the export.
         for note in write_companions(partial, companions, checkpoint.config.vocab_size, checkpoint.path):
             progress.console.print(note, highlight=False, markup=False)
-        writer = _Writer(folded(checkpoint), shape, TARGETS[options.target].opset.cells(), partial, progress)
+        weights_of, calibration = folded(checkpoint), None
+        if options.calibration is not None:
+            tokens, calibration = calibration_tokens(options.calibration, partial, checkpoint.config)
+            weights_of = CalibratedCheckpoint(weights_of, tokens, shape.weights)
+        writer = _Writer(weights_of, shape, TARGETS[options.target].opset.cells(), partial, progress)
         graphs, weights = writer.write(buckets)
         config = checkpoint.config.to_dict()
         (partial / "config.json").write_text(verify.json_text(config), encoding="utf-8")
         adapters = _merged_adapters(checkpoint, options.lora)
-        origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed, adapters)
+        origin = Source(options.model, source.origin, checkpoint.revision, source.licence, seed, adapters, calibration)
         name = source.name + options.adapter_names
         manifest = _manifest(options.target, name, origin, checkpoint, shape, buckets, graphs, weights)
         check_graphs(Artifact(partial, manifest))  # the runtime loads nothing else
@@ -133,9 +141,11 @@ def _export(options: ExportOptions, claim: atomic_folder.Claim, progress: Progre
         write_manifest(partial, manifest)
 
 
-def _quantization_note(checkpoint: Checkpoint, weights: str, target: str) -> str:
+def _quantization_note(checkpoint: Checkpoint, weights: str, target: str, calibrated: bool) -> str:
     """Return what becomes of a quantized checkpoint, in one line."""
     begin = f"The checkpoint is quantized by {checkpoint.quantization}; "
+    if calibrated:
+        return f"{begin}its values are read as floats, and rounded to {weights} for the text of CALIBRATION"
     if weights in W4_GROUPS:
         return f"{begin}its integers, scales and zero points are stored as they are ({weights})"
     note = f"{begin}its values are read as floats, and stored as {weights}"

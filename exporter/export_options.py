@@ -34,6 +34,7 @@ from .targets import TARGETS
 BUCKETS = (32, 128, 512)
 CONTEXT = 2048
 ARTIFACTS = Path("artifacts")
+CALIBRATED = ("int4", *W4_GROUPS)  # the formats that CALIBRATION rounds to
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -190,6 +191,15 @@ class ExportOptions:
             repeated=True,
         ),
     )
+    calibration: str | None = field(
+        default=None,
+        metadata=_declared(
+            "a text file, or default: round to 4 bits so that the outputs of the layers change least on this text "
+            f"(cpu: {', '.join(CALIBRATED)})",
+            shown="none",
+            planned=False,
+        ),
+    )
     out: Path | None = field(
         default=None,
         metadata=_declared(
@@ -221,14 +231,22 @@ class ExportOptions:
             raise UserError("LORA adapts the weights of a checkpoint, and SYNTHETIC=1 has none. Leave one of them out")
         if self.lora and self.weights == "q4_0":
             raise UserError("WEIGHTS=q4_0 keeps the blocks of a GGUF file, and LORA changes them. Use WEIGHTS=int4")
-        if self.lora and self.weights in W4_GROUPS:
+        if self.calibration is not None:
+            _check_calibration(self)
+        elif self.lora and self.weights in W4_GROUPS:
             raise UserError(
-                f"WEIGHTS={self.weights} keeps the integers of a checkpoint, and LORA changes them. Use WEIGHTS=int4"
+                f"WEIGHTS={self.weights} keeps the integers of a checkpoint, and LORA changes them. Use WEIGHTS=int4, "
+                "or give CALIBRATION"
             )
 
     def weights_format(self) -> str:
-        """Return `weights`, or the default: the first of the target; on cpu a local folder's own format of 4 bits."""
+        """Return `weights`, or the default.
+
+        That is the first of the target, with CALIBRATION int4, and on cpu a local folder's own format of 4 bits.
+        """
         opset = TARGETS[self.target].opset
+        if self.calibration is not None:
+            return self.weights or "int4"
         own = None if self.weights or opset is not CPU or self.synthetic or self.lora else _own_format(self.model)
         return self.weights or own or opset.weights[0]
 
@@ -237,12 +255,23 @@ class ExportOptions:
         if self.out is not None:
             return self.out
         name = model_name(self.model) + ("-synthetic" if self.synthetic else "") + self.adapter_names
-        return ARTIFACTS / f"{name}-{self.target}-{self.weights_format()}"
+        calibrated = "" if self.calibration is None else "-calibrated"
+        return ARTIFACTS / f"{name}-{self.target}-{self.weights_format()}{calibrated}"
 
     @property
     def adapter_names(self) -> str:
         """A part of a folder's name for the adapters, such as "-style-facts"; empty without adapters."""
         return "".join(f"-{model_name(folder)}" for folder, _ in self.lora)
+
+
+def _check_calibration(options: ExportOptions) -> None:
+    if options.target != CPU.name or options.weights_format() not in CALIBRATED:
+        raise UserError(
+            f"CALIBRATION rounds to 4 bits, TARGET={CPU.name} and WEIGHTS {', '.join(CALIBRATED)}; it is TARGET="
+            f"{options.target} with WEIGHTS={options.weights_format()}. Leave CALIBRATION out, or change them"
+        )
+    if options.tokenizer == "none":
+        raise UserError("CALIBRATION needs the tokenizer, and TOKENIZER=none leaves it out. Leave one of them out")
 
 
 def _own_format(model: str) -> str | None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgellama.artifact.manifest import Artifact, Manifest, TensorSpec
+from edgellama.artifact.source import Calibration
 from edgellama.artifact.step_graph import CACHE_PREFIXES, STEP_INPUTS
 from edgellama.errors import UserError
 from edgellama.mindir.check import check_graphs
@@ -93,6 +94,7 @@ def _model(manifest: Manifest) -> Table:
         [
             ("source", f"{source.origin} ({source.model})"),
             ("adapters", ", ".join(f"{one.folder} x {one.scale:g}" for one in source.adapters) or None),
+            ("calibration", _calibration(source.calibration)),
             ("revision", source.revision),
             ("licence", source.licence),
             ("network", f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
@@ -108,6 +110,10 @@ def _model(manifest: Manifest) -> Table:
             ("written with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ],
     )  # fmt: skip
+
+
+def _calibration(found: Calibration | None) -> str | None:
+    return None if found is None else f"{found.text} ({found.tokens:,} tokens, sha256 {found.sha256[:12]})"
 
 
 def _converted(manifest: Manifest) -> str | None:

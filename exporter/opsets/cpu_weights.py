@@ -17,6 +17,8 @@ from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 from edgellama.kernels.cpu.packing import pack, pack_quantized
 from edgellama.kernels.weight_format import PANEL, W4_GROUPS, interleave_gate_up, panel_bytes, panel_count
 
+from ..calibration.calibrated import CalibratedCheckpoint
+from ..calibration.rounding import Rounded
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.finite import check_finite
 from ..checkpoint.row_blocks import Piece, row_blocks
@@ -113,9 +115,13 @@ def weight_pieces(name: str, checkpoint: Checkpoint, fmt: str) -> Iterator[Piece
     kernel_library()  # raises UserError when the packer is not built
     matrix = Merged.of(name, checkpoint)
     inner = checkpoint.shape(matrix.parts[0])[1]
-    make = _repacked if fmt == "q4_0" else _packed_grid if fmt in W4_GROUPS else _packed
+    if isinstance(checkpoint, CalibratedCheckpoint) and name not in TABLES:
+        make = partial(_packed_rounded, matrix, checkpoint, fmt)
+    else:
+        reader = _repacked if fmt == "q4_0" else _packed_grid if fmt in W4_GROUPS else _packed
+        make = partial(reader, matrix, checkpoint, fmt)
     for first, count in row_blocks(matrix.rows, 4 * inner, multiple=2 * PANEL):
-        yield partial(make, matrix, checkpoint, fmt, first, count)
+        yield partial(make, first, count)
 
 
 def _packed(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, count: int) -> NDArray[np.uint8]:
@@ -140,6 +146,14 @@ def _packed_grid(matrix: Merged, checkpoint: Checkpoint, fmt: str, first: int, c
     rows = matrix.read(partial(grid_rows, checkpoint, fmt), first, count)
     scales, zeros, q = grid_columns(fmt, rows)
     return pack_quantized(fmt, scales, q, 1, zeros).reshape(-1, panel_bytes(fmt, q.shape[1]))
+
+
+def _packed_rounded(
+    matrix: Merged, checkpoint: CalibratedCheckpoint, fmt: str, first: int, count: int
+) -> NDArray[np.uint8]:
+    rows = matrix.read(lambda *wanted: checkpoint.rounded(*wanted).joined(), first, count)
+    cells, q, quarters = Rounded.parted(rows, fmt)
+    return pack_quantized(fmt, cells, q, 1, quarters).reshape(-1, panel_bytes(fmt, q.shape[1]))
 
 
 def _q4_0_groups(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:

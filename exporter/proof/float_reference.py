@@ -9,19 +9,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellama.kernels.reference import activation, fused_attention, soft_cap
+from edgellama.kernels.reference import rms_norm, soft_cap
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.folded import folded
 from ..checkpoint.fused import fused_parts
 from ..checkpoint.row_blocks import tensor_pieces
-from ..network.family import POST_ATTENTION, POST_MLP, PRE_ATTENTION, PRE_MLP
-from ..network.rope import query_scale, rope_kinds, rope_tables
+from ..float_layer import decoder_layer
 from ..writing.tensor_stream import made_in_order
 
 Floats = NDArray[np.float32]
@@ -79,69 +78,16 @@ def _transformers(checkpoint: Checkpoint) -> Model:
 
 def _numpy(checkpoint: Checkpoint, tokens: NDArray[np.int32], positions: list[int]) -> Floats:
     checkpoint = folded(checkpoint)
-    config, read = checkpoint.config, checkpoint.tensor
-    norms, eps = config.family.norms, config.stream_norm_eps
-    linear = functools.partial(_linear, checkpoint=checkpoint)
+    config = checkpoint.config
+
+    def blocks(name: str) -> Iterator[Floats]:
+        return (rows for _, rows in made_in_order((0, piece) for piece in tensor_pieces(name, checkpoint)))
+
     table = "model.embed_tokens.weight"
     h = np.concatenate([checkpoint.rows(table, token, 1) for token in tokens.tolist()])  # [n, E]
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-
-        def norm(x: Floats, place: str, eps: float, layer: str = layer) -> Floats:
-            return _rms_norm(x, read(f"{layer}.{norms[place]}.weight"), eps) if place in norms else x
-
-        x = norm(h, PRE_ATTENTION, eps)
-        qkv = np.concatenate([linear(x, f"{layer}.self_attn.{p}_proj", config.qkv_bias) for p in "qkv"], axis=-1)
-        attended = linear(_attention(checkpoint, i, qkv), f"{layer}.self_attn.o_proj", config.attention_bias)
-        h = h + norm(attended, POST_ATTENTION, config.rms_norm_eps)
-        x = norm(h, PRE_MLP, eps)
-        bias = config.mlp_bias
-        gate, up = (linear(x, f"{layer}.mlp.{p}_proj", bias) for p in ("gate", "up"))
-        inner = activation(gate, config.hidden_act) * up
-        h = h + norm(linear(inner, f"{layer}.mlp.down_proj", bias), POST_MLP, config.rms_norm_eps)
-    h = _rms_norm(h[positions], read("model.norm.weight"), eps)
-    logits = linear(h, "model.embed_tokens" if config.tie_word_embeddings else "lm_head", False)
+    for layer in range(config.num_hidden_layers):
+        h = decoder_layer(checkpoint, layer, h, len(tokens), blocks)
+    h = rms_norm(h[positions], checkpoint.tensor("model.norm.weight"), config.stream_norm_eps)
+    head = table if config.tie_word_embeddings else "lm_head.weight"
+    logits = np.concatenate([h @ rows.T for rows in blocks(head)], axis=-1)
     return soft_cap(logits, config.final_logit_softcapping)
-
-
-def _attention(checkpoint: Checkpoint, layer: int, qkv: Floats) -> Floats:
-    """Return the attention of one sequence with an empty cache: qkv [n, (H + 2G) * D] -> [n, H * D]."""
-    config, count = checkpoint.config, len(qkv)
-    heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    cos, sin = rope_tables(config, count, rope_kinds(config)[layer])
-    norm, gammas = config.family.qk_norm, {}
-    if norm is not None:
-        names = {"q_gamma": norm.q, "k_gamma": norm.k}
-        gammas = {
-            key: checkpoint.tensor(f"model.layers.{layer}.self_attn.{name}.weight") for key, name in names.items()
-        }
-    beta, period = query_scale(config) or (0.0, 0)
-    caches = (np.zeros((1, groups, count, dim), np.float32) for _ in range(2))
-    start, length = np.zeros(1, np.int32), np.full(1, count, np.int32)
-    return fused_attention(
-        qkv[None],
-        cos,
-        sin,
-        start,
-        length,
-        *caches,
-        heads=heads,
-        scale=config.scale,
-        window=config.windows[layer],
-        softcap=config.attn_logit_softcapping or 0.0,
-        query_beta=beta,
-        query_period=period,
-        norm_eps=config.rms_norm_eps,
-        norm_after_rope=norm is not None and norm.after_rope,
-        **gammas,
-    )[0]
-
-
-def _rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
-
-
-def _linear(x: Floats, name: str, bias: bool, checkpoint: Checkpoint) -> Floats:
-    blocks = made_in_order((0, piece) for piece in tensor_pieces(f"{name}.weight", checkpoint))
-    y = np.concatenate([x @ rows.T for _, rows in blocks], axis=-1)
-    return y + checkpoint.tensor(f"{name}.bias") if bias else y

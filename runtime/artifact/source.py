@@ -21,6 +21,21 @@ class MergedAdapter:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The text for which the weights were rounded (CALIBRATION).
+
+    Attributes:
+        text: the file's name, or "default"
+        sha256: of the file
+        tokens: of the text that were used
+    """
+
+    text: str
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the weights came from.
 
@@ -30,6 +45,7 @@ class Source:
         revision, licence: of the checkpoint; None if unknown
         seed: the seed of random weights; None for the weights of a checkpoint
         adapters: merged into the weights, in this order
+        calibration: the text for which the weights were rounded; None: each weight to the nearest value
     """
 
     model: str
@@ -38,8 +54,9 @@ class Source:
     licence: str | None
     seed: int | None = None
     adapters: tuple[MergedAdapter, ...] = ()
+    calibration: Calibration | None = None
 
 
 def format_of(source: Source) -> int:
-    """Return the oldest format version that holds this source: 1, with merged adapters 2."""
-    return 2 if source.adapters else 1
+    """Return the oldest format version that holds this source: 1, with merged adapters or a calibration 2."""
+    return 2 if source.adapters or source.calibration else 1

@@ -36,7 +36,8 @@ def packed_folder(folder: Path, weights: str) -> tuple[SyntheticCheckpoint, Any]
 
     specs = [TensorSpec(n, "uint8", (wf.panel_count(o), wf.panel_bytes(fmt(n), i))) for n, (o, i) in shapes.items()]
     entry = write_weights(folder, "w", specs, lambda n: cpu_weights.weight_pieces(n, checkpoint, fmt(n)))
-    return checkpoint, SimpleNamespace(weights=entry, weights_format=weights)
+    source = SimpleNamespace(calibration=None)
+    return checkpoint, SimpleNamespace(weights=entry, weights_format=weights, source=source)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
