@@ -22,6 +22,9 @@ first_token  fresh: prompt_tokens, seconds (statistic; from the interpreter's st
            fresh process, loaded with LlamaForCausalLM.from_pretrained; files in the page cache). cached: prompt_tokens,
            cached_tokens, seconds (statistic; first token of a prompt in row 0 whose first cached_tokens are in the
            cache, in this process)
+prompt_lookup  a list by file of --lookup: name, prompt_tokens, new_tokens, guessed_tokens, accepted_tokens,
+           plain_seconds and lookup_seconds (statistics; the greedy answer without its first token, one by one and
+           with prompt lookup), gain (statistic; plain over lookup of each round)
 step_overhead  the part of a decode step of one row outside the graph (inputs, checks, token selection, stopping), a
            list by setting: name, settings (of generate()), seconds (statistic), step_seconds (statistic; the whole
            step), share (of the medians), large_vocabulary_seconds (statistic; token selection alone, from 128,256

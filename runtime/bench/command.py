@@ -24,6 +24,7 @@ from ..engine.weights_memory import add_weights_memory
 from ..progress import progress
 from ..text.tokenizer import Tokenizer
 from . import fresh, machine, report
+from .lookup import LookupText, lookup_texts
 from .overhead import Overhead
 from .workload import TEXT, CachedPrompt, Settings, Workload, loop_times, statistic
 
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=defaults.repeats, metavar="N", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=defaults.steps, metavar="N", help="decode steps per sample")
     parser.add_argument(
+        "--lookup", nargs="+", default=(), metavar="FILE", help="measure prompt lookup on the answers to these texts"
+    )
+    parser.add_argument(
         "--isa", metavar="NAME", help="use no later instruction set than this: portable, avx2, avxvnni, avx512, neon"
     )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it instead of the table")
@@ -77,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
         report.check_plot(options.plot)
     if options.json and options.json != "-":
         output_file.check_report(Path(options.json))
-    found = bench(Path(options.artifact), settings, check_of(options), options.device_id)
+    found = bench(Path(options.artifact), settings, check_of(options), options.device_id, options.lookup)
     if options.json == "-":
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
@@ -88,12 +92,19 @@ def run(options: argparse.Namespace) -> None:
         report.plot(found, options.plot)
 
 
-def bench(path: Path, settings: Settings, check: str = "once", device_id: int | None = None) -> dict[str, Any]:
+def bench(
+    path: Path,
+    settings: Settings,
+    check: str = "once",
+    device_id: int | None = None,
+    lookup: Sequence[str] = (),
+) -> dict[str, Any]:
     """Measure an artifact. Returns the object that --json writes (see runtime.bench).
 
     Args:
         check: as in Artifact.open
         device_id: as in Engine
+        lookup: files with texts, to measure prompt lookup
     """
     artifact = Artifact.open(path, check=check, show_progress=True)
     manifest = artifact.manifest
@@ -112,7 +123,8 @@ def bench(path: Path, settings: Settings, check: str = "once", device_id: int | 
     tokenizer = Tokenizer.from_folder(path) if artifact.file("tokenizer.json").is_file() else None
     overhead = Overhead(workload, prompt(workload, tokenizer, settings.depths[0]), settings.steps)
     cached = CachedPrompt(workload)
-    prefill, decode, bandwidth = rounds(workload, settings, overhead, cached)
+    texts = lookup_texts(engine, tokenizer, lookup)
+    prefill, decode, bandwidth = rounds(workload, settings, overhead, cached, texts)
     return {
         "schema_version": SCHEMA_VERSION,
         "artifact": artifact_entry(artifact),
@@ -132,6 +144,7 @@ def bench(path: Path, settings: Settings, check: str = "once", device_id: int | 
         "prefill": prefill,
         "decode": decode,
         "first_token": {"fresh": fresh_first, "cached": cached.entry()},
+        "prompt_lookup": [text.entry() for text in texts],
         "step_overhead": overhead.entries(),
         "loop": loop_times(tokenizer, engine.vocab_size) if tokenizer else None,
         "load": load,
@@ -148,11 +161,11 @@ def prompt(workload: Workload, tokenizer: Tokenizer | None, length: int) -> np.n
 
 
 def rounds(
-    workload: Workload, settings: Settings, overhead: Overhead, cached: CachedPrompt
+    workload: Workload, settings: Settings, overhead: Overhead, cached: CachedPrompt, texts: Sequence[LookupText] = ()
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
     """Measure. Returns the prefill, decode and bandwidth objects of the report.
 
-    `overhead` and `cached` keep their own samples.
+    `overhead`, `cached` and `texts` keep their own samples.
 
     Each round measures everything once, so that a slow moment of the machine does not affect one figure alone. The
     first round warms up and is dropped.
@@ -178,6 +191,10 @@ def rounds(
                 decode[case].append(workload.decode(*case, steps))
             overhead.measure()
             cached.measure()
+        if texts:
+            for text in texts:
+                text.measure()
+            workload.prefill(settings.depths[-1], max(batches))  # the answers are in row 0 now
     rate = statistic(rates[1:])
     return (
         [prefill_entry(*case, samples[1:]) for case, samples in prefill.items()],

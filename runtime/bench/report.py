@@ -39,6 +39,7 @@ def table(found: dict[str, Any]) -> str:
             [overhead_row(entry) for entry in found["step_overhead"]],
         ),
         "",
+        *lookup_table(found["prompt_lookup"]),
         *summary_lines(found),
     ]
     return "\n".join(sections)
@@ -69,6 +70,25 @@ def decode_row(entry: dict[str, Any]) -> list[str]:
         f"{entry['rate'] / GB:.1f}",
         f"{entry['bandwidth_share']:.0%}",
     ]
+
+
+def lookup_table(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of --lookup and an empty line; nothing without texts."""
+    head = ["prompt lookup", "prompt", "tokens", "guesses right", "ms, plain", "ms", "gain", "min..max"]
+    rows = [
+        [
+            entry["name"],
+            f"{entry['prompt_tokens']:,}",
+            str(entry["new_tokens"]),
+            f"{entry['accepted_tokens']} of {entry['guessed_tokens']}",
+            f"{entry['plain_seconds']['median'] / MS:.0f}",
+            f"{entry['lookup_seconds']['median'] / MS:.0f}",
+            f"{entry['gain']['median']:.2f}",
+            f"{entry['gain']['min']:.2f}..{entry['gain']['max']:.2f}",
+        ]
+        for entry in entries
+    ]
+    return [columns(head, rows), ""] if rows else []
 
 
 def overhead_row(entry: dict[str, Any]) -> list[str]:

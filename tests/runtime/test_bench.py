@@ -57,7 +57,7 @@ def toy_engine(folder: Path, **changes: Any) -> tuple[Engine, tiny.Weights]:
 
 def test_the_report_has_the_documented_keys(found: dict[str, Any]) -> None:
     assert found["schema_version"] == 1
-    assert set(found) == {"schema_version", "prefill", "decode", "step_overhead", *KEYS}
+    assert set(found) == {"schema_version", "prefill", "decode", "step_overhead", "prompt_lookup", *KEYS}
     for name, keys in KEYS.items():
         assert set(found[name]) == keys, name
     for key in [*found, *(key for keys in KEYS.values() for key in keys)]:
