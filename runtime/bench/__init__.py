@@ -10,8 +10,9 @@ machine    cpu, architecture, processors (that this process may use), memory_byt
 versions   of python, numpy, mindspore_lite, tokenizers and edgellama; null for what is not installed
 settings   threads, weights_memory (where the weights are: copy or map), isa (the instruction set that the CPU kernels
            used), repeats, steps (decode steps per sample), prompt_lengths, depths, batches
-bandwidth  read bandwidth of the memory, measured between the other measurements: method, buffer_bytes, rate
-           (statistic). The buffer has the size of what one decode step reads, so caches serve it equally well
+bandwidth  read bandwidth of the memory, measured between the other measurements: method (the fastest of several
+           readers), buffer_bytes, rate (statistic; of the fastest reader in each measurement). The buffer has the size
+           of what one decode step reads, so caches serve it equally well; it lies on huge pages where the weights do
 prefill    a list: prompt_tokens, rows, seconds (statistic; empty cache to the first new token of each row),
            tokens_per_second
 decode     a list: depth (tokens in the cache before the first of the steps), rows, seconds (statistic; one step of

@@ -238,6 +238,17 @@ def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> No
     large = machine.ReadBandwidth(1 << 20, threads=3)
     assert large.buffer_bytes == 1 << 20 == sum(part.nbytes for part in large._parts)
     assert len(large._parts) == 3 and large.measure() > 0
+    assert large.method.startswith("fastest of 6 readers: ") and large.method.split(": ")[1] in large._readers
+    large._buffer.view(np.uint32)[:] = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18, np.uint32)
+    expected = int(np.bitwise_xor.reduce(large._buffer.view(np.uint32)))
+    try:
+        for isa in available_isas():
+            limit_isa(isa)
+            assert [large.read(ahead) for ahead in (0, 2048, 16384)] == [expected] * 3
+    finally:
+        limit_isa(None)
+    with pytest.raises(ValueError, match="edgellama_read returned -2"):
+        large.read(-1)
 
 
 def test_machine_names_itself() -> None:

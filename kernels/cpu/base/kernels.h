@@ -1,6 +1,8 @@
 // The table of kernels of one instruction-set variant, and how a caller gets it at run time.
 #pragma once
 
+#include <cstdint>
+
 #include "base/cpu_features.h"
 #include "base/export.h"
 
@@ -21,6 +23,7 @@ struct Kernels {
   void (*fused_attention)(const AttentionArgs&, Worker&);
   void (*decoder_layer)(const DecoderLayerArgs&, Worker&);
   const ScorePasses* scores;
+  uint32_t (*read)(const uint8_t* data, long bytes, long ahead);
 };
 
 // The table of a variant, or nullptr if this build or this CPU lacks it.

@@ -9,6 +9,7 @@ void linear(const LinearArgs& args, Worker& me);
 void pack(const PackArgs& args, Worker& me);
 void fused_attention(const AttentionArgs& args, Worker& me);
 void decoder_layer(const DecoderLayerArgs& args, Worker& me);
+uint32_t read(const uint8_t* data, long bytes, long ahead);
 float score_maxima(const float* scores, long n, float* maxima);
 void weigh_scores(ScoreScale scale, const float* scores, long n, float* weights, float* sums);
 double score_moment(ScoreScale scale, const float* scores, const float* weights, long n);
@@ -22,7 +23,7 @@ void keep_heavy(float least, float* weights, long n, float* sums);
 const Kernels& variant() {
   static constexpr ScorePasses scores = {score_maxima,   weigh_scores,   score_moment, add_bins,
                                          weights_within, scores_between, keep_near,    keep_heavy};
-  static constexpr Kernels table = {embedding, linear, pack, fused_attention, decoder_layer, &scores};
+  static constexpr Kernels table = {embedding, linear, pack, fused_attention, decoder_layer, &scores, read};
   return table;
 }
 
