@@ -242,7 +242,7 @@ _CHIPS = (
                 "Matmul of float operands",
             ]
         ),
-        narrowed={240: 31, 256: 26},
+        narrowed={192: 30, 208: 28, 224: 25, 240: 24, 256: 22},
         boards=(
             _card("Atlas 300I Pro, 24 GB", "Ascend310P3", 24, 204.8e9, 70, (), PRO, ZOO),
             _card("Atlas 300I Duo 48 GB, a chip", "Ascend310P3", 24, 204e9, 70, (LIKE_PRO,), DUO),
@@ -308,7 +308,7 @@ _CHIPS = (
         dtypes=("float32", "float16", "bfloat16", "int8"),
         missing_operators=frozenset(),
         missing_instructions=frozenset(),
-        narrowed={224: 31, 240: 28, 256: 26},
+        narrowed={160: 30, 176: 28, 192: 27, 208: 26, 224: 24, 240: 23, 256: 22},
         boards=(
             _card("Atlas 800I A2 32 GB, a chip", "Ascend910B4", 32, 0.8e12, 280, (LIKE_PRO,), MSMODELING),
             _card("Atlas 800I A2 64 GB, a chip", "Ascend910B4-1", 64, 1.6e12, 280, (LIKE_PRO,), OPS_NN, MSMODELING),

@@ -43,7 +43,7 @@ COSTS: dict[str, Cost | None] = {
     "vector_latency": Cost(19, 33, "cycles", f"{PTO}: completion 19, startup 14"),
     "full_barrier": Cost(0, 50, "cycles", ASSUMED),
     "copy_instruction": Cost(10, 60, "cycles", f"{COPIES}: 60 cycles are 14 % of 16 KB at 44 bytes a cycle"),
-    "copy_burst": Cost(0, 1, "cycles", ASSUMED),
+    "copy_burst": Cost(0, 1, "cycles", f"{ASSUMED}; rows that follow one another in memory are one burst"),
     "load_byte": None,
     "store_byte": None,
     "memory_latency": Cost(150, 300, "ns", ASSUMED),

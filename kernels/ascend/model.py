@@ -90,13 +90,15 @@ def timed(chip: Chip, on: Board, run: Callable[[list[int], standin.Timed], objec
     return Estimate((float(seconds[0]), float(seconds[1])), named, needed, bandwidth)
 
 
-def attention(chip: Chip, on: Board, tokens: int, start: int, ratio: int, head_dim: int, heads: int = 1) -> Estimate:
-    """Estimate FusedAttention of one row with `heads` key/value heads for each core.
+def attention(chip: Chip, on: Board, tokens: int, start: int, ratio: int, head_dim: int, heads: int = 0) -> Estimate:
+    """Estimate FusedAttention of one row with `heads` key/value heads for each vector core.
 
     Args:
         tokens, start: new tokens, and those that the cache has
         ratio: query heads per key/value head
+        heads: 0 is one; eight, a row of most models, on a chip with one core
     """
+    heads = heads or (8 if chip.vector_cores == 1 else 1)
     random = np.random.default_rng(0)
     groups = heads * (chip.vector_cores // chip.cube_cores)
     capacity = start + tokens

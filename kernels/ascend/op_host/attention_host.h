@@ -62,15 +62,17 @@ std::string ReadShape(Context* context, const std::string& name, bool split, Att
     return "";
 }
 
-// Plans the decode kernel (one token per row) and sets up its launch.
+// Plans the decode kernel (one token per row), both of its products, and sets up its launch.
 inline ge::graphStatus TileDecode(gert::TilingContext* context, const platform_ascendc::PlatformAscendC& platform,
                                   const std::string& name, const AttentionShape& shape, const ChipLimits& limits,
                                   DecodeTiling* tiling) {
     DecodePlan plan;
-    const std::string problem = PlanDecode(shape, limits, name, &plan);
+    std::string problem = PlanDecode(shape, limits, name, &plan);
+    if (problem.empty()) problem = TileCube(platform, name, plan.qk, &tiling->qk);
+    if (problem.empty()) problem = TileCube(platform, name, plan.pv, &tiling->pv);
     if (!problem.empty()) return Refuse(problem);
     Fill(shape, plan, tiling);
-    return SetLaunch(context, platform, limits, ATTENTION_KEY_DECODE, plan.workers, 0);
+    return SetLaunch(context, platform, limits, ATTENTION_KEY_DECODE, plan.blocks, plan.workers * plan.workspaceBytes);
 }
 
 // Plans the prefill kernel (several tokens per row), both of its products, and sets up its launch.

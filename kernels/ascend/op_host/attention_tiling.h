@@ -20,9 +20,12 @@ struct AttentionShape {
     bool split = false; // SplitAttention, which has at least two parts
 };
 
-// The fields have the meaning of DecodeTiling. ubBytes: unified buffer of one core; workspaceBytes: of all workers.
+// The fields have the meaning of DecodeTiling. ubBytes: unified buffer of one core, matmulBytes included; blocks: the
+// block dimension of the launch.
 struct DecodePlan {
-    int64_t keys, workers, ubBytes;
+    int64_t columns, weightRows, workers, blocks, matmulBytes, ubBytes;
+    int64_t workspaceBytes;  // per worker
+    CubePlan qk, pv;
 };
 
 // The fields have the meaning of PrefillTiling. ubBytes: unified buffer of one core, matmulBytes included; blocks: the
@@ -80,29 +83,61 @@ inline std::string CheckShape(const AttentionShape& s, const std::string& name) 
 
 // --- decode ---
 
+constexpr int64_t kWide = 512;         // WIDE of op_kernel/wide_softmax.h
+constexpr int64_t kMostScores = 16384;  // of a step, for all query heads; more need no fewer instructions a score
+
 // Bytes of unified buffer that DecodeAttention::Init reserves, in the same order. ratio: query heads per key/value
 // head.
-inline int64_t DecodeUb(int64_t ratio, int64_t dim, int64_t keys) {
-    const int64_t tile = std::max(keys, ratio) * std::max(dim, kLanes) * 4;
-    const int64_t queues = (ratio + 2) * dim * 2 + dim * 4 + 4 * keys * dim * 2 + 2 * dim * 2 + ratio * dim * 2;
-    const int64_t buffers = 2 * ratio * dim * 4 + 2 * dim * 4 + 2 * tile + ratio * kLanes * 4 + 7 * ratio * kRowBytes +
-                            2 * keys * kRowBytes;
-    return queues + buffers;
+inline int64_t DecodeUb(int64_t ratio, int64_t dim, const DecodePlan& plan) {
+    const int64_t scores = ratio * plan.columns, width = ratio * dim, prepared = std::min(ratio + 1, 2048 / dim);
+    const int64_t steps = scores * 4 + plan.weightRows * plan.columns * 2 + 2 * width * 4 + width * 2 + width * 4 +
+                          (7 * ratio * 8 + 4 * ratio * (plan.columns / kLanes)) * 4 + kFractal * 4;
+    const int64_t token = 2 * prepared * dim * 2 + dim * 4 + 2 * kFractal * dim * 2 +
+                          prepared * (2 * dim + kLanes) * 4 + kFractal * dim * 2;
+    return steps + token + plan.matmulBytes;
 }
 
-// Plans one token per row: s.tokens is 1. The tiles are the longest that fit. Returns an error message, or an empty
-// string on success.
+// Plans the products of steps of plan->columns scores. `block` is the elements of a block of keys or values: as many as
+// L0B can hold twice, or fewer. L1 holds two blocks, so that the cube works on one while the next one is loaded.
+inline void PlanDecodeProducts(const AttentionShape& s, const ChipLimits& chip, int64_t block, DecodePlan* plan) {
+    const int64_t ratio = s.heads / s.groups, dim = s.headDim, rows = CeilTo(ratio, kFractal);
+    const int64_t keys = std::max(kFractal, block / std::min<int64_t>(dim, 128) / kFractal * kFractal);
+    plan->qk = PlanCube(ratio, plan->columns, dim, rows, std::min<int64_t>({plan->columns, keys, 256}), true, chip);
+    plan->pv = PlanCube(ratio, dim, plan->columns, rows, dim, false, chip);
+    plan->pv.baseK = std::min(plan->pv.baseK, std::max(kFractal, block / dim / kFractal * kFractal));
+    plan->pv.stepK = 1;
+    plan->qk.depth = plan->pv.depth = 2;
+    plan->qk.l1 = plan->pv.l1 = chip.l1 / 2;
+    plan->qk.l0c = CubeL0c(plan->qk);
+    plan->pv.l0c = chip.l0c - plan->qk.l0c;
+    plan->matmulBytes = chip.matmulNeedsUb ? std::max(CubeUb(plan->qk), CubeUb(plan->pv)) : 0;
+    plan->qk.ub = plan->pv.ub = plan->matmulBytes;
+}
+
+// Plans one token per row: s.tokens is 1. The steps are the longest that fit, with the largest blocks, and the weights
+// of all query heads at a time; then with smaller ones. Returns an error message, or an empty string on success.
 inline std::string PlanDecode(const AttentionShape& s, const ChipLimits& chip, const std::string& name,
                               DecodePlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
+    const int64_t ratio = s.heads / s.groups, most = CeilTo(s.capacity + kFractal, kWide);
+    const int64_t wanted = std::min<int64_t>({4096, kMostScores / ratio / kWide * kWide, most});
     plan->workers = std::min(chip.vectorCores, s.rows * s.groups * s.parts);
-    for (plan->keys = kLanes; plan->keys >= kFractal; plan->keys -= kFractal) {
-        plan->ubBytes = DecodeUb(s.heads / s.groups, s.headDim, plan->keys);
-        if (plan->ubBytes <= chip.ub - kUbMargin) return "";
+    PlanBlocks(chip, &plan->workers, &plan->blocks);
+    for (plan->columns = std::max(kWide, wanted); plan->columns >= kWide; plan->columns -= kWide) {
+        for (int64_t divisor = 1; divisor <= 8; divisor *= 2) {
+            plan->weightRows = CeilDiv(ratio, divisor);
+            PlanDecodeProducts(s, chip, chip.l0b / 4 / divisor, plan);
+            plan->ubBytes = DecodeUb(ratio, s.headDim, *plan);
+            if (plan->ubBytes > chip.ub - kUbMargin || !CubeFits(plan->qk) || !CubeFits(plan->pv)) continue;
+            const int64_t scores = ratio * plan->columns;
+            plan->workspaceBytes = CeilTo(2 * (ratio + 2 * kFractal) * s.headDim * 2 + scores * 2 + 2 * scores * 4 +
+                                          4 * ratio * s.headDim * 4, 512);
+            return "";
+        }
     }
-    return name + ": needs " + std::to_string(plan->ubBytes) + " bytes of unified buffer, the chip has " +
-           std::to_string(chip.ub - kUbMargin);
+    return name + ": no step of head size " + std::to_string(s.headDim) + " with " + std::to_string(ratio) +
+           " query heads a key/value head fits the chip's local memory";
 }
 
 // --- prefill ---

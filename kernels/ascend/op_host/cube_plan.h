@@ -26,6 +26,7 @@ struct CubePlan {
     int64_t l1, l0c, ub;          // bytes that Matmul may use; ub: 0 if the chip does not need it
     bool rightInFractals = false;  // the right matrix is stored in columns of fractals (NZ)
     bool halfResult = false;       // the result is float16
+    int64_t depth = 1;            // steps of K that L1 has room for; with 2, loads overlap with the cube's work
 };
 
 constexpr int64_t kFractal = 16;         // Matmul's smallest block
@@ -68,7 +69,7 @@ inline CubePlan PlanCube(int64_t m, int64_t n, int64_t k, int64_t baseM, int64_t
 // Bytes of L1, of L0C and of unified buffer that one product needs. The unified buffer is what MatmulGetTmpBufSize
 // returns on the 310P: 2 * transLength, where transLength is the largest block of the three matrices. The operands'
 // blocks have one more column of fractals, which avoids bank conflicts between rows.
-inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * p.stepK * 2; }
+inline int64_t CubeL1(const CubePlan& p) { return (p.baseM + p.baseN) * p.baseK * p.stepK * p.depth * 2; }
 inline int64_t CubeL0c(const CubePlan& p) { return p.baseM * p.baseN * 4; }
 inline int64_t CubeUb(const CubePlan& p) {
     const int64_t left = p.baseM * (p.baseK + kFractal) * 2;

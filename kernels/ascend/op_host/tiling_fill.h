@@ -18,12 +18,17 @@ inline AttentionSizes Sizes(const AttentionShape& s) {
             narrow(s.capacity), narrow(s.positions), narrow(s.window), s.scale, 0};
 }
 
+// The caller sets qk and pv.
 inline void Fill(const AttentionShape& s, const DecodePlan& plan, DecodeTiling* out) {
     out->sizes = Sizes(s);
-    out->keys = static_cast<int32_t>(plan.keys);
+    out->columns = static_cast<int32_t>(plan.columns);
     out->parts = static_cast<int32_t>(s.parts);
     out->workers = static_cast<int32_t>(plan.workers);
+    out->matmulBytes = static_cast<int32_t>(plan.matmulBytes);
+    out->weightRows = static_cast<int32_t>(plan.weightRows);
     out->reserved = 0;
+    out->workspaceBytes = plan.workspaceBytes;
+    out->end = 0;
 }
 
 // The caller sets qk and pv.

@@ -25,10 +25,16 @@ struct AttentionSizes {
 
 struct DecodeTiling {
     AttentionSizes sizes;
-    int32_t keys;     // cache positions per tile, at most 64
-    int32_t parts;    // work items per row and key/value head; with more than 1, JoinAttention follows
-    int32_t workers;  // number of cores that run
+    int32_t columns;      // of the scores of a step: the cache positions, and 16 for the tail; a multiple of 512
+    int32_t parts;        // work items per row and key/value head; with more than 1, JoinAttention follows
+    int32_t workers;      // number of cores that run
+    int32_t matmulBytes;  // bytes of unified buffer for Matmul (310P only, else 0)
+    int32_t weightRows;   // query heads whose weights become float16 at a time
     int32_t reserved;
+    int64_t workspaceBytes;  // bytes of workspace per worker
+    AscendC::tiling::TCubeTiling qk;  // [H / G, D] x [columns, D]^T
+    AscendC::tiling::TCubeTiling pv;  // [H / G, columns] x [columns, D]
+    int64_t end;             // keeps the size a multiple of 8 for every size of TCubeTiling
 };
 
 struct PrefillTiling {

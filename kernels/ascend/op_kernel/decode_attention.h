@@ -1,260 +1,250 @@
 // The decode kernel, one token per row: rotary embedding, in-place write of the new key and value, attention over the
 // cache.
 //
-// A work item is a row, a key/value head with its H / G query heads, and a part of the cache positions. The online
-// softmax of the first part starts with the new token, from local memory. The earlier cache positions follow in tiles
-// of `keys` positions, so the kernel reads nothing that it writes. With one part, the kernel writes the result. With
-// more parts (SplitAttention), each item writes a record to `partial`, and JoinAttention, the next operator of the
-// graph, joins the records of a head. So cores that share a head do not wait for each other.
+// A work item is a row, a key/value head with its H / G query heads, and a part of the cache positions. The query heads
+// are the rows of a matrix, and the cube multiplies them with the keys, then their weights with the values: so the
+// time of an item is that of reading its cache. Its keys are in two places:
+// - The cache, as far as whole groups of 16 positions go. The kernel reads nothing there that it writes.
+// - The tail, a matrix of 16 rows in the workspace: the remaining positions and, in the first part, the new token, then
+//   zeros.
+// The steps of all items of a core form one chain. While the vector unit computes the softmax of a step, the scores of
+// the next step are on their way. With one part, the kernel writes the result. With more parts (SplitAttention), each
+// item writes a record to `partial`, and JoinAttention, the next operator of the graph, joins the records of a head.
 #ifndef EDGELLAMA_DECODE_ATTENTION_H
 #define EDGELLAMA_DECODE_ATTENTION_H
 
 #include "attention_tiling_data.h"
-#include "chip.h"
-#include "vector_ops.h"
+#include "cube_matmul.h"
+#include "decode_steps.h"
+#include "new_token.h"
+#include "wide_softmax.h"
 
 namespace edgellama {
 
 class DecodeAttention {
+    using Left = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half>;
+    using Keys = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, half, true>;
+    using Result = AscendC::MatmulType<AscendC::TPosition::GM, CubeFormat::ND, float>;
+
 public:
+    CubeMatmul<Left, Keys, Result> qk;  // the kernel function registers both products before Init
+    CubeMatmul<Left, Left, Result> pv;
+
     __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR cos, GM_ADDR sin, GM_ADDR start, GM_ADDR length, GM_ADDR kCache,
-                                GM_ADDR vCache, GM_ADDR out, GM_ADDR partial, const DecodeTiling& tiling,
-                                AscendC::TPipe* pipe) {
-        t_ = tiling;
+                                GM_ADDR vCache, GM_ADDR out, GM_ADDR partial, GM_ADDR workspace,
+                                const DecodeTiling& tiling, AscendC::TPipe* pipe) {
+        const AttentionSizes& s = tiling.sizes;
         pipe_ = pipe;
-        dim_ = tiling.sizes.headDim;
-        ratio_ = tiling.sizes.heads / tiling.sizes.groups;
+        dim_ = s.headDim;
+        ratio_ = s.heads / s.groups;
+        columns_ = tiling.columns;
+        parts_ = tiling.parts;
+        weightRows_ = tiling.weightRows;
         record_ = ratio_ * (dim_ + 2 * BLOCK);
-        const int64_t cache = static_cast<int64_t>(tiling.sizes.rows) * tiling.sizes.groups * tiling.sizes.capacity;
-        qkv_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(qkv));
-        cos_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(cos));
-        sin_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(sin));
-        start_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(start), tiling.sizes.rows);
-        length_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(length), tiling.sizes.rows);
+        const int64_t cache = static_cast<int64_t>(s.rows) * s.groups * s.capacity;
         kCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(kCache), cache * dim_);
         vCache_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(vCache), cache * dim_);
         out_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(out));
+        if (parts_ > 1) partial_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(partial));
 
-        pipe->InitBuffer(inQueue_, 1, (ratio_ + 2) * dim_ * sizeof(half));
-        pipe->InitBuffer(tableQueue_, 1, dim_ * sizeof(float));
-        pipe->InitBuffer(keyQueue_, 2, tiling.keys * dim_ * sizeof(half));
-        pipe->InitBuffer(valueQueue_, 2, tiling.keys * dim_ * sizeof(half));
-        pipe->InitBuffer(newQueue_, 1, 2 * dim_ * sizeof(half));
-        pipe->InitBuffer(outQueue_, 1, ratio_ * dim_ * sizeof(half));
-        pipe->InitBuffer(queryBuffer_, ratio_ * dim_ * sizeof(float));
-        pipe->InitBuffer(sumBuffer_, ratio_ * dim_ * sizeof(float));
-        pipe->InitBuffer(newBuffer_, 2 * dim_ * sizeof(float));
-        pipe->InitBuffer(tileBuffer_, TileFloats() * sizeof(float));
-        pipe->InitBuffer(productBuffer_, TileFloats() * sizeof(float));
-        pipe->InitBuffer(scoreBuffer_, ratio_ * LANES * sizeof(float));
-        pipe->InitBuffer(softmaxBuffer_, OnlineSoftmax::Bytes(ratio_));
-        pipe->InitBuffer(weightBuffer_, 2 * tiling.keys * BLOCK * sizeof(float));
-        if (tiling.parts > 1) partial_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(partial));
+        // The workspace of this core: what two items or two steps need at the same time is there twice.
+        GM_ADDR at = workspace + AscendC::GetBlockIdx() * tiling.workspaceBytes;
+        const int32_t width = ratio_ * dim_, scores = ratio_ * columns_;
+        GM_ADDR prepared = at;
+        at += 2 * NewToken::Bytes(ratio_, dim_);
+        weights_.SetGlobalBuffer(reinterpret_cast<__gm__ half*>(at), scores);
+        at += CeilTo(scores, FRACTAL) * sizeof(half);
+        scores_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(at), 2 * scores);
+        at += 2 * scores * sizeof(float);
+        results_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(at), 4 * width);
 
-        query_ = queryBuffer_.Get<float>();
+        pipe->InitBuffer(scoreQueue_, 1, scores * sizeof(float));
+        pipe->InitBuffer(weightQueue_, 1, weightRows_ * columns_ * sizeof(half));
+        pipe->InitBuffer(resultQueue_, 1, 2 * width * sizeof(float));
+        pipe->InitBuffer(outQueue_, 1, width * sizeof(half));
+        pipe->InitBuffer(sumBuffer_, width * sizeof(float));
+        pipe->InitBuffer(softmaxBuffer_, WideSoftmax::Bytes(ratio_, columns_));
+        pipe->InitBuffer(maskBuffer_, FRACTAL * sizeof(float));
         sum_ = sumBuffer_.Get<float>();
-        newKv_ = newBuffer_.Get<float>();
-        tile_ = tileBuffer_.Get<float>();
-        product_ = productBuffer_.Get<float>();
-        scores_ = scoreBuffer_.Get<float>();
-        softmax_.Init(softmaxBuffer_.Get<float>(), ratio_);
-        weights8_ = weightBuffer_.Get<float>(tiling.keys * BLOCK);
-        AscendC::LocalTensor<int32_t> table =
-            weightBuffer_.GetWithOffset<int32_t>(tiling.keys * BLOCK, tiling.keys * BLOCK * sizeof(float));
-        Ramp(table, static_cast<int32_t>(0), BLOCK, static_cast<int32_t>(sizeof(float)), tiling.keys * BLOCK);
-        weightOfKey_ = table.ReinterpretCast<uint32_t>();
+        mask_ = maskBuffer_.Get<float>();
+        softmax_.Init(softmaxBuffer_.Get<float>(), ratio_, columns_, pipe);
+        token_.Init(qkv, cos, sin, prepared, kCache_, vCache_, s, pipe);
+#if EDGELLAMA_MATMUL_BORROWS_UB
+        pipe->InitBuffer(matmulBuffer_, tiling.matmulBytes);
+#endif
+        steps_.Init(start, length, tiling);
     }
 
     __aicore__ inline void Process() {
-        const int32_t worker = static_cast<int32_t>(AscendC::GetBlockIdx());
-        const int32_t items = t_.sizes.rows * t_.sizes.groups * t_.parts;
-        for (int32_t item = worker; item < items; item += t_.workers) {
-            const int32_t part = item % t_.parts;
-            if (Begin(item / t_.parts)) {
-                const int32_t share = CeilTo(CeilDiv(start0_ - first_, t_.parts), FRACTAL);
-                const int32_t from = Least(first_ + part * share, start0_), to = Least(from + share, start0_);
-                if (part == 0 || from < to) {
-                    Attend(from, to, part == 0);
-                } else {
-                    Clear(0.0f);  // a short cache has fewer parts
-                }
-            } else {
-                Clear(part == 0 ? 1.0f : 0.0f);  // an empty row: the result is 0 / 1
-            }
-            if (t_.parts == 1) {
-                Store();
-            } else {
-                StorePartial(item);
-            }
+        WriteEmptyItems();
+        DecodeStep now = steps_.First(), before = DecodeStep();
+        if (!now.valid) return;
+        DecodeStep next = steps_.After(now);
+        token_.Prepare(now);
+        if (next.valid && next.opens) token_.Prepare(next);
+        BeforeProduct();
+        MultiplyKeys(now);
+        while (now.valid) {
+            AscendC::PipeBarrier<PIPE_ALL>();  // the scores of this step and the results of the last one are complete
+            LoadScores(now);
+            if (before.valid) LoadResults(before);
+            if (next.valid) MultiplyKeys(next);
+            if (before.valid) Accumulate(before);
+            if (now.opens) Open();
+            Weigh(now);
+            BeforeProduct();
+            MultiplyValues(now);
+            const DecodeStep later = next.valid ? steps_.After(next) : DecodeStep();
+            if (later.valid && later.opens) token_.Prepare(later);
+            before = now;
+            now = next;
+            next = later;
         }
+        AscendC::PipeBarrier<PIPE_ALL>();
+        LoadResults(before);
+        Accumulate(before);
     }
 
 private:
-    // Size of tile_ and product_ in floats: for a tile of keys, or for a group's heads during the rotary embedding.
-    __aicore__ inline int32_t TileFloats() const { return Most(t_.keys, ratio_) * Most(dim_, LANES); }
-
-    // Selects a row and a key/value head, and reads the row's start and length. Returns false for an empty row or an
-    // invalid start.
-    __aicore__ inline bool Begin(int32_t head) {
-        row_ = head / t_.sizes.groups;
-        group_ = head % t_.sizes.groups;
-        start0_ = start_.GetValue(row_);
-        const int32_t length = length_.GetValue(row_);
-        first_ = t_.sizes.window > 0 ? Most(0, start0_ + 1 - t_.sizes.window) : 0;
-        return length > 0 && start0_ >= 0 && start0_ < t_.sizes.capacity;
+    // Items without any position: the result is 0, or a record of no positions.
+    __aicore__ inline void WriteEmptyItems() {
+        for (int32_t item = steps_.FirstItem(); item < steps_.Items(); item = steps_.NextItem(item)) {
+            const float weight = steps_.EmptyWeight(item);
+            if (weight < 0.0f) continue;
+            Open();
+            AscendC::Duplicate(softmax_.sum8, weight, ratio_ * BLOCK);
+            VectorFence();
+            Store(item);
+        }
     }
 
-    // Sets the result to that of no positions, with `sum` as the sum of the weights.
-    __aicore__ inline void Clear(float sum) {
-        softmax_.Reset(ratio_);
+    __aicore__ inline void Open() {
+        softmax_.Reset();
         float zero = 0.0f;
         AscendC::Duplicate(sum_, zero, ratio_ * dim_);
-        AscendC::Duplicate(softmax_.sum8, sum, ratio_ * BLOCK);
         VectorFence();
     }
 
-    // Accumulates the attention over the cache positions from .. to - 1; the leading part adds the new token.
-    __aicore__ inline void Attend(int32_t from, int32_t to, bool leads) {
-        Prepare(leads);
-        if (from < to) Load(from, Least(t_.keys, to - from));
-        for (int32_t at = from; at < to; at += t_.keys) {
-            const int32_t n = Least(t_.keys, to - at);
-            AscendC::LocalTensor<half> keys = keyQueue_.DeQue<half>();
-            AscendC::LocalTensor<half> values = valueQueue_.DeQue<half>();
-            if (at + n < to) Load(at + n, Least(t_.keys, to - at - n));
-            Scores(keys, n);
-            softmax_.Step(scores_, ratio_, n, LANES);
-            MulRows(sum_, sum_, softmax_.factor8, ratio_, dim_, dim_);
-            AddValues(values, n);
+    // Lets the next product read what this core has written to global memory.
+    __aicore__ inline void BeforeProduct() {
+#if EDGELLAMA_SPLIT_CORES
+        AscendC::PipeBarrier<PIPE_ALL>();
+#else
+        AscendC::TQueSync<PIPE_MTE3, PIPE_MTE2> stored;
+        AscendC::TEventID event = pipe_->FetchEventID(AscendC::HardEvent::MTE3_MTE2);
+        stored.SetFlag(event);
+        stored.WaitFlag(event);
+#endif
+    }
+
+    __aicore__ inline void MultiplyKeys(const DecodeStep& step) {
+        AscendC::GlobalTensor<float> scores = scores_[step.turn * ratio_ * columns_];
+        if (step.count > 0) {
+            qk.SetSingleShape(ratio_, step.count, dim_);
+            qk.SetTensorA(token_.Queries(step));
+            qk.SetTensorB(kCache_[token_.CacheAt(step, step.from)], true);
+            LendUb(qk);
+            qk.IterateAll(scores);
         }
-    }
-
-    __aicore__ inline void Load(int32_t at, int32_t n) {
-        const int64_t offset = CacheAt(at);
-        AscendC::LocalTensor<half> keys = keyQueue_.AllocTensor<half>();
-        AscendC::DataCopy(keys, kCache_[offset], n * dim_);
-        keyQueue_.EnQue(keys);
-        AscendC::LocalTensor<half> values = valueQueue_.AllocTensor<half>();
-        AscendC::DataCopy(values, vCache_[offset], n * dim_);
-        valueQueue_.EnQue(values);
-    }
-
-    __aicore__ inline void Prepare(bool leads) {
-        const AttentionSizes& s = t_.sizes;
-        const int64_t row = static_cast<int64_t>(row_) * (s.heads + 2 * s.groups) * dim_;
-        AscendC::LocalTensor<half> in = inQueue_.AllocTensor<half>();
-        AscendC::DataCopy(in, qkv_[row + group_ * ratio_ * dim_], ratio_ * dim_);
-        AscendC::DataCopy(in[ratio_ * dim_], qkv_[row + (s.heads + group_) * dim_], dim_);
-        AscendC::DataCopy(in[(ratio_ + 1) * dim_], qkv_[row + (s.heads + s.groups + group_) * dim_], dim_);
-        inQueue_.EnQue(in);
-        AscendC::LocalTensor<float> table = tableQueue_.AllocTensor<float>();
-        AscendC::DataCopy(table, cos_[static_cast<int64_t>(start0_) * (dim_ / 2)], dim_ / 2);
-        AscendC::DataCopy(table[dim_ / 2], sin_[static_cast<int64_t>(start0_) * (dim_ / 2)], dim_ / 2);
-        tableQueue_.EnQue(table);
-
-        in = inQueue_.DeQue<half>();
-        table = tableQueue_.DeQue<float>();
-        AscendC::LocalTensor<float> cos = table, sin = table[dim_ / 2];
-        AscendC::Cast(tile_, in, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
-        VectorFence();
-        Rotate(query_, tile_, cos, sin, product_, ratio_, dim_, dim_, 0);
-        float scale = s.scale;
-        AscendC::Muls(query_, query_, scale, ratio_ * dim_);
-        VectorFence();
-        if (leads) {
-            StartWithNewToken(in, cos, sin);
-        } else {
-            Clear(0.0f);
+        if (step.tail > 0) {
+            qk.SetSingleShape(ratio_, FRACTAL, dim_);
+            qk.SetTensorA(token_.Queries(step));
+            qk.SetTensorB(token_.KeyTail(step), true);
+            LendUb(qk);
+            qk.IterateAll(scores[step.count]);
         }
-        inQueue_.FreeTensor(in);
-        tableQueue_.FreeTensor(table);
+        qk.End();
     }
 
-    // Rounds the new key to float16, as in the cache; writes it and the new value; starts the softmax with this token:
-    // the maximum is its score, its weight is 1.
-    __aicore__ inline void StartWithNewToken(AscendC::LocalTensor<half> in, AscendC::LocalTensor<float> cos,
-                                             AscendC::LocalTensor<float> sin) {
-        AscendC::LocalTensor<float> key = newKv_, value = newKv_[dim_];
-        AscendC::Cast(tile_, in[ratio_ * dim_], AscendC::RoundMode::CAST_NONE, dim_);
-        VectorFence();
-        Rotate(key, tile_, cos, sin, product_, 1, dim_, dim_, 0);
-        AscendC::LocalTensor<half> rounded = newQueue_.AllocTensor<half>();
-        AscendC::Cast(rounded, key, AscendC::RoundMode::CAST_NONE, dim_);
-        AscendC::Cast(value, in[(ratio_ + 1) * dim_], AscendC::RoundMode::CAST_NONE, dim_);
-        VectorFence();
-        AscendC::Cast(rounded[dim_], value, AscendC::RoundMode::CAST_NONE, dim_);
-        AscendC::Cast(key, rounded, AscendC::RoundMode::CAST_NONE, dim_);
-        VectorFence();
-        newQueue_.EnQue(rounded);
-        rounded = newQueue_.DeQue<half>();
-        const int64_t at = CacheAt(start0_);
-        AscendC::DataCopy(kCache_[at], rounded, dim_);
-        AscendC::DataCopy(vCache_[at], rounded[dim_], dim_);
-        newQueue_.FreeTensor(rounded);
-
-        Dot(product_, query_, key, ratio_);  // the query heads are the rows, the new key is the vector
-        softmax_.SumRows(softmax_.max8, product_, ratio_, Least(LANES, dim_), dim_);
-        float one = 1.0f, zero = 0.0f;
-        AscendC::Duplicate(softmax_.sum8, one, ratio_ * BLOCK);
-        for (int32_t r = 0; r < ratio_; ++r) AscendC::Adds(sum_[r * dim_], value, zero, dim_);
-        VectorFence();
+    __aicore__ inline void LoadScores(const DecodeStep& step) {
+        const int32_t n = step.Columns(), gap = CeilTo(n, WIDE) - n;
+        AscendC::LocalTensor<float> scores = scoreQueue_.AllocTensor<float>();
+        AscendC::DataCopy(scores, scores_[step.turn * ratio_ * columns_],
+                          AscendC::DataCopyParams(ratio_, n / BLOCK, (columns_ - n) / BLOCK, gap / BLOCK));
+        scoreQueue_.EnQue(scores);
     }
 
-    // product[row, 0:64] = partial sums of matrix[row, :] * vector. The caller sums the first min(64, D) of them.
-    __aicore__ inline void Dot(AscendC::LocalTensor<float> product, AscendC::LocalTensor<float> matrix,
-                               AscendC::LocalTensor<float> vector, int32_t rows) {
-        const BinaryRepeatParams params(1, 1, 1, dim_ / BLOCK, dim_ / BLOCK, 0);
-        AscendC::Mul(product, matrix, vector, static_cast<uint64_t>(Least(LANES, dim_)), rows, params);
+    // Computes the weights of a step from its scores, and hides the columns after its last position.
+    __aicore__ inline void Weigh(const DecodeStep& step) {
+        const int32_t n = step.Columns(), wide = CeilTo(n, WIDE);
+        AscendC::LocalTensor<float> scores = scoreQueue_.DeQue<float>();
+        float masked = MASKED;
+        for (int32_t r = 0; wide > n && r < ratio_; ++r) AscendC::Duplicate(scores[r * wide + n], masked, wide - n);
+        if (step.tail > 0 && step.tail < FRACTAL) HideTail(scores[step.count], step.tail, wide);
         VectorFence();
-        for (int32_t c = LANES; c < dim_; c += LANES) {
-            AscendC::MulAddDst(product, matrix[c], vector[c], static_cast<uint64_t>(Least(LANES, dim_ - c)), rows,
-                               params);
+        softmax_.Step(scores, wide);
+        for (int32_t r = 0; r < ratio_; r += weightRows_) {
+            const int32_t rows = Least(weightRows_, ratio_ - r);
+            AscendC::LocalTensor<half> weights = weightQueue_.AllocTensor<half>();
+            AscendC::Cast(weights, scores[r * wide], AscendC::RoundMode::CAST_NONE, static_cast<uint32_t>(rows * wide));
+            weightQueue_.EnQue(weights);
+            weights = weightQueue_.DeQue<half>();
+            AscendC::DataCopy(weights_[r * columns_], weights,
+                              AscendC::DataCopyParams(rows, n / FRACTAL, (wide - n) / FRACTAL, (columns_ - n) / FRACTAL));
+            weightQueue_.FreeTensor(weights);
+        }
+        scoreQueue_.FreeTensor(scores);
+        MulRows(sum_, sum_, softmax_.factor8, ratio_, dim_, dim_);
+    }
+
+    // Adds -1e30 to the columns of the tail without a position. Their keys are zeros, so the sums are finite.
+    __aicore__ inline void HideTail(AscendC::LocalTensor<float> scores, int32_t tail, int32_t wide) {
+        float masked = MASKED, zero = 0.0f;
+        AscendC::Duplicate(mask_, masked, FRACTAL);
+        VectorFence();
+        AscendC::Duplicate(mask_, zero, tail);
+        VectorFence();
+        for (int32_t r = 0; r < ratio_; ++r) AscendC::Add(scores[r * wide], scores[r * wide], mask_, FRACTAL);
+    }
+
+    __aicore__ inline void MultiplyValues(const DecodeStep& step) {
+        const int32_t width = ratio_ * dim_;
+        AscendC::GlobalTensor<float> results = results_[step.turn * 2 * width];
+        if (step.count > 0) {
+            pv.SetSingleShape(ratio_, dim_, step.count);
+            pv.SetTensorA(weights_);
+            pv.SetTensorB(vCache_[token_.CacheAt(step, step.from)]);
+            LendUb(pv);
+            pv.IterateAll(results);
+        }
+        if (step.tail > 0) {
+            pv.SetSingleShape(ratio_, dim_, FRACTAL);
+            pv.SetTensorA(weights_[step.count]);
+            pv.SetTensorB(token_.ValueTail(step));
+            LendUb(pv);
+            pv.IterateAll(results[step.count > 0 ? width : 0]);
+        }
+        pv.End();
+    }
+
+    __aicore__ inline void LoadResults(const DecodeStep& step) {
+        const int32_t width = ratio_ * dim_;
+        AscendC::LocalTensor<float> results = resultQueue_.AllocTensor<float>();
+        AscendC::DataCopy(results, results_[step.turn * 2 * width], step.Results() * width);
+        resultQueue_.EnQue(results);
+    }
+
+    // Adds the results of a step, and writes the item's result after its last step.
+    __aicore__ inline void Accumulate(const DecodeStep& step) {
+        const int32_t width = ratio_ * dim_;
+        AscendC::LocalTensor<float> results = resultQueue_.DeQue<float>();
+        for (int32_t i = 0; i < step.Results(); ++i) {
+            AscendC::Add(sum_, sum_, results[i * width], width);
             VectorFence();
         }
+        resultQueue_.FreeTensor(results);
+        if (step.closes) Store(step.item);
     }
 
-    // scores[r, j] = (query head r) . (key j), for n keys.
-    __aicore__ inline void Scores(AscendC::LocalTensor<half> keys, int32_t n) {
-        AscendC::Cast(tile_, keys, AscendC::RoundMode::CAST_NONE, n * dim_);
-        VectorFence();
-        keyQueue_.FreeTensor(keys);
-        for (int32_t r = 0; r < ratio_; ++r) {
-            Dot(product_, tile_, query_[r * dim_], n);
-            AscendC::WholeReduceSum(scores_[r * LANES], product_, Least(LANES, dim_), n, 1, 1, dim_ / BLOCK);
-            VectorFence();
-        }
-    }
-
-    // sum[r, :] += weight[r, j] * value[j, :], summed over n keys.
-    __aicore__ inline void AddValues(AscendC::LocalTensor<half> values, int32_t n) {
-        AscendC::Cast(tile_, values, AscendC::RoundMode::CAST_NONE, n * dim_);
-        VectorFence();
-        valueQueue_.FreeTensor(values);
-        for (int32_t r = 0; r < ratio_; ++r) {
-            AscendC::Gather(weights8_, scores_, weightOfKey_, static_cast<uint32_t>(r * LANES * sizeof(float)),
-                            n * BLOCK);
-            VectorFence();
-            MulRows(product_, tile_, weights8_, n, dim_, dim_);
-            for (int32_t rows = n; rows > 1;) {  // adds the second half of the rows to the first half
-                const int32_t kept = (rows + 1) / 2;
-                AscendC::Add(product_, product_, product_[kept * dim_], (rows - kept) * dim_);
-                VectorFence();
-                rows = kept;
-            }
-            AscendC::Add(sum_[r * dim_], sum_[r * dim_], product_, dim_);
-            VectorFence();
-        }
-    }
-
-    __aicore__ inline void Store() {
+    __aicore__ inline void Store(int32_t item) {
+        if (parts_ > 1) return StorePartial(item);
         DivRows(sum_, sum_, softmax_.sum8, ratio_, dim_, dim_);
         AscendC::LocalTensor<half> result = outQueue_.AllocTensor<half>();
         AscendC::Cast(result, sum_, AscendC::RoundMode::CAST_NONE, ratio_ * dim_);
         VectorFence();
         outQueue_.EnQue(result);
         result = outQueue_.DeQue<half>();
-        const int64_t at = (static_cast<int64_t>(row_) * t_.sizes.heads + group_ * ratio_) * dim_;
-        AscendC::DataCopy(out_[at], result, ratio_ * dim_);
+        AscendC::DataCopy(out_[static_cast<int64_t>(item) * ratio_ * dim_], result, ratio_ * dim_);
         outQueue_.FreeTensor(result);
     }
 
@@ -274,27 +264,27 @@ private:
         stored.WaitFlag(event);
     }
 
-    // Offset of a position of the current head in a cache, in elements.
-    __aicore__ inline int64_t CacheAt(int32_t position) const {
-        return (static_cast<int64_t>(row_ * t_.sizes.groups + group_) * t_.sizes.capacity + position) * dim_;
+    template <class M>
+    __aicore__ inline void LendUb(M& matmul) {
+#if EDGELLAMA_MATMUL_BORROWS_UB
+        matmul.SetLocalWorkspace(matmulBuffer_.template Get<uint8_t>());
+#else
+        (void)matmul;
+#endif
     }
 
-    DecodeTiling t_;
     AscendC::TPipe* pipe_ = nullptr;
-    int32_t dim_ = 0, ratio_ = 0, record_ = 0;  // D, H / G, size of a record in floats
-    int32_t row_ = 0, group_ = 0, start0_ = 0, first_ = 0;
+    int32_t dim_ = 0, ratio_ = 0, columns_ = 0, weightRows_ = 0, parts_ = 0, record_ = 0;  // record_: floats of a record
+    DecodeSteps steps_;
+    NewToken token_;
+    WideSoftmax softmax_;
 
-    AscendC::GlobalTensor<half> qkv_, kCache_, vCache_, out_;
-    AscendC::GlobalTensor<float> cos_, sin_, partial_;
-    AscendC::GlobalTensor<int32_t> start_, length_;
-
-    AscendC::TQue<AscendC::TPosition::VECIN, 1> inQueue_, tableQueue_, keyQueue_, valueQueue_;
-    AscendC::TQue<AscendC::TPosition::VECOUT, 1> newQueue_, outQueue_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> queryBuffer_, sumBuffer_, newBuffer_, tileBuffer_, productBuffer_,
-        scoreBuffer_, softmaxBuffer_, weightBuffer_;
-    AscendC::LocalTensor<float> query_, sum_, newKv_, tile_, product_, scores_, weights8_;
-    AscendC::LocalTensor<uint32_t> weightOfKey_;
-    OnlineSoftmax softmax_;
+    AscendC::GlobalTensor<half> kCache_, vCache_, out_, weights_;
+    AscendC::GlobalTensor<float> partial_, scores_, results_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> scoreQueue_, resultQueue_;
+    AscendC::TQue<AscendC::TPosition::VECOUT, 1> weightQueue_, outQueue_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuffer_, softmaxBuffer_, maskBuffer_, matmulBuffer_;
+    AscendC::LocalTensor<float> sum_, mask_;
 };
 
 }  // namespace edgellama

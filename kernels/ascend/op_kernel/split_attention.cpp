@@ -21,11 +21,9 @@ extern "C" __global__ __aicore__ void split_attention(GM_ADDR qkv, GM_ADDR cos, 
     static_assert(ATTENTION_KEY_DECODE == 1 && ATTENTION_KEY_PREFILL == 2, "the keys that the tiling function sets");
     AscendC::TPipe pipe;
     if (TILING_KEY_IS(1)) {
-#if EDGELLAMA_SPLIT_CORES
-        KERNEL_TASK_TYPE(1, KERNEL_TYPE_MIX_AIV_1_0);
-#endif
         edgellama::DecodeAttention kernel;
-        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, partial, data.decode, &pipe);
+        REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), kernel.qk, &data.decode.qk, kernel.pv, &data.decode.pv);
+        kernel.Init(qkv, cos, sin, start, length, k_cache, v_cache, out, partial, workspace, data.decode, &pipe);
         kernel.Process();
     } else if (TILING_KEY_IS(2)) {
         edgellama::PrefillAttention kernel;

@@ -23,7 +23,8 @@ AscendC::tiling::TCubeTiling Cube(const CubePlan& p) {
     t.baseN = narrow(p.baseN);
     t.baseK = narrow(p.baseK);
     t.stepM = t.stepN = 1;
-    t.stepKa = t.stepKb = t.depthA1 = t.depthB1 = narrow(p.stepK);
+    t.stepKa = t.stepKb = narrow(p.stepK);
+    t.depthA1 = t.depthB1 = narrow(p.stepK * p.depth);
     t.dbL0A = t.dbL0B = 2;
     t.dbL0C = 1;
     t.transLength = narrow(CubeUb(p) / 2);
@@ -76,11 +77,15 @@ int Fail(const std::string& problem, char* message, size_t bytes) {
 int Decode(const std::string& name, const AttentionShape& shape, const ChipLimits& chip, DecodeTiling* tiling,
            Summary* summary, char* message, size_t bytes) {
     DecodePlan plan;
-    const std::string problem = PlanDecode(shape, chip, name, &plan);
+    std::string problem = PlanDecode(shape, chip, name, &plan);
+    if (problem.empty()) problem = Refused({plan.qk, plan.pv}, chip, name);
     if (!problem.empty()) return Fail(problem, message, bytes);
     Fill(shape, plan, tiling);
-    *summary = {ATTENTION_KEY_DECODE, plan.workers, plan.workers, Reserved(chip, 0), plan.ubBytes,
-                sizeof(AttentionTiling), {plan.keys}};
+    tiling->qk = Cube(plan.qk);
+    tiling->pv = Cube(plan.pv);
+    *summary = {ATTENTION_KEY_DECODE, plan.blocks, plan.workers,
+                Reserved(chip, plan.workers * plan.workspaceBytes), plan.ubBytes, sizeof(AttentionTiling),
+                {plan.columns, plan.qk.baseN, plan.pv.baseK, plan.matmulBytes}};
     return 0;
 }
 

@@ -164,8 +164,8 @@ private:
                       where.word, standin::kChip.name, has, used);
     }
 
-    // The contiguous pieces in which the operands are read, each operand once: the rows of a block, or 32 bytes where
-    // neither the copy nor the vector unit rearranges a block.
+    // The contiguous pieces in which the operands are read, each operand once: 32 bytes where neither the copy nor the
+    // vector unit rearranges a block; else the rows of a block, or the whole block if its rows follow one another.
     std::int64_t Bursts() const {
         const std::int64_t m = m_, n = n_, k = k_;
         if (kNzB) {  // a column of fractals is contiguous; the left matrix is read in rows of a block
@@ -176,8 +176,14 @@ private:
             return (m + n) * k * static_cast<std::int64_t>(sizeof(A)) / 32;
         }
         const auto blocks = [](std::int64_t size, std::int64_t base) { return (size + base - 1) / base; };
-        const std::int64_t rowsOfB = transposed_ ? n * blocks(k, tiling_.baseK) : k * blocks(n, tiling_.baseN);
-        return m * blocks(k, tiling_.baseK) + rowsOfB;
+        const auto pieces = [&](std::int64_t rows, std::int64_t width, std::int64_t apart, std::int64_t baseRows,
+                                std::int64_t baseWidth) {
+            const bool follow = width == apart && baseWidth >= width;
+            return follow ? blocks(rows, baseRows) : rows * blocks(width, baseWidth);
+        };
+        return pieces(m, k, tiling_.Ka, tiling_.baseM, tiling_.baseK) +
+               (transposed_ ? pieces(n, k, tiling_.Kb, tiling_.baseN, tiling_.baseK)
+                            : pieces(k, n, tiling_.N, tiling_.baseK, tiling_.baseN));
     }
 
     struct Times {
