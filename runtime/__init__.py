@@ -52,6 +52,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import edgellama` itself costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'edgellama' has no attribute {name!r}")
+    if name != "UserError":
+        importlib.import_module("edgellama.instructions").check_cpu()
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import LogitsError, UserError, explain_os_error, os_error_of, printable
+from .instructions import check_cpu
 
 if TYPE_CHECKING:
     # Imported where it is used. Until `main` runs, Ctrl-C is a traceback, so this module imports little.
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interrupt_ends_process():
             _replace_undecodable()
+            check_cpu()
             options = parser(words).parse_args(words)
         options.run(options)
         if sys.stdout is not None:

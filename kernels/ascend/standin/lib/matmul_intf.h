@@ -201,7 +201,7 @@ private:
         const double right = double{sizeof(A)} * n_ * k_, bytes = right + double{sizeof(A)} * m_ * k_;
         const double fractals = parts(m_, 16) * parts(n_, 16) * parts(k_, 16);
         const bool twoBlocks = tiling_.depthB1 >= 2 * tiling_.stepN * tiling_.stepKb;
-        const bool rearranges = kChip.matmulNeedsUb && MM_CFG.enVecND2NZ;
+        const bool rearranges = kChip.matmulNeedsUb && MM_CFG.enVecND2NZ && !kNzB;
         const Ends load = core.Cycles(kCopyInstruction, loads + 1, kCopyBurst, Bursts(), kOperandByte, bytes);
         const Ends cube = core.Cycles(kCubeFractal, fractals);
         const Ends feed = core.Cycles(kRightByte, right * parts(m_, tiling_.baseM));
