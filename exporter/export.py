@@ -45,7 +45,7 @@ from .export_options import ExportOptions, add_options, given_options, shape_of
 from .graph_spec import Shape
 from .mindir.lower import parameters
 from .needed_memory import check_export, check_proof
-from .opsets.ascend_model_checks import check_operators, is_split, logits_in_float32
+from .opsets.ascend_model_checks import check_operators, is_version_2, logits_in_float32
 from .opsets.cpu_grids import misfit, own_format
 from .progress import Progress
 from .proof import verify
@@ -265,7 +265,7 @@ def _manifest(
         tools={name: metadata.version(name) for name in TOOLS},
         kernel_abi=opset.kernel_abi(config, shape.weights),
         parity=None,
-        format_version=2 if opset.name == "ascend" and is_split(config, shape) else format_of(source),
+        format_version=2 if opset.name == "ascend" and is_version_2(config, shape) else format_of(source),
     )
 
 

@@ -138,7 +138,7 @@ class ExportOptions:
         metadata=_declared(
             f"weight format ({_choices(lambda x: x.weights)}); int8 and int4 of cpu take 8.5 and 5.3 bits per weight, "
             "q4_0 needs a GGUF file of that type, w4g32 to w4g128 keep the integers of a 4-bit AWQ, GPTQ or "
-            "compressed-tensors checkpoint, ascend310b has no int8",
+            "compressed-tensors checkpoint; on ascend int8 and int4 take 8.5 and 4.75 bits per weight of the layers",
             shown="first of the target; on cpu a 4-bit folder's own, w4g32 to w4g128",
         ),
     )

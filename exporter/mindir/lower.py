@@ -63,6 +63,7 @@ OPERATORS: dict[str, Lowering] = {
     "MakeTuple": UNCHANGED,
     "MatMul": Lowering(2, TRANSPOSES),
     "Mul": UNCHANGED,
+    "QuantLinear": CUSTOM,
     "ReduceMean": Lowering(2, (("keep_dims",),)),
     "Reshape": UNCHANGED,
     "RmsNorm": UNCHANGED,

@@ -76,6 +76,19 @@ class LmHead(OpRun):
         return (np.concatenate(parts, axis=1),)
 
 
+class QuantLinear(OpRun):
+    """(x [T, K] float16, weight [N / 16, bytes] uint8) -> y [T, N]."""
+
+    op_domain = DOMAIN
+    compute = staticmethod(reference.quant_linear)
+
+    def _run(self, x: Any, weight: Any, bits: int, group: int, wide: int) -> tuple[np.ndarray]:
+        step = max(1, BLOCK // (16 * x.shape[-1]))  # limits the memory of the unpacked weights
+        parts = [weight[first : first + step] for first in range(0, len(weight), step)]
+        found = [self.compute(x, np.asarray(part), bits=bits, group=group, wide=wide) for part in parts]
+        return (np.concatenate(found, axis=1),)
+
+
 class EdgeEmbedding(OpRun):
     """(ids [B, S] int32, the packed matrix uint8, length [B] int32) -> h [B, S, width] float32."""
 
@@ -217,6 +230,7 @@ OPERATORS: list[type[OpRun]] = [
     JoinAttention,
     LmHead,
     MatMul,
+    QuantLinear,
     RmsNorm,
     Sigmoid,
     SplitAttention,
@@ -227,13 +241,15 @@ OPERATORS: list[type[OpRun]] = [
 def operators(kernels: Any) -> list[type[OpRun]]:
     """Return OPERATORS, with the operators of kernels/ascend computed by the functions of `kernels`.
 
-    kernels: has the functions fused_attention, split_attention, join_attention and lm_head of kernels.reference.
+    kernels: has the functions fused_attention, split_attention, join_attention, lm_head and quant_linear of
+        kernels.reference.
     """
     functions: dict[type[OpRun], Any] = {
         FusedAttention: kernels.fused_attention,
         SplitAttention: kernels.split_attention,
         JoinAttention: kernels.join_attention,
         LmHead: kernels.lm_head,
+        QuantLinear: kernels.quant_linear,
     }
 
     def computed_by(op: type[OpRun], function: Any) -> type[OpRun]:

@@ -72,6 +72,7 @@ CUSTOM: dict[str, CustomOperator] = {
     "FusedAttention": ATTENTION,
     "JoinAttention": CustomOperator(("out", "partial"), {}),
     "LmHead": CustomOperator(("x", "weight"), {}),
+    "QuantLinear": CustomOperator(("x", "weight"), {"bits": int, "group": int, "wide": int}),
     "SplitAttention": CustomOperator(
         ATTENTION.inputs[:7], {**ATTENTION.attributes, "parts": int}, ATTENTION.mutates, results=2
     ),

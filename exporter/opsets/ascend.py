@@ -1,11 +1,11 @@
 """The ascend op set: float16 products, the operators of kernels/ascend, caches written in place.
 
-Weights are float16 constants in an external data file. The residual stream and the norms are float32. This costs one
-more node where the result of a linear layer is added, and avoids overflow and loss in the sum over the layers. Products
-have float16 inputs and outputs; the chip accumulates them in float32. LmHead gives the logits in float32, because the
-difference between the two best logits is often smaller than a step of float16. Shape.chip determines which built-in
-operators exist (kernels/ascend/chips.py). Without RmsNorm, the norm is composed of other operators. SwiGLU is always
-composed.
+Weights are float16 or packed constants in an external data file. The residual stream and the norms are float32. This
+costs one more node where the result of a linear layer with float16 weights is added, and avoids overflow and loss in
+the sum over the layers. Products have float16 inputs; the chip accumulates them in float32. LmHead gives the logits in
+float32, because the difference between the two best logits is often smaller than a step of float16. Shape.chip
+determines which built-in operators exist (kernels/ascend/chips.py). Without RmsNorm, the norm is composed of other
+operators. SwiGLU is always composed.
 
 One graph serves all buckets, decode too: its token axis is dynamic, and each bucket becomes a gear. So all attention is
 FusedAttention; its tiling selects the decode kernel at the gear of one token. A separate decode graph would be a second
@@ -17,13 +17,12 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mindspore
 from mindspore import Parameter, ParameterTuple, nn, ops
 from mindspore.common.initializer import initializer
-from mindspore.ops import PrimitiveWithInfer
 
 from edgellama.kernels.ascend.chips import CHIPS
 
@@ -36,11 +35,11 @@ from ..network.layer_sizes import layer_norms, linear_sizes, windows
 from ..network.rope import rope_index, rope_names
 from . import portable
 from .ascend_model_checks import attention_parts, logits_in_float32
-from .ascend_weights import is_quantized, weight_pieces
+from .ascend_operators import FLOAT16, FLOAT32, FusedAttention, JoinAttention, LmHead, QuantLinear, SplitAttention
+from .ascend_weights import matrix_spec, quantization, weight_pieces
 from .specs import ASCEND
 
 SPEC = ASCEND
-FLOAT16, FLOAT32 = mindspore.float16, mindspore.float32
 
 
 def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
@@ -51,88 +50,6 @@ def pieces(name: str, checkpoint: Checkpoint, shape: Shape) -> Iterator[Piece]:
 def weight(name: str, *shape: int, dtype: Any = FLOAT16) -> Parameter:
     """Return a weight without data: tracing needs the shape only, so no memory is allocated."""
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
-
-
-class KernelOperator(PrimitiveWithInfer):
-    """An operator of kernels/ascend, as its op_host declares it.
-
-    The graph engine finds inputs, outputs and attributes by the names that the subclass gives. `node` is the name of
-    the node in the graph; the kernel does not get it.
-    """
-
-    INPUTS: Sequence[str]
-    OUTPUTS: Sequence[str]
-
-    def __init__(self, node: str, **attributes: Any):
-        kind = type(self).__name__
-        super().__init__(kind)
-        attributes |= {"name": node, "reg_op_name": kind, "func_type": "aot"}
-        for name, attribute in {**attributes, "input_names": [*self.INPUTS], "output_names": [*self.OUTPUTS]}.items():
-            self.add_prim_attr(name, attribute)
-
-
-class FusedAttention(KernelOperator):
-    """kernels.reference.fused_attention.
-
-    The outputs k_cache and v_cache are the inputs of the same names, written in place. Each layer has its own caches,
-    so no later node reads them; the first output keeps the node in the graph.
-    """
-
-    INPUTS = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache")
-    OUTPUTS = ("out", "k_cache", "v_cache")
-
-    def __init__(self, node: str, heads: int, scale: float, window: int):
-        super().__init__(node, heads=heads, scale=scale, window=window)
-        self.heads = heads
-
-    def infer_shape(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
-        return [qkv[0], qkv[1], self.heads * k_cache[3]], k_cache, v_cache
-
-    def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
-        return qkv, k_cache, v_cache
-
-
-class SplitAttention(KernelOperator):
-    """kernels.reference.split_attention; the caches as in FusedAttention."""
-
-    INPUTS = FusedAttention.INPUTS
-    OUTPUTS = ("out", "partial", "k_cache", "v_cache")
-
-    def __init__(self, node: str, heads: int, scale: float, window: int, parts: int):
-        super().__init__(node, heads=heads, scale=scale, window=window, parts=parts)
-        self.heads, self.parts = heads, parts
-
-    def infer_shape(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
-        rows, groups, _, dim = k_cache
-        partial = [rows, groups, self.parts, self.heads // groups * (dim + 16)]
-        return [qkv[0], qkv[1], self.heads * dim], partial, k_cache, v_cache
-
-    def infer_dtype(self, qkv: Any, cos: Any, sin: Any, start: Any, length: Any, k_cache: Any, v_cache: Any) -> Any:
-        return qkv, FLOAT32, k_cache, v_cache
-
-
-class JoinAttention(KernelOperator):
-    """kernels.reference.join_attention"""
-
-    INPUTS, OUTPUTS = ("out", "partial"), ("joined",)
-
-    def infer_shape(self, out: Any, partial: Any) -> Any:
-        return out
-
-    def infer_dtype(self, out: Any, partial: Any) -> Any:
-        return out
-
-
-class LmHead(KernelOperator):
-    """kernels.reference.lm_head"""
-
-    INPUTS, OUTPUTS = ("x", "weight"), ("logits",)
-
-    def infer_shape(self, x: Any, weight: Any) -> Any:
-        return [x[0], weight[0]]
-
-    def infer_dtype(self, x: Any, weight: Any) -> Any:
-        return FLOAT32
 
 
 class RMSNorm(nn.Cell):
@@ -172,33 +89,32 @@ def stream_norm(config: LlamaConfig, shape: Shape, name: str | None) -> nn.Cell:
 
 
 class MatMul(nn.Cell):
-    """x [T, K] -> x W^T [T, N] in float16. W is float16, or int8 with one scale per row."""
+    """x [T, K] float16 -> x W^T [T, N], float16. W is float16 or packed; `wide` gives float32, with packed W only."""
 
-    def __init__(self, shape: Shape, name: str, n: int, k: int):
+    def __init__(self, shape: Shape, name: str, n: int, k: int, wide: bool):
         super().__init__(auto_prefix=False)
-        self.quantized = is_quantized(name, shape)
-        if self.quantized:
-            self.weight = weight(f"{name}.weight", n, k, dtype=mindspore.int8)
-            self.scale = weight(f"{name}.scale", n)
-            # transposed: the only layout of the weight that the 310P supports
-            self.matmul = ops.auto_generate.WeightQuantBatchMatmul(transpose_x=False, transpose_weight=True)
+        packed = quantization(name, shape)
+        if packed is not None:
+            self.weight = weight(f"{name}.weight", *matrix_spec(name, n, k, shape).shape, dtype=mindspore.uint8)
+            self.matmul = QuantLinear(name, *packed, wide)
         else:
             self.weight = weight(f"{name}.weight", n, k)
             self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Any) -> Any:
-        if self.quantized:
-            return self.matmul(x, self.weight, self.scale, None, None, None, None)
         return self.matmul(x, self.weight)
 
 
 class Linear(nn.Cell):
-    """x [T, K] -> x W^T + b [T, N], float16. `name` may join projections of one input: qkv_proj."""
+    """x [T, K] -> x W^T + b [T, N], float16. `name` may join projections of one input: qkv_proj.
 
-    def __init__(self, shape: Shape, name: str, sizes: tuple[int, int, bool]):
+    wide: the result is float32; only for packed weights without a bias.
+    """
+
+    def __init__(self, shape: Shape, name: str, sizes: tuple[int, int, bool], wide: bool = False):
         super().__init__(auto_prefix=False)
         n, k, self.has_bias = sizes
-        self.matmul, self.add = MatMul(shape, name, n, k), ops.Add()
+        self.matmul, self.add = MatMul(shape, name, n, k, wide), ops.Add()
         if self.has_bias:
             self.bias = weight(f"{name}.bias", n)
 
@@ -318,13 +234,15 @@ class LinearAdd(nn.Cell):
 
     def __init__(self, config: LlamaConfig, shape: Shape, name: str, norm: str | None):
         super().__init__(auto_prefix=False)
-        self.linear, self.add, self.cast = Linear(shape, name, linear_sizes(config, name)), ops.Add(), ops.Cast()
+        sizes = linear_sizes(config, name)
+        self.wide = quantization(name, shape) is not None and not sizes[2]  # without it, Cast widens
+        self.linear, self.add, self.cast = Linear(shape, name, sizes, self.wide), ops.Add(), ops.Cast()
         self.has_norm = norm is not None
         if norm is not None:
             self.norm = RMSNorm(shape, norm, config.hidden_size, config.rms_norm_eps)
 
     def construct(self, x: Any, h: Any, step: Any) -> Any:
-        y = self.cast(self.linear(x), FLOAT32)
+        y = self.linear(x) if self.wide else self.cast(self.linear(x), FLOAT32)
         return self.add(h, self.norm(y) if self.has_norm else y)
 
 

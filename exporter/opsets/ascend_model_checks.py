@@ -9,12 +9,15 @@ from collections.abc import Sequence
 
 from edgellama.errors import UserError
 from edgellama.kernels.ascend.chips import CHIPS, CUSTOM_OPERATORS, Chip
+from edgellama.kernels.weight_format import PANEL
 
+from ..checkpoint.base import LINEARS
 from ..graph_spec import Shape
 from ..mindir import lower as mindir
 from ..network.config import LlamaConfig
-from ..network.layer_sizes import windows
+from ..network.layer_sizes import linear_sizes, windows
 from ..network.rope import query_scale
+from .ascend_weights import QUANTIZED
 
 MAX_GEARS = 100  # of ge.dynamicBatchSize
 
@@ -41,11 +44,8 @@ def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> No
             f"attention kernels of {chip.name} do not do, and CONTEXT is {shape.context}. Export with "
             f"CONTEXT={scale[1]} or less, or with TARGET=cpu or TARGET=portable"
         )
-    if shape.weights == "int8" and not chip.has("WeightQuantBatchMatmul"):
-        raise UserError(
-            f"WEIGHTS int8 with TARGET {shape.chip}: CANN's WeightQuantBatchMatmulV2 does not list {chip.name}. "
-            "Use WEIGHTS=fp16"
-        )
+    if (quantized := QUANTIZED.get(shape.weights)) is not None:
+        _check_packed(config, shape.weights, quantized[1])
     if dim % 16 or dim > 256:
         raise UserError(f"head size {dim}: the attention kernels of {chip.name} take multiples of 16 up to 256")
     if (ratio := heads // groups) > (most := chip.max_query_heads(dim)):
@@ -57,6 +57,22 @@ def check_model(config: LlamaConfig, shape: Shape, buckets: Sequence[int]) -> No
         )
     if len(buckets) > MAX_GEARS:
         raise UserError(f"BUCKETS has {len(buckets)} sizes; the converter takes up to {MAX_GEARS}. 3 or 4 are plenty")
+
+
+def _check_packed(config: LlamaConfig, weights: str, group: int) -> None:
+    """Raise UserError if a matrix of a layer is not whole panels of 16 outputs and groups of inputs."""
+    for name in LINEARS:
+        outer, inner, _ = linear_sizes(config, name)
+        if outer % PANEL or inner % group:
+            raise UserError(
+                f"WEIGHTS={weights}: {name} has {inner} inputs and {outer} outputs; QuantLinear takes multiples of "
+                f"{group} and {PANEL}. Use WEIGHTS=fp16"
+            )
+
+
+def is_version_2(config: LlamaConfig, shape: Shape) -> bool:
+    """Whether the graph has operators that artifacts of format version 1 do not have."""
+    return is_split(config, shape) or shape.weights in QUANTIZED
 
 
 def logits_in_float32(config: LlamaConfig) -> bool:

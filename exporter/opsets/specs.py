@@ -16,7 +16,7 @@ from edgellama.artifact.manifest import TensorSpec
 from ..graph_spec import Shape
 from ..network.config import LlamaConfig
 from ..network.layer_sizes import windows
-from .ascend_weights import is_quantized
+from .ascend_weights import QUANTIZED, matrix_spec
 from .cpu_weights import FORMATS, abi_of, packed_matrix
 
 Tensors = Callable[[LlamaConfig, Shape], list[TensorSpec]]
@@ -163,9 +163,7 @@ def _ascend_inputs(config: LlamaConfig, shape: Shape) -> list[TensorSpec]:
 
 
 def _ascend_matrix(name: str, outer: int, inner: int, shape: Shape) -> list[TensorSpec]:
-    if is_quantized(name, shape):
-        return [TensorSpec(f"{name}.weight", "int8", (outer, inner)), TensorSpec(f"{name}.scale", "float16", (outer,))]
-    return [TensorSpec(f"{name}.weight", "float16", (outer, inner))]
+    return [matrix_spec(name, outer, inner, shape)]
 
 
 PORTABLE = OpSetSpec(
@@ -204,7 +202,7 @@ CPU = OpSetSpec(
 )
 ASCEND = OpSetSpec(
     name="ascend",
-    weights=("fp16", "int8"),
+    weights=("fp16", *QUANTIZED),
     caches=("float16",),
     cache_policy="in_place",
     weights_are_inputs=False,

@@ -29,6 +29,18 @@ ROUNDING = {"f32": 0.0, "bf16": 0.004, "int8": 0.02, "int4": 0.25, "q4_0": 0.0, 
 CALIBRATED = 0.5
 
 
+def check_rounding(
+    name: str, first: int, rows: NDArray[np.float32], exact: NDArray[np.float32], fmt: str, limit: float
+) -> None:
+    """Raise UserError if rows of a matrix, from `first` on, differ from the checkpoint's by more than `limit`."""
+    lost = float(np.linalg.norm(rows - exact)) / (float(np.linalg.norm(exact)) or 1.0)
+    if not lost <= limit:
+        raise UserError(
+            f"{name} (rows {first}..{first + len(exact) - 1}) differs in the artifact by {lost:.1e} of the "
+            f"checkpoint's values; {fmt} explains {limit}. This is a defect of the exporter: please report the model"
+        )
+
+
 class RoundedCheckpoint(DerivedCheckpoint):
     """`checkpoint` with its matrices replaced by those of the artifact in `folder`.
 
@@ -58,14 +70,8 @@ class RoundedCheckpoint(DerivedCheckpoint):
         panels = self._stored.array(place.name)[place.first_panel :: place.panel_step][low:high]
         rows = unpack(panels.reshape(-1), fmt, len(panels) * PANEL, exact.shape[1])
         rows = rows[begin - low * PANEL :][: len(exact)]
-        lost = float(np.linalg.norm(rows - exact)) / (float(np.linalg.norm(exact)) or 1.0)
         limit = CALIBRATED if self._calibrated and name not in TABLES else ROUNDING[fmt]
-        if not lost <= limit:
-            raise UserError(
-                f"{name} (rows {first}..{first + len(exact) - 1}) differs in the artifact by {lost:.1e} of the "
-                f"checkpoint's values; {fmt} explains {limit}. This is a defect of the exporter: please report "
-                "the model"
-            )
+        check_rounding(name, first, rows, exact, fmt, limit)
         return rows
 
     def raw(self, name: str, first: int = 0, count: int | None = None) -> RawBlocks | None:

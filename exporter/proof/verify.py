@@ -23,9 +23,11 @@ from edgellama.kernels.weight_format import W4_GROUPS
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.open import opened_for
+from ..opsets.ascend_weights import QUANTIZED
 from ..progress import Progress
 from .child import device_entry, run_in_child
 from .float_reference import reference_logits
+from .rounded_ascend import RoundedAscend
 from .rounded_checkpoint import RoundedCheckpoint
 
 DECODE_STEPS = 64
@@ -86,10 +88,12 @@ def prove(
         calls = (tokens, edges, prefix, steps)
         found = run_artifact(folder, manifest, *calls, weights_memory, device_id)  # [B, positions, V]
     judged_by, weights = expected, ""
-    if manifest.opset == "cpu" and manifest.weights_format != "fp32":
+    packed = manifest.opset == "ascend" and manifest.format_version >= 2 and manifest.weights_format in QUANTIZED
+    if packed or (manifest.opset == "cpu" and manifest.weights_format != "fp32"):
         weights = f" over the {manifest.weights_format} weights"
         with progress.stage(f"Computing it{weights}"):
-            judged_by, _ = reference_logits(RoundedCheckpoint(folder, manifest, checkpoint), tokens, positions)
+            rounded = _rounded(folder, manifest, checkpoint, packed)
+            judged_by, _ = reference_logits(rounded, tokens, positions)
     error = float(np.abs(found - expected).max())
     span = float(expected.max() - expected.min())
     agreement = float(np.mean(found.argmax(-1) == expected.argmax(-1)))
@@ -114,6 +118,13 @@ def prove(
             "This is a defect of the exporter: please report the model"
         )
     return parity
+
+
+def _rounded(folder: Path, manifest: Manifest, checkpoint: Checkpoint, packed: bool) -> Checkpoint:
+    """Return the checkpoint with the artifact's matrices. packed: they are constants of an Ascend target's graph."""
+    if not packed:
+        return RoundedCheckpoint(folder, manifest, checkpoint)
+    return RoundedAscend(Artifact(folder, manifest), checkpoint)
 
 
 def plan(manifest: Manifest) -> tuple[list[int], int, int]:

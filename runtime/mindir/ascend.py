@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edgellama.kernels.ascend.chips import CHIPS
+from edgellama.kernels.ascend_format import panel_bytes
+from edgellama.kernels.weight_format import PANEL
 
 from ..artifact.manifest import TensorSpec
 from ..errors import UserError
@@ -12,11 +14,13 @@ from .network import Network
 from .portable import gelu, norm, silu, soft_cap
 
 FLOAT32, FLOAT16 = 43, 42  # MindSpore's numbers of the dtypes, as Cast takes them
-WEIGHTS = ("fp16", "int8")
+WEIGHTS = ("fp16", "int8", "int4")
+PACKED = {"int8": (8, 32), "int4": (4, 32)}  # bits of the integers, inputs that share a scale
 ATTENTION = ("qkv", "cos", "sin", "start", "length", "k_cache", "v_cache"), ("out", "k_cache", "v_cache")
 SPLIT = ATTENTION[0], ("out", "partial", "k_cache", "v_cache")
 JOIN = ("out", "partial"), ("joined",)
 HEAD = ("x", "weight"), ("logits",)
+LINEAR = ("x", "weight"), ("y",)
 
 
 def build(graph: Builder, network: Network) -> Operand:
@@ -26,6 +30,8 @@ def build(graph: Builder, network: Network) -> Operand:
             f"target is {network.target!r}, weights_format is {network.weights!r}; needed: one of {', '.join(CHIPS)}, "
             f"and one of {', '.join(WEIGHTS)}. Export again"
         )
+    if network.weights == "int4" and network.format_version < 2:
+        raise UserError("weights_format is 'int4', format_version is 1; needed: 2 for int4 weights. Export again")
     rows, hidden = network.rows, network.hidden
     tokens = graph.input(TensorSpec("tokens_by_step", "int32", (-1, rows)))
     start, length, last = (graph.input(TensorSpec(name, "int32", (rows,))) for name in ("start", "length", "last"))
@@ -97,6 +103,11 @@ def _attention(graph: Builder, network: Network, layer: int, inputs: list[Operan
     return graph.reshape(scope, out, (-1, width), (-1, width))
 
 
+def _is_packed(network: Network) -> bool:
+    """Whether the layers' matrices are packed; format version 1 has int8 weights for CANN's operator."""
+    return network.weights in PACKED and network.format_version >= 2
+
+
 def _parts(network: Network, layer: int) -> int:
     """Return the parts of a layer's attention; format version 1 has one."""
     if network.format_version < 2:
@@ -153,11 +164,24 @@ def _activated(graph: Builder, network: Network, scope: str, gate: Operand) -> O
 
 
 def _linear(
-    graph: Builder, network: Network, scope: str, name: str, sizes: tuple[int, int, bool], x: Operand
+    graph: Builder,
+    network: Network,
+    scope: str,
+    name: str,
+    sizes: tuple[int, int, bool],
+    x: Operand,
+    dtype: str = "float16",
 ) -> Operand:
-    """Return x W^T + b in float16. W is float16, or int8 with one scale per row."""
+    """Return x W^T + b. W is float16 or packed. dtype: of the result; float32 only if W is packed, and without b."""
     outer, inner, bias = sizes
-    if network.weights == "int8":
+    if _is_packed(network):
+        bits, group = PACKED[network.weights]
+        size = panel_bytes(bits, group, inner)
+        packed = graph.weight(f"{name}.weight", (outer // PANEL, size), "uint8")
+        own = {"bits": bits, "group": group, "wide": int(dtype == "float32")}
+        attributes = _attributes("QuantLinear", *LINEAR, [proto.integer(key, value) for key, value in own.items()])
+        y = graph.node("", "Custom", (x, packed), (x.shape[0], outer), dtype, attributes, name)
+    elif network.weights == "int8":  # of format version 1: one scale per row
         operands = (
             x,
             graph.weight(f"{name}.weight", (outer, inner), "int8"),
@@ -180,7 +204,10 @@ def _linear_add(
     graph: Builder, network: Network, scope: str, name: str, part: str, after: str | None, x: Operand, h: Operand
 ) -> Operand:
     """Return h + the linear layer of x, or h + the norm `after` of it, float32."""
-    y = _cast(graph, scope, _linear(graph, network, f"{scope}/linear", name, network.linear(part), x), "float32")
+    sizes = network.linear(part)
+    dtype = "float32" if _is_packed(network) and not sizes[2] else "float16"
+    y = _linear(graph, network, f"{scope}/linear", name, sizes, x, dtype)
+    y = y if dtype == "float32" else _cast(graph, scope, y, "float32")
     if after is not None:
         y = _norm(graph, network, f"{scope}/norm", after, network.norm_eps, y)
     return graph.elementwise(scope, "Add", h, y)
@@ -199,5 +226,6 @@ def _attributes(
     """Return the attributes of an Ascend operator, in the order of their names."""
     named = {"func_type": proto.text("func_type", "aot"), "reg_op_name": proto.text("reg_op_name", kind)}
     named |= {"input_names": proto.texts("input_names", inputs), "output_names": proto.texts("output_names", outputs)}
-    named |= dict(zip(("heads", "scale", "window", "parts"), own or (), strict=False))
+    keys = ("bits", "group", "wide") if kind == "QuantLinear" else ("heads", "scale", "window", "parts")
+    named |= dict(zip(keys, own or (), strict=False))
     return [named[name] for name in sorted(named)]

@@ -4,6 +4,7 @@ the kernels' definitions, or the kernels' sources on the stand-in."""
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from edgellama.__main__ import main
 from edgellama.artifact.manifest import Artifact, TensorSpec
 from edgellama.errors import UserError
+from edgellama.exporter.checkpoint.open import opened_for
 from edgellama.exporter.graph_spec import Shape
 from edgellama.exporter.mindir import graph as mindir_graph
 from edgellama.exporter.mindir.graph import Operation
@@ -22,9 +24,13 @@ from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.onnx_twin.run import twin_engine
 from edgellama.exporter.opsets.ascend_model_checks import check_model, check_operators
 from edgellama.exporter.proof import verify
+from edgellama.exporter.proof.rounded_ascend import RoundedAscend
 from edgellama.exporter.writing.convert_config import conversion_config, read_config
+from edgellama.kernels import weight_format
 from edgellama.kernels.ascend import standin
 from edgellama.kernels.ascend.chips import CHIPS
+from edgellama.mindir import ascend
+from edgellama.mindir.builder import Builder
 from edgellama.mindir.check import graph_bytes
 from edgellama.mindir.network import Network
 from support import step_runs
@@ -43,6 +49,7 @@ JOBS = {
     "910b": ("gqa-8to1-bias", "ascend910b", "fp16", {"head_dim": 16, **BLOCKS}),
     "tied": ("llama3", "ascend310b", "fp16", BLOCKS),
     "int8": ("gqa-3to1", "ascend310p", "int8", BLOCKS),
+    "int4": ("gqa-8to1-bias", "ascend310b", "int4", {"head_dim": 16, **BLOCKS}),
     "windows": ("qwen2-windows-16", "ascend910b", "fp16", BLOCKS),
     "no-blocks": ("llama3", "ascend310p", "fp16", {}),
     "qwen3": ("qwen3", "ascend910b", "fp16", {"head_dim": 16, **BLOCKS}),
@@ -55,7 +62,7 @@ JOBS = {
     "split-910b": ("qwen2-windows-16", "ascend910b", "fp16", {**BLOCKS, **LONG}),
 }
 # Tolerance of the logits against transformers in float32, as a fraction of their range: rounding to float16 and int8.
-TOLERANCE = {"fp16": 4e-3, "int8": 5e-2}
+TOLERANCE = {"fp16": 4e-3, "int8": 5e-2, "int4": 0.6}
 SAME = 2e-3  # float32 sums in two different orders, each rounded to float16
 
 
@@ -90,7 +97,7 @@ def test_the_twin_is_the_checkpoints_network(key: str, artifacts: dict[str, tupl
     assert relative_error(found, expected(model)) < TOLERANCE[artifact.manifest.weights_format]
 
 
-@pytest.mark.parametrize("key", ["310p", "310b", "910b", "windows", "split-310p", "split-910b"])
+@pytest.mark.parametrize("key", ["310p", "310b", "910b", "int8", "int4", "windows", "split-310p", "split-910b"])
 def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
     """The sources of kernels/ascend, on the stand-in of the chip, replace their definition: logits and caches."""
     artifact, model = artifacts[key]
@@ -100,12 +107,13 @@ def test_the_kernels_themselves_in_the_graph(key: str, artifacts: dict[str, tupl
         split_attention=functools.partial(standin.split_attention, chip=chip),
         join_attention=functools.partial(standin.join_attention, chip=chip),
         # the twin has converted it to float32
+        quant_linear=functools.partial(standin.quant_linear, chip=chip),
         lm_head=lambda x, weight: standin.lm_head(x, weight.astype(np.float16), chip=chip),
     )
     kernels, definition = twin_engine(artifact, own), twin_engine(artifact)
     found, wanted = run_schedule(kernels), run_schedule(definition)
     assert relative_error(found, wanted) < SAME
-    assert relative_error(found, expected(model)) < TOLERANCE["fp16"]
+    assert relative_error(found, expected(model)) < TOLERANCE[artifact.manifest.weights_format]
     for name, cache in definition.cache.arrays.items():
         np.testing.assert_allclose(
             kernels.cache.arrays[name].astype(np.float32), cache.astype(np.float32), rtol=SAME, atol=2 * SAME
@@ -145,8 +153,10 @@ def test_custom_nodes_are_what_the_operator_package_defines(
     for layer in range(layers):  # every second layer of split-910b has a window, which is too short for a split
         split = key == "split-310p" or (key == "split-910b" and layer % 2 == 0)
         attention += ["SplitAttention", "JoinAttention"] if split else ["FusedAttention"]
+    if key in ("int8", "int4"):
+        attention = ["QuantLinear", "FusedAttention", *["QuantLinear"] * 4] * layers
     assert kinds == attention + ["LmHead"] * (key != "no-blocks")
-    assert artifact.manifest.format_version == (2 if key.startswith("split") else 1)
+    assert artifact.manifest.format_version == (2 if key.startswith(("split", "int")) else 1)
     for op, kind in zip(custom, kinds, strict=True):
         inputs, outputs = declared(kind, "Input"), declared(kind, "Output")
         assert list(op.attributes["input_names"]) == inputs and list(op.attributes["output_names"]) == outputs
@@ -174,7 +184,7 @@ def test_shapes_and_dtypes(key: str, artifacts: dict[str, tuple[Artifact, Path]]
     assert len(set(places)) == len(places)
     assert sum(-(-length // 64) * 64 for _, length in places) + 64 == graph.data[0].bytes
     linear = {p.dtype for p in read.parameters if p.name.endswith("_proj.weight")}
-    assert linear == ({"int8"} if key == "int8" else {"float16"})
+    assert linear == ({"uint8"} if key in ("int8", "int4") else {"float16"})
     assert {p.dtype for p in read.parameters if "norm" in p.name or p.name.startswith("rope")} == {"float32"}
 
 
@@ -228,7 +238,13 @@ def test_a_custom_operator_that_the_package_lacks_is_named(artifacts: dict[str, 
 @pytest.mark.parametrize(
     ("target", "weights", "config", "buckets", "words"),
     [
-        ("ascend310b", "int8", {}, (1, 32), "WEIGHTS int8 with TARGET ascend310b: .* does not list Ascend 310B. Use"),
+        (
+            "ascend310b",
+            "int4",
+            {"intermediate_size": 80},
+            (1, 32),
+            "down_proj has 80 inputs and .* of 32 and 16",
+        ),
         ("ascend910b", "fp16", {"head_dim": 20}, (1, 32), "head size 20: the attention kernels of Ascend 910B take"),
         ("ascend310p", "fp16", {"head_dim": 272}, (1, 32), "head size 272: .* multiples of 16 up to 256"),
         (
@@ -249,7 +265,7 @@ def test_models_that_the_chip_or_the_kernels_cannot_run_are_refused(
         check_model(llama, Shape(1, 32, 64, weights, "float16", target), buckets)
 
 
-@pytest.mark.parametrize("weights", ["fp16", "int8"])
+@pytest.mark.parametrize("weights", ["fp16", "int8", "int4"])
 def test_models_that_the_chip_can_run_are_accepted(weights: str) -> None:
     shape = Shape(1, 32, 64, weights, "float16", "ascend310p")
     check_model(LlamaConfig.from_dict({"model_type": "llama", **DEFAULTS}), shape, range(1, 101))
@@ -267,7 +283,8 @@ def test_export_reports_logits_in_float16(
 
 
 def test_a_refused_export_leaves_nothing(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = ["-m", "edgellama", "export", str(tiny_checkpoint()), "--out", str(tmp_path / "out")]
+    model = tiny_checkpoint(intermediate_size=80)
+    command = ["-m", "edgellama", "export", str(model), "--out", str(tmp_path / "out")]
     options = ["--target", "ascend310b", "--weights", "int8"]
     assert "Use WEIGHTS=fp16" in run_child(*command, *options, status=2).stderr
     assert not any(tmp_path.iterdir())
@@ -283,9 +300,46 @@ def test_a_large_artifact_is_proved_at_one_bucket(artifacts: dict[str, tuple[Art
     assert len(verify.plan(manifest)[0]) > 5
 
 
+@pytest.mark.parametrize("key", ["310p", "int8", "int4"])
 def test_verify_runs_every_row_through_the_twin(
-    artifacts: dict[str, tuple[Artifact, Path]], capfd: pytest.CaptureFixture[str]
+    key: str, artifacts: dict[str, tuple[Artifact, Path]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    artifact, model = artifacts["310p"]
+    artifact, model = artifacts[key]
     assert main(["verify", str(artifact.path), "--checkpoint", str(model)]) == 0
-    assert "through the ONNX twin" in " ".join(capfd.readouterr().err.split())
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "through the ONNX twin" in printed
+    assert ("of their range over the" in printed) == (key != "310p")  # the reference over the rounded weights
+
+
+@pytest.mark.parametrize("key", ["int8", "int4"])
+def test_the_weights_are_the_numbers_of_the_cpu_target(key: str, artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    artifact, model = artifacts[key]
+    checkpoint = opened_for(artifact.manifest, str(model))
+    rounded = RoundedAscend(artifact, checkpoint)
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
+        exact = checkpoint.tensor(f"model.layers.1.{name}.weight")
+        wanted = weight_format.unpack(weight_format.pack(exact, key), key, *exact.shape)
+        assert np.array_equal(rounded.tensor(f"model.layers.1.{name}.weight"), wanted)
+
+
+def test_verify_finds_a_wrong_matrix(artifacts: dict[str, tuple[Artifact, Path]], tmp_path: Path) -> None:
+    artifact, model = artifacts["int4"]
+    copy = shutil.copytree(artifact.path, tmp_path / "copy")
+    graph = artifact.file(artifact.manifest.graphs[0].file)
+    [matrix] = [p for p in mindir_graph.read(graph).parameters if p.name == "model.layers.0.mlp.down_proj.weight"]
+    with (copy / artifact.manifest.graphs[0].data[0].file).open("r+b") as file:
+        file.seek(matrix.offset)
+        file.write(bytes(matrix.length))
+    rounded = RoundedAscend(Artifact(copy, artifact.manifest), opened_for(artifact.manifest, str(model)))
+    with pytest.raises(UserError, match=r"down_proj.weight .* differs in the artifact by 1.0e\+00 of the"):
+        rounded.tensor("model.layers.0.mlp.down_proj.weight")
+
+
+def test_int8_of_format_version_1_keeps_the_operator_of_cann(artifacts: dict[str, tuple[Artifact, Path]]) -> None:
+    artifact, _ = artifacts["int8"]
+    network = replace(Network.of(artifact.manifest), format_version=1)
+    builder = Builder()
+    ascend.build(builder, network)
+    assert {spec.dtype for spec in builder.weights if spec.name.endswith("_proj.weight")} == {"int8"}
+    with pytest.raises(UserError, match="weights_format is 'int4', format_version is 1"):
+        ascend.build(Builder(), replace(network, weights="int4"))

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "portable": ("plain", {"target": "portable"}),
     "ascend310p": ("wide", {"target": "ascend310p"}),
     "ascend310p int8": ("wide", {"target": "ascend310p", "weights": "int8"}),
+    "ascend310b int4": ("wide", {"target": "ascend310b", "weights": "int4"}),
     "ascend310b": ("wide", {"target": "ascend310b"}),
     "portable tied": ("head-size-20", {"target": "portable"}),
     "portable, scaled queries": ("ministral3-long", {"target": "portable"}),
@@ -133,8 +134,9 @@ def test_ascend_holds_half_precision_and_quantized_layers() -> None:
     assert 0 <= half.weights_file() - exact < 64 * 400
     tables = 2 * 2 * 128256 * 4096
     linear = parameters(config) - 65 * 4096 - tables // 2
-    scales = 2 * 32 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
-    assert 0 <= quantized.weights_file() - (tables + linear + scales + norms + rope) < 64 * 800
+    assert 0 <= quantized.weights_file() - (tables + linear * 8.5 / 8 + norms + rope) < 64 * 800
+    four = make(config, target="ascend310b", weights="int4")
+    assert 0 <= four.weights_file() - (tables + linear * 4.75 / 8 + norms + rope) < 64 * 800
     # the embedding is only read row by row
     assert half.step_weight_bytes() == half.weights_file() - 64 - rope - tables // 2
 
@@ -247,8 +249,8 @@ def test_a_measurement_of_the_artifact_is_held_against_the_plan(
     [
         ({"target": "ascend910"}, "TARGET 'ascend910' is unknown; choose from cpu"),
         (
-            {"target": "ascend310b", "weights": "int8"},
-            "WEIGHTS int8 with TARGET ascend310b: .* Use WEIGHTS=fp16",
+            {"target": "ascend310b", "weights": "w4g32"},
+            "WEIGHTS 'w4g32' with TARGET ascend310b",
         ),
         ({"cache": "int4"}, "CACHE 'int4' with TARGET cpu"),
         ({"context": 8193}, r"CONTEXT is 8,193; this model's positions go to 8,192"),
