@@ -18,5 +18,6 @@ In reading order:
 - connection.py: limits of connections
 - http_server.py: runs the application with uvicorn until a signal
 - bench.py: measures a server
-SERVER.md is the user's guide. The scheduler knows nothing about HTTP.
+SERVER.md is the user's guide, deployment/DEPLOYMENT.md that of whoever runs the server for others. The scheduler knows
+nothing about HTTP.
 """

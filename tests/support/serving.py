@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -64,6 +65,13 @@ def serving(
 def client(address: str, key: str = "none") -> openai.OpenAI:
     """Returns an OpenAI client of the server at `address`, which does not retry."""
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def answered(service: Service, endpoint: str = "/v1/chat/completions") -> int:
+    """Returns how many requests of an endpoint a server has answered with status 200."""
+    label = re.escape(f'endpoint="{endpoint}",status="200"')
+    found = re.findall(rf"edgellama_requests_total{{{label}}} (\S+)", service.metrics.text().decode())
+    return int(sum(map(float, found)))
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:
