@@ -8,10 +8,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..engine.engine import Engine
+from ..errors import UserError
 from ..generation.config import GenerationConfig
 from ..generation.output import ChatAnswer
 from ..generation.stream import Stream
 from ..text.tokenizer import Tokenizer
+from ..tools import choose
+from ..tools.functions import CallCollector, read_tools
+from ..tools.syntax import ToolChoice
 from .transcript import Transcript, Transcripts
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
@@ -41,7 +45,8 @@ class ChatMethods:
         last = pieces[-1]
         if last.finish_reason is None or last.timings is None:
             raise RuntimeError("the stream has not ended")
-        return ChatAnswer("".join(piece.text for piece in pieces), last.finish_reason, last.timings)
+        text = "".join(piece.text for piece in pieces)
+        return ChatAnswer(text.strip() if last.tool_calls else text, last.finish_reason, last.timings, last.tool_calls)
 
     def stream_chat(
         self,
@@ -58,16 +63,34 @@ class ChatMethods:
         Args:
             messages: [{"role": "user", "content": "..."}, ...], the whole conversation, oldest first; a string is one
                 message of the user.
-            tools: for the chat template, if it uses them.
+            tools: Python functions with type hints and docstrings, or JSON schemas of functions. The last piece has
+                the calls that the answer makes, and the text is without them.
             chat_template_kwargs: further variables of the chat template.
             settings: those of `generate`, checked at once. Without a limit the answer may fill the context.
 
         Raises:
-            UserError: the artifact has no chat template, `messages` is no list of messages, the template refuses them,
-                or they leave no room for an answer.
+            UserError: the artifact has no chat template, or one without tools; `messages` is no list of messages; the
+                template refuses them, or they leave no room for an answer; or a tool cannot be described.
             TypeError: an unknown keyword.
         """
-        return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
+        if not tools:
+            return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
+        described, known, functions = read_tools(tools)
+        template = self.tokenizer.template_source(with_tools=True)
+        if not choose.has_tools(template):
+            raise UserError(
+                "this model's chat template has no tools. Leave tools out, or use a template with tools: "
+                "model.tokenizer.use_chat_template(FILE)"
+            )
+        turn = self.turn(messages, described, chat_template_kwargs)
+        stream = self.stream_turn(turn, **settings)
+        syntax = choose.syntax_of(template)
+        if syntax is not None:  # the text of an unknown syntax is the caller's to read
+            thinking, begun = choose.thinks(template), choose.thoughts_begun(turn.text)
+            reader = choose.answer_reader(syntax, ToolChoice(known), thinking=thinking, begun=begun)
+            if reader is not None:
+                stream.read_calls(CallCollector(reader, functions))
+        return stream
 
     def turn(
         self, messages: str | Messages, tools: Sequence[Any] | None = None, variables: Mapping[str, Any] | None = None

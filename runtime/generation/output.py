@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..tools.functions import CalledFunction
 from .decode import GenerationTimings
 from .tensors import Convert
 
@@ -22,6 +23,7 @@ class Piece:
         logprob: the token's log-probability under the model, before sampling settings; None without a token.
         finish_reason: in the last piece "eos", "stop_string", "stopping_criteria", "length" or "cancelled"; else None.
         timings: in the last piece the timings of the stream; else None.
+        tool_calls: in the last piece of stream_chat() with tools, the calls that the answer has.
     """
 
     id: int | None
@@ -29,6 +31,7 @@ class Piece:
     logprob: float | None
     finish_reason: str | None = None
     timings: GenerationTimings | None = None
+    tool_calls: tuple[CalledFunction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,19 @@ class ChatAnswer:
         content: the text.
         finish_reason: why the answer ended, as in Piece.
         timings: of the answer.
+        tool_calls: the calls that the answer has, if chat() was given tools. Its text is then without them.
     """
 
     content: str
     finish_reason: str
     timings: GenerationTimings
+    tool_calls: tuple[CalledFunction, ...] = ()
 
     @property
     def message(self) -> dict[str, Any]:
         """The answer as a message, to append to the conversation."""
-        return {"role": "assistant", "content": self.content}
+        calls = {"tool_calls": [call.as_dict() for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.content, **calls}
 
     def __str__(self) -> str:
         return self.content

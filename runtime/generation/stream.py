@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from ..engine.engine_lock import Cancelled, EngineLock
 from ..text.detokenizer import TextStream
 from ..text.graphemes import Graphemes
 from ..text.tokenizer import Tokenizer
+from ..tools.functions import CallCollector
 from .batch import Batch
 from .decode import GenerationTimings
 from .output import Piece
@@ -21,9 +22,11 @@ class _TextBefore:
 
     tokenizer: Tokenizer
     prefix_ids: Sequence[int]
+    special_tokens: bool = False  # whether the answer's text shows them
 
     def text_stream(self) -> TextStream:
-        return self.tokenizer.text_stream(prefix_ids=self.prefix_ids)
+        hidden = not self.special_tokens
+        return self.tokenizer.text_stream(skip_special_tokens=hidden, prefix_ids=self.prefix_ids)
 
 
 class Stream(Iterator[Piece]):
@@ -46,6 +49,11 @@ class Stream(Iterator[Piece]):
         # The generator must not refer to this object. In a cycle, a dropped stream would hold the engine's lock until
         # the next garbage collection.
         self._pieces = _pieces(batch, lock, self._before)
+        self._collector: CallCollector | None = None
+
+    def read_calls(self, collector: CallCollector) -> None:
+        """Separate tool calls from the text, from the first piece on. Listeners get the text as it was written."""
+        self._collector, self._before.special_tokens = collector, True
 
     @property
     def prefix_ids(self) -> Sequence[int]:
@@ -61,13 +69,20 @@ class Stream(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
+        if self._collector is not None and piece.finish_reason == "eos" and piece.id is not None:
+            written = self._before.tokenizer.decode_token(piece.id, False)
+            piece = replace(piece, text=piece.text.removesuffix(written))
         try:
             for listener in self.listeners:
                 listener(piece)
         except BaseException:
             self.close()
             raise
-        return piece
+        if self._collector is None:
+            return piece
+        last = piece.finish_reason is not None
+        text = self._collector.push(piece.text, last)
+        return replace(piece, text=text, tool_calls=self._collector.calls() if last else ())
 
     def cancel(self) -> None:
         """Stop before the next pass of the model, or while waiting for the first; at any time.

@@ -37,6 +37,7 @@ from edgellama.hf_model import CausalLMOutput, ModelMethods
 from edgellama.pipelines import OWN, TextGenerationPipeline
 from edgellama.scoring import ScoringMethods
 from edgellama.text.detokenizer import TextStream
+from edgellama.tools.functions import CalledFunction
 from support.child import REPOSITORY, run_child
 from support.exported import export
 
@@ -50,7 +51,7 @@ CLASSES: dict[str, type] = {
         *(LlamaForCausalLM, Chat, GenerationConfig, Tokenizer, UserError, TextGenerationPipeline, Session, Stream),
         *(Piece, GenerateOutput, ChatAnswer, GenerationTimings, Transcript, TextStream, Streamer),
         *(Grammar, GrammarTokenizer, JsonSchema, Regex, AdapterMethods, ScoringMethods, Score),
-        *(ChatMethods, ModelMethods, CausalLMOutput),
+        *(ChatMethods, ModelMethods, CausalLMOutput, CalledFunction),
     )
 }
 METHODS = {

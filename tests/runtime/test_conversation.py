@@ -272,7 +272,8 @@ def test_an_artifact_without_a_template_says_so(tmp_path: Path) -> None:
 def test_variables_reach_the_template(tmp_path: Path) -> None:
     model = toy(tmp_path, "{{ mood }}{{ tools | length }}" + LLAMA2_LIKE)
     messages = [{"role": "user", "content": "hi"}]
-    stream = model.stream_chat(messages, tools=[1, 2], chat_template_kwargs={"mood": "sad"}, max_new_tokens=1)
+    tools = [{"type": "function", "function": {"name": name}} for name in ("one", "two")]
+    stream = model.stream_chat(messages, tools=tools, chat_template_kwargs={"mood": "sad"}, max_new_tokens=1)
     list(stream)
     assert model.transcripts._turns[-1].text.startswith("sad2<s>inst hi")
 
