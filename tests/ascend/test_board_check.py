@@ -18,9 +18,12 @@ from edgellama.__main__ import COMMANDS
 from edgellama.backend.ascend.device import Device
 from edgellama.errors import UserError
 from edgellama.exporter.ascend.board import check as command
-from edgellama.exporter.ascend.board import measure
+from edgellama.exporter.ascend.board import measure, tiny_model
 from edgellama.exporter.ascend.board.answers import ProbeResult, probe_results
+from edgellama.exporter.graph_spec import Shape
+from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.onnx_twin.run import twin_engine
+from edgellama.exporter.opsets.ascend_model_checks import attention_parts
 from edgellama.exporter.progress import PlainConsole, Progress
 from edgellama.kernels.ascend.chips import CHIPS, OPERATORS
 from support.ascend_artifact import ascend_manifest
@@ -30,9 +33,11 @@ MAKE = """
 import sys
 from pathlib import Path
 from edgellama.exporter.ascend.board.tiny_model import make
+from edgellama.exporter.opsets.ascend_model_checks import attention_parts
 from edgellama.exporter.progress import Progress
 make("cpu", Path(sys.argv[1]) / "cpu", Progress(), "fp32")
-make("ascend310b", Path(sys.argv[1]) / "ascend310b", Progress())
+for target in ("ascend310b", "ascend310p"):
+    make(target, Path(sys.argv[1]) / target, Progress())
 """
 
 
@@ -41,7 +46,7 @@ make("ascend310b", Path(sys.argv[1]) / "ascend310b", Progress())
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the probe for the cpu target and for ascend310b."""
+    """A folder with the probe for the cpu target, for ascend310b, and for ascend310p, which splits its attention."""
     folder = tmp_path_factory.mktemp("probe")
     run_child("-c", MAKE, str(folder))
     return folder
@@ -57,22 +62,37 @@ def test_the_probe_s_logits_and_caches_are_right_where_they_are_known_to_be(cpu_
     assert "stopped" not in stages
     for name in ("prefill", "decode"):
         assert stages[name]["relative"] < 1e-4 and stages[name]["agreement"] == 1 and stages[name]["finite"]
-    assert stages["cache"] == {"rows_written": 104, "rows_expected": 104, "rows_spoiled": 0}  # 26 tokens, 2 x k and v
+    assert stages["cache"] == {
+        "rows_written": 1128,
+        "rows_expected": 1128,
+        "rows_spoiled": 0,
+    }  # 282 tokens, 2 x k and v
     assert set(stages["gears"]) == {"1", "4", "16"}
     found = {answer.question: answer.answer for answer in probe_results(None, None, None, stages)}
     assert list(found.values()) == ["unknown", "unknown", "yes", "yes", "yes", "unknown"]
 
 
+@pytest.mark.parametrize("target", ["ascend310b", "ascend310p"])
 def test_the_probe_for_a_board_would_pass_on_a_board_that_computes_as_defined(
-    probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: str, probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs the graph that a board converts as its ONNX twin, with the operators of kernels/reference.py."""
     monkeypatch.setattr(measure, "Engine", lambda artifact, device_id: twin_engine(artifact))
-    measure.run(probes / "ascend310b", None)
+    measure.run(probes / target, None)
     stages = {stage.pop("stage"): stage for stage in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert stages["cache"] == {"rows_written": 104, "rows_expected": 104, "rows_spoiled": 0}
+    assert stages["cache"] == {"rows_written": 1128, "rows_expected": 1128, "rows_spoiled": 0}
     found = probe_results(B310, LISTED, CONVERTED, stages)
     assert [answer.answer for answer in found] == ["yes", "yes", "yes", "yes", "yes", "unknown"]
+
+
+@pytest.mark.parametrize("target", ["ascend310p", "ascend910b"])
+def test_the_probe_splits_its_attention_where_a_chip_has_several_cores(target: str) -> None:
+    """The longer prompt fills every part: a part has a multiple of 16 positions."""
+    config = LlamaConfig.from_dict(tiny_model.CONFIG)
+    shape = Shape(tiny_model.ROWS, 16, tiny_model.CONTEXT, "fp16", "float16", target)
+    parts = attention_parts(config, shape, 0)
+    share = -(-max(tiny_model.PROMPTS) // (16 * parts)) * 16
+    assert parts > 1 and (parts - 1) * share < max(tiny_model.PROMPTS)
 
 
 def test_a_run_that_ends_early_keeps_what_was_seen(cpu_probe: Path, tmp_path: Path) -> None:

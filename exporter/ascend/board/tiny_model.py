@@ -23,8 +23,8 @@ from ...progress import Progress
 from ...proof.float_reference import reference_logits
 
 EXPECTED = "probe.npz"  # in the folder of the artifact
-ROWS, CONTEXT, BUCKETS = 2, 64, (4, 16)
-PROMPTS, STEPS = (21, 5), 6  # row 0 uses both prefill gears; the rows decode at different positions
+ROWS, CONTEXT, BUCKETS = 2, 512, (4, 16)  # with 512 positions, the 310P and the 910B split the attention
+PROMPTS, STEPS = (277, 5), 6  # row 0 uses both prefill gears and fills both parts; the rows differ in position
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -35,7 +35,7 @@ CONFIG = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 64,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
