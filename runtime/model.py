@@ -25,6 +25,7 @@ from .generation.decode import GenerationTimings
 from .generation.output import Streamer, as_given
 from .generation.prompt import prepare_prompts, prompt_ids
 from .generation.sequences import join
+from .generation.speculative import DraftModel, Guesser, check_same_tokens
 from .generation.stored_settings import artifact_settings
 from .generation.stream import Stream
 from .generation.tensors import Convert, kind_of_result
@@ -37,7 +38,7 @@ from .text.tokenizer import Tokenizer
 
 # Arguments of generate() and stream() besides settings.
 ARGUMENTS: tuple[str, ...] = ("generation_config", "tokenizer", "use_cache", "reuse_prefix", "adapter_names")
-ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+ARGUMENTS = (*ARGUMENTS, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model")
 
 
 class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
@@ -143,6 +144,7 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
         use_cache: bool = True,
         reuse_prefix: bool = False,
         adapter_names: Sequence[str] | None = None,
+        assistant_model: LlamaForCausalLM | None = None,
         token_type_ids: Any = None,
         **settings: Any,
     ) -> Any:
@@ -169,6 +171,8 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
             use_cache: only True is possible.
             reuse_prefix: compute only what the cache does not hold of the prompts.
             adapter_names: the LoRA adapter of each prompt, "__base__" for none; None takes the active one.
+            assistant_model: a smaller model with the same tokens; it guesses, and this model checks several guesses in
+                one pass. The tokens are the same. For one sequence at a time.
             token_type_ids: accepted because some tokenizers give it; these models do not use it.
             settings: fields of GenerationConfig; they override generation_config. With num_return_sequences the answers
                 to a prompt follow one another. Each beam takes a row, so num_beams is at most the artifact's batch.
@@ -191,10 +195,11 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
         ids, rows, limits = prepare_prompts(given, attention_mask, call.config, self.engine.vocab_size, self.artifact)
         least = max(call.config.min_new_tokens, call.config.min_length - ids.shape[1])
         config = replace(call.config, min_new_tokens=least)
-        call = replace(call, config=config, adapters=self._adapter_numbers(adapter_names, len(rows)))
+        adapters = self._adapter_numbers(adapter_names, len(rows))
+        call = replace(call, config=config, adapters=adapters, draft=self._draft(assistant_model))
         if call.config.num_beams > 1:
-            if call.config.prompt_lookup_num_tokens is not None:
-                raise UserError("prompt_lookup_num_tokens does not go with num_beams. Leave one of them out")
+            if name := call.guesses:
+                raise UserError(f"{name} does not go with num_beams. Leave one of them out")
             if streamer is not None:
                 raise UserError("a streamer does not go with num_beams: the texts are known at the end. Leave it out")
             source = self.artifact.manifest.source.model
@@ -255,6 +260,7 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
         use_cache: bool = True,
         reuse_prefix: bool = False,
         adapter_names: Sequence[str] | None = None,
+        assistant_model: LlamaForCausalLM | None = None,
         **settings: Any,
     ) -> Stream:
         """Continue one prompt as it is, without a chat template, and yield a Piece per new token.
@@ -283,7 +289,7 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
                 f"stream() gives one answer to one prompt, token by token; {len(ids)} prompts, num_return_sequences "
                 f"{config.num_return_sequences} and num_beams {config.num_beams} given. Use generate()"
             )
-        call = replace(call, adapters=self._adapter_numbers(adapter_names, 1))
+        call = replace(call, adapters=self._adapter_numbers(adapter_names, 1), draft=self._draft(assistant_model))
         _, rows, limits = prepare_prompts(ids, np.ones_like(ids), call.config, self.engine.vocab_size, self.artifact)
         return Stream(self._batch(call, rows, limits, 0), self.engine.engine_lock, self.tokenizer)
 
@@ -337,6 +343,17 @@ class LlamaForCausalLM(ChatMethods, ModelMethods, ScoringMethods):
         seed = next_seed() if config.seed is None else config.seed
         prefix_allowed = None if allowed is None else lambda prompt, ids: allowed(prompt, kind(ids))
         return GenerateCall(config, processors, criteria, seed, bool(reuse_prefix), prefix_allowed)
+
+    def _draft(self, assistant: LlamaForCausalLM | None) -> Guesser | None:
+        """The draft model that assistant_model gives."""
+        if assistant is None:
+            return None
+        if not isinstance(assistant, LlamaForCausalLM):
+            kind = type(assistant).__name__
+            raise UserError(f"assistant_model is a {kind}; needed: another model of LlamaForCausalLM.from_pretrained()")
+        both = [one.tokenizer if one.artifact.file("tokenizer.json").is_file() else None for one in (self, assistant)]
+        check_same_tokens(self.engine, assistant.engine, *both)
+        return DraftModel(assistant.engine)
 
     def _batch(self, call: GenerateCall, rows: list[np.ndarray], limits: list[int], first: int) -> Batch:
         """The batch that begins with row `first`: as many rows as the engine has."""

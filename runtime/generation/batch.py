@@ -15,7 +15,7 @@ from .config import GenerationConfig
 from .decode import GenerationTimings, decode
 from .output import GenerateOutput, join_steps
 from .sequences import Sequences
-from .speculative import LONGEST_NGRAM, Pace, PromptLookup, decode_guessing
+from .speculative import LONGEST_NGRAM, MOST_TOKENS, Guesser, Pace, PromptLookup, decode_guessing
 from .step_processors import PrefixAllowed
 from .stopping import StoppingCriterion, stops
 from .token_selector import LogitsProcessor, TokenSelector
@@ -27,6 +27,7 @@ class GenerateCall:
 
     prefix_allowed: the caller's prefix_allowed_tokens_fn.
     adapters: the number of each prompt's adapter; empty: none has one.
+    draft: the assistant_model, if there is one; it takes precedence over prompt lookup.
     """
 
     config: GenerationConfig
@@ -36,7 +37,15 @@ class GenerateCall:
     reuse_prefix: bool
     prefix_allowed: Callable[[int, np.ndarray], Sequence[int]] | None = None
     adapters: Sequence[int] = ()
+    draft: Guesser | None = None
     cancelled: Cancellation = field(default_factory=Cancellation)
+
+    @property
+    def guesses(self) -> str:
+        """The name of the argument or setting that makes this call guess tokens; empty if there is none."""
+        if self.draft is not None:
+            return "assistant_model"
+        return "" if self.config.prompt_lookup_num_tokens is None else "prompt_lookup_num_tokens"
 
     def allowed(self, prompts: Sequence[int]) -> PrefixAllowed | None:
         """Return the processor of prefix_allowed_tokens_fn for rows of these prompts; None without one."""
@@ -80,11 +89,11 @@ class Batch:
         self.call = call
         prompts = [(first + index) // call.config.num_return_sequences for index in range(len(rows))]
         self.adapters = [call.adapters[prompt] if call.adapters else 0 for prompt in prompts]
-        if call.config.prompt_lookup_num_tokens is not None:
+        if name := call.guesses:
             if len(rows) != 1:
                 raise UserError(
-                    f"prompt_lookup_num_tokens speeds up one sequence at a time, and this call has {len(rows)}. "
-                    "Give one prompt per call, or leave prompt_lookup_num_tokens out"
+                    f"{name} speeds up one sequence at a time, and this call has {len(rows)}. Give one prompt per "
+                    f"call, or leave {name} out"
                 )
             _ = engine.head  # raises UserError for a target that cannot check guesses
         self.sequences = Sequences(rows, limits)
@@ -106,14 +115,14 @@ class Batch:
         placement = self.engine.prefixes.place(prompts, self.call.reuse_prefix, self.adapters)
         forward = PromptsOnce(self.engine, prompts, placement.rows, self.call.cancelled.is_set, self.adapters)
         config = self.call.config
-        if config.prompt_lookup_num_tokens is None:
+        if not self.call.guesses:
             return decode(self.engine, self.sequences, timings, self.selector, self.stops, placement, forward)
         return decode_guessing(
             *(self.engine, self.sequences, timings, self.selector, self.stops),
             (int(placement.rows[0]), int(placement.cached[0])),
             *(forward, self.call.cancelled.is_set),
-            PromptLookup(config.max_matching_ngram_size or LONGEST_NGRAM),
-            Pace(config.prompt_lookup_num_tokens),
+            self.call.draft or PromptLookup(config.max_matching_ngram_size or LONGEST_NGRAM),
+            Pace(config.prompt_lookup_num_tokens or MOST_TOKENS - 1),
         )
 
 

@@ -17,6 +17,8 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.engine_lock import Cancelled
+from ..errors import UserError
+from ..text.tokenizer import Tokenizer
 from .decode import Forward, GenerationTimings, Select, StepBatch
 from .sequences import Sequences
 from .stopping import Stop
@@ -54,6 +56,62 @@ class PromptLookup:
                 latest = int(begins[-1])
                 return np.resize(ids[latest : latest + most], most)  # past the end: the text repeats itself
         return ids[:0]
+
+
+class DraftModel:
+    """Guesses the likeliest tokens of another model (a Guesser).
+
+    The guesses are certain ones, so sampling keeps the distribution of the model that checks them (arXiv:2211.17192).
+    What the draft model has computed stays in its cache, also the guesses; the next guess computes the rest.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Guess with an engine, which others may use in between."""
+        self._engine = engine
+
+    def guess(self, ids: np.ndarray, most: int) -> np.ndarray:
+        """Return `most` token ids that may follow ids [n]; fewer, or none, at the end of the engine's context."""
+        engine = self._engine
+        most = min(most, engine.context - len(ids) + 1)  # the last guess is not fed
+        found: list[int] = []
+        with engine.engine_lock.take():
+            if most > 0:
+                placement = engine.prefixes.place([ids])
+                row, cached = int(placement.rows[0]), int(placement.cached[0])
+                step = StepBatch(engine, GenerationTimings())
+                step.feed(row, ids[cached:], cached)
+            while len(found) < most:
+                found.append(int(step.run()[row].argmax()))
+                step.feed_token(row, found[-1], len(ids) + len(found) - 1)
+        return np.array(found, np.int64)
+
+
+def check_same_tokens(ours: Engine, theirs: Engine, *tokenizers: Tokenizer | None) -> None:
+    """Raise UserError unless a draft model has the tokens of the model that checks it, and is another one.
+
+    Args:
+        ours: checks the guesses.
+        theirs: guesses.
+        tokenizers: of both; None for an artifact without one.
+    """
+    if ours is theirs:
+        raise UserError(
+            "assistant_model is the model itself, whose guesses save nothing. Give a smaller one, or use "
+            "prompt_lookup_num_tokens"
+        )
+    name = theirs.manifest.name
+    if ours.vocab_size != theirs.vocab_size:
+        raise UserError(
+            f"assistant_model {name} has {theirs.vocab_size:,} tokens; needed: the {ours.vocab_size:,} of this model. "
+            "Give a model of the same family"
+        )
+    found = [tokenizer.model.get_vocab(True) for tokenizer in tokenizers if tokenizer is not None]
+    if len(found) == 2 and found[0] != found[1]:
+        text, token = min(set(found[0].items()) ^ set(found[1].items()), key=lambda item: (item[1], item[0]))
+        raise UserError(
+            f"assistant_model {name} has other tokens than this model, for example {text!r} ({token}). Give a model of "
+            "the same family"
+        )
 
 
 class Pace:
@@ -148,8 +206,8 @@ def decode_guessing(
     step.feed_prompt(row, sequences.row(0), cached)
     guessed = sequences.row(0)[:0]
     logits = None
+    began = time.perf_counter()  # of a pass and the guesses that it checks
     while True:
-        began = time.perf_counter()
         try:
             if logits is None:  # the prompt
                 logits = step.run()[row : row + 1]
@@ -181,4 +239,5 @@ def decode_guessing(
             yield picked
         if not sequences.live[0]:
             return
+        began = time.perf_counter()
         guessed = guesses(sequences, guesser, pace)

@@ -185,15 +185,20 @@ def test_times_are_those_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += {5: 100.0, 1: 1.0, 3: 10.0}[tokens.shape[1]]
             return super().hidden(tokens, *arguments, **more)
 
+    class Thinking(Oracle):
+        def guess(self, ids: np.ndarray, most: int) -> np.ndarray:
+            clock[0] += 0.5
+            return super().guess(ids, most)
+
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     pace = Steady(2)
     counts = iter([2, 0, 2])
     monkeypatch.setattr(pace, "length", lambda: next(counts))
-    run = Run(Oracle([2]), pace, 8, engine=Slow())
+    run = Run(Thinking([2]), pace, 8, engine=Slow())
     for _ in range(7):
         next(run.steps)
         clock[0] += 1000.0  # the caller's own time
-    assert pace.steps == [1.0] and pace.checks == [(2, 1, 10.0), (2, 2, 10.0)]
+    assert pace.steps == [1.0] and pace.checks == [(2, 1, 10.5), (2, 2, 10.5)]  # with the time of the guesses
     assert (run.timings.prefill, run.timings.decode) == (100.0, 21.0)
 
 

@@ -20,11 +20,10 @@ WITHOUT_EFFECT = frozenset(
 )
 PLAIN_CACHES = ("dynamic", "static", "dynamic_full", "hybrid", "sliding_window", "offloaded", "offloaded_static")
 _GRAMMAR = "Use logits_processor with edgellama.grammar (Regex, JsonSchema), prefix_allowed_tokens_fn or sequence_bias"
-_GUESSES = "Use prompt_lookup_num_tokens, which guesses without a second model"
+_GUESSES = "Use assistant_model with a model of the same tokens, or prompt_lookup_num_tokens"
 _REMOVED = "transformers has removed it from generate() too. Leave it out, or use do_sample with top_k"
 _STATES = "The exported graphs do not return it. embed() gives hidden states; transformers gives more"
 REMEDIES: Mapping[str, str] = {
-    "assistant_model": _GUESSES,
     "assistant_tokenizer": _GUESSES,
     "assistant_early_exit": _GUESSES,
     "assistant_ensemble_weight": _GUESSES,
