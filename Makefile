@@ -7,7 +7,7 @@
 # make convert ARTIFACT=... [SOC= OUT=]   compile an artifact of an Ascend target with CANN;
 #              SOC= is the version of the chip, and is required on a host without the NPU
 # make board-check [PROBE= DEVICE=]       run this first on a board; exits with 2 if there is no board
-# make board-probe TARGET=ascend310b      export the tiny model of board-check, for a board that cannot export
+# make board-probe TARGET=ascend310b [WEIGHTS=int4]   export the tiny model of board-check, for a board that cannot export
 # make bench         measure an artifact (ARTIFACT=; default: the one of `make run`)
 # make bench-peers [QUICK=1 ISAS=1 LLAMA_BENCH= LLAMA_MODEL=]   measure it beside llama.cpp, OpenVINO, ONNX Runtime and
 #              PyTorch (.venv-peers: about 2 GB); tests/peers/README.md
@@ -98,7 +98,7 @@ board-check:
 	@$(PYTHON3) -m exporter board-check $(call options,PROBE) $(if $(DEVICE),$(call option,DEVICE,device-id))
 
 board-probe: $(VENV)/ready
-	@$(PYTHON) -m edgellama board-probe $(call options,TARGET)
+	@$(PYTHON) -m edgellama board-probe $(call options,TARGET WEIGHTS)
 
 # An artifact that ARTIFACT names must exist: a misspelt name must not start an export. Without ARTIFACT, the default
 # artifact is exported if it does not exist.

@@ -54,6 +54,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "TupleGetItem": (),
     "WeightQuantBatchMatmul": ("WeightQuantBatchMatmulV2",),
 }
+FORMER_OPERATORS = ("WeightQuantBatchMatmul",)  # of int8 artifacts of 0.1.0; QuantLinear took its place
 # Of this package, built for every chip.
 CUSTOM_OPERATORS = ("FusedAttention", "SplitAttention", "JoinAttention", "LmHead", "QuantLinear")
 MAX_PARTS = 64  # of a key/value head in decode; op_host/attention_tiling.h has the same limit

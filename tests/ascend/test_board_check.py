@@ -38,6 +38,8 @@ from edgellama.exporter.progress import Progress
 make("cpu", Path(sys.argv[1]) / "cpu", Progress(), "fp32")
 for target in ("ascend310b", "ascend310p"):
     make(target, Path(sys.argv[1]) / target, Progress())
+for weights in ("int8", "int4"):
+    make("ascend310b", Path(sys.argv[1]) / weights, Progress(), weights)
 """
 
 
@@ -46,7 +48,7 @@ for target in ("ascend310b", "ascend310p"):
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the probe for the cpu target, for ascend310b, and for ascend310p, which splits its attention."""
+    """A folder with the probe for the cpu target; ascend310b, with each weight format; ascend310p, which is split."""
     folder = tmp_path_factory.mktemp("probe")
     run_child("-c", MAKE, str(folder))
     return folder
@@ -72,13 +74,13 @@ def test_the_probe_s_logits_and_caches_are_right_where_they_are_known_to_be(cpu_
     assert list(found.values()) == ["unknown", "unknown", "yes", "yes", "yes", "unknown"]
 
 
-@pytest.mark.parametrize("target", ["ascend310b", "ascend310p"])
+@pytest.mark.parametrize("probe", ["ascend310b", "ascend310p", "int8", "int4"])
 def test_the_probe_for_a_board_would_pass_on_a_board_that_computes_as_defined(
-    target: str, probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    probe: str, probes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs the graph that a board converts as its ONNX twin, with the operators of kernels/reference.py."""
     monkeypatch.setattr(measure, "Engine", lambda artifact, device_id: twin_engine(artifact))
-    measure.run(probes / target, None)
+    measure.run(probes / probe, None)
     stages = {stage.pop("stage"): stage for stage in map(json.loads, capsys.readouterr().out.splitlines())}
     assert stages["cache"] == {"rows_written": 1128, "rows_expected": 1128, "rows_spoiled": 0}
     found = probe_results(B310, LISTED, CONVERTED, stages)
@@ -181,8 +183,11 @@ def test_a_chip_without_a_kernel_that_is_needed() -> None:
 
 def test_fused_operators_are_needed_only_where_they_are_used() -> None:
     assert probe_results(B310, LISTED, None, {})[KERNEL].answer == "yes"
-    found = probe_results(CHIPS["ascend310p"], LISTED, None, {})[KERNEL]
-    assert found.answer == "no" and "missing: WeightQuantBatchMatmulV2;" in found.evidence
+    assert probe_results(B310, LISTED - {"RmsNorm"}, None, {})[KERNEL].answer == "yes"
+    found = probe_results(CHIPS["ascend310p"], LISTED - {"RmsNorm"}, None, {})[KERNEL]
+    assert (
+        found.answer == "no" and "missing: RmsNorm;" in found.evidence
+    )  # and not the operator of former int8 artifacts
 
 
 # --- the command ---

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellama.kernels.ascend.chips import OPERATORS, Chip
+from edgellama.kernels.ascend.chips import FORMER_OPERATORS, OPERATORS, Chip
 
 YES, NO, UNKNOWN = "yes", "no", "unknown"
 TOLERANCE = 0.02  # share of the logits' range: what exporter.proof.verify allows for float16 weights and cache
@@ -50,7 +50,7 @@ def kernels_exist(chip: Chip | None, found: set[str] | None) -> ProbeResult:
     question = "CANN has a kernel for this chip for every operator in our graphs"
     if chip is None or found is None:
         return ProbeResult(question, UNKNOWN, "CANN's lists of operators for this chip were not found")
-    wanted = [OPERATORS[name] for name in chip.operators if OPERATORS[name]]
+    wanted = [OPERATORS[name] for name in chip.operators if OPERATORS[name] and name not in FORMER_OPERATORS]
     lacking = [" or ".join(group) for group in wanted if not found.intersection(group)]
     extra = ", ".join(name for name in WELCOME if name in found) or "none"
     if lacking:
