@@ -12,6 +12,7 @@ import json
 import operator
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -279,9 +280,9 @@ def likelihood(model: LlamaForCausalLM, before: str, text: str) -> float:
     return sum(float(logprobs[place - 1, ids[place]]) for place in range(first, len(ids)))
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("way", ["endpoint", "endpoint in batches", "model"])
 def test_the_harness_runs_its_three_kinds_of_tasks(
-    harness: Any, server: tuple[Service, str], model: LlamaForCausalLM, tmp_path: Path, batch: int
+    harness: Any, server: tuple[Service, str], model: LlamaForCausalLM, tmp_path: Path, way: str
 ) -> None:
     """Every question is answered right: what is right was computed by transformers."""
     asked = documents(model)
@@ -293,18 +294,25 @@ def test_the_harness_runs_its_three_kinds_of_tasks(
     from lm_eval.models.openai_completions import LocalCompletionsAPI
     from lm_eval.tasks import TaskManager
 
-    lm = LocalCompletionsAPI(
-        model=server[0].name,
-        base_url=f"{server[1]}/v1/completions",
-        tokenizer=str(chat_checkpoint()),
-        tokenizer_backend="huggingface",
-        max_length=512,
-        batch_size=batch,
-    )
+    if way == "model":
+        from edgellama.examples.evaluate_tasks import HarnessModel
+
+        lm = HarnessModel(model)
+    else:
+        lm = LocalCompletionsAPI(
+            model=server[0].name,
+            base_url=f"{server[1]}/v1/completions",
+            tokenizer=str(chat_checkpoint()),
+            tokenizer_backend="huggingface",
+            max_length=512,
+            batch_size=1 if way == "endpoint" else 4,
+        )
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     done = harness.simple_evaluate(model=lm, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)
     found = done["results"]
     assert found["choices"]["acc,none"] == 1 and found["generated"]["exact_match,none"] == 1
     texts = [one["question"] for one in asked]
+    if way == "model":
+        assert lm.loglikelihood_rolling([SimpleNamespace(args=("the sky " * 400,))])[0] < -1000  # several windows
     bits = -sum(likelihood(model, "", text) for text in texts) / sum(len(text.encode()) for text in texts)
     assert found["rolling"]["bits_per_byte,none"] == pytest.approx(bits / float(torch.tensor(2.0).log()), rel=1e-3)
