@@ -84,7 +84,8 @@ def ratios(figures: Sequence[Figure], peers: dict[str, Peer]) -> list[dict[str, 
     found = []
     for kind, tokens, weights, is_rival, against, limit in LIMITS:
         same = [f for f in figures if (f.kind, f.tokens) == (kind, tokens)]
-        ours = [f for f in same if peers[f.worker].matches("ours", "cpu", weights)]
+        # exactly this format: a row with a lower instruction set is not what a user gets
+        ours = [f for f in same if peers[f.worker].name == f"ours cpu {weights}"]
         others = [f for f in same if is_rival(peers[f.worker])]
         if not ours or not others:
             continue

@@ -109,7 +109,7 @@ def test_lower_instruction_sets_and_foreign_builds_have_ratios_of_their_own() ->
         "ours cpu int8", "ours cpu int8 avx2", "llama-bench m-q8_0", "llama-bench m-Q4_0",
     ]  # fmt: skip
     assert json.loads(bench[0].model) == ["./llama-bench", "-rtr", "1", "m-q8_0.gguf"]
-    samples = dict(zip([*ours, *bench], ([4.0], [6.0], [5.0], [2.0]), strict=True))
+    samples = dict(zip([*ours, *bench], ([4.0], [3.0], [5.0], [2.0]), strict=True))
     figures = [Figure(peer.name, "decode", 128, values) for peer, values in samples.items()]
     found = report.ratios(figures, {peer.name: peer for peer in samples})
     assert [(r["ours"], r["peer"], r["ratio"]) for r in found] == [("ours cpu int8", "llama-bench m-q8_0", 0.8)]
