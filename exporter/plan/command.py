@@ -20,6 +20,7 @@ from ..network.config import LlamaConfig
 from . import measured, report
 from .boards import BOARDS
 from .cost import Pass, Plan, roofline
+from .estimate import seconds as estimated_seconds
 from .tensors import parameters
 
 SCHEMA_VERSION = 1
@@ -161,13 +162,14 @@ def _board(plan: Plan, board: Board) -> dict[str, Any]:
     }
 
 
-def _times(plan: Plan, board: Board) -> list[dict[str, float]] | None:
+def _times(plan: Plan, board: Board) -> list[dict[str, Any]] | None:
     if board.bandwidth is None or board.flops is None:
         return None
     found = []
     for work in plan.passes():
         memory, compute = roofline(work, board.bandwidth, board.flops)
         seconds = max(memory, compute)
+        estimated = estimated_seconds(plan, board, work)
         found.append(
             {
                 "bucket": work.bucket,
@@ -176,6 +178,7 @@ def _times(plan: Plan, board: Board) -> list[dict[str, float]] | None:
                 "memory_seconds": memory,
                 "compute_seconds": compute,
                 "tokens_per_second": plan.shape.rows * work.bucket / seconds,
+                "estimated_seconds": list(estimated) if estimated else None,
             }
         )
     return found

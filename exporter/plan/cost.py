@@ -24,6 +24,7 @@ class Pass:
         start: the tokens of each row that the cache has before the run.
         weight_bytes, cache_bytes: what the run must read at least.
         flops: operations; a multiplication and an addition are two.
+        attention_flops: those of them that multiply queries with keys, and weights with values.
     """
 
     bucket: int
@@ -31,6 +32,7 @@ class Pass:
     weight_bytes: int
     cache_bytes: int
     flops: int
+    attention_flops: int
 
     @property
     def bytes(self) -> int:
@@ -126,9 +128,9 @@ class Plan:
             limit = window or self.shape.context
             seen += sum(min(position + 1, limit) for position in range(start, start + bucket))
             read += min(start, limit - 1)
-        flops += rows * 4 * seen * config.num_attention_heads * config.head_dim  # q k^T, and softmax times v
+        attention = rows * 4 * seen * config.num_attention_heads * config.head_dim  # q k^T, and softmax times v
         position = cache_token_bytes(config, self.shape.cache) // config.num_hidden_layers
-        return Pass(bucket, start, self.step_weight_bytes(), rows * read * position, flops)
+        return Pass(bucket, start, self.step_weight_bytes(), rows * read * position, flops + attention, attention)
 
     def passes(self) -> list[Pass]:
         """Return decode after half the context and after all of it, and each prefill bucket on an empty cache."""

@@ -27,6 +27,8 @@ def show(found: dict[str, Any]) -> None:
 def tables(found: dict[str, Any]) -> list[Table]:
     """Return the tables of a plan. found: the object that --json prints"""
     made = [_memory(found), _passes(found), _boards(found)]
+    if any(board["times"] for board in found["boards"]):
+        made.append(_estimates(found))
     return made if found["measured"] is None else [*made, *_measured(found["measured"])]
 
 
@@ -36,6 +38,10 @@ def notes(found: dict[str, Any]) -> list[str]:
     if any(board["times"] for board in found["boards"]):
         lines.append(
             "Times are lower bounds from published peaks. No real program reaches them, and no board has been tested."
+        )
+        lines.append(
+            "Estimated: from the performance model of the kernels (kernels/ascend/MODEL.md), and assumptions about "
+            "launches and products of many rows."
         )
     else:
         lines.append("The times of a host need a measurement: --measured FILE, written by `edgellama bench --json`.")
@@ -119,6 +125,19 @@ def _boards(found: dict[str, Any]) -> Table:
             cells += [f"{first['seconds'] / MS:,.1f}", f"{last['seconds'] / MS:,.1f}"]
             cells.append(f"{first['tokens_per_second']:,.1f}")
         table.add_row(*cells)
+    return table
+
+
+def _estimates(found: dict[str, Any]) -> Table:
+    first, last = found["passes"][0], found["passes"][-1]
+    table = _numbers_table(
+        "Estimated speed, not measured", "board", f"{_name(first)}, tokens/s", f"first token of {last['bucket']:,}, s"
+    )
+    for board in found["boards"]:
+        if board["times"]:
+            slow, fast = (found["batch"] / one for one in board["times"][0]["estimated_seconds"])
+            late, early = board["times"][-1]["estimated_seconds"]
+            table.add_row(escape(board["name"]), f"{slow:,.1f} to {fast:,.1f}", f"{early:,.2f} to {late:,.2f}")
     return table
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from edgellama.kernels.ascend import costs, model, standin
 from edgellama.kernels.ascend.chips import CHIPS as CHIP_TABLE
+from edgellama.kernels.ascend.speeds import SPEEDS
 from edgellama.kernels.ascend.standin_library import PIPES
 
 CHIPS = tuple(CHIP_TABLE)
@@ -116,3 +117,22 @@ def test_the_head_keeps_its_speed(target: str, name: str) -> None:
     chip, board = model.board(target, name)
     worst, best = sorted(model.lm_head(chip, board, 1, 2048, 1024).shares)
     assert LEAST[target][2] <= worst <= best <= 1
+
+
+@pytest.mark.parametrize(("target", "name"), model.BOARDS)
+def test_the_speeds_of_plan_are_those_of_the_model(target: str, name: str) -> None:
+    """The shares of the page's tables are within the ranges, and the ranges are no wider than the model needs."""
+    chip, board = model.board(target, name)
+    table = PAGE.read_text(encoding="utf-8").partition("\n## Times\n")[2].partition("\n## ")[0]
+    lines = table.partition(f": {name}**")[2].partition("| **")[0].splitlines()
+    for kernel, (least, most) in (("decode", SPEEDS[target].decode), ("LmHead", SPEEDS[target].matrix)):
+        shares = [line.split("|")[-2].split(" to ") for line in lines if line.startswith(f"| {kernel}")]
+        low, high = min(float(one[0]) for one in shares), max(float(one[1]) for one in shares)
+        assert least <= low < high <= most
+        assert low - least < 0.25 and most - high < 0.25  # the 310B's boards differ by that much
+    for tokens, start, ratio, dim in ((128, 0, 4, 64), (128, 1000, 4, 128)):
+        found = model.attention(chip, board, tokens, start, ratio, dim, heads=1)
+        seen, each = sum(range(start + 1, start + tokens + 1)), chip.vector_cores // chip.cube_cores
+        flops = (board.flops or 0) / chip.cube_cores
+        shares_of_flops = [4 * seen * ratio * dim * each / one / flops for one in found.seconds]
+        assert SPEEDS[target].prefill[0] <= min(shares_of_flops) and max(shares_of_flops) <= SPEEDS[target].prefill[1]

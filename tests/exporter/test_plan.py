@@ -25,6 +25,7 @@ from edgellama.exporter.network.config import LlamaConfig
 from edgellama.exporter.plan.boards import BOARDS
 from edgellama.exporter.plan.command import PlanOptions, describe, make
 from edgellama.exporter.plan.cost import Plan, roofline
+from edgellama.exporter.plan.estimate import operators
 from edgellama.exporter.plan.memory import run_time_memory
 from edgellama.exporter.plan.tensors import parameters
 from edgellama.exporter.targets import TARGETS
@@ -172,6 +173,27 @@ def test_a_pass_takes_the_longer_of_reading_and_computing() -> None:
     assert times[1, 1024]["seconds"] == times[1, 1024]["memory_seconds"] > times[1, 1024]["compute_seconds"]
     assert times[512, 0]["seconds"] == times[512, 0]["compute_seconds"] > times[512, 0]["memory_seconds"]
     assert times[512, 0]["tokens_per_second"] == 512 / times[512, 0]["seconds"]
+
+
+def test_an_estimate_is_slower_than_the_lower_bound_and_reads_as_published() -> None:
+    """Public figures for 8 billion parameters in float16 on an Atlas 300I: 2 to 10 tokens a second (Qwen3-8B)."""
+    found = describe(PlanOptions("llama3-8b", {"target": "ascend310p"}))
+    for board in found["boards"]:
+        for one in board["times"]:
+            slow, fast = one["estimated_seconds"]
+            assert slow > fast > one["seconds"]
+    slow, fast = found["boards"][0]["times"][0]["estimated_seconds"]
+    assert 5 < 1 / slow < 1 / fast < 12
+    assert describe(PlanOptions("llama3-8b", {}))["boards"][0]["times"] is None
+
+
+@pytest.mark.parametrize("case", ["ascend310p", "ascend310b"])
+def test_the_estimate_counts_the_operators_of_the_graph(artifacts: dict[str, Path], case: str) -> None:
+    artifact = Artifact.open(artifacts[case])
+    [graph] = [mindir_graph.read(artifact.file(graph.file)) for graph in artifact.manifest.graphs]
+    views = ("Reshape", "TupleGetItem", "MakeTuple", "Depend")
+    launched = sum(op.operator not in views for op in graph.operations)
+    assert operators(planned(artifact.manifest)) == pytest.approx(launched, rel=0.25)
 
 
 def test_the_records_of_the_op_sets_need_no_mindspore_and_are_those_of_the_cells() -> None:
