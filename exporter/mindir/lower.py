@@ -33,7 +33,7 @@ class Lowering:
     Attributes:
         inputs: the number of leading inputs that stay inputs (None: all).
         options: the attributes that replace the remaining inputs, which must be constants. One entry per input: every
-            name that a MindSpore Lite release reads for it; an empty entry drops the input.
+            name that a MindSpore Lite release reads for it.
         op_type: the operator's name in the lowered graph (None: unchanged).
         custom: the operator is one of this project's kernels. MindSpore Lite calls its node Custom.
     """
@@ -77,10 +77,6 @@ OPERATORS: dict[str, Lowering] = {
     "Sub": UNCHANGED,
     "Transpose": UNCHANGED,
     "TupleGetItem": UNCHANGED,
-    # The four optional inputs are dropped. No op set sets them, and the converter adds their defaults again.
-    "WeightQuantBatchMatmul": Lowering(
-        3, ((), (), (), (), ("transpose_x",), ("transpose_weight",), ("antiquant_group_size",))
-    ),
 }
 MEMORY_ORDER = {"Load", "UpdateState", "Depend"}  # order parameter reads and writes; these graphs write no parameter
 
@@ -178,8 +174,7 @@ def _lower_node(
     attributes = _attributes(primitive, rule)
     for value, aliases in zip(node.input[kept:], rule.options, strict=True):
         if value not in constants:
-            name = aliases[0] if aliases else "(dropped)"
-            raise UserError(f"option {name} of {primitive.op_type} ({where}) is not a constant")
+            raise UserError(f"option {aliases[0]} of {primitive.op_type} ({where}) is not a constant")
         for alias in aliases:
             attributes.append(_renamed(constants[value].attribute[0], alias))
     operands = [

@@ -167,20 +167,7 @@ def test_constants_that_are_inputs_stay_and_are_added_once() -> None:
     assert graph.output == "block/0/Add"
 
 
-def test_a_dropped_option_must_be_a_constant_too() -> None:
-    def model(option: str | None) -> Any:
-        trace = Trace()
-        x, weight, scale = trace.input(), trace.parameter("w"), trace.parameter("s")
-        none = trace.constant(type=KIND.INT64, i=0)
-        options = [trace.constant(type=KIND.INT64, i=i) for i in (1, 0, 32)]
-        inputs = [x, weight, scale, none, none, none, option or none, *options]
-        return trace.result(trace.node("WeightQuantBatchMatmul", *inputs), (2, 3))
-
-    (primitive,) = lower(model(None), [X]).primitives
-    options = {"transpose_x": 1, "transpose_weight": 0, "antiquant_group_size": 32}
-    assert {a.name: a.i for a in primitive.attribute} == options
-    with pytest.raises(UserError, match=r"option \(dropped\) of WeightQuantBatchMatmul \(block/0\) is not a constant"):
-        lower(model("input_0"), [X])
+def test_an_option_must_be_a_constant() -> None:
     trace = Trace()
     x = trace.input()
     with pytest.raises(UserError, match=r"option axis of Softmax \(block/0\) is not a constant"):
