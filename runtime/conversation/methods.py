@@ -13,9 +13,6 @@ from ..generation.config import GenerationConfig
 from ..generation.output import ChatAnswer
 from ..generation.stream import Stream
 from ..text.tokenizer import Tokenizer
-from ..tools import choose
-from ..tools.functions import CallCollector, read_tools
-from ..tools.syntax import ToolChoice
 from .transcript import Transcript, Transcripts
 
 Messages = Sequence[Mapping[str, Any]]  # [{"role": ..., "content": ...}, ...]
@@ -75,6 +72,10 @@ class ChatMethods:
         """
         if not tools:
             return self.stream_turn(self.turn(messages, tools, chat_template_kwargs), **settings)
+        from ..tools import choose  # imported late, so that a model loads without it
+        from ..tools.functions import CallCollector, read_tools
+        from ..tools.syntax import ToolChoice
+
         described, known, functions = read_tools(tools)
         template = self.tokenizer.template_source(with_tools=True)
         if not choose.has_tools(template):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..tools.functions import CalledFunction
 from .decode import GenerationTimings
 from .tensors import Convert
+
+if TYPE_CHECKING:
+    from ..tools.functions import CalledFunction
 
 
 @dataclass(frozen=True)

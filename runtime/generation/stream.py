@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ..engine.engine_lock import Cancelled, EngineLock
 from ..text.detokenizer import TextStream
 from ..text.graphemes import Graphemes
 from ..text.tokenizer import Tokenizer
-from ..tools.functions import CallCollector
 from .batch import Batch
 from .decode import GenerationTimings
 from .output import Piece
+
+if TYPE_CHECKING:
+    from ..tools.functions import CallCollector
 
 
 @dataclass
