@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 from .errors import UserError
@@ -27,6 +26,8 @@ def check_cpu() -> None:
     missing = [flag for flag in NEEDED if flag not in flags]
     if "lm" not in flags or not missing:  # lm: 64-bit x86
         return
+    import importlib.metadata  # imported late: on most CPUs it is not needed, and takes milliseconds
+
     version = importlib.metadata.version("numpy")
     if tuple(int(part) for part in version.split(".")[:2]) < NUMPY:
         return
