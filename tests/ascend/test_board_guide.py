@@ -1,7 +1,7 @@
-"""Runs the commands of BOARD.md that install the package and build the operator package, in order, in a clean folder.
+"""Runs the commands of BOARD.md up to the operator package, in order, in a clean folder.
 
-The environment has no checkout and no compiler but CANN's. CANN, cmake and MindSpore Lite's wheel are SIMULATED; the
-package's wheel is built from this checkout with its libraries.
+The environment has no checkout, no compiler but CANN's, and CANN's variables only from its set_env.sh. npu-smi, CANN,
+cmake and MindSpore Lite's wheel are SIMULATED; the package's wheel is built from this checkout with its libraries.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from edgellama.kernels.cpu.library import PATH
 from edgellama.lite import native
 from support.child import REPOSITORY
 
+SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
 MODULES = "compiler/tikcpp/ascendc_kernel_cmake"
 PROGRAMS = ("bash", "sed", "dirname", "find", "head", "nproc", "rm", "mkdir", "make", "chmod")
 
 
 def commands() -> list[str]:
-    """Returns the lines of the blocks of steps 2 and 3 that run on the board, without comments."""
+    """Returns the lines of the blocks of steps 1 to 3 that run on the board, without comments."""
     page = (REPOSITORY / "kernels/ascend/BOARD.md").read_text(encoding="utf-8")
-    steps = page.partition("## 2. ")[2].partition("## 4. ")[0]
+    steps = page.partition("## 1. ")[2].partition("## 4. ")[0]
     blocks = re.findall(r"^```\n(.*?)^```", steps, re.MULTILINE | re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line != "make wheel"]  # on the export host: `package` does that here
@@ -69,10 +70,12 @@ def board(folder: Path) -> dict[str, str]:
     (programs / "python3").symlink_to(sys.executable)
     (cann / MODULES).mkdir(parents=True)
     (cann / MODULES / "asc-config.cmake").write_text("")
+    (cann / "set_env.sh").write_text(f"export ASCEND_HOME_PATH={cann}\n")
     run = folder / "build/edgellama-package/custom_opp_linux.run"
     installed = f"mkdir -p {cann}/opp/vendors/edgellama"
     scripts = {
         "g++": "exit 1",  # CANN's modules would call it
+        "npu-smi": '[ "$*" = info ] && echo "| 0       310B4                 | Alarm |"',
         "cmake": f'case "$1" in --version) echo cmake version 3.28.1;; -S) [ -f "$2/op_host/fused_attention.cpp" ];;\n'
         f"--build) printf '#!/bin/bash\\n{installed}\\n' > {run}; chmod +x {run};; esac",
     }
@@ -82,7 +85,6 @@ def board(folder: Path) -> dict[str, str]:
     return {
         "PATH": str(programs),
         "HOME": str(folder),
-        "ASCEND_HOME_PATH": str(cann),
         "PIP_NO_INDEX": "1",
         "PIP_NO_DEPS": "1",  # what setup.cfg requires: `make check-install` installs it
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -94,9 +96,14 @@ def test_the_commands_of_the_guide_install_the_package_and_build_the_operators(p
     lite_wheel(tmp_path / "mindspore_lite-2.7.0-py3-none-any.whl")
     (wheel,) = package.iterdir()
     shutil.copy(wheel, tmp_path)
-    names = {r"mindspore_lite-<version>\S+": "mindspore_lite-2.7.0-py3-none-any.whl", r"edgellama-\S+\.whl": wheel.name}
+    names = {
+        re.escape(SET_ENV): str(tmp_path / "cann/set_env.sh"),
+        r"mindspore_lite-<version>\S+": "mindspore_lite-2.7.0-py3-none-any.whl",
+        r"edgellama-\S+\.whl": wheel.name,
+    }
     lines = commands()
     assert sum(line.startswith("pip install") for line in lines) == 2 and lines[-1] == "edgellama build-kernels"
+    assert lines[:2] == ["npu-smi info", f"source {SET_ENV}"]
     script = "\n".join(lines)
     for pattern, name in names.items():
         script, count = re.subn(pattern, name, script)
@@ -119,12 +126,12 @@ END
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "cann/opp/vendors/edgellama").is_dir()
+    assert "310B4" in done.stdout
     assert "installed under CANN's opp/vendors/edgellama" in done.stdout
 
 
 def test_without_cann_the_build_names_what_is_missing(package: Path, tmp_path: Path) -> None:
     environment = board(tmp_path)
-    del environment["ASCEND_HOME_PATH"]
     command = [sys.executable, "-m", "edgellama", "build-kernels", "--chips", "ascend310b"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
