@@ -102,7 +102,8 @@ class Client:
 
 def run(cases: Iterator[Case], shared: Path) -> Iterator[Outcome]:
     """Send one request for each case. The last outcome also tells whether the process has grown."""
-    with endpoint(fixture(shared, "artifact"), shared, "--threads", "1") as server:
+    # A cache memory of 1 MB is full early; the default one would grow for longer than this runs.
+    with endpoint(fixture(shared, "artifact"), shared, "--threads", "1", "--cache-memory", "1") as server:
         client, measured = Client(server), []
         waiting: Outcome | None = None
         for number, case in enumerate(cases):
