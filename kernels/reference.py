@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .activations import FINE_TOKENS, round_activations
 from .reference_ascend import join_attention as join_attention
 from .reference_ascend import lm_head as lm_head
 from .reference_ascend import quant_linear as quant_linear
@@ -264,6 +265,7 @@ def linear(
     act: str = "silu",
     softcap: float = 0.0,
     last_only: bool = False,
+    coarse: bool = False,
 ) -> Array:
     """Linear: y = epilogue(norm(x) W^T + bias), computed in float64.
 
@@ -279,17 +281,22 @@ def linear(
     act      of swiglu, by its name in `activation`
     softcap  if not 0, the result becomes softcap * tanh(result / softcap)
     last_only   the result has only the last valid token of each row
+    coarse   norm(x) of the rows with more than FINE_TOKENS valid tokens is rounded (round_activations). The CPU kernels
+             do this for integer weights without last_only, except with AMX
 
     Returns [B, S, N] float32, or [B, N] with last_only. Positions from length[b] on are unspecified: NaN here. With
     last_only, a row of length 0 is zero.
 
     Tolerance, relative to the largest magnitude in a row of the result without the residual: 1e-5 with float32 and
-    bfloat16 weights, 2e-4 with integer weights (16-bit activations), 2e-2 with AMX, which rounds activations and
-    unpacked weights to bfloat16.
+    bfloat16 weights, 2e-4 with integer weights (activations of 16 bits, or coarse), 2e-2 with AMX, which rounds
+    activations and unpacked weights to bfloat16. With gamma and `coarse` 1e-2: a norm in float32 can differ in its last
+    bit, and a value halfway between two steps then goes to the other one.
     """
     h = x.astype(np.float64)
     if gamma is not None:
         h = h / np.sqrt(np.mean(h * h, axis=-1, keepdims=True) + eps) * gamma
+    if coarse:
+        h = np.where(np.asarray(length)[:, None, None] > FINE_TOKENS, round_activations(h), h)
     y = h @ weight.T.astype(np.float64)
     if bias is not None:
         y = y + bias
@@ -344,6 +351,7 @@ def decoder_layer(
     norm_after_rope: bool = False,
     k_scale: Array | None = None,
     v_scale: Array | None = None,
+    coarse: bool = False,
 ) -> Array:
     """DecoderLayer: one block (arXiv:2302.13971), made of the operators above.
 
@@ -354,6 +362,7 @@ def decoder_layer(
     act      the activation of the MLP
     attention_norm, mlp_norm [E]: gammas of the norms of what attention and MLP add to h; None: no norm
     norm_eps eps of these norms, and of those of q and k
+    coarse   of the four linear layers, as in `linear`
     the other parameters as in fused_attention, which MUTATES the caches
 
     Returns [B, S, E] float32. Positions from length[b] on are unspecified: NaN here.
@@ -365,7 +374,7 @@ def decoder_layer(
 
     def apply(x: Array, part: LinearWeights, **epilogue: Any) -> Array:
         x = np.where(padding[..., None], np.float32(0), x)  # unspecified; `linear` returns NaN there again
-        return linear(x, part.weight, length, gamma=part.gamma, eps=eps, bias=part.bias, **epilogue)
+        return linear(x, part.weight, length, gamma=part.gamma, eps=eps, bias=part.bias, coarse=coarse, **epilogue)
 
     attended = fused_attention(
         apply(h, qkv), cos, sin, start, length, k_cache, v_cache,

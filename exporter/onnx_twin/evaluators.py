@@ -158,7 +158,7 @@ class EdgeDecoderLayer(OpRun):
             heads=heads, scale=given["scale"], eps=given["eps"], window=given["window"], softcap=given["softcap"],
             act=given["activation"], norm_eps=given["norm_eps"], attention_norm=attention_norm, mlp_norm=mlp_norm,
             q_gamma=q_gamma, k_gamma=k_gamma, norm_after_rope=norm == "after_rope",
-            query_beta=given["query_beta"], query_period=given["query_period"],
+            query_beta=given["query_beta"], query_period=given["query_period"], coarse=format not in ("f32", "bf16"),
         )  # fmt: skip
         return (h, *copies)
 

@@ -38,8 +38,9 @@ SEED = 0
 # The largest allowed max |d logits| / (range of the reference's logits), by weight format. For the cpu op set, the
 # reference uses the rounded weights.
 TOLERANCE = {
-    **{"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02, "int8": 0.02, "int4": 0.02, "q4_0": 0.02},
-    **dict.fromkeys(W4_GROUPS, 0.02),
+    **{"fp32": 1e-4, "fp16": 0.02, "bf16": 0.02},
+    # The kernels round the activations of a prefill to 8 bits where weights are integers. Measured: up to 0.013.
+    **dict.fromkeys(("int8", "int4", "q4_0", *W4_GROUPS), 0.03),
 }
 # The tolerance is at least this, by cache dtype. An int16 cache holds the bits of float16 values.
 CACHE_TOLERANCE = {"float32": 0.0, "int16": 0.02, "float16": 0.02, "int8": 0.05}

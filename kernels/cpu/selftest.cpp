@@ -95,8 +95,10 @@ void test_linear(Isa isa) {
           const bool adapted = tokens != 5;
           const std::vector<float> want = run_linear_case(matrix, Isa::portable, epilogue, 2, tokens, 1, 0, adapted);
           const std::vector<float> got = run_linear_case(matrix, isa, epilogue, 2, tokens, 2, 0, adapted);
+          // A norm that differs in its last bit moves a value halfway between two steps of 8 bits to the other one.
+          const bool coarse = tokens > kFineTokens && format > Format::bf16;
           const bool tiles = isa == Isa::amx && tokens > 5 && format != Format::f32;
-          compare(want, got, tiles ? 2e-2f : 1e-4f,
+          compare(want, got, tiles ? 2e-2f : coarse ? 1e-2f : 1e-4f,
                   std::string("linear ") + isa_name(isa) + " " + names[f] + " k " + std::to_string(k) + " tokens " +
                       std::to_string(tokens) + " epilogue " + std::to_string(static_cast<int>(epilogue)));
         }
@@ -254,9 +256,13 @@ std::vector<float> run_layer(Isa isa, Format format, int tokens) {
 
 void test_decoder_layer(Isa isa) {
   for (const Format format : {Format::f32, Format::int8, Format::int4, Format::w4g64})
-    for (const int tokens : {1, 2, 40})
-      compare(run_layer(Isa::portable, format, tokens), run_layer(isa, format, tokens), isa == Isa::amx ? 3e-2f : 1e-3f,
+    for (const int tokens : {1, 2, 40}) {
+      // Three matrices after the first one read activations of 8 bits, of which some round to the other side.
+      const bool coarse = tokens > kFineTokens && format > Format::bf16;
+      compare(run_layer(Isa::portable, format, tokens), run_layer(isa, format, tokens),
+              isa == Isa::amx || coarse ? 3e-2f : 1e-3f,
               std::string("decoder layer ") + isa_name(isa) + " tokens " + std::to_string(tokens));
+    }
 }
 
 // The tokens that each kind of limit keeps, compared with the portable variant, and a draw from them.

@@ -10,6 +10,7 @@ import pytest
 
 from edgellama.kernels import reference
 from edgellama.kernels import weight_format as wf
+from edgellama.kernels.activations import COARSE_STEPS, FINE_STEPS, FINE_TOKENS, round_activations
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
 from support.linear_calls import EPILOGUES, TILE_ROWS, Linear, awkward_weights, c_pointer, guarded, packed_matrix
 
@@ -75,6 +76,65 @@ def test_a_row_has_the_same_bits_among_any_number(isa: str, quantized: str) -> N
             continue
         case.length, case.x = np.ones(rows, np.int32), np.ascontiguousarray(x[50 - rows :])
         np.testing.assert_array_equal(case.run(isa), want[50 - rows :])
+
+
+@pytest.mark.parametrize("quantized", wf.FORMATS[2:])
+@pytest.mark.parametrize(("inner", "outer"), [(20, 16), (33, 17), (100, 72), (576, 48), (2080, 33)])
+def test_rows_of_many_tokens_have_coarse_activations(isa: str, quantized: str, inner: int, outer: int) -> None:
+    """Without a norm the inputs are those of the definition bit for bit, and so are the rounded ones."""
+    for tokens in (FINE_TOKENS, FINE_TOKENS + 1, 40):
+        case = Linear(quantized, [tokens], tokens, inner, outer, norm=False)
+        case.x[0, 3] = 0
+        case.x[0, 4, 1:] = 0
+        case.x[0, 5] = np.sign(case.x[0, 5])
+        case.check(isa)
+
+
+def test_fine_groups_are_those_with_outliers() -> None:
+    x = np.random.default_rng(4).uniform(-1, 1, (3, 18 * 32)).astype(np.float32)
+    x[0, 40], x[0, 170] = 90, 6
+    x[2, 7] = np.inf
+    error = np.abs(round_activations(x) - x).reshape(3, 18, 32).max(axis=-1)
+    coarse, fine = 0.5 / COARSE_STEPS, 0.5 / FINE_STEPS
+    assert 90 * fine * 0.9 < error[0, 1] < 90 * fine * 1.01  # group 1 is fine, group 5 is not: 6 is below its limit
+    assert 6 * coarse * 0.8 < error[0, 5] < 6 * coarse * 1.01
+    assert (error[1] > 0.8 * coarse).all() and (error[1] < 1.01 * coarse).all()
+    assert np.isnan(error[2]).all()
+    assert not np.isnan(error[:2]).any()
+
+
+def test_a_row_has_the_same_bits_beside_rows_of_one_token(isa: str) -> None:
+    """The number of tokens of a row chooses its arithmetic, and never the other rows of the call."""
+    length = [40, 1, 17, 0, 16, 3]
+    case = Linear("int8", length, 40, 2112, 72, bias=True)
+    want, x = case.run(isa), case.x
+    for row, tokens in enumerate(length):
+        if isa == "amx" and tokens < TILE_ROWS:
+            continue
+        case.length, case.x = np.array([tokens], np.int32), x[row : row + 1].copy()
+        np.testing.assert_array_equal(case.run(isa)[0, :tokens], want[row, :tokens])
+
+
+def test_logits_never_have_coarse_activations() -> None:
+    """edgellama_head computes many rows as it computes one."""
+    rng = np.random.default_rng(2)
+    hidden, gamma = rng.standard_normal((40, 96), dtype=np.float32), np.ones(96, np.float32)
+    packed = guarded(packed_matrix(rng, 48, 96, "int8"))
+    weight = wf.unpack(packed, "int8", 48, 96)
+
+    def head(count: int) -> np.ndarray:
+        logits = np.empty((count, 48), np.float32)
+        code = library().edgellama_head(
+            2, wf.FORMATS.index("int8"), count, 96, 48, ctypes.c_float(1e-5), ctypes.c_float(0), c_pointer(hidden),
+            c_pointer(packed), c_pointer(gamma), c_pointer(logits),
+        )  # fmt: skip
+        assert code == 0
+        return logits
+
+    want = reference.linear(hidden[None], weight, np.array([40]), gamma=gamma, eps=1e-5)[0]
+    tolerance = 2e-2 if available_isas()[-1] == "amx" else 2e-4
+    assert np.abs(head(40) - want).max() < tolerance * np.abs(want).max()
+    np.testing.assert_allclose(head(1), want[:1], atol=2e-4 * np.abs(want).max())
 
 
 def test_zero_and_huge_activations(isa: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgellama.kernels import weight_format as wf
+from edgellama.kernels.activations import FINE_TOKENS, round_activations
 from edgellama.kernels.cpu.adapters import AdapterTable, Matrices
 from edgellama.kernels.cpu.library import ISAS, available_isas, library
 from support.linear_calls import EPILOGUES, GATED, TILE_ROWS, Linear, c_pointer
@@ -47,14 +48,15 @@ class Adapted(Linear):
         assert code == 0
         return y
 
-    def expected(self) -> NDArray[np.float32]:
+    def expected(self, isa: str) -> NDArray[np.float32]:
         """Computes in float64 with whole matrices: W + B A for the rows that have the addition."""
         weight = wf.unpack(self.packed, self.fmt, self.columns, self.x.shape[2]).astype(np.float64)
         out = np.full((*self.x.shape[:2], self.outer), np.nan, np.float32)
         for row, (x, count) in enumerate(zip(self.x.astype(np.float64), self.length, strict=True)):
             if self.gamma is not None:
                 x = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-5) * self.gamma
-            y = x @ (weight + self.adapted[row] * (self.b.astype(np.float64) @ self.a)).T
+            rounded = round_activations(x) if self.coarse(isa) and count > FINE_TOKENS else x
+            y = rounded @ weight.T + self.adapted[row] * (x @ (self.b.astype(np.float64) @ self.a).T)
             y = y if self.bias is None else y + self.bias
             if self.epilogue in GATED:
                 panels = y.reshape(len(y), -1, 2, wf.PANEL)

@@ -67,6 +67,7 @@ void lay_out(DecoderLayerArgs& a, Carver carver, int threads, size_t* bytes) {
     part->source = a.qkv.source;
     part->target = a.qkv.target;
     part->count = a.qkv.count;
+    part->rounded = a.qkv.rounded;
     part->projected = projected;
     part->scratch = work;
   }

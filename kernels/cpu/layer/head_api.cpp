@@ -51,6 +51,7 @@ EDGELLAMA_API int edgellama_head(int threads, int format, int count, int in, int
   LinearArgs args =
       plain_linear(format, 0, 1, count, in, out, eps, hidden, weight, gamma, nullptr, nullptr, &length, logits);
   args.shape.softcap = softcap;
+  args.shape.logits = true;
   if (threads < 1 || !gamma || !linear_args_fit(args)) return -2;
   run_linear(args, best_isa(), threads);
   return 0;

@@ -10,6 +10,9 @@
 #if defined(__AVX2__)
 #include "linear/linear_many.h"
 #endif
+#if defined(__AVX512F__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#include "linear/linear_bytes.h"
+#endif
 #if defined(__AMX_BF16__)
 #include "linear/linear_amx.h"
 #endif
@@ -50,7 +53,7 @@ void prepare_rows(const LinearArgs& a, long begin, long end, uint8_t* rows, floa
       normalised_row(a, t, reinterpret_cast<float*>(row));
     } else {
       normalised_row(a, t, line);
-      quantize_row(line, groups, QuantizedRow::at(row, groups));
+      quantize_row(line, groups, t < a.rounded, QuantizedRow::at(row, groups));
     }
   }
 }
@@ -118,27 +121,15 @@ void all_rows(const LinearArgs& a, const Range& units, const uint8_t* rows) {
   }
 }
 
-}  // namespace
-
-void linear(const LinearArgs& a, Worker& me) {
+// Multiplies computed rows that are all of one kind, or of both if the variant treats them alike.
+void multiply_rows(const LinearArgs& a, Worker& me) {
   const long units = panel_count(a.shape.out);
-  const RowScratch size(a.shape.format, a.count, a.shape.in);
-  uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();
-  float* const line = reinterpret_cast<float*>(mine);
-  if (a.low_rank) {
-    float* const lines = reinterpret_cast<float*>(a.scratch) + me.index() * kProjectedRows * padded_k(a.shape.in);
-    project(a, me, lines, normalised_row);
-    me.barrier();
-  }
-#if defined(__AMX_BF16__)
-  if (a.count >= kTileRows && a.shape.format != Format::f32) {
-    linear_tiles(a, me, normalised_row);
-    return;
-  }
-#endif
 #if defined(__AVX2__)
   if (a.count >= kManyRows && a.shape.format > Format::bf16) return linear_many(a, me, normalised_row);
 #endif
+  const RowScratch size(a.shape.format, a.count, a.shape.in);
+  uint8_t* const mine = a.scratch + size.shared() + me.index() * size.own();
+  float* const line = reinterpret_cast<float*>(mine);
   uint8_t* const rows = size.alone ? mine + size.line : a.scratch;
   const Range prepared = size.alone ? Range{0, a.count} : share(me, a.count);
   prepare_rows(a, prepared.begin, prepared.end, rows, line);
@@ -162,6 +153,37 @@ void linear(const LinearArgs& a, Worker& me) {
     case Format::w4g128:
       return all_rows<Format::w4g128>(a, part, rows);
   }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& a, Worker& me) {
+  if (a.low_rank) {
+    float* const lines = reinterpret_cast<float*>(a.scratch) + me.index() * kProjectedRows * padded_k(a.shape.in);
+    project(a, me, lines, normalised_row);
+    me.barrier();
+  }
+#if defined(__AMX_BF16__)
+  if (a.count >= kTileRows && a.shape.format != Format::f32) {
+    linear_tiles(a, me, normalised_row);
+    return;
+  }
+#endif
+#if defined(__AVX512F__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+  if (a.rounded) {
+    LinearArgs part = a;
+    part.count = a.rounded;
+    linear_bytes(part, me, normalised_row);
+    if (a.rounded == a.count) return;
+    me.barrier();  // the other rows use the same scratch
+    part.count = a.count - a.rounded;
+    part.rounded = 0;
+    part.source += a.rounded, part.target += a.rounded;
+    if (a.low_rank) part.projected += static_cast<long>(a.rounded) * a.most_rank;
+    return multiply_rows(part, me);
+  }
+#endif
+  multiply_rows(a, me);
 }
 
 // Prefetches the first weights that this thread will read, before it waits or does other work.

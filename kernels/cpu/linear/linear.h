@@ -23,11 +23,14 @@ struct LinearShape {
   Epilogue epilogue = Epilogue::none;
   int rows = 0, tokens = 0;     // B, S
   int in = 0, out = 0;          // K, and the columns of y
+  bool logits = false;          // y holds logits
   bool last_only = false;       // y holds only the last valid token of each row: [B, out]
   float eps = 0;                // of RMSNorm
   float softcap = 0;            // y becomes softcap * tanh(y / softcap), before the residual; 0: it does not
 
   bool gated() const { return epilogue == Epilogue::swiglu || epilogue == Epilogue::geglu; }
+  // Whether rows of many tokens have coarse groups of activations. Logits do not: they are computed for single tokens.
+  bool rounds() const { return format > Format::bf16 && !last_only && !logits; }
   long panels() const { return panel_count(out) * (gated() ? 2 : 1); }  // in the weight
 };
 
@@ -49,9 +52,15 @@ struct LinearArgs {
   const int32_t* source = nullptr;  // [count]: the row of x that each computed row reads
   const int32_t* target = nullptr;  // [count]: the row of y and residual that it writes
   int count = 0;                    // computed rows: the valid tokens
+  int rounded = 0;                  // the first so many of them have coarse groups of activations
 
   uint8_t* scratch = nullptr;  // linear_scratch_bytes() bytes, aligned to 64
 };
+
+// A row of more tokens in a call than this (prefill) has coarse groups of activations with integer weights (simd/dot.h).
+// Decoding and the verification of guesses, in a batch or not, have fewer. The number of rows has no influence, so that
+// a row's result does not depend on the others.
+constexpr int kFineTokens = 16;
 
 // Bytes of a row of activations in the form that the row kernels read: floats for the float formats; for the others
 // groups of 32 integers (64 bytes each), then the scale and the sum of each group.
@@ -111,6 +120,31 @@ struct WideScratch {
   long own() const { return weights + sums + line; }
 };
 
+// Bytes of linear_bytes.h's scratch: all rows with their fine groups; then for each thread a pair of panels and its
+// scales, sums and a line.
+struct ByteScratch {
+  static constexpr long kMaxDepth = 2048, kDepth = 1024, kPairsInCache = 8;  // as in TileScratch
+  long depth, pairs;   // as in WideScratch
+  long row, fine_row;  // of one row
+  long rows, fine, weights, scales, sums, line;
+  ByteScratch(int count, long k) {
+    constexpr long kMaxBlock = 16;  // the largest block of rows
+    const bool whole = padded_k(k) <= kMaxDepth;
+    depth = whole ? padded_k(k) : kDepth;
+    pairs = whole ? 1 : kPairsInCache;
+    row = group_count(k) * (kGroup + 8);
+    fine_row = 4 + (group_count(k) * 2 / 3 + 1) * (kGroup + 12);  // kHeavy allows (groups + 2) / 3 fine ones
+    rows = round_up(count * row, 64);
+    fine = round_up(count * fine_row, 64);
+    weights = depth * 32;
+    scales = depth / kGroup * 32 * 4;
+    sums = (whole ? kMaxBlock : count * pairs) * 32 * 4;
+    line = padded_k(k) * 4;
+  }
+  long shared() const { return rows + fine; }
+  long own() const { return weights + scales + sums + line; }
+};
+
 // Whether a kernel can run with these sizes: each is at least 1 and at most kMostSize, and so are the positions.
 EDGELLAMA_EXPORT bool linear_sizes_fit(const LinearShape& shape);
 
@@ -128,8 +162,8 @@ bool linear_args_fit(const LinearArgs& args);
 // Bytes of scratch for up to `count` computed rows on `threads` threads, enough for every variant.
 size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads);
 
-// Chooses the rows that a call computes: sets args.count, args.source and args.target. The last two point into `index`,
-// which has 2 * rows * tokens integers.
+// Chooses the rows that a call computes: sets args.count, args.rounded, args.source and args.target. The last two point
+// into `index`, which has 2 * rows * tokens integers.
 void choose_rows(LinearArgs& args, int32_t* index);
 
 // Runs one Linear on the thread pool. The caller has checked that each length is in 0..S.

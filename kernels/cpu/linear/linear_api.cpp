@@ -55,10 +55,12 @@ size_t linear_scratch_bytes(const LinearShape& shape, int count, int threads) {
   const RowScratch rows(shape.format, count, shape.in), alone(shape.format, few, shape.in);
   const TileScratch tiles(count, shape.in);
   const WideScratch wide(count, shape.in);
+  const ByteScratch bytes(count, shape.in);
   const long projection = threads * kProjectedRows * padded_k(shape.in) * 4;
   return static_cast<size_t>(
       std::max({projection, rows.shared() + threads * rows.own(), alone.shared() + threads * alone.own(),
-                tiles.shared() + threads * tiles.own(), wide.shared() + threads * wide.own()}));
+                tiles.shared() + threads * tiles.own(), wide.shared() + threads * wide.own(),
+                bytes.shared() + threads * bytes.own()}));
 }
 
 void choose_rows(LinearArgs& args, int32_t* index) {
@@ -66,14 +68,20 @@ void choose_rows(LinearArgs& args, int32_t* index) {
   int32_t* const target = index + shape.rows * shape.tokens;
   args.source = index;
   args.target = target;
-  args.count = 0;
-  for (int b = 0; b < shape.rows; ++b) {
-    const int n = args.length[b];
-    for (int s = shape.last_only ? std::max(n - 1, 0) : 0; s < n; ++s) {
-      index[args.count] = b * shape.tokens + s;
-      target[args.count++] = shape.last_only ? b : b * shape.tokens + s;
+  args.count = args.rounded = 0;
+  const auto choose = [&](bool rounded) {
+    for (int b = 0; b < shape.rows; ++b) {
+      const int n = args.length[b];
+      if (rounded != (shape.rounds() && n > kFineTokens)) continue;
+      for (int s = shape.last_only ? std::max(n - 1, 0) : 0; s < n; ++s) {
+        index[args.count] = b * shape.tokens + s;
+        target[args.count++] = shape.last_only ? b : b * shape.tokens + s;
+      }
     }
-  }
+  };
+  choose(true);
+  args.rounded = args.count;
+  choose(false);
 }
 
 void run_linear(LinearArgs args, Isa isa, int threads) {

@@ -3,24 +3,11 @@
 // of the float operations are the same as in linear_rows.h, so a row's result has the same bits.
 #pragma once
 
-#include "linear/linear_rows.h"
+#include "linear/linear_blocks.h"
 
 namespace edgellama::EDGELLAMA_ISA {
 
-constexpr int kWide = 2 * kPanel;              // columns of a pair of panels
-constexpr int kWideVec = kWide / kLanes;       // float vectors in a row of them
 constexpr long kWideGroup = kGroup * kWide;    // 16-bit words in a group of a pair
-
-// Bytes of a group in a packed panel, without scales.
-constexpr long group_bytes(Format format) { return format == Format::int8 ? 512 : 256; }
-
-// Divides the rows into blocks of at most kWordRows, as even as possible.
-struct RowBlocks {
-  long rows, count;
-  explicit RowBlocks(long rows_) : rows(rows_), count(divide_up(rows_, kWordRows)) {}
-  long first(long block) const { return rows * block / count; }
-  int size(long block) const { return static_cast<int>(first(block + 1) - first(block)); }
-};
 
 // One multiplication: groups [first, last) of a block of rows, by the same groups of a pair of panels.
 //   rows     words [group][row][32] of all K, then their scales [group][row]
@@ -33,20 +20,15 @@ struct Piece {
 };
 
 // Quantizes one row of floats into row r of a block of `rows` rows.
-static inline void put_row(const float* line, long groups, uint8_t* block, int rows, int r) {
+static inline void put_row(const float* line, long groups, bool rounded, uint8_t* block, int rows, int r) {
   int16_t* to = reinterpret_cast<int16_t*>(block) + r * kGroup;
   float* scales = reinterpret_cast<float*>(block + groups * rows * kGroup * 2) + r;
+  const float limit = find_peaks(line, groups, rounded, scales, rows);
   for (long g = 0; g < groups; ++g, line += kGroup, to += rows * kGroup, scales += rows) {
-    const QuantizedGroup group = quantize_group(line);
+    const QuantizedGroup group = quantize_group(line, *scales, *scales > limit ? kFineSteps : kCoarseSteps);
     for (int i = 0; i < kGroup / kLanes; ++i) store_words(to + i * kLanes, group.q[i]);
     *scales = group.scale;
   }
-}
-
-static inline I load_cells(const void* p) {
-  I cells;
-  std::memcpy(&cells, p, sizeof cells);
-  return cells;
 }
 
 // Widens four steps of one vector of columns, subtracts the zero point, and writes the pairs of words to `to`.
@@ -84,12 +66,6 @@ static inline F widen_group(const uint16_t* scales, [[maybe_unused]] const int8_
     put_bytes((both >> 2) & 0x3c3c3c3c, zero, to + (2 * q + 1) * 4 * kLanes);
   }
   return scale[v] * broadcast(0.25f);
-}
-
-// Prefetches from the second-level cache, into which prefetch_pair has brought the weights.
-template <int bytes>
-static inline void prefetch_near(const uint8_t* at) {
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + 2048 + i, 0, 3);
 }
 
 // Widens groups [first, last) of one panel. `which` is its place in the pair: 0 or 1.
@@ -155,37 +131,6 @@ static inline void multiply_block(int rows, const Piece& piece) {
   }
 }
 
-// Prefetches part `part` of `parts` of the bytes from `from` on.
-static inline void prefetch_part(const uint8_t* from, long bytes, long part, long parts) {
-  for (long i = bytes * part / parts / 64 * 64; i < bytes * (part + 1) / parts; i += 64)
-    __builtin_prefetch(from + i, 0, 2);
-}
-
-// Prefetches part `part` of `parts` of groups [first, last) of a pair of packed panels.
-template <Format format>
-static inline void prefetch_pair(const LinearArgs& a, long pair, long first, long last, long part, long parts) {
-  const size_t panel_size = panel_bytes(format, a.shape.in), scales = scale_bytes(format, a.shape.in);
-  for (long panel = 2 * pair; panel < 2 * pair + 2 && panel < a.shape.panels(); ++panel) {
-    const uint8_t* const from = a.weight + panel * panel_size;
-    const long each = groups_per_scale(format);
-    prefetch_part(from + first / each * kPanel * 2, (last - first) / each * kPanel * 2, part, parts);
-    prefetch_part(from + scales + first * group_bytes(format), (last - first) * group_bytes(format), part, parts);
-  }
-}
-
-// Prefetches the cache lines that receive a block's results, and the residual.
-static inline void prefetch_results(const LinearArgs& a, long row, int rows, long pair) {
-  const bool gated = a.shape.gated();
-  const long column = pair * (gated ? kPanel : kWide), last = gated ? 0 : kPanel;
-  for (int r = 0; r < rows; ++r) {
-    const long at = static_cast<long>(a.target[row + r]) * a.shape.out + column;
-    for (long i = 0; i <= last && column + i < a.shape.out; i += kPanel) {
-      __builtin_prefetch(a.y + at + i, 1, 3);
-      if (a.residual) __builtin_prefetch(a.residual + at + i, 0, 3);
-    }
-  }
-}
-
 // Multiplies all rows by pairs [begin, end) of panels. A K above WideScratch::kMaxDepth is divided into pieces, so
 // that the rows and the weights of a piece stay in the cache; the sums [pair][row][kWide] stay in memory from piece to
 // piece. `next` is the pair that this thread will multiply after them; its weights are prefetched.
@@ -194,7 +139,7 @@ static inline void multiply_pairs(const LinearArgs& a, long begin, long end, lon
                                   const uint8_t* rows, uint8_t* weights) {
   const long k = a.shape.in, groups = group_count(k), row_bytes = size.rows / a.count, step = size.depth / kGroup;
   const size_t panel_size = panel_bytes(format, k);
-  const RowBlocks blocks(a.count);
+  const RowBlocks blocks(a.count, kWordRows);
   float* const sums = reinterpret_cast<float*>(weights + size.weights);
   for (long first = 0; first < groups; first += step) {
     const long last = first + step < groups ? first + step : groups;
@@ -219,7 +164,7 @@ static inline void multiply_pairs(const LinearArgs& a, long begin, long end, lon
 static inline void linear_many(const LinearArgs& a, Worker& me,
                                void (*normalised_row)(const LinearArgs&, int, float*)) {
   const long groups = group_count(a.shape.in);
-  const RowBlocks blocks(a.count);
+  const RowBlocks blocks(a.count, kWordRows);
   const WideScratch size(a.count, a.shape.in);
   uint8_t* const rows = a.scratch;
   uint8_t* const weights = a.scratch + size.shared() + me.index() * size.own();
@@ -228,8 +173,9 @@ static inline void linear_many(const LinearArgs& a, Worker& me,
   const Range mine = share(me, blocks.count);
   for (long b = mine.begin; b < mine.end; ++b)
     for (int r = 0; r < blocks.size(b); ++r) {
-      normalised_row(a, static_cast<int>(blocks.first(b) + r), line);
-      put_row(line, groups, rows + blocks.first(b) * (size.rows / a.count), blocks.size(b), r);
+      const long t = blocks.first(b) + r;
+      normalised_row(a, static_cast<int>(t), line);
+      put_row(line, groups, t < a.rounded, rows + blocks.first(b) * (size.rows / a.count), blocks.size(b), r);
     }
   me.barrier();
 

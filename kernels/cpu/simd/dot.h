@@ -1,10 +1,11 @@
 // Quantized activations, and each variant's integer dot products of weights with them.
 //
-// 32 activations along K share a float scale. Each is a 16-bit integer; the largest magnitude is 127 * 256 steps.
-// Variants with byte dot products store it as an upper and a lower signed byte, the others as a 16-bit word. Quantized
-// to 8 bits, activations would lose as much as 8-bit weights do; with 16 bits the loss is negligible. The second
-// product costs nothing in decode, which waits for memory. A group with a NaN or an infinity has the scale NaN, and so
-// every result of its row becomes NaN.
+// 32 activations along K share a float scale. Each is an integer. In a fine group the largest magnitude is 127 * 256
+// steps, in a coarse group 127. kernels/activations.py says which groups are coarse: some of those of a
+// row with many tokens (prefill). Quantized to 8 bits, activations lose as much as 8-bit weights do; with 16 bits the
+// loss is negligible. The second product of 16 bits costs nothing in decode, which waits for memory. Variants with byte
+// dot products store an integer as an upper and a lower signed byte, the others as a 16-bit word. A group with a NaN or
+// an infinity has the scale NaN, and so every result of its row becomes NaN.
 //
 // Each dot_*.h defines, for 16 columns (one panel of weights, linear/weight_format.h):
 //   Quad                  4 steps of K of the weights, widened as dot() needs them
@@ -59,43 +60,58 @@ struct QuantizedRow {
   }
 };
 
-// One group of 32 activations: x = q * scale, |q| at most 32512. If one is not finite, scale is NaN and q is 0.
+constexpr float kFineSteps = 32512.0f, kCoarseSteps = 127.0f;  // of the largest magnitude in a group
+constexpr float kHeavy = 3.0f;  // a group is fine if its largest magnitude exceeds the others' mean so many times
+
+// Writes the largest magnitude of each group of a row to peaks[g * stride], and returns the one above which a group is
+// fine. `rounded`: the row has coarse groups.
+static inline float find_peaks(const float* x, long group_count, bool rounded, float* peaks, long stride) {
+  float total = 0.0f;
+  for (long g = 0; g < group_count; ++g, x += 32) {
+    F top = broadcast(0.0f);
+    for (int i = 0; i < 32; i += kLanes) top = larger_magnitude(top, load(x + i));
+    total += peaks[g * stride] = largest_magnitude(top);
+  }
+  return rounded ? kHeavy / (static_cast<float>(group_count) - 1.0f + kHeavy) * total : -1.0f;
+}
+
+// One group of 32 activations: x = q * scale. If one is not finite, scale is NaN and q is 0.
 struct QuantizedGroup {
   I q[32 / kLanes];
   float scale;
 };
 
-static inline QuantizedGroup quantize_group(const float* x) {
+// peak: the largest magnitude in the group, which becomes `all` steps.
+static inline QuantizedGroup quantize_group(const float* x, float peak, float all) {
   constexpr int kParts = 32 / kLanes;
   const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  F part[kParts], top = broadcast(0.0f);
-  for (int i = 0; i < kParts; ++i) {
-    part[i] = load(x + i * kLanes);
-    top = larger_magnitude(top, part[i]);
-  }
-  const float largest = largest_magnitude(top);
   QuantizedGroup group;
-  if (!is_finite(largest)) {
+  if (!is_finite(peak)) {
     for (int i = 0; i < kParts; ++i) group.q[i] = I{};
     group.scale = __builtin_nanf("");
     return group;
   }
-  const float steps = largest > 1e-30f ? 32512.0f / largest : 0.0f;
-  group.scale = largest > 1e-30f ? largest / 32512.0f : 0.0f;
-  for (int i = 0; i < kParts; ++i) group.q[i] = (I)fma(part[i], broadcast(steps), magic) - (I)magic;
+  const float steps = peak > 1e-30f ? all / peak : 0.0f;
+  group.scale = peak > 1e-30f ? peak / all : 0.0f;
+  for (int i = 0; i < kParts; ++i) group.q[i] = (I)fma(load(x + i * kLanes), broadcast(steps), magic) - (I)magic;
   return group;
 }
 
-static inline void quantize_row(const float* x, long group_count, QuantizedRow row) {
+// The sum of a group's integers. It is exact: below 2^24.
+static inline int32_t total(const QuantizedGroup& group) {
+  I all = group.q[0];
+  for (int i = 1; i < 32 / kLanes; ++i) all += group.q[i];
+  return static_cast<int32_t>(sum(__builtin_convertvector(all, F)));
+}
+
+static inline void quantize_row(const float* x, long group_count, bool rounded, QuantizedRow row) {
+  const float limit = find_peaks(x, group_count, rounded, row.scale, 1);
   for (long g = 0; g < group_count; ++g) {
-    const QuantizedGroup group = quantize_group(x + g * 32);
-    I total = {};
-    for (int i = 0; i < 32 / kLanes; ++i) {
-      total += group.q[i];
-      store_activations(row.groups[g], i * kLanes, group.q[i]);
-    }
+    const float peak = row.scale[g];
+    const QuantizedGroup group = quantize_group(x + g * 32, peak, peak > limit ? kFineSteps : kCoarseSteps);
+    for (int i = 0; i < 32 / kLanes; ++i) store_activations(row.groups[g], i * kLanes, group.q[i]);
     row.scale[g] = group.scale;
-    row.sum[g] = static_cast<int32_t>(sum(__builtin_convertvector(total, F)));  // exact: below 2^24
+    row.sum[g] = total(group);
   }
 }
 

@@ -117,6 +117,14 @@ static inline I dot_words(I sum, I w, I x) {
   return sum + (I)_mm256_madd_epi16((__m256i)w, (__m256i)x);
 #endif
 }
+#if defined(__AVXVNNI__)
+// Dot products of bytes, for the rows of a prefill.
+constexpr int kByteRows = 3;          // as kWordRows
+constexpr bool kSignedBytes = false;  // int8 weights are read as q + 128
+
+// sum += w . x, over the four bytes in each 32-bit lane; x is signed.
+static inline I dot_bytes(I sum, I w, I x) { return (I)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x); }
+#endif
 // Each lane holds four unsigned bytes: widens the first two and the last two to words.
 static inline void bytes_to_words(I bytes, I& first, I& last) {
   const __m256i order = _mm256_broadcastsi128_si256(

@@ -59,6 +59,12 @@ static inline I subtract_words(I a, I b) { return (I)_mm512_sub_epi16((__m512i)a
 static inline void store_words(int16_t* p, I value) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)value));
 }
+// Dot products of bytes, for the rows of a prefill.
+constexpr int kByteRows = 7;         // as kWordRows
+constexpr bool kSignedBytes = false;  // int8 weights are read as q + 128
+
+// sum += w . x, over the four bytes in each 32-bit lane; x is signed.
+static inline I dot_bytes(I sum, I w, I x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 // Loads the scale d and the zero point z of 16 columns of int4.
 static inline void load_int4_scales(const uint16_t* p, F d[1], F z[1]) {
   const __m256i v = _mm256_loadu_si256((const __m256i*)p);

@@ -55,6 +55,14 @@ static inline void store_activations(Activations& a, int k, I q) {
     a.plane.lo[k + i] = static_cast<int8_t>(value - hi * 256);
   }
 }
+// Dot products of bytes, for the rows of a prefill.
+constexpr int kByteRows = 6;         // rows whose sums, two vectors of columns each, fit in registers
+constexpr bool kSignedBytes = true;  // int8 weights are turned to q
+
+// sum += w . x, over the four signed bytes in each 32-bit lane.
+static inline I dot_bytes(I sum, I w, I x) {
+  return (I)vdotq_s32((int32x4_t)sum, vreinterpretq_s8_s32((int32x4_t)w), vreinterpretq_s8_s32((int32x4_t)x));
+}
 static inline void load_int4_scales(const uint16_t* p, F d[4], F z[4]) {
   for (int i = 0; i < 4; ++i) {
     const uint16x4_t v = vld1_u16(p + 4 * i);
