@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..ascend_format import panel_bytes
 from ..reference import Array
+from ..weight_format import PANEL
 from . import costs, standin
 from .chips import CHIPS, Board, Chip
 from .standin_library import PIPES
@@ -131,6 +133,23 @@ def lm_head(chip: Chip, on: Board, rows: int, hidden: int, columns: int) -> Esti
     return timed(chip, on, run, weight.nbytes)
 
 
+def quant_linear(chip: Chip, on: Board, rows: int, inputs: int, columns: int, bits: int) -> Estimate:
+    """Estimate QuantLinear with groups of 32 inputs.
+
+    Args:
+        columns: for one cube core
+    """
+    x = np.ones((rows, inputs), np.float16)
+    weight = np.zeros((columns // PANEL, panel_bytes(bits, 32, inputs)), np.uint8)
+
+    def run(limits: list[int], counted: standin.Timed) -> Array:
+        return standin.quant_linear(
+            x, weight, bits=bits, group=32, chip=chip.target, chip_limits=limits, counted=counted
+        )
+
+    return timed(chip, on, run, weight.nbytes)
+
+
 def cases(chip: Chip, on: Board) -> Iterator[tuple[str, Estimate]]:
     """Yield each kernel and shape with its estimate."""
     for positions in POSITIONS:
@@ -140,6 +159,10 @@ def cases(chip: Chip, on: Board) -> Iterator[tuple[str, Estimate]]:
                 yield name, attention(chip, on, 1, positions - 1, ratio, head_dim)
     yield "prefill of 128, head size 64, 4 query heads", attention(chip, on, 128, 0, 4, 64)
     yield "LmHead, 1 row, hidden size 2,048", lm_head(chip, on, 1, 2048, 1024)
+    for bits in (8, 4):
+        for tokens in (1, 3, 32):
+            name = f"QuantLinear, {bits} bits, {tokens} row{'s' * (tokens > 1)}, 4,096 inputs"
+            yield name, quant_linear(chip, on, tokens, 4096, 256, bits)
 
 
 def cost_rows() -> Iterator[str]:

@@ -24,9 +24,9 @@ struct QuantLinearPlan {
     CubePlan product;                  // for tiles
 };
 
-// The most rows that the vector unit multiplies. For each row it takes about as long as for unpacking a tile and its way
-// to the cube (kernels/ascend/README.md has the counts), which multiplies any number of rows.
-constexpr int64_t kVectorRows = 4;
+// The most rows that the vector unit multiplies. It takes its time for each of them; the cube multiplies any number of
+// rows in the time of the way there. kernels/ascend/MODEL.md estimates both.
+constexpr int64_t VectorRows(bool halfIntoFloat) { return halfIntoFloat ? 3 : 1; }
 constexpr int64_t kSegment = 32;        // inputs of a segment
 constexpr int64_t kMostInputs = 65535;  // Matmul's limit for the rows of a matrix in global memory
 
@@ -112,7 +112,7 @@ inline std::string PlanQuantLinear(const QuantLinearShape& s, const ChipLimits& 
                                    const std::string& name, QuantLinearPlan* plan) {
     const std::string problem = CheckShape(s, name);
     if (!problem.empty()) return problem;
-    const bool few = s.rows <= kVectorRows;
+    const bool few = s.rows <= VectorRows(halfIntoFloat);
     *plan = QuantLinearPlan{};
     plan->key = few ? QUANT_KEY_ROWS : s.wide != 0 ? QUANT_KEY_WIDE_TILES : QUANT_KEY_TILES;
     plan->panels = CeilDiv(s.panels, chip.vectorCores);
