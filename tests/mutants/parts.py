@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[Module, ...]] = {
     "decode": (
         Module("runtime/generation/decode.py", DECODE),
         Module("runtime/generation/batch.py", (*DECODE, "runtime/test_prefix_reuse.py")),
-        Module("runtime/generation/speculative.py", ("runtime/test_guessing.py",)),
+        Module("runtime/generation/speculative.py", ("runtime/test_guessing.py", "runtime/test_assistant.py")),
         Module("runtime/generation/token_selector.py", (*DECODE, "runtime/test_beam_search.py")),
         Module("runtime/generation/stopping.py", DECODE),
     ),
