@@ -220,8 +220,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of manifest.json, with the digest."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in the file
-        if not self.source.adapters:
-            del values["source"]["adapters"]  # which version 1 does not have
+        for name in ("adapters", "calibration"):  # which version 1 does not have
+            if not values["source"][name]:
+                del values["source"][name]
         return {**values, "digest": digest(values)}
 
     @classmethod

@@ -105,7 +105,7 @@ def first_token(
 ) -> dict[str, Any]:
     """Generate one token after a prompt of `tokens` tokens, as an application does. Returns first_token_seconds.
 
-    With a tokenizer the prompt is a text that is encoded and cut, and the time contains both.
+    With a tokenizer the prompt is a text, and the time contains its encoding and the decoding of the token.
     """
     import edgellama
 
@@ -113,12 +113,12 @@ def first_token(
     model = edgellama.LlamaForCausalLM.from_pretrained(
         artifact, threads=threads, device_id=device_id, weights_memory=weights_memory, check=check
     )
-    ids = [position % model.engine.vocab_size for position in range(tokens)]
     if (Path(artifact) / "tokenizer.json").is_file():
         from .workload import TEXT
 
-        ids = model.tokenizer.encode(TEXT)[:tokens]
-    next(iter(model.stream(ids, max_new_tokens=1)))
+        next(iter(model.stream(model.tokenizer.encode(TEXT)[:tokens], max_new_tokens=1)))
+    else:
+        model.generate([[position % model.engine.vocab_size for position in range(tokens)]], max_new_tokens=1)
     return {"first_token_seconds": time.monotonic() - began}
 
 
