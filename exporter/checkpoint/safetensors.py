@@ -247,7 +247,7 @@ def _open(path: Path) -> Any:
         if needed is not None and needed > size:
             problem = f"is truncated: it has {size:,} bytes, its header describes {needed:,}"
         else:
-            problem = f"({size:,} bytes) cannot be read ({error})"
+            problem = f"({size:,} bytes) cannot be read ({shown(str(error), 160)[1:-1]})"
         raise UserError(f"{path} {problem}; download it again") from error
 
 

@@ -151,10 +151,22 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         ("model_max_length", lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x > 0, "a number"),
         ("padding_side", lambda x: x in ("left", "right"), "'left' or 'right'"),
         ("clean_up_tokenization_spaces", lambda x: isinstance(x, bool), "true or false"),
+        ("chat_template", _are_templates, "a text, or a list of objects with the texts name and template"),
     ):
         value = settings.get(name)
         if value is not None and not fits(value):
             raise UserError(f"{path}: {name} is {shown(value)}; needed: {needed}. {REMEDY}")
+
+
+def _are_templates(value: Any) -> bool:
+    """Return whether transformers reads a value of chat_template as one template or as several."""
+    if isinstance(value, list):
+        return all(
+            isinstance(x, dict) and isinstance(x.get("name"), str) and isinstance(x.get("template"), str) for x in value
+        )
+    if isinstance(value, dict):
+        return all(isinstance(template, str) for template in value.values())
+    return isinstance(value, str)
 
 
 def _check_ids(path: Path) -> None:

@@ -209,7 +209,7 @@ DAMAGED = {
     "a list as tokenizer_config.json": ("tokenizer_config.json", "[]", "a JSON list; needed: an object"),
     "a list as added tokens": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "transformers cannot open"),
     "a number as bos": ("tokenizer_config.json", {"bos_token": 5}, "transformers cannot open"),
-    "a template without a name": ("tokenizer_config.json", {"chat_template": [{"template": "x"}]}, "cannot open"),
+    "a template without a name": ("tokenizer_config.json", {"chat_template": [{"template": "x"}]}, "needed: a text"),
     "a list as special tokens": ("special_tokens_map.json", "[]", "a JSON list"),
     "an empty generation_config.json": ("generation_config.json", "", "empty"),
     "a cut generation_config.json": ("generation_config.json", '{"eos', "not valid JSON"),
@@ -280,6 +280,10 @@ def test_without_generation_config_the_ids_of_the_config_are_written(tmp_path: P
         ("model_max_length", -1),
         ("padding_side", "top"),
         ("clean_up_tokenization_spaces", "no"),
+        ("chat_template", 1.5),
+        ("chat_template", ["{{ x }}"]),
+        ("chat_template", [{"name": "default", "template": None}]),
+        ("chat_template", {"default": 1}),
     ],
 )
 def test_a_setting_of_another_type_is_refused(tmp_path: Path, name: str, value: object) -> None:
