@@ -25,9 +25,9 @@ class CalibratedCheckpoint(DerivedCheckpoint):
     """`checkpoint` with layers that can also be read as 4-bit integers (`rounded`).
 
     The text goes through the network layer by layer. Each matrix is rounded for the inputs that it has after the
-    rounding of everything before it, so that later matrices make up for the errors of earlier ones. A layer is computed
-    when its integers are asked for the first time, and is dropped after the next one: memory holds the text's hidden
-    states and two layers' integers.
+    rounding of everything before it, so that later matrices make up for the errors of earlier ones. The first
+    call of `rounded` for a layer computes it. The second layer after it replaces it. So memory holds the hidden states
+    of the text, and the integers of two layers.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokens: NDArray[np.int32], fmt: str) -> None:

@@ -42,7 +42,7 @@ class GenerateCall:
 
     @property
     def guesses(self) -> str:
-        """The name of the argument or setting that makes this call guess tokens; empty if there is none."""
+        """The argument or setting that makes this call guess tokens. Empty: the call guesses none."""
         if self.draft is not None:
             return "assistant_model"
         return "" if self.config.prompt_lookup_num_tokens is None else "prompt_lookup_num_tokens"

@@ -246,7 +246,10 @@ def test_gate_and_up_alternate_by_panels(rows: int) -> None:
 
 @pytest.mark.parametrize(("dim", "rotated"), [(8, 8), (8, 4), (16, 4), (20, 10), (96, 72)])
 def test_a_head_with_plain_elements_pairs_those_that_are_rotated_together(dim: int, rotated: int) -> None:
-    """The kernels rotate element i with element i + dim/2, by the angle i; from angle rotated/2 on, there is none."""
+    """The kernels rotate element i with element i + dim/2, by the angle i.
+
+    They do not rotate the elements from angle rotated/2 on.
+    """
     order = wf.head_order(dim, rotated)
     if dim == rotated:
         assert order is None

@@ -291,7 +291,7 @@ def test_each_row_of_a_batch_has_its_prompts_adapter() -> None:
         ([1, 2, 3], 4, 5, []),
         ([5], 4, 5, []),
         ([5, 6, 5], 4, 5, []),  # one equal token is no match
-        ([5, 6, 5], 1, 5, [6, 5, 6, 5, 6]),  # unless that is asked for
+        ([5, 6, 5], 1, 5, [6, 5, 6, 5, 6]),  # with `longest` 1, one equal token is a match
     ],
 )
 def test_prompt_lookup(ids: list[int], longest: int, most: int, want: list[int]) -> None:

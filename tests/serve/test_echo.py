@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,13 +13,11 @@ import torch
 from edgellama import LlamaForCausalLM
 from edgellama.backend.cpu_head import CpuHead
 from edgellama.generation.config import GenerationConfig
-from edgellama.serve.app import Service
 from edgellama.serve.scheduler import Scheduler
 from edgellama.serve.sequence import Echo, SequenceEvent, ServedSequence
 from edgellama.serve.texts.echo import PromptLogprobs, echoed
 from edgellama.text.tokenizer import Tokenizer
 from support.exported import export_tiny, reference
-from support.serving import client, serving
 from support.toy_tokenizers import BYTE_LEVEL
 
 PROMPTS = ["a", "The sky is blue.", "é🙂 x", "the the the the the the the the the the end of it"]
@@ -29,22 +26,6 @@ PROMPTS = ["a", "The sky is blue.", "é🙂 x", "the the the the the the the the
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(export_tiny("cpu", chat=True), threads=1)
-
-
-@pytest.fixture(scope="module")
-def server(model: LlamaForCausalLM) -> Iterator[tuple[Service, str]]:
-    with serving(model) as running:
-        yield running
-
-
-@pytest.fixture
-def api(server: tuple[Service, str]) -> openai.OpenAI:
-    return client(server[1])
-
-
-@pytest.fixture
-def name(server: tuple[Service, str]) -> str:
-    return server[0].name
 
 
 def their_logprobs(ids: list[int]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,22 +28,6 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(export_tiny("cpu", chat=True), threads=1)
 
 
-@pytest.fixture(scope="module")
-def server(model: LlamaForCausalLM) -> Iterator[tuple[Service, str]]:
-    with serving(model) as running:
-        yield running
-
-
-@pytest.fixture
-def api(server: tuple[Service, str]) -> openai.OpenAI:
-    return client(server[1])
-
-
-@pytest.fixture
-def name(server: tuple[Service, str]) -> str:
-    return server[0].name
-
-
 def theirs(ids: list[int], pooling: str) -> np.ndarray:
     """Returns the normalised embedding that transformers' last hidden state gives."""
     with torch.no_grad():
@@ -67,7 +50,7 @@ def test_embeddings_are_those_of_transformers(
             assert [entry.index for entry in done.data] == [0, 1, 2, 3]
             for one, entry in zip(ids, done.data, strict=True):
                 vector: Any = entry.embedding
-                if isinstance(vector, str):  # as the client leaves it if a format is asked for
+                if isinstance(vector, str):  # the client decodes the vector only if the call names no format
                     vector = np.frombuffer(base64.b64decode(vector), "<f4")
                 np.testing.assert_allclose(vector, theirs(one, pooling), rtol=0, atol=2e-5)
                 np.testing.assert_allclose(vector, model.embed([one], pooling=pooling)[0], rtol=0, atol=1e-5)

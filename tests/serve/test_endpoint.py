@@ -39,16 +39,6 @@ def server(model: LlamaForCausalLM) -> Iterator[tuple[Service, str]]:
         yield running
 
 
-@pytest.fixture
-def api(server: tuple[Service, str]) -> openai.OpenAI:
-    return client(server[1])
-
-
-@pytest.fixture
-def name(server: tuple[Service, str]) -> str:
-    return server[0].name
-
-
 def continuation(model: LlamaForCausalLM, prompt: list[int], count: int) -> str:
     """The text that greedy generate() gives."""
     ids = model.generate([prompt], max_new_tokens=count, do_sample=False)[0, len(prompt) :].tolist()  # type: ignore[index]
