@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from edgellama.backend.resources import available_threads
 from edgellama.errors import UserError
+from edgellama.kernels.weight_format import GROUP, round_up
 
 from ..checkpoint.base import Checkpoint, DerivedCheckpoint, RawBlocks
 from ..checkpoint.row_blocks import row_blocks
 from ..float_layer import decoder_layer
-from .rounding import Rounded, factor, padded, round_rows
+from .rounding import Rounded, factor, round_rows
 
 Floats = NDArray[np.float32]
 ROWS = 1024  # rows of a matrix that are rounded together
@@ -83,7 +84,8 @@ class CalibratedCheckpoint(DerivedCheckpoint):
 
     def _factor(self, names: Sequence[str], x: Floats) -> Floats:
         depth = x.shape[1]
-        root = np.zeros((padded(depth), padded(depth)), np.float32)
+        size = round_up(depth, GROUP)  # whole groups of the kernels
+        root = np.zeros((size, size), np.float32)
         np.matmul(x.T, x, out=root[:depth, :depth])
         try:
             factor(root)

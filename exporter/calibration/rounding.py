@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellama.kernels.weight_format import GROUP, LEAST_CODE, MOST_CODE, QUARTERS, W4_GROUPS, round_up, scale_count
+from edgellama.kernels.weight_format import GROUP, LEAST_CODE, MOST_CODE, QUARTERS, W4_GROUPS, scale_count
 
 Floats = NDArray[np.float32]
 
@@ -69,12 +69,10 @@ class Rounded(NamedTuple):
         return np.concatenate(parts, axis=1)
 
     @classmethod
-    def parted(cls, rows: NDArray[np.uint8], fmt: str) -> Rounded:
-        """Return the rows that `joined` joined."""
-        share = 2 if fmt == "int4" else 3  # bytes of a group beside its integers
-        # q has a multiple of 32 columns: the last group may be shorter than the others
-        groups = next(g for g in range(1, rows.shape[1]) if -(-(rows.shape[1] - share * g) // group_size(fmt)) == g)
-        cells, q, quarters = np.split(rows, [2 * groups, rows.shape[1] - (share - 2) * groups], axis=1)
+    def parted(cls, rows: NDArray[np.uint8], fmt: str, depth: int) -> Rounded:
+        """Return the rows that `joined` joined. depth: the columns of q."""
+        groups = scale_count(fmt, depth)
+        cells, q, quarters = np.split(rows, [2 * groups, 2 * groups + depth], axis=1)
         signed = None if fmt == "int4" else np.ascontiguousarray(quarters).view(np.int8)
         return cls(np.ascontiguousarray(cells).view(np.uint16), q, signed)
 
@@ -179,8 +177,3 @@ def _scales(spanning: Floats, fmt: str) -> Iterator[Floats]:
 def _scale_of_code(code: NDArray[np.integer]) -> Floats:
     """Return the scales of int4's codes, the ten upper bits of a positive float16."""
     return ((code.astype(np.int32) + (112 << 5)) << 18).view(np.float32)
-
-
-def padded(k: int) -> int:
-    """Return K', K padded to whole groups of the kernels."""
-    return round_up(k, GROUP)

@@ -15,7 +15,15 @@ from edgellama.backend.cpu_kernels import kernel_library
 from edgellama.errors import UserError
 from edgellama.kernels.cpu.library import ABI, OLDEST_ABI
 from edgellama.kernels.cpu.packing import pack, pack_quantized
-from edgellama.kernels.weight_format import PANEL, W4_GROUPS, interleave_gate_up, panel_bytes, panel_count
+from edgellama.kernels.weight_format import (
+    GROUP,
+    PANEL,
+    W4_GROUPS,
+    interleave_gate_up,
+    panel_bytes,
+    panel_count,
+    round_up,
+)
 
 from ..calibration.calibrated import CalibratedCheckpoint
 from ..calibration.rounding import Rounded
@@ -152,7 +160,8 @@ def _packed_rounded(
     matrix: Merged, checkpoint: CalibratedCheckpoint, fmt: str, first: int, count: int
 ) -> NDArray[np.uint8]:
     rows = matrix.read(lambda *wanted: checkpoint.rounded(*wanted).joined(), first, count)
-    cells, q, quarters = Rounded.parted(rows, fmt)
+    depth = round_up(checkpoint.shape(matrix.parts[0])[1], GROUP)
+    cells, q, quarters = Rounded.parted(rows, fmt, depth)
     return pack_quantized(fmt, cells, q, 1, quarters).reshape(-1, panel_bytes(fmt, q.shape[1]))
 
 

@@ -118,7 +118,7 @@ def test_values_are_those_of_the_packed_bytes_and_outputs_change_less(fmt: str, 
     np.testing.assert_array_equal(wf.unpack(packed, fmt, n, k), values)
     nearest = np.linalg.norm(x @ (plain(w, fmt) - w).T)
     assert np.linalg.norm(x @ (values - w).T) < 0.7 * nearest
-    rows = rounding.Rounded.parted(found.joined(), fmt)
+    rows = rounding.Rounded.parted(found.joined(), fmt, found.q.shape[1])
     for part, other in zip(rows, found, strict=True):
         np.testing.assert_array_equal(part, other)
 
